@@ -1,0 +1,130 @@
+"""Linear probe: L2-regularised multinomial logistic regression on the image features of the training images.
+
+What is learned: a weight [D, C] and a bias [C]; D * C + C numbers. The class names are not used.
+Shapes: B images in a call, C classes, D feature width, N training images, M validation images.
+Cost: 1 request and N image rows for the training features; 1 request and M image rows for the validation features.
+Prediction asks features: 1 request, B image rows a call.
+Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.2, under the few-shot protocol of Zhou et al., CoOp,
+arXiv:2109.01134, released lpclip/linear_probe.py:
+
+    min over W, b:  sum_i CE(f_i W + b, y_i) + ||W||^2 / (2 C_reg)        (the bias is free)
+
+C_reg is the first of 1e6, 1e4, ..., 1e-6 with the best validation accuracy, then moved by 8 steps of bisection in
+log10 C_reg: each compares both ends of the interval (at first one decade to each side), keeps the better (the smaller
+C_reg when equal) and moves the other end to the middle.
+
+Within the allotment: training features come first; when the validation features cannot be paid too, or there are no
+validation images, C_reg stays at the Config's value.
+
+Departs from the released code:
+1. Features have unit length, as the endpoint returns them; there the tower's raw output is used, so that the same
+   C_reg regularises less. The search range covers both.
+2. The few-shot sets and the seeds are the benchmark's, not the released script's own sampler with seeds 1 to 10.
+3. torch's L-BFGS (strong Wolfe line search) in float64 stands in for scikit-learn's, with its tolerances and 1000
+   iterations; the result is the same up to these tolerances, except where C_reg = 1e6 on separable data has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+
+
+def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: float, max_iter: int) -> Tensor:
+    """The minimiser [D + 1, C] of the problem above (its last row is the bias), in float64, from zero."""
+    n = len(x_ND)
+    x_ND1 = torch.cat([x_ND.double(), torch.ones(n, 1, dtype=torch.float64)], dim=1)
+    target_NC = torch.nn.functional.one_hot(labels_N, n_classes).double()
+    w_D1C = torch.zeros(x_ND1.shape[1], n_classes, dtype=torch.float64)
+
+    def closure() -> Tensor:  # loss and gradient, both divided by N
+        log_p_NC = (x_ND1 @ w_D1C).log_softmax(dim=1)
+        decay_D1C = w_D1C / (c_reg * n)
+        decay_D1C[-1] = 0
+        w_D1C.grad = x_ND1.T @ (log_p_NC.exp() - target_NC) / n + decay_D1C
+        return -(log_p_NC * target_NC).sum() / n + (decay_D1C * w_D1C).sum() / 2
+
+    optimizer = torch.optim.LBFGS(
+        [w_D1C],
+        max_iter=max_iter,
+        history_size=10,
+        tolerance_grad=1e-4 / n,
+        tolerance_change=2e-9,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    w_D1C.grad = None
+    return w_D1C
+
+
+@method(name="linear_probe", access=Access.TEXT | Access.FEATURES, paper="arXiv:2103.00020")
+class LinearProbe(Method):
+    """Logistic regression on image features, its regularisation chosen on the validation images."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """CoOp's protocol."""
+
+        c_reg: float = 1.0
+        """Inverse regularisation when there are no (affordable) validation images to choose it on."""
+        n_bisections: int = 8
+        """Steps of the search between the decades; 0 with `coarse` at one value fixes C_reg."""
+        coarse: tuple[float, ...] = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)
+        """log10 C_reg of the first sweep; the first best wins."""
+        max_iter: int = 1000
+        """L-BFGS iterations of one regression."""
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+        search = self._affords_search(TaskShape.of(task, box.feature_dim), box.remaining)
+        x_ND, labels_N = box.image_features(task.train.images), task.train.labels
+        fits: dict[float, Tensor] = {}
+
+        def fit(log_c: float) -> Tensor:
+            if log_c not in fits:
+                fits[log_c] = logistic_regression(x_ND, labels_N, len(task.classes), 10**log_c, self.config.max_iter)
+            return fits[log_c]
+
+        log_c = float(np.log10(self.config.c_reg))
+        if search:
+            val_MD = box.image_features(task.val.images).double()
+
+            def accuracy(log_c: float) -> float:
+                w_D1C = fit(log_c)
+                hit_M = (val_MD @ w_D1C[:-1] + w_D1C[-1]).argmax(dim=1) == task.val.labels
+                return hit_M.double().mean().item()
+
+            log_c = max(self.config.coarse, key=accuracy)  # max keeps the first of equals
+            low, high = log_c - 1, log_c + 1
+            for _ in range(self.config.n_bisections):
+                middle = (low + high) / 2
+                if accuracy(low) < accuracy(high):
+                    log_c, low = high, middle
+                else:
+                    log_c, high = low, middle
+        w_D1C = fit(log_c)
+        self.weight_DC, self.bias_C = w_D1C[:-1].float(), w_D1C[-1].float()
+        self.trainable_params = w_D1C.numel()
+        self.notes.update(c_reg=10**log_c, searched_on_val=len(task.val.labels) if search else 0)
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        # float64, so that a row's logits do not feel the rows beside it in the product
+        features_BD = box.image_features(images).double()
+        return (features_BD @ self.weight_DC.double() + self.bias_C.double()).float()
+
+    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
+        train, val = self._calls(shape)
+        return train + val if self._affords_search(shape, remaining) else train
+
+    @staticmethod
+    def _calls(shape: TaskShape) -> tuple[Bill, Bill]:
+        d = shape.feature_dim
+        return Bill.image_features(shape.n_train, d), Bill.image_features(shape.n_val, d)
+
+    def _affords_search(self, shape: TaskShape, remaining: Remaining) -> bool:
+        train, val = self._calls(shape)
+        return shape.n_val > 0 and remaining.affords(train + val) != 0

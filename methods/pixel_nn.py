@@ -1,0 +1,50 @@
+"""Nearest neighbour on 16x16 grey thumbnails: the control that asks the black box nothing.
+
+Learns nothing; keeps the training thumbnails. Where this row is high, the data set is solved by pixel matching and says
+little about any method on the leaderboard.
+Shapes: B images in a call, C classes, N training images, X = 16 * 16 pixels.
+Cost: no request at all, neither to fit nor to predict: thumbnails are read on the client.
+Paper: none; Cover and Hart, Nearest neighbor pattern classification, IEEE Trans. Inf. Theory 13 (1967), with k = 1:
+
+    logit_c(x) = -min over training images i of class c of ||x - x_i||
+
+Departs from it: nothing. The logits are negative distances, so their softmax is not calibrated (read the accuracy).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+
+
+@method(name="pixel_nn", access=Access.TEXT, paper="doi:10.1109/TIT.1967.1053964")
+class PixelNearestNeighbour(Method):
+    """The class of the nearest training thumbnail, without any request: a control, not a competitor."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """How coarse the thumbnails are."""
+
+        size: int = 16
+        """Side of the square grey thumbnail in pixels."""
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+        self.thumbnails_NX = task.train.images.pixels(self.config.size)
+        self.labels_N = task.train.labels
+        self.n_classes = len(task.classes)
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        x_BX = images.pixels(self.config.size)
+        # Differences, not the ||a||^2 - 2ab + ||b||^2 shortcut: that one rounds differently with the rows around it.
+        distance_BN = torch.cdist(x_BX, self.thumbnails_NX, compute_mode="donot_use_mm_for_euclid_dist")
+        farthest = float(self.config.size)  # of two images in [0, 1]: the score of a class with no training image
+        logits_BC = torch.full((len(x_BX), self.n_classes), -farthest)
+        return logits_BC.scatter_reduce(1, self.labels_N.expand(len(x_BX), -1), -distance_BN, "amax")
+
+    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
+        return Bill()

@@ -1,0 +1,70 @@
+"""A toy vision-language model: what `model=fake` serves and what methods are tested on. Its accuracies mean nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from methods.base import Prompts, SoftPrompts
+
+
+class ToyTowers:
+    """A smooth, deterministic two-tower model of width D: no weights file, no tokenizer, differentiable in the context.
+
+    Pixels [B, X] and class names meet in a shared space through fixed random maps; a class name's vector is drawn from
+    the SHA-256 of the name. `pixels_of(name)` inverts nothing: it places an image near its class on purpose.
+    """
+
+    D = 16
+    E = 8
+    X = 64
+    logit_scale = 20.0
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(7)
+        self.image_map_XD = torch.randn(self.X, self.D, generator=g) / self.X**0.5
+        self.context_map_ED = torch.randn(self.E, self.D, generator=g) / self.E**0.5
+        self.gate_ED = torch.randn(self.E, self.D, generator=g) / self.E**0.5
+
+    @staticmethod
+    def vector(text: str, width: int) -> Tensor:
+        """A standard normal vector drawn from the text alone."""
+        seed = int.from_bytes(hashlib.sha256(f"{width}/{text}".encode()).digest()[:7], "big")
+        return torch.randn(width, generator=torch.Generator().manual_seed(seed))
+
+    def embed_text(self, text: str) -> Tensor:
+        """[L, E]"""
+        words = text.split()
+        return torch.stack([self.vector(w, self.E) for w in words]) if words else torch.zeros(0, self.E)
+
+    def image_features(self, pixels_BX: Tensor) -> Tensor:
+        """[B, D]"""
+        return normalize((pixels_BX - 0.5) @ self.image_map_XD * 3, dim=-1)
+
+    def text_features(self, prompts: Prompts) -> Tensor:
+        """[P, C, D]"""
+        if isinstance(prompts, SoftPrompts):
+            rows = [self._place(ctx_LE, prompts.classnames) for ctx_LE in prompts.ctx_PLE]
+            return torch.stack(rows)
+        return torch.stack([torch.stack([self._sentence(t) for t in texts]) for texts in prompts.texts])
+
+    def _place(self, ctx_LE: Tensor, names: Sequence[str]) -> Tensor:
+        class_CD = torch.stack([self.vector(n, self.D) for n in names])
+        mean_E = ctx_LE.mean(0)
+        return normalize(class_CD * (1 + torch.tanh(mean_E @ self.gate_ED)) + mean_E @ self.context_map_ED, dim=-1)
+
+    def _sentence(self, text: str) -> Tensor:
+        words = text.rstrip(".").split()
+        return self._place(self.embed_text(" ".join(words[:-1]) or "the"), words[-1:])[0]
+
+    def pixels_of(self, name: str, n: int, seed: int, noise: float = 0.35) -> Tensor:
+        """[n, X] images in [0, 1] whose features lie around the class vector turned by a fixed shift."""
+        g = torch.Generator().manual_seed(seed)
+        wanted_D = self.vector(name, self.D) + 0.8 * self.vector("shift", self.D)
+        base_X = torch.linalg.lstsq(self.image_map_XD.T, wanted_D.unsqueeze(1)).solution.squeeze(1)
+        base_X = base_X / base_X.abs().max() * 0.3
+        return (0.5 + base_X + noise * 0.3 * torch.randn(n, self.X, generator=g)).clamp(0, 1)

@@ -1,0 +1,207 @@
+"""The endpoint: a frozen model behind a call boundary. It answers requests; who pays is decided around it.
+
+`Endpoint` is a plain class; `serve` is the one place where charging and computing meet, used by the Ray replica
+(pool.py) and, without Ray, by notebooks and tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.base import Access, Bill, Prompts, SoftPrompts
+from pipeline.blackbox import model as models
+from pipeline.blackbox.bill import Charge, Receipt
+from pipeline.blackbox.features import FeatureStore
+from pipeline.config import ModelCard
+from pipeline.data.images import Images
+from pipeline.errors import AccessDenied, BudgetExceeded, EndpointRefused
+
+Kind = Literal["scores", "image_features", "text_features"]
+
+NEEDS = {"scores": Access.SCORES, "image_features": Access.FEATURES, "text_features": Access.FEATURES}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call, or one block of image rows of it: `charge` is the whole call's, so that blocks are charged once."""
+
+    kind: Kind
+    images: Images | None
+    prompts: Prompts | None
+    charge: Charge
+
+    @property
+    def needs(self) -> Access:
+        """The access that this request takes."""
+        if self.prompts is None:
+            return NEEDS[self.kind]
+        return NEEDS[self.kind] | (Access.SOFT if isinstance(self.prompts, SoftPrompts) else Access.TEXT)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, with what the endpoint really computed for it (which never changes the bill)."""
+
+    values: np.ndarray
+    computed_images: int = 0
+    computed_prompts: int = 0
+    cache_hits: int = 0
+    status: str = "charged"
+
+
+class ModelInfo(NamedTuple):
+    """Constants of a model, free of charge."""
+
+    identity: str
+    logit_scale: float
+    token_dim: int
+    feature_dim: int
+    grant: Access
+    precision: str
+    transform: str
+
+
+@dataclass
+class _Recent:
+    """The last few tensors by digest: what is asked again in the next call is not computed again."""
+
+    size: int
+    items: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+
+    def get(self, key: str) -> Tensor | None:
+        if key in self.items:
+            self.items.move_to_end(key)
+        return self.items.get(key)
+
+    def put(self, key: str, value: Tensor) -> None:
+        self.items[key] = value
+        while len(self.items) > self.size:
+            self.items.popitem(last=False)
+
+
+class Endpoint:
+    """A model, its feature store, and what it grants."""
+
+    def __init__(self, card: ModelCard, features: Path) -> None:
+        self.model = models.load(card)
+        self.precision = card.precision
+        self.store = FeatureStore(
+            features, f"{self.model.identity} {card.precision} {self.model.transform}", self.model.feature_dim
+        )
+        self._images, self._texts = _Recent(32), _Recent(8)
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's constants."""
+        m = self.model
+        return ModelInfo(m.identity, m.logit_scale, m.token_dim, m.feature_dim, m.grant, self.precision, m.transform)
+
+    def check(self, request: Request) -> None:
+        """Refuse what cannot or may not be answered, before anything is charged or computed."""
+        if not self.model.grant.covers(request.needs):
+            raise AccessDenied(f"{request.needs.label} asked, the model grants {self.model.grant.label}")
+        if request.images is not None and len(request.images) == 0:
+            raise EndpointRefused("a request about no images")
+        prompts = request.prompts
+        if isinstance(prompts, SoftPrompts):
+            shape = tuple(prompts.ctx_PLE.shape)
+            if len(shape) != 3 or shape[2] != self.model.token_dim or shape[0] == 0:
+                raise EndpointRefused(f"context of shape {shape}, expected [P, L, {self.model.token_dim}]")
+            if not torch.isfinite(prompts.ctx_PLE).all():
+                raise EndpointRefused("the context holds values that are not finite")
+
+    def compute(self, request: Request) -> Answer:
+        """The answer; the same request gives the same bits, whatever was asked before or beside it."""
+        if request.kind == "text_features":
+            assert request.prompts is not None
+            text_PCD, made = self._text(request.prompts)
+            return Answer(text_PCD.numpy(), computed_prompts=made)
+        assert request.images is not None
+        image_BD, computed = self._image(request.images)
+        hits = len(request.images) - computed
+        if request.kind == "image_features":
+            return Answer(image_BD.numpy(), computed_images=computed, cache_hits=hits)
+        assert request.prompts is not None
+        text_PCD, made = self._text(request.prompts)
+        p, c, d = text_PCD.shape
+        flat = image_BD @ text_PCD.reshape(p * c, d).T
+        scores_PBC = (self.model.logit_scale * flat).view(-1, p, c).transpose(0, 1).contiguous()
+        return Answer(scores_PBC.numpy(), computed, made, hits)
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """[L, E], free of charge."""
+        return self.model.embed_text(text).numpy()
+
+    def _image(self, images: Images) -> tuple[Tensor, int]:
+        digest = images.digest
+        features = self._images.get(digest)
+        if features is not None:
+            return features, 0
+        keys = images.keys
+        missing = self.store.find(keys)
+        new = list({keys[i]: i for i in missing}.values())
+        if new:
+            self.store.add([keys[i] for i in new], self.model.encode_images(images[new]))
+        features = self.store.read(keys)
+        self._images.put(digest, features)
+        return features, len(new)
+
+    def _text(self, prompts: Prompts) -> tuple[Tensor, int]:
+        digest = prompts_digest(prompts)
+        features = self._texts.get(digest)
+        if features is not None:
+            return features, 0
+        features = self.model.encode_prompts(prompts)
+        self._texts.put(digest, features)
+        return features, features.shape[0] * features.shape[1]
+
+
+Paid = Receipt | BudgetExceeded
+
+
+def serve(endpoint: Endpoint, request: Request, charge: Callable[[Charge], Paid]) -> Answer:
+    """Check, charge, compute: the order without Ray. Raises BudgetExceeded when the charge is refused."""
+    endpoint.check(request)
+    paid = charge(request.charge)
+    if isinstance(paid, BudgetExceeded):
+        raise paid
+    return with_status(endpoint.compute(request), paid)
+
+
+def with_status(answer: Answer, receipt: Receipt) -> Answer:
+    """The answer with how it was paid."""
+    return Answer(answer.values, answer.computed_images, answer.computed_prompts, answer.cache_hits, receipt.status)
+
+
+def prompts_digest(prompts: Prompts) -> str:
+    """Digest of prompt sets, exact to the bit."""
+    if isinstance(prompts, SoftPrompts):
+        ctx = np.ascontiguousarray(prompts.ctx_PLE.detach().numpy(), dtype="<f4")
+        h = hashlib.sha256(repr((ctx.shape, prompts.classnames, prompts.suffix)).encode())
+        h.update(ctx.tobytes())
+        return h.hexdigest()
+    return hashlib.sha256(repr(prompts.texts).encode()).hexdigest()
+
+
+def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int) -> Bill:
+    """The bill of a call, from its shapes alone (docs/budget.md)."""
+    if isinstance(prompts, SoftPrompts):
+        p, c = len(prompts.ctx_PLE), len(prompts.classnames)
+    elif prompts is not None:
+        p, c = len(prompts.texts), len(prompts.texts[0])
+    if kind == "image_features":
+        assert images is not None
+        return Bill.image_features(len(images), feature_dim)
+    if kind == "text_features":
+        return Bill.text_features(p, c, feature_dim)
+    assert images is not None
+    return Bill.scores(p, len(images), c)

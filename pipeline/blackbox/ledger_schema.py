@@ -1,0 +1,184 @@
+"""Where the ledger is kept: its tables and its transactions, on SQLite or PostgreSQL.
+
+Running totals stand beside the charges (on the trial by bucket, on the account), so that no charge scans a table;
+ledger_audit.py adds the charges up again and compares. A bucket is where a bill is counted:
+
+  adapt, validate     paid by the trial's allotment
+  curve, evaluate     recorded; nothing limits them
+  replay              a diverged adapt or validate call: paid by the free room of the trial's accounts
+  replay_unlimited    a diverged curve or evaluate call: recorded; shown with `replay`, marks the row alike
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from pipeline.blackbox.bill import LIMITED, PAID, UNITS, Phase
+from pipeline.errors import LedgerError
+
+SCHEMA = 1
+BUSY_S = 30.0
+"""How long a transaction waits for another process's before it gives up."""
+BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
+
+Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only in INTEGER, of 64 bits too
+
+
+def bucket(phase: Phase, diverged: bool) -> str:
+    """Where a charge asked in this phase is counted."""
+    if not diverged:
+        return phase.value
+    return "replay" if phase in PAID else "replay_unlimited"
+
+
+def _counts(*names: str) -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
+metadata = MetaData()
+META = Table("ledger_meta", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
+ACCOUNT = Table(
+    "ledger_account",
+    metadata,
+    Column("name", Text, primary_key=True),
+    *(Column(f"limit_{unit}", BigInteger) for unit in LIMITED),
+    *_counts(*(f"held_{unit}" for unit in LIMITED), *(f"spent_{unit}" for unit in UNITS)),
+)
+TRIAL = Table(
+    "ledger_trial",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("storage", Text, nullable=False),
+    Column("trial", Text, nullable=False),
+    Column("open", sa.Boolean, nullable=False),
+    *(Column(f"limit_{unit}", BigInteger) for unit in LIMITED),
+    *_counts(*(f"{name}_{unit}" for name in BUCKETS for unit in UNITS)),
+    sa.UniqueConstraint("storage", "trial"),
+)
+MEMBER = Table(
+    "ledger_member",
+    metadata,
+    Column("trial_no", ForeignKey("ledger_trial.no"), primary_key=True),
+    Column("account", ForeignKey("ledger_account.name"), primary_key=True),
+)
+CHARGE = Table(
+    "ledger_charge",
+    metadata,
+    Column("trial_no", ForeignKey("ledger_trial.no"), primary_key=True),
+    Column("call", BigInteger, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("phase", Text, nullable=False),
+    Column("diverged", sa.Boolean, nullable=False),
+    *_counts(*UNITS),
+    Column("at", sa.Float, nullable=False),
+)
+REFUND = Table(
+    "ledger_refund",
+    metadata,
+    Column("no", Number, primary_key=True),
+    *(Column(c.name, c.type, nullable=False) for c in CHARGE.columns),
+    Column("refunded_at", sa.Float, nullable=False),
+)
+
+
+class Store:
+    """Transactions on one database. Every SQLAlchemy error leaves as a LedgerError of one line."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+            self.name = parsed.render_as_string(hide_password=True)
+            self.dialect = parsed.get_backend_name()
+            if self.dialect not in ("sqlite", "postgresql"):
+                raise LedgerError(f"the ledger {self.name} cannot be used: wanted sqlite:///PATH or postgresql://...")
+            memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
+            options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
+            if self.dialect == "sqlite":
+                options["connect_args"] = {"timeout": BUSY_S, "check_same_thread": False}
+            self._writer = sa.create_engine(parsed, **options)
+        except (SQLAlchemyError, ImportError) as exc:
+            raise LedgerError(f"the ledger {url.split('@')[-1]!r} cannot be used: {_first_line(exc)}") from exc
+        # SQLite has one writer at a time: threads of this process queue here rather than poll the file's lock.
+        self._turn = threading.Lock() if self.dialect == "sqlite" else nullcontext()
+        if self.dialect == "sqlite":
+            sa.event.listen(self._writer, "connect", _prepare_memory if memory else _prepare_file)
+            sa.event.listen(self._writer, "begin", _begin)
+            self._reader = self._writer.execution_options(farebox_begin="BEGIN")
+        else:
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ")
+        self._create()
+
+    def _create(self) -> None:
+        with self.write() as db:
+            metadata.create_all(db)
+            db.execute(self.insert_new(META), {"key": "schema", "value": str(SCHEMA)})
+            found = db.execute(sa.select(META.c.value).where(META.c.key == "schema")).scalar_one()
+        if found != str(SCHEMA):
+            raise LedgerError(f"the ledger {self.name} has schema {found}; this version of farebox reads {SCHEMA}")
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that sees the last committed state and is durable when it ends without an exception."""
+        with self._transaction(self._writer) as db:
+            yield db
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent snapshot; never waits for writers, nor they for it."""
+        with self._transaction(self._reader) as db:
+            yield db
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        try:
+            with self._turn, engine.begin() as db:
+                yield db
+        except SQLAlchemyError as exc:
+            raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}") from exc
+
+    def insert_new(self, table: Table) -> sa.Insert:
+        """INSERT that leaves a row alone which is there already."""
+        if self.dialect == "sqlite":
+            return sqlite.insert(table).on_conflict_do_nothing()
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+    def close(self) -> None:
+        self._writer.dispose()
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(getattr(exc, "orig", None) or exc).strip().split("\n")[0]
+
+
+def _prepare_memory(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where _begin says, not where sqlite3 guesses
+
+
+def _prepare_file(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous=FULL")  # a power cut loses no committed charge
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            break
+        except connection.OperationalError as exc:  # the change of mode does not wait for other openers by itself
+            if "locked" not in str(exc) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+    if mode != "wal":
+        raise LedgerError(f"SQLite cannot keep a write-ahead log there (journal mode {mode}); use a local disk")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("farebox_begin", "BEGIN IMMEDIATE"))

@@ -1,0 +1,205 @@
+"""The frozen model behind an endpoint: open_clip's own loading code, and the toy. The one module that imports open_clip.
+
+Every answer is a function of its request alone: image rows are computed in tiles of one fixed size (padded), prompt
+sets in tiles cut by a rule that looks at the request only.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from methods.base import Access, Prompts, SoftPrompts
+from methods.toy import ToyTowers
+from pipeline.blackbox.text import SharedPrefixTower, fits
+from pipeline.config import EMBEDDED, ModelCard
+from pipeline.data.images import Images, Preprocess, decode
+from pipeline.data.source import file_sha256
+from pipeline.errors import ConfigError, DataError, EndpointRefused
+
+IMAGE_TILE = 32
+"""Images in one forward, always: short tiles are padded, so that a row's value does not depend on its neighbours."""
+
+log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What an endpoint needs of a model. Features are L2-normalised float32 on the CPU."""
+
+    identity: str
+    logit_scale: float
+    token_dim: int
+    feature_dim: int
+    grant: Access
+    transform: str
+
+    def encode_images(self, images: Images) -> Tensor:
+        """[B, D]"""
+        ...
+
+    def encode_prompts(self, prompts: Prompts) -> Tensor:
+        """[P, C, D]"""
+        ...
+
+    def embed_text(self, text: str) -> Tensor:
+        """[L, E], without start and end tokens"""
+        ...
+
+
+def identity(card: ModelCard) -> str:
+    """What names the weights in trial ids and cache keys: a file's digest, or open_clip's own name and tag."""
+    if card.kind == "fake":
+        return "fake-1"
+    path = _checkpoint(card)
+    return f"{card.arch}/{card.weights}" if path is None else f"{card.arch}/{file_sha256(path)}"
+
+
+def feature_dim(card: ModelCard) -> int:
+    """Width of the joint space, read from the architecture's config without loading weights."""
+    if card.kind == "fake":
+        return ToyTowers.D
+    return int(_architecture(card)["embed_dim"])
+
+
+def load(card: ModelCard) -> Model:
+    """The model of a card. ConfigError or DataError when it cannot be loaded, with what to do."""
+    if card.kind == "fake":
+        return FakeModel(card)
+    if card.kind not in ("embedded", "open_clip"):
+        raise ConfigError(f"model {card.name!r}: kind {card.kind!r} is none of fake, embedded, open_clip")
+    return OpenClipModel(card)
+
+
+class FakeModel:
+    """`methods.toy` behind the endpoint: deterministic, needs no weights."""
+
+    transform = "grey8"
+
+    def __init__(self, card: ModelCard) -> None:
+        self.towers = ToyTowers()
+        self.identity, self.grant = identity(card), card.access
+        self.logit_scale = self.towers.logit_scale
+        self.token_dim, self.feature_dim = self.towers.E, self.towers.D
+
+    def encode_images(self, images: Images) -> Tensor:
+        """[B, D]: a view adds noise drawn from its key."""
+        return torch.cat([self.towers.image_features(self._pixels(images, i)[None]) for i in range(len(images))])
+
+    def _pixels(self, images: Images, i: int) -> Tensor:
+        grey = np.asarray(decode(images.bytes_of(i)).convert("L").resize((8, 8)), np.float32).ravel() / 255
+        view = int(images.views_of[i])
+        return torch.from_numpy(grey) + (0.05 * self.towers.vector(images.key_of(i), 64) if view else 0)
+
+    def encode_prompts(self, prompts: Prompts) -> Tensor:
+        """[P, C, D]"""
+        return self.towers.text_features(prompts)
+
+    def embed_text(self, text: str) -> Tensor:
+        """[L, E]"""
+        return self.towers.embed_text(text)
+
+
+class OpenClipModel:
+    """Any open_clip model: an architecture name with OpenAI or other weights, or the embedded one."""
+
+    def __init__(self, card: ModelCard) -> None:
+        import open_clip
+
+        _architecture(card)  # registers the embedded architecture, refuses an unknown one
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = card.precision if self.device.type == "cuda" else "fp32"
+        checkpoint = _checkpoint(card)
+        try:
+            self.net, _, self._preprocess = open_clip.create_model_and_transforms(
+                card.arch, pretrained=str(checkpoint or card.weights), precision=self.precision, device=self.device
+            )
+        except Exception as error:  # open_clip raises plain RuntimeErrors of many kinds
+            raise DataError(f"model {card.name!r}: open_clip cannot load {card.weights!r}: {error}") from error
+        self.net.eval().requires_grad_(False)
+        self.identity, self.grant = identity(card), card.access
+        self.logit_scale = float(self.net.logit_scale.exp())
+        config = getattr(self.net.visual, "preprocess_cfg", {})
+        size = self.net.visual.image_size
+        self.preprocess = Preprocess(
+            size if isinstance(size, int) else int(size[0]),
+            tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+            tuple(config.get("std", open_clip.OPENAI_DATASET_STD)),
+        )
+        self.transform = self.preprocess.name
+        self.tokenizer: Any = (
+            open_clip.SimpleTokenizer(
+                bpe_path=str(EMBEDDED / f"{card.arch}_bpe.txt.gz"), context_length=self.net.context_length
+            )
+            if card.kind == "embedded"
+            else open_clip.get_tokenizer(card.arch)
+        )
+        self.text = SharedPrefixTower(self.net, self.tokenizer) if fits(self.net, self.tokenizer) else None
+        if self.text is None:
+            self.grant &= ~Access.SOFT
+            log.warning("%s: its text tower takes whole strings only, so soft prompts are not granted", card.name)
+        self.feature_dim = feature_dim(card)
+        self.token_dim = self.text.token_dim if self.text else 0
+
+    @torch.inference_mode()
+    def encode_images(self, images: Images) -> Tensor:
+        """[B, D]"""
+        return torch.cat([self._tile(images[i : i + IMAGE_TILE]) for i in range(0, len(images), IMAGE_TILE)])
+
+    def _tile(self, images: Images) -> Tensor:
+        pixels = self.preprocess.pixels(images)
+        padded = torch.zeros(IMAGE_TILE, *pixels.shape[1:])
+        padded[: len(images)] = pixels
+        features = self.net.encode_image(padded.to(self.device, dtype=next(self.net.parameters()).dtype))
+        return normalize(features.float(), dim=-1).cpu()[: len(images)]
+
+    @torch.inference_mode()
+    def encode_prompts(self, prompts: Prompts) -> Tensor:
+        """[P, C, D]"""
+        if self.text is not None:
+            features = self.text.encode(prompts)
+        elif isinstance(prompts, SoftPrompts):
+            raise EndpointRefused("this model takes prompts as strings only")
+        else:
+            features = torch.stack([self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts])
+        return normalize(features.float(), dim=-1).cpu()
+
+    def embed_text(self, text: str) -> Tensor:
+        """[L, E]"""
+        if self.text is None:
+            raise EndpointRefused("this model takes prompts as strings only")
+        return self.text.embed(text).float().cpu()
+
+
+def _architecture(card: ModelCard) -> dict[str, Any]:
+    import open_clip
+
+    if card.kind == "embedded" and card.arch not in open_clip.list_models():
+        open_clip.add_model_config(EMBEDDED / f"{card.arch}.json")
+    config = open_clip.get_model_config(card.arch)
+    if config is None:
+        known = ", ".join(n for n in open_clip.list_models() if n[:3].lower() == card.arch[:3].lower())
+        raise ConfigError(f"model {card.name!r}: open_clip has no architecture {card.arch!r} (near: {known})")
+    return cast(dict[str, Any], config)
+
+
+def _checkpoint(card: ModelCard) -> Path | None:
+    """The local weights file, or None for an open_clip tag."""
+    import open_clip
+
+    if card.kind == "embedded":
+        path = EMBEDDED / card.weights
+    elif card.weights in open_clip.list_pretrained_tags_by_model(card.arch):
+        return None
+    else:
+        path = Path(card.weights)
+    if not path.is_file():
+        raise DataError(f"model {card.name!r}: {card.weights!r} is neither a file nor an open_clip tag of {card.arch}")
+    if card.weights_sha256 and file_sha256(path) != card.weights_sha256:
+        raise DataError(f"model {card.name!r}: {path} does not have the digest that its card states")
+    return path

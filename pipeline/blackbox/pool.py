@@ -1,0 +1,188 @@
+"""Who answers: Ray replicas that share one ledger actor, or one endpoint in this process.
+
+The actors are thin: all that they do is in `Endpoint` and `Ledger`. A replica charges and computes at the same time and
+answers when the charge is committed; a refused request's result is dropped. Errors travel as values, so that no Ray
+exception reaches a method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError
+
+from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, serve, with_status
+from pipeline.blackbox.ledger import Ledger
+from pipeline.config import ModelCard
+from pipeline.errors import BudgetExceeded, EndpointLost, FareboxError, LedgerError
+
+NAMESPACE = "farebox"
+RETRY_S = 120.0
+"""How long a caller waits for a lost replica or ledger to come back before the trial fails."""
+
+
+class LocalPool:
+    """One endpoint and one ledger in this process, without Ray: for notebooks and tests."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
+        self.endpoint, self.ledger = endpoint, ledger
+        self.info = endpoint.info
+
+    def ask(self, request: Request) -> Answer:
+        """Charge and compute in turn."""
+        return serve(self.endpoint, request, lambda charge: self.ledger.charge([charge])[0])
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """[L, E]"""
+        return self.endpoint.embed_text(text)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class LedgerActor:
+    """The one ledger of a run. Every call is idempotent, so Ray may repeat it after a restart."""
+
+    def __init__(self, url: str) -> None:
+        self.ledger = Ledger(url)
+
+    def do(self, verb: str, *args: Any) -> Any:
+        """Call a Ledger method; an error of ours is returned as a value."""
+        try:
+            return getattr(self.ledger, verb)(*args)
+        except FareboxError as error:
+            return error
+
+
+class RemoteLedger:
+    """The ledger's verbs through its actor, with our errors raised again."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, verb: str) -> Any:
+        def call(*args: Any) -> Any:
+            try:
+                result = ray.get(self.actor.do.remote(verb, *args), timeout=RETRY_S)
+            except RayError as error:
+                raise LedgerError(f"the ledger did not answer {verb}: {error}") from error
+            if isinstance(result, FareboxError):
+                raise result
+            return result
+
+        return call
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=256)
+class Replica:
+    """One endpoint on one device. `threads` is fixed, so that the count of replicas cannot change a bit."""
+
+    async def __init__(self, card: ModelCard, features: str, threads: int, ledger: Any) -> None:
+        # OpenMP's thread count belongs to a thread: the one that computes sets its own.
+        self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.endpoint = await self._run(Endpoint, card, Path(features))
+        self.ledger = ledger
+        self.waiting = 0
+
+    async def _run(self, function: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.worker, function, *args)
+
+    async def info(self) -> ModelInfo:
+        """The model's constants."""
+        return self.endpoint.info
+
+    async def load(self) -> int:
+        """Requests taken and not answered."""
+        return self.waiting
+
+    async def embed_text(self, text: str) -> np.ndarray | FareboxError:
+        """[L, E]"""
+        try:
+            return await self._run(self.endpoint.embed_text, text)
+        except FareboxError as error:
+            return error
+
+    async def ask(self, request: Request) -> Answer | FareboxError:
+        """Charge and compute at the same time; the answer leaves when the charge is committed."""
+        self.waiting += 1
+        try:
+            self.endpoint.check(request)
+            paying = self.ledger.do.remote("charge", [request.charge])
+            answer = await self._compute(request)
+            paid = await paying
+            if isinstance(paid, FareboxError):
+                return paid
+            if isinstance(paid[0], BudgetExceeded):
+                return paid[0]
+            if isinstance(answer, FareboxError):  # definitely not computed: the one case in which money goes back
+                await self.ledger.do.remote("refund", [request.charge.id])
+                return answer
+            return with_status(answer, paid[0])
+        except FareboxError as error:
+            return error
+        finally:
+            self.waiting -= 1
+
+    async def _compute(self, request: Request) -> Answer | FareboxError:
+        try:
+            return await self._run(self.endpoint.compute, request)
+        except FareboxError as error:
+            return error
+
+
+class RayPool:
+    """Routes a trial's requests to the least busy replica, and to another, under the same id, when one dies."""
+
+    def __init__(self, replicas: Sequence[Any]) -> None:
+        self.replicas = list(replicas)
+        self.info: ModelInfo = self._get(lambda replica: replica.info.remote())
+
+    def ask(self, request: Request) -> Answer:
+        """The answer; a replica that dies costs time and nothing else."""
+        answer = self._get(lambda replica: replica.ask.remote(request))
+        if isinstance(answer, FareboxError):
+            raise answer
+        assert isinstance(answer, Answer)
+        return answer
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """[L, E]"""
+        answer = self._get(lambda replica: replica.embed_text.remote(text))
+        if isinstance(answer, FareboxError):
+            raise answer
+        return np.asarray(answer)
+
+    def _get(self, send: Any) -> Any:
+        deadline = time.monotonic() + RETRY_S
+        while True:
+            replica = self._least_busy()
+            try:
+                return ray.get(send(replica))
+            except RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise EndpointLost(f"no replica answered within {RETRY_S:.0f} s: {error}") from error
+                time.sleep(0.2)
+            except RayError as error:
+                raise EndpointLost(f"a replica failed: {str(error).splitlines()[-1]}") from error
+
+    def _least_busy(self) -> Any:
+        if len(self.replicas) == 1:
+            return self.replicas[0]
+        loads = {replica: replica.load.remote() for replica in self.replicas}
+        ready, _ = ray.wait(list(loads.values()), num_returns=len(loads), timeout=1.0)
+        best, least = self.replicas[0], float("inf")
+        for replica, reference in loads.items():
+            if reference in ready:
+                try:
+                    load = ray.get(reference)
+                except RayError:
+                    continue  # it is restarting: its load is unknown, another is chosen
+                if load < least:
+                    best, least = replica, load
+        return best

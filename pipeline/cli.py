@@ -1,0 +1,190 @@
+"""The command line. Thin: it parses words, calls the pipeline, prints, and turns errors into exit codes.
+
+Exit codes: 0 done; 2 the user's input is wrong (one line says what was found, what was wanted, what to type), nothing
+was spent; 3 finished, but trials failed, were truncated or unfunded, or the ledger does not add up; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import __version__, check_packages
+from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError
+
+WORDS = "key=value words, as in: sweep=demo shots=[1,16] method.craft.popsize=20 (conf/base.yaml lists every key)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    check_packages()
+    logging.basicConfig(level=os.environ.get("FAREBOX_LOG", "WARNING"), format="%(levelname)s %(message)s")
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except (ConfigError, DataError, AccessDenied, BudgetExceeded) as error:
+        print(f"farebox: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except FareboxError as error:
+        print(f"farebox: {_one_line(error)}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("\nfarebox: interrupted; nothing is lost: the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone: `farebox leaderboard | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what is not done yet of a sweep, then print and write its leaderboard."""
+    from pipeline import report, sweep
+    from pipeline.config import compose
+
+    config = compose(arguments.words)
+    mirror = report.Mirroring(config)
+    outcome = sweep.run(config, _say, mirror.add)
+    mirror.close()
+    report.publish(config, _say)
+    for line in outcome.problems:
+        print(line, file=sys.stderr)
+    return 3 if outcome.problems else 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Every trial's predicted bill; refuses a sweep that its ceilings cannot pay. Asks nothing."""
+    from pipeline import report
+    from pipeline.config import compose
+    from pipeline.plan import as_json, make_plan, refuse_unpayable
+
+    made = make_plan(compose(arguments.words))
+    if arguments.json:
+        print(json.dumps([as_json(t) for t in made.trials], indent=1))
+    else:
+        print(report.plan_table(made))
+    if not made.config.partial:
+        refuse_unpayable(made, made.trials)
+    return 0
+
+
+def leaderboard(arguments: argparse.Namespace) -> int:
+    """The leaderboard of a sweep's rows, in several formats; --raw: one record for each trial and test set."""
+    from pipeline import report
+    from pipeline.config import compose
+
+    print(report.formatted(compose(arguments.words), arguments.format, raw=arguments.raw))
+    return 0
+
+
+def ledger(arguments: argparse.Namespace) -> int:
+    """Print the ledger and verify it: charges add up, match the rows, and passed no limit."""
+    from pipeline import report
+    from pipeline.config import compose
+
+    text, problems = report.ledger(compose(arguments.words), as_json=arguments.json)
+    print(text)
+    for problem in problems:
+        print(f"farebox: {problem}", file=sys.stderr)
+    return 3 if problems else 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """Rebuild the MLflow mirror from the rows."""
+    from pipeline import report
+    from pipeline.config import compose
+
+    report.sync(compose(arguments.words), _say)
+    return 0
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    """Open MLflow's pages on this machine."""
+    from pipeline import report
+    from pipeline.config import compose
+
+    command = report.ui_command(compose(arguments.words), arguments.port)
+    _say(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
+    os.execvp(command[0], command)
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    """What methods exist, with the access that they need and their paper."""
+    from pipeline import report
+
+    return _table(report.methods(), arguments.json)
+
+
+def datasets(arguments: argparse.Namespace) -> int:
+    """What data sets exist, with sizes and licence."""
+    from pipeline import report
+
+    return _table(report.datasets(), arguments.json)
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """What models exist, with the access that they grant."""
+    from pipeline import report
+
+    return _table(report.models(), arguments.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="farebox", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"farebox {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def verb(function: Any, words: bool = True) -> argparse.ArgumentParser:
+        made = verbs.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        made.set_defaults(command=function)
+        if words:
+            made.add_argument("words", nargs="*", metavar="KEY=VALUE", help=WORDS)
+        return made
+
+    verb(run)
+    verb(plan).add_argument("--json", action="store_true", help="one record for each trial")
+    board = verb(leaderboard)
+    board.add_argument("--format", default="table", choices=["table", "csv", "json", "md", "latex", "html"])
+    board.add_argument("--raw", action="store_true", help="one record for each trial and test set")
+    verb(ledger).add_argument("--json", action="store_true", help="accounts, bills and problems as JSON")
+    verb(sync)
+    verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")
+    for listing in (methods, datasets, models):
+        verb(listing, words=False).add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _table(records: list[dict[str, Any]], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(records, indent=1))
+        return 0
+    shown = [{k: _cell(v) for k, v in r.items()} for r in records]
+    widths = {k: min(46, max(len(k), *(len(r[k]) for r in shown))) for k in shown[0]}
+    print("  ".join(k.ljust(w) for k, w in widths.items()).rstrip())
+    for record in shown:
+        print("  ".join(_cut(record[k], w).ljust(w) for k, w in widths.items()).rstrip())
+    return 0
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

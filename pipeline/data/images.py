@@ -1,0 +1,162 @@
+"""An ordered set of images held by reference, and the transforms that turn bytes into pixels.
+
+Every pixel that the endpoint sees is a function of (image bytes, transform name, view number): nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from pipeline.data.source import ParquetSource, opened
+from pipeline.errors import DataError
+
+PLAIN = 0
+_VIEWS_PER_SEED = 10_000  # view numbers: 0 is the plain image, then 1 + seed * 10,000 + v
+
+AUGMENTATIONS = {
+    "crop_flip": "random resized crop (area 0.5 to 1, bicubic) and horizontal flip, as in CraFT and Tip-Adapter",
+    "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """An ImageSet (see methods.base) over rows of a source. `split` decides the phase that its calls are billed to."""
+
+    source: ParquetSource
+    split: str
+    rows: np.ndarray
+    views_of: np.ndarray
+    """View number of each row; 0 is the plain image."""
+    augment: str = "crop_flip"
+
+    @classmethod
+    def plain(cls, source: ParquetSource, split: str, rows: np.ndarray, augment: str) -> Images:
+        """The images as they are."""
+        return cls(source, split, np.asarray(rows), np.full(len(rows), PLAIN), augment)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Images:
+        index = rows if isinstance(rows, slice) else np.asarray(rows)
+        return Images(self.source, self.split, self.rows[index], self.views_of[index], self.augment)
+
+    def views(self, n: int, seed: int = 0) -> Images:
+        """n augmented copies of each image, view-major."""
+        if not 0 < n < _VIEWS_PER_SEED:
+            raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
+        if (self.views_of != PLAIN).any():
+            raise ValueError("these images are views already: take views of the plain images")
+        numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
+        return Images(
+            self.source, self.split, np.tile(self.rows, n), np.repeat(numbers, len(self.rows)), self.augment
+        )
+
+    def pixels(self, size: int) -> Tensor:
+        """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
+        thumbs = [
+            np.asarray(decode(self.bytes_of(i)).convert("L").resize((size, size), Image.Resampling.BOX), np.float32)
+            for i in range(len(self))
+        ]
+        return torch.from_numpy(np.stack(thumbs)).flatten(1) / 255
+
+    def bytes_of(self, i: int) -> bytes:
+        """Encoded bytes of the i-th image."""
+        return opened(self.source).image_bytes(self.rows[i])
+
+    @property
+    def keys(self) -> list[str]:
+        """Content key of each row's view: image key, augmentation and view number."""
+        return [self.key_of(i) for i in range(len(self))]
+
+    def key_of(self, i: int) -> str:
+        """Content key of the i-th row's view."""
+        key, view = str(opened(self.source).keys[self.rows[i]]), int(self.views_of[i])
+        return key if view == PLAIN else f"{key}/{self.augment}/{view}"
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels [B], int64. For the trial's split and its scorer; a method is given labels apart."""
+        return torch.from_numpy(opened(self.source).labels[self.rows])
+
+    @property
+    def digest(self) -> str:
+        """Digest of what is referred to, in order."""
+        h = hashlib.sha256(f"{self.source.sha256}/{self.augment}/".encode())
+        h.update(np.ascontiguousarray(self.rows, dtype="<i8").tobytes())
+        h.update(np.ascontiguousarray(self.views_of, dtype="<i8").tobytes())
+        return h.hexdigest()
+
+
+def decode(data: bytes) -> Image.Image:
+    """An RGB image from encoded bytes; transparent parts become white. DataError when unreadable."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's own input rule: resize the short side, centre crop, normalise."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def name(self) -> str:
+        """Written into cache keys."""
+        return f"resize{self.size}-bicubic-centre-{self.mean}-{self.std}"
+
+    def pixels(self, images: Images) -> Tensor:
+        """[B, 3, size, size]"""
+        return torch.stack([self._one(images, i) for i in range(len(images))])
+
+    def _one(self, images: Images, i: int) -> Tensor:
+        image, view = decode(images.bytes_of(i)), int(images.views_of[i])
+        image = self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
+        array = (np.asarray(image, np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32))
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _random_crop(self, image: Image.Image, key: str, augment: str) -> Image.Image:
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+        width, height = image.size
+        area = width * height * rng.uniform(0.5, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = min(width, float(np.sqrt(area * ratio))), min(height, float(np.sqrt(area / ratio)))
+        left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        flip = augment == "crop_flip" and rng.random() < 0.5
+        image = image.resize(
+            (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
+        )
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+
+def as_images(images: object) -> Images:
+    """The boundary's type check: a method must hand back an ImageSet that it was given, or part of one."""
+    if not isinstance(images, Images):
+        raise TypeError(f"expected the task's images, got {type(images).__name__}")
+    return images

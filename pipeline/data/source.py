@@ -1,0 +1,83 @@
+"""Where image bytes come from: one Parquet file holds a data set's images, labels and splits.
+
+A source is a small value (a path and a digest) that travels in requests; the bytes are opened where they are needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """A Parquet file with the columns image (encoded bytes), label (int) and split (train, val or test)."""
+
+    path: str
+    sha256: str
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        path = Path(self.path)
+        if not path.is_file():
+            raise DataError(f"no data file at {path}: reinstall, or set `path` in the data set's card")
+        found = file_sha256(path)
+        if found != self.sha256:
+            raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: restore the file")
+        try:
+            return pq.read_table(path, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+
+    @cached_property
+    def classnames(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        metadata = self._table.schema.metadata or {}
+        return tuple(json.loads(metadata[b"classes"]))
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels of all rows, int64."""
+        return cast(np.ndarray, self._table["label"].to_numpy().astype(np.int64))
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """Split name of each row."""
+        return np.asarray(self._table["split"].to_pylist())
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of a split, in file order."""
+        return np.flatnonzero(self.splits == split)
+
+    def image_bytes(self, row: int) -> bytes:
+        """The encoded image of one row."""
+        return cast(bytes, self._table["image"][int(row)].as_py())
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """The content key of each image: the first 16 bytes of its SHA-256, as hex."""
+        return np.asarray([hashlib.sha256(image.as_py()).hexdigest()[:32] for image in self._table["image"]])
+
+
+@lru_cache(maxsize=64)
+def opened(source: ParquetSource) -> ParquetSource:
+    """The process's one open copy of a source, so that a file is read and checked once."""
+    return source
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,58 @@
+"""The few-shot draw, as CoOp's data loader makes it: the same seed gives the same images as the published index files.
+
+Source: KaiyangZhou/CoOp and Dassl `generate_fewshot_dataset`: Python's `random` is seeded once, then for the train list
+and after it for the val list, classes are taken in order of first appearance and `random.sample` draws from each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.source import ParquetSource
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of a few-shot draw, in drawn order, and the digest that names it."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+
+    def digest(self, source: ParquetSource) -> str:
+        """SHA-256 over the drawn images' content keys and labels."""
+        h = hashlib.sha256()
+        for name, rows in (("train", self.train), ("val", self.val)):
+            for row in rows:
+                h.update(f"{name}\t{source.keys[row]}\t{source.labels[row]}\n".encode())
+        return h.hexdigest()
+
+
+def draw(source: ParquetSource, name: str, shots: int, seed: int, validation: str) -> Split:
+    """`shots` train images a class, and min(shots, 4) val images a class unless validation is 'none'.
+
+    Raises DataError when a class has fewer images than asked.
+    """
+    rng = random.Random(seed)
+    train = _sample(rng, source, name, "train", shots)
+    val = _sample(rng, source, name, "val", min(shots, 4)) if validation == "min4" else ()
+    return Split(train, val)
+
+
+def _sample(rng: random.Random, source: ParquetSource, name: str, split: str, n: int) -> tuple[int, ...]:
+    by_class: dict[int, list[int]] = {}
+    for row in source.rows_of(split).tolist():
+        by_class.setdefault(int(source.labels[row]), []).append(row)
+    if not by_class:
+        raise DataError(f"data set {name!r} has no {split} split (its splits: {', '.join(np.unique(source.splits))})")
+    for label, rows in by_class.items():
+        if len(rows) < n:
+            raise DataError(
+                f"{n} {split} images a class asked of {name!r}, but class {source.classnames[label]!r} has {len(rows)}: "
+                f"set shots to {len(rows)} or fewer"
+            )
+    return tuple(row for rows in by_class.values() for row in rng.sample(rows, n))

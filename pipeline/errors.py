@@ -1,0 +1,76 @@
+"""Every error that reaches a caller, one class for each decision that a caller can take.
+
+FareboxError
+ +- ConfigError        the command or the YAML is wrong: fix it; nothing was spent (exit 2)
+ +- DataError          a data set, image or checkpoint file is missing or wrong: fix it (exit 2)
+ +- AccessDenied       a method asked for more than it declared, or than the model grants; never retried
+ +- BudgetExceeded     a limit would be passed; ends the trial, which is scored with what it has
+ +- EndpointError      the endpoint did not answer
+ |   +- EndpointLost      the replica died; retried on another under the same id
+ |   +- EndpointBusy      no replica took the request in time; retried later
+ |   +- EndpointRefused   the request itself is wrong; never retried
+ +- LedgerError        the ledger cannot be read or written, or does not add up
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FareboxError(Exception):
+    """Root of the tree."""
+
+
+class ConfigError(FareboxError):
+    """The user's words or files are wrong."""
+
+
+class DataError(FareboxError):
+    """A data set, an image or a checkpoint is missing or wrong."""
+
+
+class AccessDenied(FareboxError):
+    """A call beyond the declared access or beyond the model's grant."""
+
+
+class BudgetExceeded(FareboxError):
+    """A charge would pass a limit. The numbers are attributes; the message is derived from them."""
+
+    def __init__(self, account: str, unit: str, asked: int, spent: int, limit: int) -> None:
+        self.account, self.unit, self.asked, self.spent, self.limit = account, unit, asked, spent, limit
+        super().__init__(account, unit, asked, spent, limit)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.asked:,} {self.unit} asked of account {self.account!r}, which has {self.limit - self.spent:,} left "
+            f"({self.spent:,} of {self.limit:,} charged or reserved)"
+        )
+
+
+class EndpointError(FareboxError):
+    """The endpoint did not answer."""
+
+
+class EndpointLost(EndpointError):
+    """The replica died before it answered."""
+
+
+class EndpointBusy(EndpointError):
+    """No replica took the request in time."""
+
+
+class EndpointRefused(EndpointError):
+    """The request cannot be answered by any replica."""
+
+
+class LedgerError(FareboxError):
+    """The ledger cannot be used, or does not add up."""
+
+
+def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:
+    """'no KIND named X; did you mean Y? (known: ...)' for every unknown name in the product."""
+    names = sorted(known)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"no {kind} named {found!r}; {hint}(known: {', '.join(names)})"

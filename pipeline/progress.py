@@ -1,0 +1,67 @@
+"""What a person sees while a sweep runs: trials done, requests spent of the budget, time left."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+
+class Count(NamedTuple):
+    """How far a sweep is."""
+
+    done: int
+    requests: int
+
+
+class Progress:
+    """One line, redrawn every second on a terminal; written every ten seconds where output goes to a file."""
+
+    def __init__(self, trials: int, requests: int, count: Callable[[], Count]) -> None:
+        self.trials, self.requests, self.count = trials, requests, count
+        self.terminal = sys.stderr.isatty()
+        self.began = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._first = self.count()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show(last=True)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(1.0 if self.terminal else 10.0):
+            self._show()
+
+    def _show(self, last: bool = False) -> None:
+        count = self.count()
+        elapsed = time.monotonic() - self.began
+        line = (
+            f"{count.done}/{self.trials} trials   {count.requests:,}/{self.requests:,} requests   "
+            f"{clock(elapsed)} gone   {self._left(count, elapsed)}"
+        )
+        start, end = ("\r\033[K", "\n" if last else "") if self.terminal else ("", "\n")
+        print(start + line, end=end, file=sys.stderr, flush=True)
+
+    def _left(self, count: Count, elapsed: float) -> str:
+        """Time left, from the share of requests and trials that are done: both cost."""
+        parts = ((count.requests - self._first.requests, self.requests), (count.done - self._first.done, self.trials))
+        shares = [done / whole for done, whole in parts if whole]
+        share = sum(shares) / len(shares) if shares else 1.0
+        if share <= 0:
+            return "time left unknown"
+        return f"about {clock(max(0.0, elapsed * (1 - share) / share))} left"
+
+
+def clock(seconds: float) -> str:
+    """3:07 or 1:02:45"""
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

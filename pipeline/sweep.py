@@ -1,0 +1,317 @@
+"""A sweep: drop the cells that are done, reserve what the rest may spend, and let Ray Tune run them beside the replicas.
+
+There is no resume mode. The rows on disk say what is done, checkpoints say how far the others are, and the ledger says
+what was paid, so the same command continues after a crash, a kill -9, or an added seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from pipeline.blackbox.bill import Limits, total
+from pipeline.blackbox.ledger import Ledger
+from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.config import Config
+from pipeline.errors import BudgetExceeded, ConfigError, FareboxError
+from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
+from pipeline.progress import Count, Progress
+from pipeline.results import ResultRow, Store
+from pipeline.trial import failed_row, run_trial, spec_columns
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the rows are ours; Tune's csv and json are not read
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    plan: Plan
+    ran: int
+    kept: int
+    problems: tuple[str, ...]
+    """One line for each trial that failed, was truncated or unfunded."""
+
+
+def open_storage(folder: Path) -> str:
+    """Make the sweep's folder and return its lasting id, which is part of every charge's id."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / "storage_id"
+        if not marker.exists():
+            marker.write_text(uuid.uuid4().hex[:12] + "\n")
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+        return marker.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"storage={folder} cannot be written ({error.strerror}): choose another with storage=DIR") from error
+
+
+def sweep_account(storage_id: str) -> str:
+    """The sweep's ceiling in the ledger."""
+    return f"sweep:{storage_id}"
+
+
+def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]:
+    """(cells to run, cells made by other code among them)."""
+    finished = store.finished()
+    stale = [t for t in plan.trials if finished.get(t.trial_id, t.method_digest) != t.method_digest]
+    rerun = {t.trial_id for t in stale} if plan.config.stale == "rerun" else set()
+    return [t for t in plan.trials if t.trial_id not in finished or t.trial_id in rerun], stale
+
+
+def reserve(ledger: Any, plan: Plan, todo: Sequence[TrialSpec], storage_id: str) -> tuple[list[TrialSpec], dict[str, str]]:
+    """Set every trial's predicted bill aside, in plan order; (funded trials, reason by unfunded trial id).
+
+    Raises BudgetExceeded, having given everything back, when a ceiling cannot pay and partial runs are not asked for.
+    """
+    config = plan.config
+    accounts = [sweep_account(storage_id)]
+    ledger.open_account(accounts[0], config.sweep_budget)
+    if config.global_budget.name:
+        accounts.append(config.global_budget.name)
+        ledger.open_account(config.global_budget.name, config.global_budget.limits)
+    funded: list[TrialSpec] = []
+    unfunded: dict[str, str] = {}
+    for spec in todo:
+        try:
+            ledger.reserve(storage_id, spec.account, accounts, Limits(spec.predicted.requests, spec.predicted.images))
+            funded.append(spec)
+        except BudgetExceeded as error:
+            if not config.partial:
+                for earlier in funded:
+                    ledger.settle(storage_id, earlier.account)
+                raise
+            unfunded[spec.trial_id] = str(error)
+    return funded, unfunded
+
+
+class TrialRunner(tune.Trainable):  # type: ignore[misc]
+    """Tune's view of a trial: one step that runs it. The worker, its imports and its pool are reused by the next."""
+
+    def setup(self, config: dict[str, Any], shared: dict[str, Any] | None = None) -> None:
+        """Keep what all trials share."""
+        assert shared is not None
+        torch.set_num_threads(1)
+        self.shared, self.index = shared, int(config["index"])
+        self.pool = RayPool(shared["replicas"])
+        self.ledger = RemoteLedger(shared["ledger"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self.index = int(new_config["index"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial to its rows, and give back what it did not spend."""
+        spec: TrialSpec = self.shared["specs"][self.index]
+        store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
+        try:
+            rows = run_trial(
+                spec, self.pool, storage, store, self.shared["checkpoint_s"], threads=self.shared["threads"]
+            )
+        except Exception as error:  # a method's own bug must not stop the other trials
+            log = store.storage / "errors" / f"{spec.trial_id}.txt"
+            _write_traceback(log, error)
+            rows = [failed_row(spec, f"{type(error).__name__}: {error} (traceback in {log})", spec_columns(spec))]
+            store.write(rows)
+        self.ledger.settle(storage, spec.account)
+        return {"done": True, "status": rows[0].status}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are ours, by trial id."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: see save_checkpoint."""
+
+
+def run(config: Config, say: Callable[[str], None], mirror: Callable[[Sequence[ResultRow]], None]) -> Outcome:
+    """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
+    plan = make_plan(config)
+    storage_id = open_storage(config.storage)
+    store = Store(config.storage)
+    todo, stale = pending(plan, store)
+    kept = len(plan.trials) - len(todo)
+    for name, why in plan.unable:
+        say(f"not run: {name} {why}")
+    if stale:
+        doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
+        say(f"{len(stale)} cells were made by other code of {', '.join(sorted({t.choice.name for t in stale}))}: {doing}")
+    if not todo:
+        say(f"nothing to run: all {kept} trials of this sweep are done")
+        return Outcome(plan, 0, kept, _problems(plan, store))
+    if not config.partial:
+        refuse_unpayable(plan, todo)
+    ledger = Ledger(config.ledger_url)
+    funded, unfunded = reserve(ledger, plan, todo, storage_id)
+    for spec in todo:
+        if spec.trial_id in unfunded:
+            store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
+    asked = total(t.predicted for t in funded)
+    say(f"{len(funded)} trials to run, {kept} done before; {asked.requests:,} requests predicted")
+    if funded:
+        with _ray(config) as (replicas, ledger_actor):
+            _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
+    ledger.close()
+    return Outcome(plan, len(funded), kept, _problems(plan, store))
+
+
+@contextlib.contextmanager
+def _ray(config: Config) -> Iterator[tuple[list[Any], Any]]:
+    """Ray, the ledger actor and the replicas, for as long as the sweep runs. They live outside the trials' groups."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own deprecation notes
+        ray.init(
+            address=config.address,
+            namespace=NAMESPACE,
+            include_dashboard=False if config.address is None else None,
+            log_to_driver=False,
+            configure_logging=False,
+            **({"object_store_memory": _object_store()} if config.address is None else {}),
+        )
+    try:
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        count = config.replicas
+        if count == "auto":
+            count = gpus or max(1, int(resources["CPU"]) // config.threads)
+        home = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )  # a SQLite ledger is a file on this node
+        ledger = LedgerActor.options(scheduling_strategy=home).remote(config.ledger_url)
+        replica = Replica.options(num_gpus=min(1, gpus / int(count)) if gpus else 0)
+        replicas = [
+            replica.remote(config.model, str(config.features), config.threads, ledger) for _ in range(int(count))
+        ]
+        ray.get([r.info.remote() for r in replicas], timeout=600)
+        yield replicas, ledger
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, FareboxError) else ConfigError(f"the endpoint did not start: {cause}") from error
+    except ray.exceptions.ActorDiedError as error:
+        raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        ray.shutdown()
+
+
+def _object_store() -> int:
+    return 512 * 2**20
+
+
+def _tune(
+    config: Config,
+    funded: Sequence[TrialSpec],
+    replicas: Sequence[Any],
+    ledger_actor: Any,
+    storage_id: str,
+    ledger: Ledger,
+    store: Store,
+    mirror: Callable[[Sequence[ResultRow]], None],
+) -> None:
+    shared = {
+        "specs": list(funded),
+        "replicas": list(replicas),
+        "ledger": ledger_actor,
+        "storage": str(config.storage),
+        "storage_id": storage_id,
+        "checkpoint_s": config.checkpoint_s,
+        "threads": config.threads,
+    }
+    cores = int(ray.cluster_resources()["CPU"])
+    slots = cores if config.concurrency == "auto" else int(config.concurrency)
+    watch = _Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
+    scratch = tempfile.mkdtemp(prefix="farebox-tune-")
+    predicted = total(t.predicted for t in funded)
+    try:
+        with Progress(len(funded), predicted.requests, watch.count), _quiet():
+            tuner = tune.Tuner(
+                tune.with_resources(tune.with_parameters(TrialRunner, shared=shared), {"cpu": min(1.0, cores / slots)}),
+                param_space={"index": tune.grid_search(list(range(len(funded))))},
+                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots),
+                run_config=tune.RunConfig(
+                    name="trials", storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=3)
+                ),
+            )
+            tuner.fit()
+    finally:
+        watch.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Watch:
+    """Counts finished trials by their files, and hands each one's rows to the mirror as they come."""
+
+    def __init__(
+        self, ids: Sequence[str], store: Store, ledger: Ledger, account: str, mirror: Callable[[Sequence[ResultRow]], None]
+    ) -> None:
+        self.store, self.ledger, self.account, self.mirror = store, ledger, account, mirror
+        self.before = {i: self._stamp(i) for i in ids}
+        self.done: set[str] = set()
+        self.first = self._charged()
+        self._lock = threading.Lock()
+
+    def _stamp(self, trial: str) -> int:
+        path = self.store.results / f"{trial}.arrow"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    def _charged(self) -> int:
+        return next((a.charged.requests for a in self.ledger.accounts() if a.name == self.account), 0)
+
+    def count(self) -> Count:
+        """Trials finished and requests charged since the start; new rows are mirrored on the way."""
+        with self._lock:
+            for trial, before in self.before.items():
+                if trial not in self.done and self._stamp(trial) != before:
+                    self.done.add(trial)
+                    self.mirror(self.store.rows_of(trial))
+        return Count(len(self.done), self._charged() - self.first)
+
+    def close(self) -> None:
+        """See the last rows."""
+        self.count()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Tune prints its own tables to stdout, whatever its verbosity; ours is the progress line."""
+    with contextlib.redirect_stdout(sys.stderr if os.environ.get("FAREBOX_DEBUG") else open(os.devnull, "w")):  # noqa: SIM115, PTH123
+        yield
+
+
+def _write_traceback(path: Path, error: BaseException) -> None:
+    import traceback
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)))
+
+
+def _problems(plan: Plan, store: Store) -> tuple[str, ...]:
+    """A line for each trial of the plan without a whole result."""
+    rows = {r["trial_id"]: r for r in store.read().select(["trial_id", "status", "error"]).to_pylist()}
+    lines = []
+    for spec in plan.trials:
+        row = rows.get(spec.trial_id, {"status": "failed", "error": "no row was written"})
+        if row["status"] != "done":
+            lines.append(f"{row['status']}: {spec.name}: {row['error']}")
+    return tuple(lines)
+
+

@@ -1,0 +1,149 @@
+"""TaskRes against an independent plain loop: same features, labels and batch order give the same residual."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from methods.base import Access, Remaining, TaskShape
+from methods.taskres import TaskRes
+from methods.testing import ToyBox, fit, toy_task
+
+GRANT = Access.TEXT | Access.FEATURES
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(**settings: object) -> TaskRes:
+    return TaskRes(TaskRes.Config(**settings))  # type: ignore[arg-type]
+
+
+def plain_loop(*, seed: int, views: int, epochs: int, batch: int, alpha: float, fresh: bool = False) -> torch.Tensor:
+    """The residual by a loop that shares no code with the method: cosines, rates, order and loader are spelled out."""
+    task, _ = toy_task()
+    towers = ToyBox(GRANT).towers
+    t = towers.text_features(task.classes.prompts())[0]
+    pixels, y = task.train.images, task.train.labels
+    n = len(y)
+    order = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**63 - 1)))
+    x = torch.zeros(t.shape, requires_grad=True)
+    adam = torch.optim.Adam([x], lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=5e-4)
+    for epoch in range(epochs):
+        if fresh:
+            rows = pixels.views(1, seed=1 + epoch % views).pixels_BX  # type: ignore[attr-defined]
+        else:
+            v = epoch % views
+            rows = pixels.views(views).pixels_BX[v * n : (v + 1) * n]  # type: ignore[attr-defined]
+        f = towers.image_features(rows)
+        lr = 1e-5 if epoch == 0 else 2e-3 * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+        adam.param_groups[0]["lr"] = lr
+        permutation = torch.randperm(n, generator=order)
+        n_batches = n // batch if n >= batch else 1
+        for b in range(n_batches):
+            picked = permutation[b * batch : (b + 1) * batch]
+            offset = t + alpha * x
+            cosine = f[picked] @ (offset / offset.norm(dim=1, keepdim=True)).T
+            loss = -(20.0 * cosine).log_softmax(1)[torch.arange(len(picked)), y[picked]].mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    return x.detach()
+
+
+@pytest.mark.parametrize(("batch", "alpha", "fresh"), [(8, 0.5, False), (256, 1.0, False), (8, 0.5, True)])
+def test_the_residual_is_that_of_the_plain_loop(batch: int, alpha: float, fresh: bool) -> None:
+    task, _ = toy_task(views=3, fresh_views=fresh)
+    method = build(batch_size=batch, epochs=7, alpha=alpha)
+    steps = fit(method, task, ToyBox(GRANT), seed=11)
+    assert steps == 7
+    expected = plain_loop(seed=11, views=7 if fresh else 3, epochs=7, batch=batch, alpha=alpha, fresh=fresh)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(method.residual_CD.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_are_scaled_cosines_to_the_shifted_text() -> None:
+    task, test = toy_task()
+    method, box = build(epochs=5), ToyBox(GRANT)
+    fit(method, task, box)
+    t = box.towers.text_features(task.classes.prompts())[0] + 0.5 * method.residual_CD.detach()
+    f = box.towers.image_features(test.images.pixels_BX)  # type: ignore[attr-defined]
+    cosine = f @ t.T / (f.norm(dim=1, keepdim=True) * t.norm(dim=1))
+    torch.testing.assert_close(method.predict(test.images, box), 20.0 * cosine, rtol=1e-4, atol=1e-4)
+
+
+def test_learning_rate_of_single_epochs() -> None:
+    method = build()
+    method.epochs = 100
+    assert method.learning_rate(0) == 1e-5
+    assert method.learning_rate(1) == 2e-3
+    assert method.learning_rate(51) == pytest.approx(1e-3)
+    assert method.learning_rate(99) == pytest.approx(2e-3 * 0.5 * (1 + math.cos(math.pi * 98 / 100)))
+    assert 0 < method.learning_rate(99) < 2e-6
+
+
+def test_learning_rate_is_torchs_cosine_held_back_by_the_warm_up() -> None:
+    """Dassl steps the cosine scheduler for the first time at the end of the first epoch after the warm-up."""
+    method = build()
+    method.epochs = 20
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20.0)
+    rates = [1e-5]
+    for _ in range(19):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cosine.step()
+    assert [method.learning_rate(e) for e in range(20)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 100), (4, 100), (8, 200), (16, 200)])
+def test_epochs_by_shots(shots: int, epochs: int) -> None:
+    task, _ = toy_task(shots=shots, views=1)
+    method = build()
+    method.start(task, ToyBox(GRANT), np.random.default_rng(0))
+    assert method.notes["epochs"] == epochs
+
+
+def test_the_start_is_zero_shot() -> None:
+    task, test = toy_task()
+    method, box = build(), ToyBox(GRANT | Access.SCORES)
+    method.start(task, box, np.random.default_rng(0))
+    torch.testing.assert_close(method.predict(test.images, box), box.scores(test.images, task.classes.prompts())[0])
+
+
+def test_an_unpickled_method_trains_its_own_residual() -> None:
+    task, _ = toy_task()
+    method, box = build(epochs=4), ToyBox(GRANT)
+    method.start(task, box, np.random.default_rng(0))
+    method.step(box)
+    again: TaskRes = pickle.loads(pickle.dumps(method))
+    assert again.optimizer.param_groups[0]["params"][0] is again.residual_CD
+    before = again.residual_CD.detach().clone()
+    again.step(box)
+    assert not torch.equal(before, again.residual_CD)
+
+
+@pytest.mark.parametrize(
+    ("allotment", "fresh", "views"),
+    [
+        (Remaining(images=1000), False, 10),
+        (Remaining(images=199), False, 9),
+        (Remaining(images=20), False, 1),
+        (Remaining(requests=2), False, 10),
+        (Remaining(requests=5), True, 4),
+        (Remaining(requests=50, images=125), True, 6),
+        (Remaining(), True, 100),
+    ],
+)
+def test_views_are_cut_to_the_allotment_and_epochs_are_not(allotment: Remaining, fresh: bool, views: int) -> None:
+    task, _ = toy_task(views=10, fresh_views=fresh)
+    method, box = build(), ToyBox(GRANT, allotment)
+    predicted = method.bill(TaskShape.of(task, box.feature_dim), allotment)
+    assert fit(method, task, box) == 100
+    assert method.notes["views"] == views
+    assert box.bill == predicted
+    assert box.bill.images == 20 * views
