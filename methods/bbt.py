@@ -7,15 +7,17 @@ Cost: a generation scores P prompt sets on one fixed augmented view of the N tra
     Within an allotment as many generations as it pays, none at worst: then the prompt is the template's.
 Prediction asks 1 prompt set about each image.
 Paper: Sun et al., Black-Box Tuning for Language-Model-as-a-Service, arXiv:2201.03514:
-    z* = argmin_z CE(f(p0 + A z; X), Y)        (eq. 1; CMA-ES in section 3.3)
-run as the BBT of CraFT's tables (arXiv:2402.04050) was, as far as that is known: CraFT's prompt search, KL term off.
+    z* = argmin_z CE(f(p0 + A z; X), Y)
+run as the BBT rows of CraFT's tables (arXiv:2402.04050), as far as that is known: CraFT's prompt search without the KL
+term. The code of those rows was not released; CraFT's was read for everything here that BBT's paper leaves open.
 
 Departs from the papers:
 1. CLIP and context tokens before the class name, not a language model and 50 prepended tokens.
 2. A is Gaussian with CraFT's `std`; BBT draws it uniformly. P = 40 as CraFT; BBT has 20.
 3. The prompt is the mean of the last generation's search distribution; BBT keeps the candidate that is best on a
    development set. Nothing is chosen on test.
-4. The start is the data set's own template; `paper_start` restores "a photo of a" everywhere (CraFT's).
+4. The start is the data set's own template, or where that has no words before the class name the first of its
+   ensemble that has; `paper_start` restores "a photo of a {}." everywhere (CraFT's).
 5. The allotment ends the search; CMA-ES's tolerance rules do not.
 """
 
@@ -41,7 +43,7 @@ from methods.base import (
     with_templates,
 )
 from methods.evolution import PromptSearch, plan_generations
-from methods.optim import mean_cross_entropy, start_context, training_views
+from methods.optim import mean_cross_entropy, training_views, with_context
 
 
 @method(name="bbt", access=Access.SOFT | Access.SCORES, paper="arXiv:2201.03514", new_classes=True)
@@ -71,10 +73,10 @@ class BBT(Method):
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         c = self.config
-        self.classes = with_templates(task.classes, "a photo of a {}.") if c.paper_start else task.classes
+        self.classes = with_templates(task.classes, "a photo of a {}.") if c.paper_start else with_context(task.classes)
         self.images, self.labels_N = training_views(task, 1), task.train.labels
         self.search = PromptSearch(
-            start_context(self.classes, box),
+            box.embed_text(self.classes.context),
             intrinsic_dim=c.intrinsic_dim,
             std=c.std,
             sigma=c.sigma,
@@ -86,7 +88,7 @@ class BBT(Method):
         self.trainable_params = c.intrinsic_dim
         self.generation = 0
         self.generations = self._generations(TaskShape.of(task, box.feature_dim), box.remaining)
-        self.notes["generations"] = self.generations
+        self.notes |= {"generations": self.generations, "start": self.classes.template}
 
     def step(self, box: BlackBox) -> bool:
         """One generation."""

@@ -5,13 +5,16 @@ entries N(0, std^2), never trained.
 Shapes: K intrinsic dimension, L context tokens, E token-embedding width, P population.
 Cost: none; candidates are scored by the method that owns the search.
 Papers: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772 (run by pycma); the random subspace is
-BBT's, arXiv:2201.03514, eq. 1 and section 3.2, here with the Gaussian A of CraFT's released code.
+BBT's, arXiv:2201.03514, here with the Gaussian A of CraFT's released code (arXiv:2402.04050, main_craft.py).
 
-Two of pycma's defaults are not left to it:
+Three of pycma's defaults are not left to it:
 1. Its `seed` reseeds numpy's global generator, so that two searches in one process disturb each other. Here every
    normal number comes from the search's own generator, which is pickled with it.
 2. pycma 4.5 replaces cumulative step-size adaptation (CSA) by two-point adaptation (TPA) from 300 dimensions on. The
-   papers ran earlier releases, with CSA at any dimension, and TPA refuses a second `ask()`. CSA is asked for by name.
+   papers ran earlier releases (4.0 and 3.3 still have CSA at 512), and TPA refuses a second `ask()`. CSA is asked for
+   by name.
+3. The eigendecomposition is torch's, so that one thread count, torch's, governs a trial. At K = 512 it falls due in
+   every third generation: about 20 ms a generation on one quiet core, of which 12 are this.
 
 pycma's own stopping rules are not consulted: the budget ends a search, as it does any other method here.
 """
@@ -25,6 +28,8 @@ from torch import Tensor
 
 from methods.base import Bill, Remaining, torch_generator
 
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
 
 class StandardNormal:
     """A picklable source of normal numbers for pycma: randn(n, dim) from a generator of its own."""
@@ -32,8 +37,14 @@ class StandardNormal:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
 
-    def __call__(self, *shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def __call__(self, *shape: int) -> Array:
         return self.rng.standard_normal(shape)
+
+
+def eigh(c_KK: Array) -> tuple[Array, Array]:
+    """Eigenvalues [K] and eigenvectors [K, K] of a symmetric matrix, on torch's threads."""
+    values_K, vectors_KK = torch.linalg.eigh(torch.from_numpy(c_KK))
+    return values_K.numpy(), vectors_KK.numpy()
 
 
 class Evolution:
@@ -44,6 +55,7 @@ class Evolution:
             "popsize": popsize,
             "bounds": [-bound, bound] if bound > 0 else [None, None],
             "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
+            "CMA_eigenmethod": eigh,
             "randn": StandardNormal(rng.spawn(1)[0]),
             "seed": np.nan,  # pycma's word for "leave numpy's global generator alone"
             "signals_filename": "",  # no file in the working directory may steer a run
@@ -51,7 +63,7 @@ class Evolution:
             "verb_log": 0,
         }
         self.es = cma.CMAEvolutionStrategy(np.zeros(dim), sigma, options)
-        self.asked: list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = []
+        self.asked: list[Array] = []
 
     def ask(self) -> Tensor:
         """A new population [P, K]."""
@@ -72,7 +84,7 @@ class Evolution:
         return self._tensor(np.mean(self.es.ask(), axis=0))
 
     @staticmethod
-    def _tensor(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Tensor:
+    def _tensor(values: Array) -> Tensor:
         return torch.tensor(values, dtype=torch.float32)
 
 

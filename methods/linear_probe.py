@@ -79,6 +79,8 @@ class LinearProbe(Method):
         max_iter: int = 1000
         """L-BFGS iterations of one regression."""
 
+    config: Config
+
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         search = self._affords_search(TaskShape.of(task, box.feature_dim), box.remaining)
         x_ND, labels_N = box.image_features(task.train.images), task.train.labels

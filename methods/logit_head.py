@@ -10,7 +10,8 @@ Paper: Wang et al., CraFT, arXiv:2402.04050, the refinement part; no paper repor
 
     refined = raw + net(raw)            loss = CE(refined, y) + weight * KL(raw || refined)
 
-One epoch of Adam an epoch of views, as CraFT trains its head once a generation.
+One epoch of Adam on each view in turn, as CraFT trains its head once a generation; the KL term only in the first
+quarter of the epochs (CraFT's budget // n, n = 4 in most of its configs).
 
 Within the allotment: all E epochs are always run, since they cost nothing here. V = the fixed views that the task
 offers (or E when fresh), cut to what remains, at least 1; epoch e learns view e mod V, asked when it first needs it.
@@ -21,7 +22,6 @@ Departs from CraFT's head:
    baseline is never the less trained of the two.
 3. Scores are the endpoint's, from unit-length features; CraFT's head trains on un-normalised image features and is
    tested on normalised ones.
-4. The KL term stays for all epochs; CraFT drops it after 1/4 of them on six data sets (`kl_share` restores that).
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ class LogitHead(Method):
         """Adam's learning rate, constant."""
         weight: float = 0.1
         """Weight of KL(raw || refined)."""
-        kl_share: float = 1.0
-        """Share of the epochs, from the first, that have the KL term; CraFT's 1/n."""
+        kl_share: float = 0.25
+        """Share of the epochs, from the first, that have the KL term: CraFT's 1/n. 1 keeps it throughout."""
         hidden: int = 256
         """Hidden units."""
         batch_size: int = 256
         """Images in a step; a short last batch is used."""
+
+    config: Config
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         config = self.config
@@ -93,7 +95,7 @@ class LogitHead(Method):
         weight = None if self.epoch < self.config.kl_share * self.config.epochs else 0.0
         self.refiner.train_epoch(raw_NC, self.labels_N, self.generator, weight)
         self.epoch += 1
-        return bool(self.epoch < self.config.epochs)
+        return self.epoch < self.config.epochs
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.refiner.refine(box.scores(images, self.prompts)[0])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from methods.base import Bill, BlackBox, Classes, FewShotTask, ImageSet, Remaining, TaskShape
+from methods.base import Bill, Classes, FewShotTask, ImageSet, Remaining, TaskShape, with_templates
 
 
 def shuffled_batches(n: int, size: int, generator: torch.Generator, drop_last: bool = False) -> Iterator[Tensor]:
@@ -70,10 +70,10 @@ class EpochViews:
 
 def epoch_view(task: FewShotTask, epoch: int) -> ImageSet:
     """The view of the training images [N] that epoch `epoch` learns from: a new one, or the fixed views in turn."""
-    if not task.views:
-        return task.train.images
     if task.fresh_views:
         return task.train.images.views(1, seed=epoch + 1)
+    if not task.views:
+        return task.train.images
     n, v = len(task.train.images), epoch % task.views
     return task.train.images.views(task.views)[v * n : (v + 1) * n]
 
@@ -84,9 +84,12 @@ def mean_cross_entropy(logits_PBC: Tensor, labels_B: Tensor) -> Tensor:
     return -log_p_PBC[:, torch.arange(len(labels_B)), labels_B].mean(-1)
 
 
-def start_context(classes: Classes, box: BlackBox) -> Tensor:
-    """Token embeddings [L, E] that a soft prompt starts from: the template's own words before the class name.
+def with_context(classes: Classes) -> Classes:
+    """The classes under a template with words before the class name, which is what a soft prompt replaces.
 
-    A template without such words ("{} texture.") has nothing to learn: there "a photo of a" is placed before it.
+    That is the data set's own template if it has any; else the first of its ensemble that does, else CLIP's own.
     """
-    return box.embed_text(classes.context or "a photo of a").clone()
+    for template in (classes.template, *classes.templates):
+        if template.split("{}")[0].strip():
+            return with_templates(classes, template)
+    return with_templates(classes, "a photo of a {}.")

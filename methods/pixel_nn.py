@@ -33,6 +33,8 @@ class PixelNearestNeighbour(Method):
         size: int = 16
         """Side of the square grey thumbnail in pixels."""
 
+    config: Config
+
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         self.thumbnails_NX = task.train.images.pixels(self.config.size)
         self.labels_N = task.train.labels

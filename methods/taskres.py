@@ -4,7 +4,7 @@ What is learned: x [C, D], zero at first, so that the start is zero-shot; C * D 
 Shapes: B images in a call, C classes, D feature width, N training images, V views, E epochs.
 Cost: 1 request (C prompts) for the text features; then V * N image rows, in 1 request for V fixed views, or in V
 requests of N rows, one an epoch, for fresh views (V = E). Prediction asks features: 1 request, B image rows a call.
-Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277, eq. 4 and 5:
+Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277; symbols are the paper's:
 
     t'_c = t_c + alpha * x_c            logit_c(f) = scale * cos(f, t'_c)
 
@@ -74,6 +74,8 @@ class TaskRes(Method):
         warmup_lr: float = 1e-5
         """The constant learning rate of the warm-up."""
 
+    config: Config
+
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         shape = TaskShape.of(task, box.feature_dim)
         self.epochs, self.epoch = self._epochs(shape), 0
@@ -109,7 +111,7 @@ class TaskRes(Method):
         return self.config.warmup_lr if after < 0 else cosine_lr(self.config.lr, after, self.epochs)
 
     def classifier(self) -> Tensor:
-        """t' = t + alpha * x (eq. 4) at unit length, [C, D]."""
+        """t' = t + alpha * x at unit length, [C, D]."""
         return normalize(self.text_CD + self.config.alpha * self.residual_CD, dim=-1)
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ class ToyImages:
 
 
 class ToyBox:
-    """A BlackBox over `ToyTowers`: bills every call, refuses what is not granted or not paid for, remembers the calls."""
+    """A BlackBox over `ToyTowers`: bills every call, refuses what is not granted or not paid, remembers the calls."""
 
     def __init__(self, access: Access, allotment: Remaining | None = None) -> None:
         self.towers = ToyTowers()

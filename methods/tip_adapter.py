@@ -5,7 +5,7 @@ Shapes: B images in a call, C classes, D feature width, N training images, M val
 Cost: 1 request (C prompts) for the text features; 1 request, V * N image rows for the keys; 1 request, M image rows for
 the validation features. -F trains on the keys' views; with fresh views it asks 1 request, N image rows more an epoch.
 Prediction asks features: 1 request, B image rows a call.
-Paper: Zhang et al., Tip-Adapter, arXiv:2207.09519 (ECCV 2022), eq. 4 to 7:
+Paper: Zhang et al., Tip-Adapter, arXiv:2207.09519 (ECCV 2022); symbols are the paper's:
 
     F = normalise(mean over views of f_train)        L = onehot(y_train)
     logits(f) = scale * f W' + alpha * A(f) L        A(f) = exp(-beta * (1 - f F'))
@@ -14,10 +14,9 @@ alpha and beta are the first best, in validation accuracy, of 20 alphas x 200 be
 -F: F is trained from there by cross-entropy at the initial alpha and beta (AdamW, lr 1e-3, eps 1e-4, a cosine over
 all steps, batches of 256), then the same search is made with the trained keys.
 
-Within the allotment: the validation images are set aside first, then V = the views that the task offers, cut to what
-remains. When not even one view fits beside them, there is no search: V is cut by itself, at least 1, and alpha and beta
-stay as they are, as they do when there are no validation images. Fresh views of -F get what is left: n of them, and
-epoch e learns view e mod n; when n is 0 it learns the keys' views as it does without fresh views.
+Within the allotment: validation is set aside first, then V = the views that the task offers (at least 1), cut to what
+remains. When not even one view fits beside validation, there is no search: alpha and beta stay, as they do without
+validation images. -F's fresh views get what is left, n: epoch e learns view e mod n, or the keys' views when n is 0.
 
 Departs from the paper and its released code:
 1. The search uses the benchmark's validation images, min(shots, 4) a class; the released code searches on the full
@@ -61,8 +60,8 @@ class Plan(NamedTuple):
 
     views: int
     search: bool
-    fresh: int
     bill: Bill
+    fresh: int = 0
 
 
 @method(name="tip_adapter", access=Access.TEXT | Access.FEATURES, paper="arXiv:2207.09519")
@@ -86,6 +85,8 @@ class TipAdapter(Method):
         n_betas: int = 200
         """Betas in the grid."""
 
+    config: Config
+
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         plan = self._plan(TaskShape.of(task, box.feature_dim), box.remaining)
         self.alpha, self.beta = self.config.init_alpha, self.config.init_beta
@@ -94,8 +95,7 @@ class TipAdapter(Method):
         bank_VND = box.image_features(training_views(task, plan.views)).view(plan.views, len(self.labels_N), -1)
         self.keys_ND = normalize(bank_VND.mean(0), dim=-1)
         self.val = (box.image_features(task.val.images), task.val.labels) if plan.search else None
-        n_val = len(task.val.labels) if plan.search else 0
-        self.notes.update(views=plan.views, fresh_views=plan.fresh, searched_on_val=n_val)
+        self.notes.update(views=plan.views, fresh_views=plan.fresh, searched_on_val=len(task.val.labels) * plan.search)
         self._adapt(task, plan, bank_VND, rng)
 
     def _adapt(self, task: FewShotTask, plan: Plan, bank_VND: Tensor, rng: np.random.Generator) -> None:
@@ -107,7 +107,7 @@ class TipAdapter(Method):
         return affinity_BN.new_zeros(len(features_BD), self.n_classes).index_add(1, self.labels_N, affinity_BN)
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """Eq. 7, [B, C]."""
+        """Zero-shot logits plus alpha times the cache, [B, C]."""
         return self.scale * features_BD @ self.text_CD.T + self.alpha * self.cache(features_BD, self.beta)
 
     @torch.no_grad()
@@ -141,12 +141,7 @@ class TipAdapter(Method):
         search = shape.n_val > 0 and remaining.affords(text + val + Bill.image_features(n, d)) != 0
         bill = text + val if search else text
         views = affordable(max(1, shape.views), Bill(images=n), remaining.minus(bill))
-        bill = bill + Bill.image_features(views * n, d)
-        fresh = self._fresh_views(shape, remaining.minus(bill))
-        return Plan(views, search, fresh, bill + Bill.image_features(n, d) * fresh)
-
-    def _fresh_views(self, shape: TaskShape, left: Remaining) -> int:
-        return 0
+        return Plan(views, search, bill + Bill.image_features(views * n, d))
 
 
 @method(name="tip_adapter_f", access=Access.TEXT | Access.FEATURES, paper="arXiv:2207.09519")
@@ -164,8 +159,10 @@ class TipAdapterF(TipAdapter):
         batch_size: int = 256
         """Images in a step; a short last batch is used."""
 
+    config: Config
+
     def _adapt(self, task: FewShotTask, plan: Plan, bank_VND: Tensor, rng: np.random.Generator) -> None:
-        self.epoch, self.updates = 0, 0
+        self.epoch = 0
         self.generator = torch_generator(rng)
         self.keys_ND.requires_grad_()
         self.optimizer = torch.optim.AdamW([self.keys_ND], lr=self.config.lr, eps=1e-4)
@@ -175,24 +172,24 @@ class TipAdapterF(TipAdapter):
 
     def step(self, box: BlackBox) -> bool:
         features_ND = self.views.of(self.epoch, box.image_features)
-        total = self.config.epochs * -(-len(self.labels_N) // self.config.batch_size)
-        for rows in shuffled_batches(len(self.labels_N), self.config.batch_size, self.generator):
-            self.optimizer.param_groups[0]["lr"] = cosine_lr(self.config.lr, self.updates, total)
+        batches = list(shuffled_batches(len(self.labels_N), self.config.batch_size, self.generator))
+        for done, rows in enumerate(batches, self.epoch * len(batches)):
+            rate = cosine_lr(self.config.lr, done, self.config.epochs * len(batches))
+            self.optimizer.param_groups[0]["lr"] = rate
             loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            self.updates += 1
         self.epoch += 1
         if self.epoch == self.config.epochs:
             self._search()
-        return bool(self.epoch < self.config.epochs)
+        return self.epoch < self.config.epochs
 
-    def _fresh_views(self, shape: TaskShape, left: Remaining) -> int:
-        if not shape.fresh_views:
-            return 0
-        view = Bill.image_features(shape.n_train, shape.feature_dim)
-        return affordable(self.config.epochs, view, left) if left.affords(view) != 0 else 0
+    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        plan, view = super()._plan(shape, remaining), Bill.image_features(shape.n_train, shape.feature_dim)
+        wanted, times = self.config.epochs if shape.fresh_views else 0, remaining.minus(plan.bill).affords(view)
+        fresh = wanted if times is None else min(wanted, times)
+        return plan._replace(fresh=fresh, bill=plan.bill + view * fresh)
 
 
 def grid(top: float, n: int) -> list[float]:

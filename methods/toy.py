@@ -54,7 +54,7 @@ class ToyTowers:
 
     def _place(self, ctx_LE: Tensor, names: Sequence[str]) -> Tensor:
         class_CD = torch.stack([self.vector(n, self.D) for n in names])
-        mean_E = ctx_LE.mean(0)
+        mean_E = ctx_LE.mean(0) if len(ctx_LE) else ctx_LE.new_zeros(self.E)
         return normalize(class_CD * (1 + torch.tanh(mean_E @ self.gate_ED)) + mean_E @ self.context_map_ED, dim=-1)
 
     def _sentence(self, text: str) -> Tensor:

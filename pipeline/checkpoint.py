@@ -34,7 +34,11 @@ class Checkpoint:
                 continue
             data = path.read_bytes()
             if hashlib.sha256(data[32:]).digest() == data[:32]:
-                return pickle.loads(data[32:])
+                try:
+                    return pickle.loads(data[32:])
+                except Exception as error:  # whole, but of an older Farebox
+                    log.warning("checkpoint %s cannot be read (%s): the trial starts again", path, error)
+                    continue
             log.warning("checkpoint %s is damaged: an older one is used, or the trial starts again", path)
         return None
 

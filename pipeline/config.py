@@ -10,13 +10,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from methods import all_methods
 from methods.base import Access, Method, MethodInfo
+from pipeline import checks
 from pipeline.blackbox.bill import Limits
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -160,18 +162,21 @@ def load(kind: Kind, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(did_you_mean(kind, name, names(kind)))
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)) or {})
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        data = OmegaConf.to_container(OmegaConf.load(path)) or {}
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, expected key: value lines")
+    return cast(dict[str, Any], data)
 
 
 def model_card(name: str) -> ModelCard:
-    """The card of a model; `name` may be a local checkpoint written as ARCH=PATH."""
+    """The card of a model; `name` may be the path of a card of one's own, as in model=my/model.yaml."""
     return _card(ModelCard, "model", name)
 
 
 def dataset_card(name: str) -> DatasetCard:
-    """The card of a data set."""
+    """The card of a data set; `name` may be a path, as in datasets=[my/data.yaml]."""
     return _card(DatasetCard, "dataset", name)
 
 
@@ -232,14 +237,15 @@ def compose(words: Sequence[str]) -> Config:
             raise ConfigError(f"{word!r} is not key=value; for example: sweep=demo shots=[1,16]")
     try:
         typed = OmegaConf.from_dotlist(list(words))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"cannot read {' '.join(words)!r}: {error}") from error
-    sweep = str(typed.get("sweep", base.sweep))
-    layers = [("conf/base.yaml", base), (f"sweep {sweep!r}", OmegaConf.create(load("sweep", sweep))), ("command", typed)]
-    for where, layer in layers[1:]:
-        _check_keys(where, cast(DictConfig, layer), base, "")
+        sweep = str(typed.get("sweep", base.sweep))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"cannot read {' '.join(words)!r}: {' '.join(str(error).split())}") from error
+    chosen = OmegaConf.create(load("sweep", sweep))
+    known = cast(dict[str, Any], OmegaConf.to_container(base))
+    for where, layer in ((f"sweep {sweep!r}", chosen), ("command", typed)):
+        _check_keys(where, cast(dict[str, Any], OmegaConf.to_container(layer)), known, "")
     try:
-        merged = cast(DictConfig, OmegaConf.merge(*(layer for _, layer in layers)))
+        merged = cast(DictConfig, OmegaConf.merge(base, chosen, typed))
         merged.sweep = Path(sweep).stem
         raw = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
@@ -247,108 +253,66 @@ def compose(words: Sequence[str]) -> Config:
     return _resolve(raw)
 
 
-def _check_keys(where: str, layer: DictConfig, known: DictConfig, prefix: str) -> None:
+def _check_keys(where: str, layer: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
     for key, value in layer.items():
         if key not in known:
             raise ConfigError(f"{where}: " + did_you_mean("key", f"{prefix}{key}", [f"{prefix}{k}" for k in known]))
-        if isinstance(value, DictConfig) and key != "method" and isinstance(known[key], DictConfig):
+        nested = isinstance(known[key], dict)
+        if isinstance(value, dict) != nested:
+            wanted = f"keys under it, as in {prefix}{key}.KEY=VALUE" if nested else "a value or a list"
+            raise ConfigError(f"{where}: {prefix}{key}={value}: expected {wanted}")
+        if nested and key != "method":
             _check_keys(where, value, known[key], f"{prefix}{key}.")
+        for name, settings in value.items() if key == "method" else ():
+            if not isinstance(settings, dict):
+                raise ConfigError(f"{where}: method.{name}={settings}: expected method.{name}.SETTING=VALUE")
 
 
 def _resolve(raw: dict[str, Any]) -> Config:
     budget = raw["budget"]
-    methods = _many(raw, "methods", str)
+    methods = checks.words("methods", raw["methods"])
     for name in methods:
         load("method", name)
     for name in raw["method"]:
         if name not in methods:
             raise ConfigError(f"method.{name}: " + did_you_mean("method in this sweep", name, methods))
-    storage = Path(raw["storage"]).absolute()
-    features = Path(raw["features"]).absolute() if raw["features"] else storage.parent / "features"
+    storage = Path(checks.text("storage", raw["storage"])).absolute()
+    features = checks.maybe_text("features", raw["features"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
         label=str(raw["label"] or ""),
         model=model_card(str(raw["model"])),
         methods=methods,
-        datasets=tuple(dataset_card(n) for n in _many(raw, "datasets", str)),
-        shift=bool(raw["shift"]),
-        shots=_many(raw, "shots", int),
-        seeds=_many(raw, "seeds", int),
-        settings=_one_of(raw, "settings", ("default", "paper")),
-        views=raw["views"] if raw["views"] == "fresh" else _whole("views", raw["views"], minimum=0),
-        validation=_one_of(raw, "validation", ("min4", "none")),
-        curve=_whole("curve", raw["curve"], minimum=0),
-        allotments=_allotments(budget),
-        sweep_budget=Limits(*(_limit(f"budget.sweep.{k}", budget["sweep"][k]) for k in ("requests", "images"))),
+        datasets=tuple(dataset_card(n) for n in checks.words("datasets", raw["datasets"])),
+        shift=checks.flag("shift", raw["shift"]),
+        shots=checks.numbers("shots", raw["shots"]),
+        seeds=checks.numbers("seeds", raw["seeds"], minimum=0),
+        settings=checks.one_of("settings", raw["settings"], ("default", "paper")),
+        views=raw["views"] if raw["views"] == "fresh" else checks.whole("views", raw["views"], minimum=0),
+        validation=checks.one_of("validation", raw["validation"], ("min4", "none")),
+        curve=checks.whole("curve", raw["curve"], minimum=0),
+        allotments=checks.allotments(budget["requests"], budget["images"]),
+        sweep_budget=Limits(*(checks.limit(f"budget.sweep.{k}", budget["sweep"][k]) for k in ("requests", "images"))),
         global_budget=GlobalBudget(
-            budget["global"]["name"],
-            budget["global"]["url"],
-            Limits(*(_limit(f"budget.global.{k}", budget["global"][k]) for k in ("requests", "images"))),
+            checks.maybe_text("budget.global.name", budget["global"]["name"]),
+            checks.maybe_text("budget.global.url", budget["global"]["url"]),
+            Limits(*(checks.limit(f"budget.global.{k}", budget["global"][k]) for k in ("requests", "images"))),
         ),
-        partial=bool(budget["partial"]),
-        replicas=_auto(raw, "replicas"),
-        threads=_whole("threads", raw["threads"]),
-        concurrency=_auto(raw, "concurrency"),
-        address=raw["address"],
-        checkpoint_s=float(raw["checkpoint_s"]),
-        stale=_one_of(raw, "stale", ("rerun", "keep")),
-        mlflow=raw["mlflow"] or f"sqlite:///{storage / 'mlflow.db'}",
-        features=features,
+        partial=checks.flag("budget.partial", budget["partial"]),
+        replicas=checks.auto("replicas", raw["replicas"]),
+        threads=checks.whole("threads", raw["threads"]),
+        concurrency=checks.auto("concurrency", raw["concurrency"]),
+        address=checks.maybe_text("address", raw["address"]),
+        checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
+        stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
+        mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
+        features=Path(features).absolute() if features else storage.parent / "features",
         method=raw["method"],
     )
     for card in config.datasets:
         if card.shift_of:
-            raise ConfigError(f"{card.name!r} is a test-only set: fit on datasets=[{card.shift_of}] (shift=true scores it)")
+            raise ConfigError(
+                f"{card.name!r} is a test-only set: fit on datasets=[{card.shift_of}] (shift=true scores it)"
+            )
     return config
-
-
-def _allotments(budget: Mapping[str, Any]) -> tuple[Limits, ...]:
-    """One allotment; or, where requests or images is a list, one for each point of either list."""
-    requests, images = budget["requests"], budget["images"]
-    if not isinstance(requests, list) and not isinstance(images, list):
-        return (Limits(_limit("budget.requests", requests), _limit("budget.images", images)),)
-    points = [Limits(requests=_limit("budget.requests", r)) for r in _as_list(requests)]
-    points += [Limits(images=_limit("budget.images", i)) for i in _as_list(images)]
-    if not points:
-        raise ConfigError("budget.requests and budget.images are empty lists: give at least one point, or null")
-    return tuple(dict.fromkeys(points))
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _limit(key: str, value: Any) -> int | None:
-    return None if value is None else _whole(key, value)
-
-
-def _whole(key: str, value: Any, minimum: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more")
-    return value
-
-
-def _auto(raw: Mapping[str, Any], key: str) -> int | str:
-    return "auto" if raw[key] == "auto" else _whole(key, raw[key])
-
-
-def _one_of(raw: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> str:
-    if raw[key] not in allowed:
-        raise ConfigError(f"{key}: " + did_you_mean("choice", str(raw[key]), allowed))
-    return str(raw[key])
-
-
-def _many(raw: Mapping[str, Any], key: str, kind: type[Any]) -> tuple[Any, ...]:
-    values = raw[key] if isinstance(raw[key], list) else [raw[key]]
-    if not values:
-        raise ConfigError(f"{key}=[]: expected at least one")
-    if kind is int:
-        values = [_whole(key, v, minimum=0 if key == "seeds" else 1) for v in values]
-    repeated = [v for v in values if values.count(v) > 1]
-    if repeated:
-        raise ConfigError(f"{key}: {repeated[0]!r} is listed twice")
-    return tuple(kind(v) for v in values)
-
-
-KINDS = get_args(Kind)

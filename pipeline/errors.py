@@ -10,6 +10,7 @@ FareboxError
  |   +- EndpointBusy      no replica took the request in time; retried later
  |   +- EndpointRefused   the request itself is wrong; never retried
  +- LedgerError        the ledger cannot be read or written, or does not add up
+ +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class EndpointRefused(EndpointError):
 
 class LedgerError(FareboxError):
     """The ledger cannot be used, or does not add up."""
+
+
+class TrackingError(FareboxError):
+    """The MLflow mirror is behind the rows; nothing else is lost."""
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:

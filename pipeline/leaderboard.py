@@ -54,7 +54,6 @@ class Section(NamedTuple):
     model: str
     model_digest: str
     precision: str
-    transform: str
     kind: str
     """source: the test set of the data set itself; shift: another one, scored without refitting."""
     dataset: str
@@ -68,7 +67,7 @@ class Section(NamedTuple):
         """Sort key: access first, small budgets before large ones, no limit last."""
         budget = tuple(np.inf if b is None else b for b in (self.budget_requests, self.budget_images))
         kind = self.kind != "source"
-        return CLASSES.index(self.access_class), *self[1:5], kind, self.dataset, self.test_set, self.shots, *budget
+        return CLASSES.index(self.access_class), *self[1:4], kind, self.dataset, self.test_set, self.shots, *budget
 
 
 def _schema() -> pa.Schema:
@@ -190,7 +189,7 @@ def _with_references(
         return other.shots != section.shots, other[-2:] != section[-2:], not fits, other.order
 
     def usable(other: Section, name: str) -> bool:
-        return other[1:8] == section[1:8] and (name in FREE or other.shots == section.shots)
+        return other[1:7] == section[1:7] and (name in FREE or other.shots == section.shots)
 
     cells = dict(methods)
     present = {rows[0]["method"] for rows in methods.values()}

@@ -1,4 +1,4 @@
-"""From a resolved run to frozen trials: each with its id, its allotment and its predicted bill. Nothing is asked here."""
+"""From a resolved run to frozen trials: each with id, allotment and predicted bill. Nothing is asked here."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TrialSpec:
 
     @property
     def reserved(self) -> Limits:
-        """What is set aside on the ceilings before the trial starts: its predicted bill, which is within its allotment."""
+        """What is set aside on the ceilings before the trial starts: its predicted bill, within its allotment."""
         return Limits(self.predicted.requests, self.predicted.images)
 
 
@@ -114,7 +114,18 @@ def make_plan(config: Config) -> Plan:
                     for seed in config.seeds:
                         split = splits[card.name, shots, seed]
                         trials.append(
-                            _trial(config, choice, card, shifts.get(card.name, ()), shots, seed, split, allotment, identity, width)
+                            _trial(
+                                config,
+                                choice,
+                                card,
+                                shifts.get(card.name, ()),
+                                shots,
+                                seed,
+                                split,
+                                allotment,
+                                identity,
+                                width,
+                            )
                         )
     if not trials:
         raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in unable.items()))
@@ -213,10 +224,20 @@ def method_digest(info: MethodInfo) -> str:
         done.add(path)
         source = path.read_text()
         h.update(source.encode())
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods.") and node.module != "methods.base":
-                todo.append(folder / f"{str(node.module).split('.')[1]}.py")
+        todo += [folder / f"{part}.py" for part in sorted(_imported_parts(source) - {"base"})]
     return h.hexdigest()[:16]
+
+
+def _imported_parts(source: str) -> set[str]:
+    """The modules of `methods/` that this source imports, in whichever way."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, ["methods" if node.level else "", node.module or ""]))
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return {name.split(".")[1] for name in names if name.startswith("methods.")}
 
 
 def as_json(spec: TrialSpec) -> dict[str, Any]:
@@ -232,5 +253,3 @@ def as_json(spec: TrialSpec) -> dict[str, Any]:
         "budget_images": spec.allotment.images,
         **{f"predicted_{k}": v for k, v in asdict(spec.predicted).items()},
     }
-
-

@@ -1,4 +1,4 @@
-"""A sweep: drop the cells that are done, reserve what the rest may spend, and let Ray Tune run them beside the replicas.
+"""A sweep: drop the cells that are done, reserve what the rest may spend, and let Ray Tune run them.
 
 There is no resume mode. The rows on disk say what is done, checkpoints say how far the others are, and the ledger says
 what was paid, so the same command continues after a crash, a kill -9, or an added seed.
@@ -7,9 +7,9 @@ what was paid, so the same command continues after a crash, a kill -9, or an add
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import uuid
@@ -23,7 +23,7 @@ import ray
 import torch
 from ray import tune
 
-from pipeline.blackbox.bill import Limits, total
+from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
 from pipeline.config import Config
@@ -38,6 +38,13 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the rows are
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+
+
+OBJECT_STORE = 512 * 2**20
+"""Bytes of shared memory for a Ray of our own: answers are at most 64 MiB, and few are under way."""
+
+Mirroring = Callable[[Sequence[ResultRow]], None]
+"""Takes a finished trial's rows as they come."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,9 @@ def open_storage(folder: Path) -> str:
         probe.unlink()
         return marker.read_text().strip()
     except OSError as error:
-        raise ConfigError(f"storage={folder} cannot be written ({error.strerror}): choose another with storage=DIR") from error
+        raise ConfigError(
+            f"storage={folder} cannot be written ({error.strerror}): choose another with storage=DIR"
+        ) from error
 
 
 def sweep_account(storage_id: str) -> str:
@@ -79,7 +88,9 @@ def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]
     return [t for t in plan.trials if t.trial_id not in finished or t.trial_id in rerun], stale
 
 
-def reserve(ledger: Any, plan: Plan, todo: Sequence[TrialSpec], storage_id: str) -> tuple[list[TrialSpec], dict[str, str]]:
+def reserve(
+    ledger: Any, plan: Plan, todo: Sequence[TrialSpec], storage_id: str
+) -> tuple[list[TrialSpec], dict[str, str]]:
     """Set every trial's predicted bill aside, in plan order; (funded trials, reason by unfunded trial id).
 
     Raises BudgetExceeded, having given everything back, when a ceiling cannot pay and partial runs are not asked for.
@@ -94,7 +105,7 @@ def reserve(ledger: Any, plan: Plan, todo: Sequence[TrialSpec], storage_id: str)
     unfunded: dict[str, str] = {}
     for spec in todo:
         try:
-            ledger.reserve(storage_id, spec.account, accounts, Limits(spec.predicted.requests, spec.predicted.images))
+            ledger.reserve(storage_id, spec.account, accounts, spec.reserved)
             funded.append(spec)
         except BudgetExceeded as error:
             if not config.partial:
@@ -144,7 +155,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         """Nothing: see save_checkpoint."""
 
 
-def run(config: Config, say: Callable[[str], None], mirror: Callable[[Sequence[ResultRow]], None]) -> Outcome:
+def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
     plan = make_plan(config)
     storage_id = open_storage(config.storage)
@@ -155,7 +166,9 @@ def run(config: Config, say: Callable[[str], None], mirror: Callable[[Sequence[R
         say(f"not run: {name} {why}")
     if stale:
         doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
-        say(f"{len(stale)} cells were made by other code of {', '.join(sorted({t.choice.name for t in stale}))}: {doing}")
+        say(
+            f"{len(stale)} cells were made by other code of {', '.join(sorted({t.choice.name for t in stale}))}: {doing}"
+        )
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
         return Outcome(plan, 0, kept, _problems(plan, store))
@@ -169,15 +182,16 @@ def run(config: Config, say: Callable[[str], None], mirror: Callable[[Sequence[R
     asked = total(t.predicted for t in funded)
     say(f"{len(funded)} trials to run, {kept} done before; {asked.requests:,} requests predicted")
     if funded:
-        with _ray(config) as (replicas, ledger_actor):
+        with _ray(config, storage_id) as (replicas, ledger_actor):
             _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
     ledger.close()
     return Outcome(plan, len(funded), kept, _problems(plan, store))
 
 
 @contextlib.contextmanager
-def _ray(config: Config) -> Iterator[tuple[list[Any], Any]]:
+def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
     """Ray, the ledger actor and the replicas, for as long as the sweep runs. They live outside the trials' groups."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its notes on metrics files that we do not write
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own deprecation notes
         ray.init(
@@ -186,7 +200,7 @@ def _ray(config: Config) -> Iterator[tuple[list[Any], Any]]:
             include_dashboard=False if config.address is None else None,
             log_to_driver=False,
             configure_logging=False,
-            **({"object_store_memory": _object_store()} if config.address is None else {}),
+            **({"object_store_memory": OBJECT_STORE} if config.address is None else {}),
         )
     try:
         resources = ray.cluster_resources()
@@ -197,24 +211,23 @@ def _ray(config: Config) -> Iterator[tuple[list[Any], Any]]:
         home = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )  # a SQLite ledger is a file on this node
-        ledger = LedgerActor.options(scheduling_strategy=home).remote(config.ledger_url)
-        replica = Replica.options(num_gpus=min(1, gpus / int(count)) if gpus else 0)
-        replicas = [
-            replica.remote(config.model, str(config.features), config.threads, ledger) for _ in range(int(count))
-        ]
+        name = f"ledger-{storage_id}"
+        ledger = LedgerActor.options(  # type: ignore[attr-defined]
+            name=name, scheduling_strategy=home
+        ).remote(config.ledger_url)
+        replica = Replica.options(num_gpus=min(1, gpus / int(count)) if gpus else 0)  # type: ignore[attr-defined]
+        replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(int(count))]
         ray.get([r.info.remote() for r in replicas], timeout=600)
         yield replicas, ledger
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        raise cause if isinstance(cause, FareboxError) else ConfigError(f"the endpoint did not start: {cause}") from error
+        if isinstance(cause, FareboxError):
+            raise cause from error
+        raise ConfigError(f"the endpoint did not start: {cause}") from error
     except ray.exceptions.ActorDiedError as error:
         raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
     finally:
         ray.shutdown()
-
-
-def _object_store() -> int:
-    return 512 * 2**20
 
 
 def _tune(
@@ -225,7 +238,7 @@ def _tune(
     storage_id: str,
     ledger: Ledger,
     store: Store,
-    mirror: Callable[[Sequence[ResultRow]], None],
+    mirror: Mirroring,
 ) -> None:
     shared = {
         "specs": list(funded),
@@ -260,9 +273,7 @@ def _tune(
 class _Watch:
     """Counts finished trials by their files, and hands each one's rows to the mirror as they come."""
 
-    def __init__(
-        self, ids: Sequence[str], store: Store, ledger: Ledger, account: str, mirror: Callable[[Sequence[ResultRow]], None]
-    ) -> None:
+    def __init__(self, ids: Sequence[str], store: Store, ledger: Ledger, account: str, mirror: Mirroring) -> None:
         self.store, self.ledger, self.account, self.mirror = store, ledger, account, mirror
         self.before = {i: self._stamp(i) for i in ids}
         self.done: set[str] = set()
@@ -293,7 +304,7 @@ class _Watch:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Tune prints its own tables to stdout, whatever its verbosity; ours is the progress line."""
-    with contextlib.redirect_stdout(sys.stderr if os.environ.get("FAREBOX_DEBUG") else open(os.devnull, "w")):  # noqa: SIM115, PTH123
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
@@ -313,5 +324,3 @@ def _problems(plan: Plan, store: Store) -> tuple[str, ...]:
         if row["status"] != "done":
             lines.append(f"{row['status']}: {spec.name}: {row['error']}")
     return tuple(lines)
-
-

@@ -32,6 +32,8 @@ from pipeline.results import ResultRow, Store
 
 TEST_BATCH = 500
 """Images in one prediction call: a method sees them shuffled, without labels."""
+LARGEST_CURVE = 10_000
+"""Test images above which no curve is drawn."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ def _mark_curve(spec: TrialSpec, state: State, box: MeteredBox) -> None:
     planned, spent = getattr(spec.predicted, unit), getattr(state.meter.paid, unit)
     if not spec.curve or not planned or spent * spec.curve < planned * (len(state.curve) + 1):
         return
+    if spec.dataset.test > LARGEST_CURVE:
+        return
     box.phase = Phase.CURVE
     labels, logits, _ = predict(state.method, box, spec.dataset, spec.seed)
     box.phase = Phase.ADAPT
@@ -129,7 +133,10 @@ def predict(method: Method, box: MeteredBox, card: DatasetCard, seed: int) -> tu
     order = np.random.default_rng(seed).permutation(len(images))
     subject = copy.deepcopy(method)
     shuffled = torch.cat(
-        [subject.predict(images[order[i : i + TEST_BATCH]], box) for i in range(0, len(images), TEST_BATCH)]
+        [
+            subject.predict(images[torch.from_numpy(order[i : i + TEST_BATCH])], box)
+            for i in range(0, len(images), TEST_BATCH)
+        ]
     )
     logits = torch.empty_like(shuffled)
     logits[torch.from_numpy(order)] = shuffled
@@ -167,13 +174,12 @@ def _score(
     state.meter.bills[Phase.EVALUATE] += before
     file, digest = store.write_predictions(spec.trial_id, card.name, keys, labels.numpy(), logits.numpy())
     method = state.method
+    columns: dict[str, Any] = common | metrics(logits, labels) | row_columns(bills)
     return ResultRow(
-        **common,
+        **columns,
         test_set=card.name,
         status="truncated" if state.truncated else "done",
         error=state.truncated,
-        **metrics(logits, labels),
-        **row_columns(bills),
         n_test=len(labels),
         n_classes=logits.shape[1],
         labels_used=len(spec.split.train) + len(spec.split.val),
@@ -245,4 +251,3 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-

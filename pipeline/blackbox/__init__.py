@@ -1,0 +1,1 @@
+"""The door: model, endpoint, replicas, the client that methods see, and the ledger that counts."""

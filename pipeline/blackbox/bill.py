@@ -85,6 +85,7 @@ class Charge:
 
     @property
     def id(self) -> str:
+        """What makes a call the same call."""
         return f"{self.storage}/{self.trial}/{self.call}/{self.digest}"
 
 
@@ -125,6 +126,7 @@ class AccountRecord:
 
     @property
     def committed(self) -> Bill:
+        """What cannot be reserved any more."""
         return self.reserved + self.spent
 
 
@@ -151,6 +153,7 @@ class ChargeRecord:
 
 
 def total(bills: Iterable[Bill]) -> Bill:
+    """The sum."""
     return sum(bills, Bill())
 
 

@@ -29,11 +29,17 @@ class Pool(Protocol):
     """Something that answers requests: Ray replicas (pool.py), or one endpoint in this process."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def info(self) -> ModelInfo:
+        """The model's constants."""
+        ...
 
-    def ask(self, request: Request) -> Answer: ...
+    def ask(self, request: Request) -> Answer:
+        """The answer, paid. Raises an error of ours."""
+        ...
 
-    def embed_text(self, text: str) -> np.ndarray: ...
+    def embed_text(self, text: str) -> np.ndarray:
+        """[L, E], free of charge."""
+        ...
 
 
 @dataclass

@@ -1,14 +1,13 @@
 """The endpoint: a frozen model behind a call boundary. It answers requests; who pays is decided around it.
 
-`Endpoint` is a plain class; `serve` is the one place where charging and computing meet, used by the Ray replica
-(pool.py) and, without Ray, by notebooks and tests.
+`Endpoint` is a plain class. Charging and computing meet in the Ray replica (pool.py) and, without Ray, in `LocalPool`
+(local.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,7 +22,7 @@ from pipeline.blackbox.bill import Charge, Receipt
 from pipeline.blackbox.features import FeatureStore
 from pipeline.config import ModelCard
 from pipeline.data.images import Images
-from pipeline.errors import AccessDenied, BudgetExceeded, EndpointRefused
+from pipeline.errors import AccessDenied, EndpointRefused
 
 Kind = Literal["scores", "image_features", "text_features"]
 
@@ -109,12 +108,11 @@ class Endpoint:
         """Refuse what cannot or may not be answered, before anything is charged or computed."""
         if not self.model.grant.covers(request.needs):
             raise AccessDenied(f"{request.needs.label} asked, the model grants {self.model.grant.label}")
-        if request.images is not None and len(request.images) == 0:
-            raise EndpointRefused("a request about no images")
+        check_shapes(request.images, request.prompts)
         prompts = request.prompts
         if isinstance(prompts, SoftPrompts):
             shape = tuple(prompts.ctx_PLE.shape)
-            if len(shape) != 3 or shape[2] != self.model.token_dim or shape[0] == 0:
+            if shape[2] != self.model.token_dim:
                 raise EndpointRefused(f"context of shape {shape}, expected [P, L, {self.model.token_dim}]")
             if not torch.isfinite(prompts.ctx_PLE).all():
                 raise EndpointRefused("the context holds values that are not finite")
@@ -139,6 +137,8 @@ class Endpoint:
 
     def embed_text(self, text: str) -> np.ndarray:
         """[L, E], free of charge."""
+        if not self.model.grant.covers(Access.SOFT):
+            raise AccessDenied(f"embed_text needs SOFT, the model grants {self.model.grant.label}")
         return self.model.embed_text(text).numpy()
 
     def _image(self, images: Images) -> tuple[Tensor, int]:
@@ -165,18 +165,6 @@ class Endpoint:
         return features, features.shape[0] * features.shape[1]
 
 
-Paid = Receipt | BudgetExceeded
-
-
-def serve(endpoint: Endpoint, request: Request, charge: Callable[[Charge], Paid]) -> Answer:
-    """Check, charge, compute: the order without Ray. Raises BudgetExceeded when the charge is refused."""
-    endpoint.check(request)
-    paid = charge(request.charge)
-    if isinstance(paid, BudgetExceeded):
-        raise paid
-    return with_status(endpoint.compute(request), paid)
-
-
 def with_status(answer: Answer, receipt: Receipt) -> Answer:
     """The answer with how it was paid."""
     return Answer(answer.values, answer.computed_images, answer.computed_prompts, answer.cache_hits, receipt.status)
@@ -192,8 +180,23 @@ def prompts_digest(prompts: Prompts) -> str:
     return hashlib.sha256(repr(prompts.texts).encode()).hexdigest()
 
 
+def check_shapes(images: Images | None, prompts: Prompts | None) -> None:
+    """Raise EndpointRefused for a request about nothing, and for prompt sets of different sizes."""
+    if images is not None and len(images) == 0:
+        raise EndpointRefused("a request about no images")
+    if isinstance(prompts, SoftPrompts):
+        shape = tuple(prompts.ctx_PLE.shape)
+        if len(shape) != 3 or shape[0] == 0 or not prompts.classnames:
+            raise EndpointRefused(f"context of shape {shape} for {len(prompts.classnames)} classes, expected [P, L, E]")
+    elif prompts is not None:
+        sizes = sorted({len(texts) for texts in prompts.texts})
+        if len(sizes) != 1 or sizes[0] == 0:
+            raise EndpointRefused(f"prompt sets of {sizes} prompts: all must hold as many, one for each class")
+
+
 def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int) -> Bill:
     """The bill of a call, from its shapes alone (docs/budget.md)."""
+    check_shapes(images, prompts)
     if isinstance(prompts, SoftPrompts):
         p, c = len(prompts.ctx_PLE), len(prompts.classnames)
     elif prompts is not None:

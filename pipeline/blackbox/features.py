@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class FeatureStore:
             writer.write_table(table)
         data = sink.getvalue().to_pybytes()
         path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.arrow"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         temporary.write_bytes(data)
         temporary.replace(path)
         self._seen.add(path.name)
@@ -69,9 +69,12 @@ class FeatureStore:
                 if hashlib.sha256(data).hexdigest()[:32] != path.stem:
                     raise pa.ArrowInvalid("its content does not match its name")
                 table = pa.ipc.open_file(data).read_all()
-                rows = table["feature"].combine_chunks().flatten().to_numpy().reshape(len(table), self.feature_dim)
-            except (pa.ArrowException, OSError, ValueError) as error:
+                keys, features = table["key"].to_pylist(), table["feature"].combine_chunks().flatten()
+                if features.type != pa.float32():
+                    raise pa.ArrowInvalid(f"its features are {features.type}")
+                rows = features.to_numpy().reshape(len(keys), self.feature_dim)
+            except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
                 log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, error)
                 path.unlink(missing_ok=True)
                 continue
-            self._rows.update(zip(table["key"].to_pylist(), rows, strict=True))
+            self._rows.update(zip(keys, rows, strict=True))

@@ -9,8 +9,8 @@ Every decision is taken inside one SQL transaction on the stored state, never fr
 processes may open one ledger, each may die between any two statements, and every call may be made again:
 
   charge    once for each id storage/trial/call/digest. The same id again: 'replayed', free. A call number paid before
-            with another digest: 'diverged', billed to `replay`. The accounts' free room pays for it, unless it was asked
-            in curve or evaluate: those are not limited, whether they diverge or not.
+            with another digest: 'diverged', billed to `replay`. The accounts' free room pays for it, unless it was
+            asked in curve or evaluate: those are not limited, whether they diverge or not.
   reserve   again while open, with the same allotment: nothing. Of a settled trial: it opens anew with the same books.
             Its earlier charges still stand (their replays are free) and count against the allotment, so that only
             allotment - spent is taken from the accounts, and no total doubles. A rerun by other code is not this: all

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import bindparam, select, tuple_
+from sqlalchemy import bindparam, select
 
 from methods.base import Bill
 from pipeline.blackbox.bill import (
@@ -32,11 +32,14 @@ Key = tuple[str, str]
 """storage, trial"""
 ChargeKey = tuple[int, int, str]
 """trial number, call number, digest"""
-CHUNK = 500  # keys looked up by one statement: databases limit a statement's parameters
+CHUNK = 32
+"""Pairs of trial and call looked up by one statement (see _CHARGES)."""
 
 
 @dataclass
 class TrialRow:
+    """A trial with its totals."""
+
     no: int
     storage: str
     trial: str
@@ -46,15 +49,18 @@ class TrialRow:
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> TrialRow:
+        """From a row of the table."""
         buckets = {name: Bill(*(row[f"{name}_{unit}"] for unit in UNITS)) for name in BUCKETS}
         return cls(row["no"], row["storage"], row["trial"], row["open"], _limits(row), buckets)
 
     @property
     def paid(self) -> Bill:
+        """What the allotment has paid."""
         return total(self.buckets[phase.value] for phase in PAID)
 
     @property
     def bills(self) -> dict[Phase, Bill]:
+        """By phase; both kinds of replay are one phase."""
         bills = {phase: self.buckets[phase.value] for phase in Phase}
         bills[Phase.REPLAY] += self.buckets["replay_unlimited"]
         return bills
@@ -68,6 +74,8 @@ class TrialRow:
 
 @dataclass
 class AccountRow:
+    """An account with what is held for its open trials, and spent."""
+
     name: str
     limits: Limits
     held: Bill
@@ -75,6 +83,7 @@ class AccountRow:
 
     @classmethod
     def of(cls, row: Mapping[Any, Any]) -> AccountRow:
+        """From a row of the table."""
         spent = Bill(*(row[f"spent_{unit}"] for unit in UNITS))
         return cls(row["name"], _limits(row), Bill(row["held_requests"], row["held_images"]), spent)
 
@@ -84,6 +93,7 @@ class AccountRow:
 
 
 def limit_columns(limits: Limits) -> dict[str, int | None]:
+    """The limits as columns of an account or a trial."""
     return {f"limit_{unit}": getattr(limits, unit) for unit in LIMITED}
 
 
@@ -98,27 +108,33 @@ def _refusal(account: str, limits: Limits, spent: Bill, asked: Bill) -> BudgetEx
     return BudgetExceeded(account, unit, getattr(asked, unit), getattr(spent, unit), getattr(limits, unit))
 
 
+# Pairs are looked up as (a in ...) and (b in ...), and the few strangers that fit both are dropped: SQLite reads the
+# whole table for (a, b) in ((1, 2), ...).
 _TRIALS = (
     select(TRIAL)
-    .where(tuple_(TRIAL.c.storage, TRIAL.c.trial).in_(bindparam("keys", expanding=True)))
+    .where(TRIAL.c.storage.in_(bindparam("storages", expanding=True)))
+    .where(TRIAL.c.trial.in_(bindparam("trials", expanding=True)))
     .order_by(TRIAL.c.no)
     .with_for_update()
 )
 _CHARGES = select(
     CHARGE.c.trial_no, CHARGE.c.call, CHARGE.c.digest, CHARGE.c.diverged, *(CHARGE.c[unit] for unit in UNITS)
-).where(tuple_(CHARGE.c.trial_no, CHARGE.c.call).in_(bindparam("keys", expanding=True)))
+).where(CHARGE.c.trial_no.in_(bindparam("nos", expanding=True)), CHARGE.c.call.in_(bindparam("calls", expanding=True)))
 
 
 def lock_trials(db: sa.Connection, keys: Collection[Key], insert_new: sa.Insert | None = None) -> dict[Key, TrialRow]:
     """The trials with these keys; with `insert_new`, missing ones are made first: settled, with nothing allotted."""
     found: dict[Key, TrialRow] = {}
-    for some in _chunks(sorted(keys)):
-        rows = db.execute(_TRIALS, {"keys": some}).mappings().all()
-        if insert_new is not None and len(rows) < len(some):
-            blank = {"open": False, **limit_columns(Limits(0, 0))}
-            db.execute(insert_new, [{"storage": s, "trial": t, **blank} for s, t in some])
-            rows = db.execute(_TRIALS, {"keys": some}).mappings().all()
-        found |= {(row["storage"], row["trial"]): TrialRow.of(row) for row in rows}
+    if insert_new is not None:
+        found = lock_trials(db, keys)
+        keys = [key for key in keys if key not in found]
+        blank = {"open": False, **limit_columns(Limits(0, 0))}
+        if keys:
+            db.execute(insert_new, [{"storage": storage, "trial": trial, **blank} for storage, trial in sorted(keys)])
+    wanted = {"storages": list({storage for storage, _ in keys}), "trials": list({trial for _, trial in keys})}
+    for row in db.execute(_TRIALS, wanted).mappings() if keys else ():
+        if (key := (row["storage"], row["trial"])) in keys:
+            found[key] = TrialRow.of(row)
     return found
 
 
@@ -129,6 +145,7 @@ def find_trial(db: sa.Connection, storage: str, trial: str) -> TrialRow | None:
 
 
 def lock_accounts(db: sa.Connection, names: Collection[str]) -> dict[str, AccountRow]:
+    """The accounts with these names."""
     if not names:
         return {}
     query = select(ACCOUNT).where(ACCOUNT.c.name.in_(sorted(names))).order_by(ACCOUNT.c.name).with_for_update()
@@ -148,12 +165,15 @@ def find_charges(db: sa.Connection, calls: Collection[tuple[int, int]]) -> dict[
     """(bill, diverged) of every charge with one of these (trial number, call number)."""
     found = {}
     for some in _chunks(sorted(calls)):
-        for no, call, digest, diverged, *counts in db.execute(_CHARGES, {"keys": some}):
-            found[no, call, digest] = (Bill(*counts), diverged)
+        wanted = {"nos": list({no for no, _ in some}), "calls": list({call for _, call in some})}
+        for no, call, digest, diverged, *counts in db.execute(_CHARGES, wanted):
+            if (no, call) in calls:
+                found[no, call, digest] = (Bill(*counts), diverged)
     return found
 
 
 def charge_columns(no: int, charge: Charge, diverged: bool) -> dict[str, Any]:
+    """A new row of the charge table."""
     return {
         "trial_no": no,
         "call": charge.call,
@@ -183,6 +203,7 @@ def save_trials(db: sa.Connection, rows: Iterable[TrialRow]) -> None:
 
 
 def save_accounts(db: sa.Connection, rows: Iterable[AccountRow]) -> None:
+    """Write what is held and spent back; locked like the trials."""
     values = [
         {"key": row.name}
         | {f"held_{unit}": getattr(row.held, unit) for unit in LIMITED}
@@ -194,6 +215,7 @@ def save_accounts(db: sa.Connection, rows: Iterable[AccountRow]) -> None:
 
 
 def list_accounts(db: sa.Connection) -> list[AccountRecord]:
+    """See Ledger.accounts."""
     sums = [
         sa.func.coalesce(sa.func.sum(sum(TRIAL.c[f"{name}_{unit}"] for name in ("adapt", "validate", "replay"))), 0)
         for unit in UNITS
@@ -214,6 +236,7 @@ def list_accounts(db: sa.Connection) -> list[AccountRecord]:
 
 
 def list_trials(db: sa.Connection, storage: str | None) -> list[TrialRecord]:
+    """See Ledger.trials."""
     query = select(TRIAL).order_by(TRIAL.c.no)
     if storage is not None:
         query = query.where(TRIAL.c.storage == storage)
@@ -225,6 +248,7 @@ def list_trials(db: sa.Connection, storage: str | None) -> list[TrialRecord]:
 
 
 def list_charges(db: sa.Connection, storage: str, trial: str) -> list[ChargeRecord]:
+    """See Ledger.charges."""
     records = []
     for table, refunded in ((CHARGE, False), (REFUND, True)):
         query = select(table).join(TRIAL, TRIAL.c.no == table.c.trial_no)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
@@ -29,6 +29,8 @@ from pipeline.errors import LedgerError
 SCHEMA = 1
 BUSY_S = 30.0
 """How long a transaction waits for another process's before it gives up."""
+OPENING = 0xFA2EB0C5
+"""PostgreSQL's lock number for the making of the tables."""
 BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
 
 Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only in INTEGER, of 64 bits too
@@ -120,9 +122,11 @@ class Store:
 
     def _create(self) -> None:
         with self.write() as db:
+            if self.dialect == "postgresql":  # its CREATE TABLE IF NOT EXISTS fails when two sessions run it at once
+                db.execute(select(sa.func.pg_advisory_xact_lock(OPENING)))
             metadata.create_all(db)
             db.execute(self.insert_new(META), {"key": "schema", "value": str(SCHEMA)})
-            found = db.execute(sa.select(META.c.value).where(META.c.key == "schema")).scalar_one()
+            found = db.execute(select(META.c.value).where(META.c.key == "schema")).scalar_one()
         if found != str(SCHEMA):
             raise LedgerError(f"the ledger {self.name} has schema {found}; this version of farebox reads {SCHEMA}")
 
@@ -153,6 +157,7 @@ class Store:
         return postgresql.insert(table).on_conflict_do_nothing()
 
     def close(self) -> None:
+        """Close the connections; the next transaction opens new ones."""
         self._writer.dispose()
 
 

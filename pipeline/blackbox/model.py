@@ -1,4 +1,4 @@
-"""The frozen model behind an endpoint: open_clip's own loading code, and the toy. The one module that imports open_clip.
+"""The frozen model behind an endpoint: open_clip's own loading code, and the toy. Only this module imports open_clip.
 
 Every answer is a function of its request alone: image rows are computed in tiles of one fixed size (padded), prompt
 sets in tiles cut by a rule that looks at the request only.
@@ -116,7 +116,7 @@ class OpenClipModel:
         self.precision = card.precision if self.device.type == "cuda" else "fp32"
         checkpoint = _checkpoint(card)
         try:
-            self.net, _, self._preprocess = open_clip.create_model_and_transforms(
+            self.net = open_clip.create_model(
                 card.arch, pretrained=str(checkpoint or card.weights), precision=self.precision, device=self.device
             )
         except Exception as error:  # open_clip raises plain RuntimeErrors of many kinds
@@ -124,13 +124,7 @@ class OpenClipModel:
         self.net.eval().requires_grad_(False)
         self.identity, self.grant = identity(card), card.access
         self.logit_scale = float(self.net.logit_scale.exp())
-        config = getattr(self.net.visual, "preprocess_cfg", {})
-        size = self.net.visual.image_size
-        self.preprocess = Preprocess(
-            size if isinstance(size, int) else int(size[0]),
-            tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-            tuple(config.get("std", open_clip.OPENAI_DATASET_STD)),
-        )
+        self.preprocess = _input_rule(card, open_clip.get_model_preprocess_cfg(self.net))
         self.transform = self.preprocess.name
         self.tokenizer: Any = (
             open_clip.SimpleTokenizer(
@@ -166,7 +160,9 @@ class OpenClipModel:
         elif isinstance(prompts, SoftPrompts):
             raise EndpointRefused("this model takes prompts as strings only")
         else:
-            features = torch.stack([self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts])
+            features = torch.stack(
+                [self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts]
+            )
         return normalize(features.float(), dim=-1).cpu()
 
     def embed_text(self, text: str) -> Tensor:
@@ -174,6 +170,15 @@ class OpenClipModel:
         if self.text is None:
             raise EndpointRefused("this model takes prompts as strings only")
         return self.text.embed(text).float().cpu()
+
+
+def _input_rule(card: ModelCard, config: dict[str, Any]) -> Preprocess:
+    """The model's own transform, from open_clip's description of it."""
+    sides = config["size"] if isinstance(config["size"], (list, tuple)) else [config["size"]]
+    mode, kind = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
+    if len(set(sides)) != 1 or mode not in ("shortest", "squash") or kind not in ("bicubic", "bilinear"):
+        raise ConfigError(f"model {card.name!r}: images of size {sides}, {mode}, {kind} are not supported")
+    return Preprocess(int(sides[0]), tuple(config["mean"]), tuple(config["std"]), mode, kind)
 
 
 def _architecture(card: ModelCard) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who answers: Ray replicas that share one ledger actor, or one endpoint in this process.
+"""Who answers: Ray replicas that share one ledger actor. Without Ray: local.py.
 
 The actors are thin: all that they do is in `Endpoint` and `Ledger`. A replica charges and computes at the same time and
 answers when the charge is committed; a refused request's result is dropped. Errors travel as values, so that no Ray
@@ -19,7 +19,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError
 
-from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, serve, with_status
+from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, with_status
 from pipeline.blackbox.ledger import Ledger
 from pipeline.config import ModelCard
 from pipeline.errors import BudgetExceeded, EndpointLost, FareboxError, LedgerError
@@ -27,22 +27,6 @@ from pipeline.errors import BudgetExceeded, EndpointLost, FareboxError, LedgerEr
 NAMESPACE = "farebox"
 RETRY_S = 120.0
 """How long a caller waits for a lost replica or ledger to come back before the trial fails."""
-
-
-class LocalPool:
-    """One endpoint and one ledger in this process, without Ray: for notebooks and tests."""
-
-    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
-        self.endpoint, self.ledger = endpoint, ledger
-        self.info = endpoint.info
-
-    def ask(self, request: Request) -> Answer:
-        """Charge and compute in turn."""
-        return serve(self.endpoint, request, lambda charge: self.ledger.charge([charge])[0])
-
-    def embed_text(self, text: str) -> np.ndarray:
-        """[L, E]"""
-        return self.endpoint.embed_text(text)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -83,11 +67,14 @@ class RemoteLedger:
 class Replica:
     """One endpoint on one device. `threads` is fixed, so that the count of replicas cannot change a bit."""
 
-    async def __init__(self, card: ModelCard, features: str, threads: int, ledger: Any) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray runs it in the actor's own loop
+        self, card: ModelCard, features: str, threads: int, ledger_name: str
+    ) -> None:
         # OpenMP's thread count belongs to a thread: the one that computes sets its own.
         self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.endpoint = await self._run(Endpoint, card, Path(features))
-        self.ledger = ledger
+        # By name: a handle among the arguments could not be had again when Ray restarts this actor.
+        self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
         self.waiting = 0
 
     async def _run(self, function: Any, *args: Any) -> Any:
@@ -120,8 +107,9 @@ class Replica:
                 return paid
             if isinstance(paid[0], BudgetExceeded):
                 return paid[0]
-            if isinstance(answer, FareboxError):  # definitely not computed: the one case in which money goes back
-                await self.ledger.do.remote("refund", [request.charge.id])
+            if isinstance(answer, FareboxError):
+                if paid[0].status != "replayed":  # definitely not computed: the one case in which money goes back
+                    await self.ledger.do.remote("refund", [request.charge.id])
                 return answer
             return with_status(answer, paid[0])
         except FareboxError as error:

@@ -93,9 +93,7 @@ class SharedPrefixTower:
         for block in self.net.transformer.resblocks:
             q, k, v = _heads(block.attn, block.ln_1(prefix))
             qs, ks, vs = _heads(block.attn, block.ln_1(suffix))
-            ks, vs = (
-                torch.cat([shared.repeat_interleave(c, dim=0), own], dim=2) for shared, own in ((k, ks), (v, vs))
-            )
+            ks, vs = (torch.cat([shared.repeat_interleave(c, dim=0), own], dim=2) for shared, own in ((k, ks), (v, vs)))
             prefix = _rest(block, prefix, scaled_dot_product_attention(q, k, v, is_causal=True))
             suffix = _rest(block, suffix, scaled_dot_product_attention(qs, ks, vs, attn_mask=mask))
         rows = torch.arange(p * c, device=suffix.device)
@@ -110,7 +108,7 @@ def _heads(attn: nn.MultiheadAttention, x_NTW: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values, each [N, H, T, W / H]."""
     n, t, width = x_NTW.shape
     qkv = linear(x_NTW, attn.in_proj_weight, attn.in_proj_bias)
-    return tuple(part.view(n, t, attn.num_heads, -1).transpose(1, 2) for part in qkv.split(width, dim=-1))
+    return tuple(part.view(n, t, attn.num_heads, -1).transpose(1, 2) for part in torch.split(qkv, width, dim=-1))
 
 
 def _rest(block: Any, x_NTW: Tensor, attended_NHTW: Tensor) -> Tensor:

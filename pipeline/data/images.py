@@ -57,9 +57,7 @@ class Images:
         if (self.views_of != PLAIN).any():
             raise ValueError("these images are views already: take views of the plain images")
         numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
-        return Images(
-            self.source, self.split, np.tile(self.rows, n), np.repeat(numbers, len(self.rows)), self.augment
-        )
+        return Images(self.source, self.split, np.tile(self.rows, n), np.repeat(numbers, len(self.rows)), self.augment)
 
     def pixels(self, size: int) -> Tensor:
         """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
@@ -100,9 +98,10 @@ class Images:
 def decode(data: bytes) -> Image.Image:
     """An RGB image from encoded bytes; transparent parts become white. DataError when unreadable."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+        opened_image = Image.open(io.BytesIO(data))
+        opened_image.load()
+        image: Image.Image = opened_image
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -112,16 +111,23 @@ def decode(data: bytes) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A model's own input rule: resize the short side, centre crop, normalise."""
+    """A model's own input rule: resize the short side and crop the centre (or squash), then normalise."""
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    mode: str = "shortest"
+    """shortest, or squash: both sides to `size`, whatever the shape."""
+    filter: str = "bicubic"
 
     @property
     def name(self) -> str:
         """Written into cache keys."""
-        return f"resize{self.size}-bicubic-centre-{self.mean}-{self.std}"
+        return f"resize{self.size}-{self.filter}-{self.mode}-{self.mean}-{self.std}"
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling[self.filter.upper()]
 
     def pixels(self, images: Images) -> Tensor:
         """[B, 3, size, size]"""
@@ -130,15 +136,18 @@ class Preprocess:
     def _one(self, images: Images, i: int) -> Tensor:
         image, view = decode(images.bytes_of(i)), int(images.views_of[i])
         image = self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
-        array = (np.asarray(image, np.float32) / 255 - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        array = (np.asarray(image, np.float32) / 255 - mean) / std
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32))
 
     def _centre(self, image: Image.Image) -> Image.Image:
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        short = min(image.size)
+        width, height = (self.size * side // short for side in image.size)  # cut and rounded as torchvision does
+        if self.mode == "squash":
+            width = height = self.size
         if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+            image = image.resize((width, height), self._filter)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
 
     def _random_crop(self, image: Image.Image, key: str, augment: str) -> Image.Image:
@@ -149,9 +158,7 @@ class Preprocess:
         w, h = min(width, float(np.sqrt(area * ratio))), min(height, float(np.sqrt(area / ratio)))
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
         flip = augment == "crop_flip" and rng.random() < 0.5
-        image = image.resize(
-            (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
-        )
+        image = image.resize((self.size, self.size), self._filter, box=(left, top, left + w, top + h))
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 

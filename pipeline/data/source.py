@@ -28,6 +28,10 @@ class ParquetSource:
     path: str
     sha256: str
 
+    def __getstate__(self) -> dict[str, str]:
+        """What travels: not the table, nor anything else that was opened here."""
+        return {"path": self.path, "sha256": self.sha256}
+
     @cached_property
     def _table(self) -> pa.Table:
         path = Path(self.path)

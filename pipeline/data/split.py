@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +45,23 @@ def draw(source: ParquetSource, name: str, shots: int, seed: int, validation: st
     return Split(train, val)
 
 
-def _sample(rng: random.Random, source: ParquetSource, name: str, split: str, n: int) -> tuple[int, ...]:
+def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:
+    """Positions in `labels` of n drawn from each class, the classes in order of first appearance."""
     by_class: dict[int, list[int]] = {}
-    for row in source.rows_of(split).tolist():
-        by_class.setdefault(int(source.labels[row]), []).append(row)
-    if not by_class:
+    for position, label in enumerate(labels):
+        by_class.setdefault(label, []).append(position)
+    return [position for members in by_class.values() for position in rng.sample(members, n)]
+
+
+def _sample(rng: random.Random, source: ParquetSource, name: str, split: str, n: int) -> tuple[int, ...]:
+    rows = source.rows_of(split)
+    if not len(rows):
         raise DataError(f"data set {name!r} has no {split} split (its splits: {', '.join(np.unique(source.splits))})")
-    for label, rows in by_class.items():
-        if len(rows) < n:
+    labels = source.labels[rows].tolist()
+    for label, found in Counter(labels).items():
+        if found < n:
             raise DataError(
-                f"{n} {split} images a class asked of {name!r}, but class {source.classnames[label]!r} has {len(rows)}: "
-                f"set shots to {len(rows)} or fewer"
+                f"{n} {split} images a class asked of {name!r}, but class {source.classnames[label]!r} has {found}: "
+                f"set shots to {found} or fewer"
             )
-    return tuple(row for rows in by_class.values() for row in rng.sample(rows, n))
+    return tuple(rows[sample(rng, labels, n)].tolist())

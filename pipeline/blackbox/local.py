@@ -1,0 +1,35 @@
+"""A pool without Ray: one endpoint and one ledger in this process, for notebooks and tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.blackbox.endpoint import Answer, Endpoint, Request, with_status
+from pipeline.blackbox.ledger import Ledger
+from pipeline.errors import BudgetExceeded, FareboxError
+
+
+class LocalPool:
+    """Answers as the Ray replicas do (pool.py): same checks, same charges, same bits."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
+        self.endpoint, self.ledger = endpoint, ledger
+        self.info = endpoint.info
+
+    def ask(self, request: Request) -> Answer:
+        """Check, charge, compute. Raises BudgetExceeded when the charge is refused."""
+        self.endpoint.check(request)
+        paid = self.ledger.charge([request.charge])[0]
+        if isinstance(paid, BudgetExceeded):
+            raise paid
+        try:
+            answer = self.endpoint.compute(request)
+        except FareboxError:
+            if paid.status != "replayed":  # definitely not computed: the one case in which money goes back
+                self.ledger.refund([paid.id])
+            raise
+        return with_status(answer, paid)
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """[L, E]"""
+        return self.endpoint.embed_text(text)

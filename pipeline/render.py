@@ -1,0 +1,254 @@
+"""The leaderboard for people and for scripts: text, csv, json, markdown, latex, and the files of a whole report.
+
+Tables come from `leaderboard.leaderboard` (one section for each test set) or `leaderboard.summary` (over data sets);
+every format takes either. `raw_records` are the trials themselves, before any averaging.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.leaderboard import ReadPredictions, leaderboard, summary
+
+Record = dict[str, Any]
+
+WIDTH = 120
+RAW = (
+    *(
+        "trial_id",
+        "method",
+        "dataset",
+        "shots",
+        "seed",
+        "model",
+        "status",
+        "test_set",
+        "accuracy",
+        "requests",
+        "images",
+    ),
+    *(
+        "prompts",
+        "outputs",
+        "evaluate_requests",
+        "seconds",
+        "trainable_params",
+        "client_bytes",
+        "base_method",
+        "access",
+    ),
+    *("budget_requests", "budget_images", "macro_accuracy", "nll", "ece", "labels_used", "papers_count", "error"),
+)
+SECTION = (
+    *("access_class", "model", "model_digest", "precision", "kind", "dataset", "test_set", "shots"),
+    *("budget_requests", "budget_images"),
+)
+LEGEND = {
+    "accuracy": "per cent right, mean over seeds ± half of Student's 95 % interval over seeds",
+    "gain": "points over zero_shot and over logit_head, paired by data set and seed, with the same interval",
+    "images [ , ]": "95 % of 1,000 draws of other test images (bootstrap), the seeds as they are",
+    "rank": "mean over data sets, within one access class and allotment; none under five seeds",
+    "requests, images": "what fitting was billed: prompt sets asked about, and image rows in all of them",
+    "(ref)": "reference row, shown in every access class",
+}
+FOOTNOTE = (
+    "accuracy in per cent, gains in points, paired by data set and seed; ± is Student's 95 % interval over seeds;\n"
+    "requests and images are what fitting was billed; rank is within the access class and wants five seeds"
+)
+
+
+def text_table(table: pa.Table) -> str:
+    """At most 120 columns wide: a heading for each access class, one for each section, a line for each method."""
+    blocks: list[str] = []
+    for name, group in groupby(sections(table), key=lambda s: s[0]["access_class"]):
+        blocks.append(f"{name.upper()}  ({', '.join(_accesses(table, name))})")
+        blocks += [f"{heading(rows)}\n{_aligned([_shown(r) for r in rows])}" for rows in group]
+    return "\n\n".join([*blocks, FOOTNOTE]) + "\n" if blocks else "no trial has finished yet\n"
+
+
+def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
+    """Every column, full precision, nulls empty."""
+    records, names = _records(table)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def to_json(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
+    """A list of records, every column."""
+    return json.dumps(_records(table)[0], indent=1) + "\n"
+
+
+def to_md(table: pa.Table) -> str:
+    """A markdown table for each section."""
+    blocks = []
+    for rows in sections(table):
+        shown = [_shown(r) for r in rows]
+        bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
+        lines = ["|".join(cells.values()) for cells in shown]
+        body = "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
+        blocks.append(f"### {rows[0]['access_class']}: {heading(rows)}\n\n{body}\n")
+    return "\n".join(blocks)
+
+
+def to_latex(table: pa.Table) -> str:
+    """A booktabs table for each section."""
+    blocks = []
+    for rows in sections(table):
+        shown = [_shown(r) for r in rows]
+        columns = "".join("l" if left else "r" for left in _left(shown[0]))
+        lines = [" & ".join(map(_tex, cells.values())) + r" \\" for cells in shown]
+        head = " & ".join(map(_tex, shown[0])) + r" \\"
+        caption = _tex(f"{rows[0]['access_class']}: {heading(rows)}")
+        body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+        start = [r"\begin{table}", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
+        blocks.append("\n".join([*start, *body, r"\end{table}"]) + "\n")
+    return "\n".join(blocks)
+
+
+def raw_records(rows: pa.Table) -> list[Record]:
+    """One record for each (trial, test set), a trial's source test set first; the bill is the whole trial's on each."""
+
+    def order(r: Record) -> tuple[Any, ...]:
+        budget = tuple(-1 if r[f"budget_{u}"] is None else r[f"budget_{u}"] for u in ("requests", "images"))
+        cell = (r["model"], r["method"], r["dataset"], r["shots"], *budget, r["seed"], r["trial_id"])
+        return *cell, r["test_set"] != r["dataset"], r["test_set"]
+
+    return [{k: r[k] for k in RAW} for r in sorted(rows.to_pylist(), key=order)]
+
+
+def figures(rows: pa.Table) -> dict[str, bytes]:
+    """PNG figures by name (matplotlib is loaded only here)."""
+    from pipeline.figures import draw
+
+    return draw(rows)
+
+
+def report(
+    rows: pa.Table, predictions: ReadPredictions | None = None, title: str = "Leaderboard", notes: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """The files of a report by relative path: the page, both tables, the raw trials and the figures."""
+    from pipeline.page import html
+
+    board, overall, drawn = leaderboard(rows, predictions), summary(rows, predictions), figures(rows)
+    page = html(board, rows, drawn, title, notes, overall)
+    files = {
+        "leaderboard.html": page,
+        "leaderboard.csv": to_csv(board),
+        "leaderboard.json": to_json(board),
+        "leaderboard.md": to_md(overall),
+        "summary.csv": to_csv(overall),
+        "summary.txt": text_table(overall),
+        "trials.csv": to_csv(raw_records(rows)),
+    }
+    return {k: v.encode() for k, v in files.items()} | {f"figures/{k}.png": v for k, v in drawn.items()}
+
+
+def heading(rows: Sequence[Record]) -> str:
+    """What one section compares: model, test set, shots, allotment."""
+    r = rows[0]
+    several = r["datasets_of"]
+    if r["dataset"] == "all":
+        what = f"mean of {several} {'data' if r['kind'] == 'source' else 'shift test'} set{'s' * (several > 1)}"
+    else:
+        what = r["dataset"] if r["kind"] == "source" else f"{r['dataset']} -> {r['test_set']} (shift)"
+    return f"{what}, {r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}, {r['model']} {r['precision']}"
+
+
+def budget_words(record: Record) -> str:
+    """'allotment 8,000 requests', or 'no limit'."""
+    limits = [f"{record[f'budget_{u}']:,} {u}" for u in ("requests", "images") if record[f"budget_{u}"] is not None]
+    return "allotment " + " and ".join(limits) if limits else "no limit"
+
+
+def plus_minus(mean: float | None, half: float | None, sign: str = "") -> str:
+    """'57.8 ± 1.2', without the interval where there is none."""
+    if mean is None:
+        return "-"
+    return f"{mean:{sign}.1f}" + ("" if half is None else f" ± {half:.1f}")
+
+
+def state(record: Record) -> str:
+    """What a reader must know before trusting a line."""
+    said = [f"{record[s]} {s}" for s in ("truncated", "failed", "unfunded") if record[s]]
+    if record["truncated_accuracy"] is not None:
+        said[0] += f" ({record['truncated_accuracy']:.1f})"
+    if record["datasets"] < record["datasets_of"]:
+        said.append(f"{record['datasets']} of {record['datasets_of']} sets")
+    if record["sources"] > 1:
+        said.append("two codes")
+    return ", ".join(said)
+
+
+def _shown(r: Record) -> dict[str, str]:
+    return {
+        "method": r["label"] + (" (ref)" if r["reference"] else ""),
+        "seeds": str(r["seeds"]),
+        "accuracy": plus_minus(r["accuracy"], r["accuracy_half"]),
+        "over zero_shot": plus_minus(r["gain_zero_shot"], r["gain_zero_shot_half"], "+"),
+        "over logit_head": plus_minus(r["gain_logit_head"], r["gain_logit_head_half"], "+"),
+        "rank": "-" if r["rank"] is None else f"{r['rank']:.1f}",
+        "requests": count(r["requests"]),
+        "images": count(r["images"]),
+        "state": state(r),
+    }
+
+
+def count(number: float | None) -> str:
+    """A whole number with commas."""
+    return "-" if number is None else f"{number:,.0f}"
+
+
+def sections(table: pa.Table) -> Iterator[list[Record]]:
+    """The records of each section, with `datasets_of`: how many data sets its most complete method has."""
+    for _, rows in groupby(table.to_pylist(), key=lambda r: tuple(r[k] for k in SECTION)):
+        found = list(rows)
+        several = max(r["datasets"] for r in found)
+        yield [r | {"datasets_of": several} for r in found]
+
+
+def _accesses(table: pa.Table, name: str) -> list[str]:
+    """The access labels of a class's own methods."""
+    records = [r for r in table.to_pylist() if r["access_class"] == name]
+    return sorted({r["access"] for r in records if not r["reference"]} or {r["access"] or "none" for r in records})
+
+
+def _left(names: Mapping[str, str]) -> list[bool]:
+    return [n in ("method", "state") for n in names]
+
+
+def _aligned(rows: list[dict[str, str]]) -> str:
+    """Columns side by side; a long method name is cut to fit, and what is wrong with a line is said below them all."""
+    names = [n for n in rows[0] if n != "state"]
+    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
+    over = sum(widths.values()) + 2 * len(names) - WIDTH
+    widths["method"] -= max(0, over)
+
+    def line(cells: Mapping[str, str]) -> str:
+        width, name = widths["method"], cells["method"]
+        first = (name if len(name) <= width else name[: width - 1] + "…").ljust(width)
+        return "  " + "  ".join([first, *(cells[n].rjust(widths[n]) for n in names[1:])])
+
+    said = [f"  ! {r['method']}: {r['state']}"[:WIDTH] for r in rows if r["state"]]
+    return "\n".join([line({n: n for n in names}), *map(line, rows), *said])
+
+
+def _records(table: pa.Table | Sequence[Mapping[str, Any]]) -> tuple[list[Record], list[str]]:
+    if isinstance(table, pa.Table):
+        return table.to_pylist(), table.column_names
+    return [dict(r) for r in table], list(table[0]) if table else list(RAW)
+
+
+def _tex(text: str) -> str:
+    for raw, safe in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("±", r"$\pm$"), ("->", r"$\to$")):
+        text = text.replace(raw, safe)
+    return text

@@ -1,0 +1,246 @@
+"""What commands print and write: the leaderboard and its files, listings, the ledger's statement, the MLflow mirror."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from methods import all_methods
+from pipeline.blackbox.bill import Limits, Phase, total
+from pipeline.blackbox.ledger import Ledger
+from pipeline.config import Config, dataset_card, load, model_card, names
+from pipeline.errors import ConfigError, TrackingError
+from pipeline.leaderboard import leaderboard, summary
+from pipeline.plan import Plan
+from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results import ResultRow, Store, write_atomic
+
+Say = Callable[[str], None]
+
+
+def publish(config: Config, say: Say) -> None:
+    """Print the summary, write the report beside the rows, and mirror it; say where everything lies."""
+    store = _store(config)
+    rows = store.read()
+    if config.label:
+        say(f"\n{config.label}")
+    say("\n" + text_table(summary(rows)))
+    files = report(rows, store.read_predictions, title=f"Leaderboard of {config.sweep}", notes=_notes(config))
+    folder = config.storage / "leaderboard"
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    try:
+        mirror = _mirror(config)
+        mirror.sync(store)  # what a crash, or an MLflow that was away, left out
+        mirror.sweep_run(folder)
+    except TrackingError as error:
+        say(f"not mirrored to MLflow ({error}); later: farebox sync storage={_shown(config.storage)}")
+    say(f"page with figures:  {_shown(folder / 'leaderboard.html')}")
+    say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
+    say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
+    say(f"MLflow's pages:     farebox ui storage={_shown(config.storage)}")
+
+
+class Mirroring:
+    """Hands finished trials to MLflow from one thread, so that neither its import nor its store delays a trial."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.store = config, Store(config.storage)
+        self._queue: queue.SimpleQueue[Sequence[ResultRow] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self.problem: str | None = None
+
+    def add(self, rows: Sequence[ResultRow]) -> None:
+        """Mirror these rows soon."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._queue.put(rows)
+
+    def _work(self) -> None:
+        mirror = None
+        while (rows := self._queue.get()) is not None:
+            try:
+                mirror = mirror or _mirror(self.config)
+                mirror.mirror(rows, prediction_files(self.store, rows))
+            except TrackingError as error:
+                self.problem = str(error)
+
+    def close(self) -> None:
+        """Wait for the last rows."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+
+def prediction_files(store: Store, rows: Sequence[ResultRow]) -> list[Path]:
+    """The prediction files of a trial's rows."""
+    return [store.storage / r.predictions_file for r in rows if r.predictions_file]
+
+
+def formatted(config: Config, form: str, raw: bool) -> str:
+    """The leaderboard, or with `raw` its trials, in one of the formats."""
+    store = _store(config)
+    rows = store.read()
+    if form == "html":
+        return report(rows, store.read_predictions, config.sweep, _notes(config))["leaderboard.html"].decode()
+    if raw:
+        if form not in ("json", "csv", "table"):
+            raise ConfigError(f"--raw --format {form}: expected json or csv")
+        records = raw_records(rows)
+        return to_json(records) if form == "json" else to_csv(records)
+    table = leaderboard(rows, store.read_predictions)
+    return {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+
+
+def sync(config: Config, say: Say) -> None:
+    """Rebuild the MLflow mirror from the rows on disk."""
+    store = _store(config)
+    mirror = _mirror(config)
+    say(f"{mirror.sync(store)} trials are in MLflow at {config.mlflow}")
+    folder = config.storage / "leaderboard"
+    if folder.is_dir():
+        mirror.sweep_run(folder)
+
+
+def ui_command(config: Config, port: int) -> list[str]:
+    """The command that serves MLflow's pages for this sweep."""
+    from pipeline.tracking import ui_command as command
+
+    _store(config)
+    return command(config.mlflow, port)
+
+
+def plan_table(plan: Plan) -> str:
+    """Predicted bills, one line for each method, data set, shots and budget; the total; what cannot run."""
+    lines: dict[tuple[str, ...], list[Any]] = {}
+    for t in plan.trials:
+        lines.setdefault((t.choice.name, t.dataset.name, str(t.shots), t.budget_name), []).append(t)
+    head = ("method", "data set", "shots", "allotment", "trials", "requests each", "images each", "requests", "images")
+    cells: list[tuple[str, ...]] = [head]
+    for key, trials in lines.items():
+        bill = total(t.predicted for t in trials)
+        each = trials[0].predicted
+        numbers = (len(trials), each.requests, each.images, bill.requests, bill.images)
+        cells.append((*key, *(f"{n:,}" for n in numbers)))
+    bill = plan.total
+    cells.append(("total", "", "", "", f"{len(plan.trials):,}", "", "", f"{bill.requests:,}", f"{bill.images:,}"))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    text = [
+        "  ".join(
+            c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    config = plan.config
+    for name, limits in (
+        ("sweep", config.sweep_budget),
+        (f"global {config.global_budget.name!r}", config.global_budget.limits),
+    ):
+        if limits != Limits():
+            text.append(f"ceiling of {name}: {_limit(limits)}")
+    text += [f"not run: {name} {why}" for name, why in plan.unable]
+    return "\n".join(text)
+
+
+def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
+    """The ledger's statement for this sweep, and what does not add up."""
+    store = _store(config)
+    storage_id = (config.storage / "storage_id").read_text().strip()
+    books = Ledger(config.ledger_url)
+    accounts, trials = books.accounts(), [t for t in books.trials() if t.storage == storage_id]
+    rows = store.read().to_pylist()
+    named = [r | {"trial_id": f"{r['trial_id']}.{r['method_digest']}"} for r in rows]
+    problems = books.verify(named, storage_id)
+    books.close()
+    phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}
+    if as_json:
+        record = {
+            "accounts": [
+                {"name": a.name, "limits": asdict(a.limits), "reserved": asdict(a.reserved), "spent": asdict(a.spent)}
+                for a in accounts
+            ],
+            "phases": {phase.value: asdict(bill) for phase, bill in phases.items()},
+            "trials": len(trials),
+            "open_trials": sum(t.open for t in trials),
+            "problems": problems,
+        }
+        return json.dumps(record, indent=1), problems
+    text = [f"{'phase':<10}{'requests':>14}{'images':>18}{'prompts':>16}{'outputs':>20}"]
+    for phase, bill in phases.items():
+        text.append(f"{phase.value:<10}{bill.requests:>14,}{bill.images:>18,}{bill.prompts:>16,}{bill.outputs:>20,}")
+    for a in accounts:
+        text.append(
+            f"account {a.name}: {a.spent.requests:,} requests and {a.spent.images:,} images spent, "
+            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {_limit(a.limits)}"
+        )
+    verdict = "verified: charges add up, match the rows, and passed no limit" if not problems else "NOT verified"
+    text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open; {verdict}")
+    return "\n".join(text), problems
+
+
+def methods() -> list[dict[str, Any]]:
+    """One record for each method that conf/method or the registry knows."""
+    registered = all_methods()
+    records = []
+    for name in names("method"):
+        info = registered[load("method", name).get("method", name)]
+        records.append(
+            {
+                "method": name,
+                "access": info.access.label,
+                "paper": info.paper,
+                "version": info.version,
+                "new_classes": info.new_classes,
+                "what": info.summary,
+            }
+        )
+    return records
+
+
+def datasets() -> list[dict[str, Any]]:
+    """One record for each data set."""
+    keys = ("classes", "train", "val", "test", "shift_of", "template", "licence", "source")
+    return [{"dataset": name, **{k: getattr(dataset_card(name), k) for k in keys}} for name in names("dataset")]
+
+
+def models() -> list[dict[str, Any]]:
+    """One record for each model."""
+    keys = ("kind", "arch", "weights", "grant", "licence", "note")
+    return [{"model": name, **{k: getattr(model_card(name), k) for k in keys}} for name in names("model")]
+
+
+def _store(config: Config) -> Store:
+    if not (config.storage / "storage_id").exists():
+        raise ConfigError(
+            f"no sweep at {_shown(config.storage)}: name one with storage=DIR, or farebox run sweep={config.sweep}"
+        )
+    return Store(config.storage)
+
+
+def _mirror(config: Config) -> Any:
+    from pipeline.tracking import Mirror
+
+    return Mirror(config.mlflow, config.storage / "mlflow", f"farebox/{config.sweep}")
+
+
+def _notes(config: Config) -> list[str]:
+    return [config.label] if config.label else []
+
+
+def _limit(limits: Limits) -> str:
+    parts = [f"{n:,} {unit}" for unit in ("requests", "images") if (n := getattr(limits, unit)) is not None]
+    return " and ".join(parts) or "none"
+
+
+def _shown(path: Path) -> str:
+    """The path as a person would type it from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,56 @@
+"""Fixtures for all tests: one thread, a `fake` and a `tiny` endpoint, and a `lab` in which trials run without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.config import dataset_card, model_card
+from pipeline.data.source import ParquetSource
+from pipeline.plan import source_of
+from tests.lab import Lab, small_data
+
+torch.set_num_threads(1)  # bit-identity is claimed per thread count, and the machine is shared
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for feature stores, shared by the session's endpoints."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="session")
+def fake(features: Path) -> Endpoint:
+    """The toy endpoint."""
+    return Endpoint(model_card("fake"), features)
+
+
+@pytest.fixture(scope="session")
+def tiny(features: Path) -> Endpoint:
+    """The embedded CLIP."""
+    return Endpoint(model_card("tiny"), features)
+
+
+@pytest.fixture(scope="session")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The card of a small data set: five icon classes, 8 train, 4 val and 12 test images each."""
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def icons() -> ParquetSource:
+    """The embedded icons."""
+    return source_of(dataset_card("icons"))
+
+
+@pytest.fixture
+def lab(tmp_path: Path, fake: Endpoint, card: Path) -> Iterator[Lab]:
+    """A fresh storage folder with its ledger, over the toy endpoint; its books must add up at the end."""
+    lab = Lab(tmp_path / "storage", fake, card)
+    yield lab
+    assert lab.ledger.verify() == []
+    lab.ledger.close()

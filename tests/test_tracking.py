@@ -1,0 +1,187 @@
+"""The MLflow mirror, read back through MLflow's own client from a real sqlite store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import FareboxError, TrackingError
+from pipeline.render import report
+from pipeline.results import ResultRow, Store
+from pipeline.tracking import VIEW, Mirror, ui_command
+from tests.synthetic import make, sweep, write_store
+
+MakeMirror = Callable[[], Mirror]
+
+
+@pytest.fixture(scope="session")
+def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow database: making one takes seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    mirror = Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", "template")
+    mirror.client.delete_experiment(mirror.experiment_id)
+    with sqlite3.connect(folder / "mlflow.db") as db:
+        db.execute("pragma wal_checkpoint(truncate)")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def opened(tmp_path: Path, empty_db: Path) -> MakeMirror:
+    """Opens the mirror of this test's storage; again and again if need be."""
+    shutil.copy(empty_db, tmp_path / "mlflow.db")
+    return lambda: Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow", "farebox/test")
+
+
+def runs(mirror: Mirror, query: str = "tags.`farebox.kind` = 'trial'") -> list[Any]:
+    return list(mirror.client.search_runs([mirror.experiment_id], query))
+
+
+def artifacts(mirror: Mirror, run_id: str, path: str = "") -> list[str]:
+    return sorted(f.path for f in mirror.client.list_artifacts(run_id, path))
+
+
+def trial(method: str = "craft") -> list[ResultRow]:
+    return next(sweep(methods=(method,), shots=(16,), budgets=((8000, None),)))
+
+
+def test_a_trial_is_one_finished_flat_run(opened: MakeMirror, tmp_path: Path) -> None:
+    mirror, rows = opened(), trial()
+    (tmp_path / "icons.arrow").write_bytes(b"predictions")
+    assert mirror.mirror(rows, [tmp_path / "icons.arrow"])
+    (run,) = runs(mirror)
+    assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 12500
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert run.data.params["method"] == "craft" and run.data.params["config.popsize"] == "20"
+    assert run.data.metrics["accuracy"] == pytest.approx(rows[0].accuracy)
+    assert run.data.metrics["bill/adapt_requests"] == rows[0].adapt_requests == run.data.metrics["requests"]
+    assert run.data.metrics["shift/icons_outline/accuracy"] == pytest.approx(rows[1].accuracy)
+    curve = mirror.client.get_metric_history(run.info.run_id, "curve/accuracy")
+    assert [(m.step, m.value) for m in curve] == [(p[0], p[2]) for p in json.loads(rows[0].curve)]
+    assert artifacts(mirror, run.info.run_id) == ["config.json", "predictions", "rows.json"]
+    assert artifacts(mirror, run.info.run_id, "predictions") == ["predictions/icons.arrow"]
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)  # not in the folder we are in
+
+
+def test_the_same_rows_again_change_nothing_and_other_rows_replace_the_run(opened: MakeMirror) -> None:
+    mirror, rows = opened(), trial()
+    mirror.mirror(rows)
+    (first,) = runs(mirror)
+    assert not mirror.mirror(rows) and not opened().mirror(rows)
+    assert opened().mirror([replace(rows[0], accuracy=1.0), *rows[1:]])
+    (second,) = runs(mirror)
+    assert second.info.run_id != first.info.run_id and second.data.metrics["accuracy"] == 1.0
+
+
+def test_a_run_left_half_written_is_replaced(opened: MakeMirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, rows = opened(), trial()
+
+    def die(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(mirror.client, "log_batch", die)
+    with pytest.raises(TrackingError, match=f"trial {rows[0].trial_id} was not mirrored to MLflow: OSError: disk full"):
+        mirror.mirror(rows)
+    assert len(runs(mirror)) == 1
+    assert opened().mirror(rows)
+    (run,) = runs(opened())
+    assert run.data.metrics["accuracy"] == pytest.approx(rows[0].accuracy)
+
+
+def test_failed_and_unfunded_trials_are_runs_too(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([make(status="failed", error="EndpointLost: replica 1 died")])
+    mirror.mirror([make(seed=2, status="unfunded")])
+    mirror.mirror([make(seed=3, status="truncated", accuracy=30.0)])
+    assert sorted((r.info.status, r.data.params["status"]) for r in runs(mirror)) == [
+        ("FAILED", "failed"),
+        ("FAILED", "unfunded"),
+        ("FINISHED", "truncated"),
+    ]
+
+
+def test_sync_makes_the_mirror_equal_to_the_store(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    mirror = opened()
+    mirror.mirror([make(trial_id="gone")])
+    assert mirror.sync(store) == 12
+    assert {r.data.tags["farebox.trial_id"] for r in runs(mirror)} == set(store.finished())
+    by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
+    shifted = trial("craft")[0].trial_id
+    assert len(artifacts(mirror, by_id[shifted], "predictions")) == 2
+    assert opened().sync(store) == 12
+    assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+
+
+def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    folder = tmp_path / "leaderboard"
+    for name, data in report(store.read(), store.read_predictions).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "old.txt").write_text("old")
+    mirror = opened()
+    first = mirror.sweep_run(folder)
+    (folder / "old.txt").unlink()
+    assert opened().sweep_run(folder) == first
+    (run,) = runs(mirror, "tags.`farebox.kind` = 'leaderboard'")
+    names = artifacts(mirror, first)
+    assert {"leaderboard.html", "leaderboard.csv", "leaderboard_table.json", "figures"} <= set(names)
+    assert "old.txt" not in names and "figures/gain_over_zero_shot.png" in artifacts(mirror, first, "figures")
+    table = json.loads(
+        Path(mirror.client.download_artifacts(first, "leaderboard_table.json", str(tmp_path))).read_text()
+    )
+    assert table["columns"][:2] == ["access_class", "dataset"] and len(table["data"]) == 10
+    tags = mirror.client.get_experiment(mirror.experiment_id).tags
+    assert f"/runs/{first}/artifacts/leaderboard.html" in tags["mlflow.note.content"]
+    assert json.loads(tags["mlflow.sharedViewState.leaderboard"]) == VIEW
+    assert run.info.status == "FINISHED"
+
+
+def test_two_storages_share_one_mlflow_without_touching_each_other(opened: MakeMirror, tmp_path: Path) -> None:
+    mine = opened()
+    mine.mirror(trial())
+    other = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "elsewhere" / "mlflow", "farebox/test")
+    assert other.mirror(trial())
+    other.sync(Store(tmp_path / "elsewhere"))
+    assert len(runs(opened())) == 1 and not opened().mirror(trial())
+
+
+def test_a_moved_storage_gets_a_new_experiment(tmp_path: Path, empty_db: Path) -> None:
+    def mirror(folder: Path) -> Mirror:
+        return Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "mlflow", "farebox/test")
+
+    (tmp_path / "old").mkdir()
+    shutil.copy(empty_db, tmp_path / "old" / "mlflow.db")
+    mirror(tmp_path / "old").mirror(trial())
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = mirror(tmp_path / "new")
+    assert moved.mirror(trial())
+    (run,) = runs(moved)
+    assert str(tmp_path / "new") in run.info.artifact_uri and not (tmp_path / "old").exists()
+
+
+def test_the_store_is_in_wal_mode(opened: MakeMirror, tmp_path: Path) -> None:
+    opened()
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        assert db.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_every_failure_of_mlflow_is_a_tracking_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is not a database, though it is long enough to be one" * 9)
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow", "farebox/test")
+    assert issubclass(TrackingError, FareboxError)
+
+
+def test_the_ui_command_serves_this_store_on_this_machine() -> None:
+    words = ui_command("sqlite:////s/mlflow.db", 5001)
+    assert words[:4] == [sys.executable, "-m", "mlflow", "server"]
+    assert " ".join(words[4:]) == "--backend-store-uri sqlite:////s/mlflow.db --host 127.0.0.1 --port 5001 --workers 1"
