@@ -85,7 +85,7 @@ class CBBTPrompt(Method):
 
         directions: int = 256
         """Q: perturbed prompts a step in the published schedule, and at most."""
-        min_directions: int = 8
+        min_directions: int = 4
         """When scaled: never fewer directions than this, rather fewer steps."""
         min_steps: int = 150
         """When scaled: directions are given up before the number of steps falls below this."""

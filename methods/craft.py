@@ -119,6 +119,7 @@ class CraFT(Method):
         self.trainable_params = c.intrinsic_dim + self.refiner.n_params
         self.generation = 0
         self.generations = self._generations(TaskShape.of(task, box.feature_dim), box.remaining)
+        self.papers_count = c.popsize * self.generations
         self.notes |= {"generations": self.generations, "start": self.classes.template}
 
     def step(self, box: BlackBox) -> bool:

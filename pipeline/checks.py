@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from methods.base import Access
 from pipeline.blackbox.bill import Limits
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -60,6 +61,17 @@ def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
+def access(key: str, value: str) -> Access:
+    """Flags from 'SOFT+FEATURES'."""
+    flags = Access(0)
+    for word in str(value).replace("|", "+").split("+"):
+        try:
+            flags |= Access[word.strip().upper()]
+        except KeyError:
+            raise ConfigError(f"{key}: " + did_you_mean("access", word, [str(a.name) for a in Access])) from None
+    return flags
+
+
 def words(key: str, value: Any) -> tuple[str, ...]:
     """One name or a list of different ones."""
     return _different(key, [str(v) for v in _as_list(value)])
@@ -71,14 +83,13 @@ def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
 
 
 def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
-    """One allotment; or, where requests or images is a list, one for each point of either list."""
-    if not isinstance(requests, list) and not isinstance(images, list):
-        return (Limits(limit("budget.requests", requests), limit("budget.images", images)),)
-    points = [Limits(requests=limit("budget.requests", r)) for r in ([] if requests is None else _as_list(requests))]
-    points += [Limits(images=limit("budget.images", i)) for i in ([] if images is None else _as_list(images))]
-    if not points:
-        raise ConfigError("budget.requests and budget.images are empty lists: give at least one point, or null")
-    return tuple(dict.fromkeys(points))
+    """One allotment; or, where requests or images is a list, every combination: the budget as an axis of the sweep."""
+    points = [
+        Limits(limit("budget.requests", r), limit("budget.images", i))
+        for r in _different("budget.requests", _as_list(requests))
+        for i in _different("budget.images", _as_list(images))
+    ]
+    return tuple(points)
 
 
 def _as_list(value: Any) -> list[Any]:

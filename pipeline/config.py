@@ -20,6 +20,7 @@ from methods import all_methods
 from methods.base import Access, Method, MethodInfo
 from pipeline import checks
 from pipeline.blackbox.bill import Limits
+from pipeline.data.images import AUGMENTATIONS
 from pipeline.errors import ConfigError, did_you_mean
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "conf"
@@ -63,7 +64,7 @@ class ModelCard:
     @property
     def access(self) -> Access:
         """The grant as flags."""
-        return parse_access(self.grant)
+        return checks.access("grant", self.grant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,12 @@ def model_card(name: str) -> ModelCard:
 
 def dataset_card(name: str) -> DatasetCard:
     """The card of a data set; `name` may be a path, as in datasets=[my/data.yaml]."""
-    return _card(DatasetCard, "dataset", name)
+    card: DatasetCard = _card(DatasetCard, "dataset", name)
+    checks.one_of(f"{card.name}: augment", card.augment, tuple(AUGMENTATIONS))
+    for template in (card.template, *card.templates):
+        if template.count("{}") != 1:
+            raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")
+    return card
 
 
 def _card(cls: type[Any], kind: Kind, name: str) -> Any:
@@ -216,17 +222,6 @@ def method_choice(name: str, dataset: str, settings: str, overrides: Mapping[str
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
     return MethodChoice(name, info, config)
-
-
-def parse_access(text: str) -> Access:
-    """Flags from 'SOFT+FEATURES'."""
-    access = Access(0)
-    for word in text.replace("|", "+").split("+"):
-        try:
-            access |= Access[word.strip().upper()]
-        except KeyError:
-            raise ConfigError(did_you_mean("access", word, [str(a.name) for a in Access])) from None
-    return access
 
 
 def compose(words: Sequence[str]) -> Config:

@@ -137,7 +137,7 @@ def _gains(overall: list[Record], board: list[Record]) -> Figure:
     records = _largest_budget(overall)
     shots = max(r["shots"] for r in records)
     records = [r for r in records if r["shots"] == shots]
-    key = ("model", "model_digest", "shots", "budget_requests", "budget_images", "access_class", "kind")
+    key = ("label", "model", "model_digest", "shots", "budget_requests", "budget_images", "access_class", "kind")
     kinds = [k for k in ("source", "shift") if any(r["kind"] == k for r in records)]
     classes = [c for c in CLASSES if any(r["access_class"] == c for r in records)]
     order = {c: _best_last([r for r in records if r["access_class"] == c]) for c in classes}
@@ -149,15 +149,11 @@ def _gains(overall: list[Record], board: list[Record]) -> Figure:
             ax, labels = axes[row][column], order[name]
             found = {r["label"]: r for r in records if r["access_class"] == name and r["kind"] == kind}
             ax.axvline(0, color="black", dashes=DASHES["zero_shot"], lw=1)
-            for y, label in enumerate(labels):
-                if label not in found:
-                    continue
-                r, paint = found[label], colour(label)
-                parts = [b for b in board if b["label"] == label and all(b[k] == r[k] for k in key)]
-                gains = [b["gain_zero_shot"] for b in parts if b["gain_zero_shot"] is not None]
-                ax.plot(gains, [y + 0.28] * len(gains), "|", color=paint, ms=7, alpha=0.7)
-                marker = MARKERS.get(r["access"], "*")
-                bar = r["gain_zero_shot_half"] or 0
+            for y, r in [(y, found[label]) for y, label in enumerate(labels) if label in found]:
+                paint, marker, bar = colour(r["label"]), MARKERS.get(r["access"], "*"), r["gain_zero_shot_half"] or 0
+                each = [b["gain_zero_shot"] for b in board if all(b[k] == r[k] for k in key)]
+                single = [gain for gain in each if gain is not None]
+                ax.plot(single, [y + 0.28] * len(single), "|", color=paint, ms=7, alpha=0.7)
                 ax.errorbar(r["gain_zero_shot"], y, xerr=bar, fmt=marker, color=paint, ms=6, lw=2, capsize=3)
             ax.set_yticks(range(len(labels)), labels if column == 0 else [""] * len(labels))
             ax.set_ylim(-0.6, len(labels) - 0.2)
@@ -179,7 +175,6 @@ def _grid(records: list[Record], panel: Callable[[Axes, list[Record]], None], ti
     wide = min(COLUMNS, len(sets))
     lines = [(c, sets[i : i + wide]) for c in classes for i in range(0, len(sets), wide)]
     figure = Figure(figsize=(0.8 + 4.4 * wide, 1.3 + 3.1 * len(lines)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(lines), wide, squeeze=False)
     filled = []
     for row, (name, some) in enumerate(lines):

@@ -23,16 +23,16 @@ CAPTIONS = {
 }
 COLUMNS = {
     "method": "",
-    "access": "",
     "seeds": "finished seeds",
     "accuracy": "per cent ± Student 95 % over seeds",
     "over zero_shot": "paired gain in points ± Student 95 % over seeds; bold: the interval leaves 0 out",
-    "images [ , ]": "the same gain, 95 % of bootstrap draws over test images",
     "over logit_head": "paired gain in points ± Student 95 % over seeds; bold: the interval leaves 0 out",
-    "images [ , ] ": "the same gain, 95 % of bootstrap draws over test images",
     "rank": "mean over data sets within the class; needs five seeds",
     "requests": "billed for fitting (adapt + validate)",
     "images": "image rows billed for fitting",
+    "access": "what the method may ask",
+    "zero_shot, by image": "gain over zero_shot, 95 % of bootstrap draws over test images",
+    "logit_head, by image": "gain over logit_head, 95 % of bootstrap draws over test images",
     "eval requests": "billed for predicting the test set",
     "paper's count": "what the paper would call its queries",
     "params": "trained numbers",
@@ -105,7 +105,7 @@ def _tables(table: pa.Table) -> str:
 
 
 def _css(column: str) -> str:
-    return "l" if column in ("method", "access", "state") else "i" if column.startswith("images [") else ""
+    return "l" if column in ("method", "access", "state") else "i" if column.endswith("by image") else ""
 
 
 def _line(r: Record) -> dict[str, str]:
@@ -115,9 +115,9 @@ def _line(r: Record) -> dict[str, str]:
         "seeds": str(r["seeds"]),
         "accuracy": plus_minus(r["accuracy"], r["accuracy_half"]),
         "over zero_shot": _gain(r, "zero_shot"),
-        "images [ , ]": _bootstrap(r, "zero_shot"),
+        "zero_shot, by image": _bootstrap(r, "zero_shot"),
         "over logit_head": _gain(r, "logit_head"),
-        "images [ , ] ": _bootstrap(r, "logit_head"),
+        "logit_head, by image": _bootstrap(r, "logit_head"),
         "rank": "-" if r["rank"] is None else f"{r['rank']:.1f} of {r['ranked_among']}",
         "requests": count(r["requests"]),
         "images": count(r["images"]),

@@ -12,13 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from methods.base import Bill, MethodInfo, TaskShape
 from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Limits, total
 from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard, dataset_card, names
+from pipeline.data.images import check_readable
 from pipeline.data.source import ParquetSource, opened
 from pipeline.data.split import Split, draw
-from pipeline.errors import BudgetExceeded, ConfigError
+from pipeline.errors import BudgetExceeded, ConfigError, DataError
 
 _RULES = 1
 """Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
@@ -90,16 +93,35 @@ def source_of(card: DatasetCard) -> ParquetSource:
     return opened(ParquetSource(str(card.file), card.sha256))
 
 
+def check_card(card: DatasetCard, classnames: tuple[str, ...]) -> None:
+    """DataError when a test set's file contradicts its card, or has other classes than the one that is fitted on."""
+    source = source_of(card)
+    test = source.rows_of("test")
+    if source.classnames != classnames:
+        raise DataError(f"data set {card.name!r} has other classes than {card.shift_of!r}, which methods are fitted on")
+    if len(classnames) != card.classes or not set(np.unique(source.labels)) <= set(range(card.classes)):
+        raise DataError(f"data set {card.name!r}: its card says {card.classes} classes, {source.path} has others")
+    if len(test) != card.test or not len(test):
+        raise DataError(f"data set {card.name!r}: its card says {card.test} test images, {source.path} has {len(test)}")
+    check_readable(source, card.name, test)
+
+
 def make_plan(config: Config) -> Plan:
     """Expand the run into trials. Raises ConfigError or DataError before any query is spent."""
     identity, width = models.identity(config.model), models.feature_dim(config.model)
     shifts = _shift_sets() if config.shift else {}
+    for card in config.datasets:
+        for tested in (card, *shifts.get(card.name, ())):
+            check_card(tested, source_of(card).classnames)
     splits = {
         (card.name, shots, seed): draw(source_of(card), card.name, shots, seed, config.validation)
         for card in config.datasets
         for shots in config.shots
         for seed in config.seeds
     }
+    for card in config.datasets:
+        drawn = {row for (name, *_), split in splits.items() if name == card.name for row in split.train + split.val}
+        check_readable(source_of(card), card.name, sorted(drawn))
     trials, unable = [], {}
     for allotment in config.allotments:
         for name in config.methods:

@@ -53,7 +53,7 @@ SECTION = (
 LEGEND = {
     "accuracy": "per cent right, mean over seeds ± half of Student's 95 % interval over seeds",
     "gain": "points over zero_shot and over logit_head, paired by data set and seed, with the same interval",
-    "images [ , ]": "95 % of 1,000 draws of other test images (bootstrap), the seeds as they are",
+    "by image [ , ]": "the gain again: 95 % of 1,000 draws of other test images (bootstrap), the seeds as they are",
     "rank": "mean over data sets, within one access class and allotment; none under five seeds",
     "requests, images": "what fitting was billed: prompt sets asked about, and image rows in all of them",
     "(ref)": "reference row, shown in every access class",

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import uuid
 import warnings
@@ -26,20 +25,27 @@ from ray import tune
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.books import close_books, finished, pending, reserve, settle_left_over, sweep_account
 from pipeline.config import Config
-from pipeline.errors import BudgetExceeded, ConfigError, FareboxError
+from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Count, Progress
 from pipeline.results import ResultRow, Store
+from pipeline.storage import alone, check_writable, open_storage
 from pipeline.trial import failed_row, run_trial, spec_columns
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the rows are ours; Tune's csv and json are not read
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, and is not taken for its end
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 
+ATTEMPTS = 4
+"""Workers that a trial may lose before it is given up."""
+START_S = 600
+"""How long replicas may take to load their model."""
 OBJECT_STORE = 512 * 2**20
 """Bytes of shared memory for a Ray of our own: answers are at most 64 MiB, and few are under way."""
 
@@ -56,64 +62,6 @@ class Outcome:
     kept: int
     problems: tuple[str, ...]
     """One line for each trial that failed, was truncated or unfunded."""
-
-
-def open_storage(folder: Path) -> str:
-    """Make the sweep's folder and return its lasting id, which is part of every charge's id."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker = folder / "storage_id"
-        if not marker.exists():
-            marker.write_text(uuid.uuid4().hex[:12] + "\n")
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-        return marker.read_text().strip()
-    except OSError as error:
-        raise ConfigError(
-            f"storage={folder} cannot be written ({error.strerror}): choose another with storage=DIR"
-        ) from error
-
-
-def sweep_account(storage_id: str) -> str:
-    """The sweep's ceiling in the ledger."""
-    return f"sweep:{storage_id}"
-
-
-def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]:
-    """(cells to run, cells made by other code among them)."""
-    finished = store.finished()
-    stale = [t for t in plan.trials if finished.get(t.trial_id, t.method_digest) != t.method_digest]
-    rerun = {t.trial_id for t in stale} if plan.config.stale == "rerun" else set()
-    return [t for t in plan.trials if t.trial_id not in finished or t.trial_id in rerun], stale
-
-
-def reserve(
-    ledger: Any, plan: Plan, todo: Sequence[TrialSpec], storage_id: str
-) -> tuple[list[TrialSpec], dict[str, str]]:
-    """Set every trial's predicted bill aside, in plan order; (funded trials, reason by unfunded trial id).
-
-    Raises BudgetExceeded, having given everything back, when a ceiling cannot pay and partial runs are not asked for.
-    """
-    config = plan.config
-    accounts = [sweep_account(storage_id)]
-    ledger.open_account(accounts[0], config.sweep_budget)
-    if config.global_budget.name:
-        accounts.append(config.global_budget.name)
-        ledger.open_account(config.global_budget.name, config.global_budget.limits)
-    funded: list[TrialSpec] = []
-    unfunded: dict[str, str] = {}
-    for spec in todo:
-        try:
-            ledger.reserve(storage_id, spec.account, accounts, spec.reserved)
-            funded.append(spec)
-        except BudgetExceeded as error:
-            if not config.partial:
-                for earlier in funded:
-                    ledger.settle(storage_id, earlier.account)
-                raise
-            unfunded[spec.trial_id] = str(error)
-    return funded, unfunded
 
 
 class TrialRunner(tune.Trainable):  # type: ignore[misc]
@@ -136,17 +84,17 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         """Run the trial to its rows, and give back what it did not spend."""
         spec: TrialSpec = self.shared["specs"][self.index]
         store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
-        try:
-            rows = run_trial(
-                spec, self.pool, storage, store, self.shared["checkpoint_s"], threads=self.shared["threads"]
-            )
-        except Exception as error:  # a method's own bug must not stop the other trials
-            log = store.storage / "errors" / f"{spec.trial_id}.txt"
-            _write_traceback(log, error)
-            rows = [failed_row(spec, f"{type(error).__name__}: {error} (traceback in {log})", spec_columns(spec))]
-            store.write(rows)
-        self.ledger.settle(storage, spec.account)
-        return {"done": True, "status": rows[0].status}
+        if not finished(store, spec):  # else an earlier worker wrote its rows, and died before it could say so
+            try:
+                run_trial(spec, self.pool, storage, store, self.shared["checkpoint_s"], threads=self.shared["threads"])
+            except Exception as error:  # a method's own bug must not stop the other trials
+                log = store.storage / "errors" / f"{spec.trial_id}.txt"
+                _write_traceback(log, error)
+                message = f"{type(error).__name__}: {_first_line(error)} (traceback in {log})"
+                store.write([failed_row(spec, message, spec_columns(spec))])
+        with contextlib.suppress(LedgerError):  # the driver settles what is open at the end
+            self.ledger.settle(storage, spec.account)
+        return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: checkpoints are ours, by trial id."""
@@ -159,49 +107,80 @@ def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcom
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
     plan = make_plan(config)
     storage_id = open_storage(config.storage)
-    store = Store(config.storage)
+    check_writable("features", config.features)
+    with alone(config.storage):
+        return _run(plan, storage_id, say, mirror)
+
+
+def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
+    config, store = plan.config, Store(plan.config.storage)
     todo, stale = pending(plan, store)
     kept = len(plan.trials) - len(todo)
     for name, why in plan.unable:
         say(f"not run: {name} {why}")
     if stale:
         doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
-        say(
-            f"{len(stale)} cells were made by other code of {', '.join(sorted({t.choice.name for t in stale}))}: {doing}"
-        )
+        methods = ", ".join(sorted({t.choice.name for t in stale}))
+        say(f"{len(stale)} cells were made by other code of {methods}: {doing}")
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
-        return Outcome(plan, 0, kept, _problems(plan, store))
-    if not config.partial:
+    elif not config.partial:
         refuse_unpayable(plan, todo)
-    ledger = Ledger(config.ledger_url)
-    funded, unfunded = reserve(ledger, plan, todo, storage_id)
-    for spec in todo:
-        if spec.trial_id in unfunded:
-            store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
-    asked = total(t.predicted for t in funded)
-    say(f"{len(funded)} trials to run, {kept} done before; {asked.requests:,} requests predicted")
-    if funded:
-        with _ray(config, storage_id) as (replicas, ledger_actor):
-            _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
-    ledger.close()
+    try:
+        ledger = Ledger(config.ledger_url)
+    except LedgerError as error:
+        raise ConfigError(str(error)) from error
+    with contextlib.closing(ledger):
+        settle_left_over(ledger, storage_id, todo)
+        if not todo:
+            return Outcome(plan, 0, kept, _problems(plan, store))
+        funded, unfunded = reserve(ledger, plan, todo, storage_id)
+        for spec in todo:
+            if spec.trial_id in unfunded:
+                store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
+        asked = total(t.predicted for t in funded)
+        say(f"{len(funded)} trials to run, {kept} done before; {asked.requests:,} requests predicted")
+        if funded:
+            try:
+                with _ray(config, storage_id) as (replicas, ledger_actor):
+                    _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
+            except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
+                for spec in funded:
+                    ledger.settle(storage_id, spec.account)
+                raise
+            close_books(ledger, storage_id, funded, store)
     return Outcome(plan, len(funded), kept, _problems(plan, store))
 
 
 @contextlib.contextmanager
 def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
     """Ray, the ledger actor and the replicas, for as long as the sweep runs. They live outside the trials' groups."""
-    logging.getLogger("ray").setLevel(logging.ERROR)  # its notes on metrics files that we do not write
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own deprecation notes
-        ray.init(
-            address=config.address,
-            namespace=NAMESPACE,
-            include_dashboard=False if config.address is None else None,
-            log_to_driver=False,
-            configure_logging=False,
-            **({"object_store_memory": OBJECT_STORE} if config.address is None else {}),
-        )
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is told by rows and by errors of ours
+    try:
+        replicas, ledger = _start(config, storage_id)
+        try:
+            yield replicas, ledger
+        except ray.exceptions.RayError as error:
+            raise EndpointLost(f"Ray was lost ({_first_line(error)}): the same command goes on") from error
+    finally:
+        ray.shutdown()
+
+
+def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
+    """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
+    own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own deprecation notes
+            ray.init(
+                **(own if config.address is None else {"address": config.address}),
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
+        where = "on this machine" if config.address is None else f"at address={config.address}"
+        raise ConfigError(f"Ray did not start {where}: {_first_line(error)}") from error
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
@@ -211,23 +190,20 @@ def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
         home = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )  # a SQLite ledger is a file on this node
-        name = f"ledger-{storage_id}"
+        name = f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"  # a killed driver's actor may still be there for a moment
         ledger = LedgerActor.options(  # type: ignore[attr-defined]
             name=name, scheduling_strategy=home
         ).remote(config.ledger_url)
         replica = Replica.options(num_gpus=min(1, gpus / int(count)) if gpus else 0)  # type: ignore[attr-defined]
         replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(int(count))]
-        ray.get([r.info.remote() for r in replicas], timeout=600)
-        yield replicas, ledger
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, FareboxError):
-            raise cause from error
-        raise ConfigError(f"the endpoint did not start: {cause}") from error
-    except ray.exceptions.ActorDiedError as error:
+        for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
+            if isinstance(info, FareboxError):
+                raise ConfigError(f"the endpoint did not start: {info}") from info
+    except ray.exceptions.GetTimeoutError as error:
+        raise ConfigError(f"the endpoint did not start within {START_S} s") from error
+    except ray.exceptions.RayError as error:  # the last line of Ray's account is the cause
         raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
-    finally:
-        ray.shutdown()
+    return replicas, ledger
 
 
 def _tune(
@@ -252,7 +228,8 @@ def _tune(
     cores = int(ray.cluster_resources()["CPU"])
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
     watch = _Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
-    scratch = tempfile.mkdtemp(prefix="farebox-tune-")
+    scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
+    shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     predicted = total(t.predicted for t in funded)
     try:
         with Progress(len(funded), predicted.requests, watch.count), _quiet():
@@ -261,7 +238,10 @@ def _tune(
                 param_space={"index": tune.grid_search(list(range(len(funded))))},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots),
                 run_config=tune.RunConfig(
-                    name="trials", storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=3)
+                    name="trials",
+                    storage_path=str(scratch),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
                 ),
             )
             tuner.fit()
@@ -293,7 +273,8 @@ class _Watch:
             for trial, before in self.before.items():
                 if trial not in self.done and self._stamp(trial) != before:
                     self.done.add(trial)
-                    self.mirror(self.store.rows_of(trial))
+                    if rows := self.store.rows_of(trial):
+                        self.mirror(rows)
         return Count(len(self.done), self._charged() - self.first)
 
     def close(self) -> None:
@@ -306,6 +287,10 @@ def _quiet() -> Iterator[None]:
     """Tune prints its own tables to stdout, whatever its verbosity; ours is the progress line."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _write_traceback(path: Path, error: BaseException) -> None:

@@ -38,7 +38,7 @@ SHOWN = (
     *("params.`shots`", "params.`seed`", "params.`access`", "params.`status`"),
 )
 TABLE = "leaderboard_table.json"
-FIRST = ("access_class", "dataset", "test_set", "shots", "rank", "label", "accuracy", "accuracy_half", "gain_zero_shot")
+FIRST = ("label", "test_set", "accuracy", "gain_zero_shot", "gain_logit_head", "shots", "rank", "requests", "images")
 VIEW = {
     "orderByKey": "metrics.`accuracy`",
     "orderByAsc": False,
@@ -238,11 +238,11 @@ def _metrics(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
     columns |= {f"bill/{p}_{u}": f"{p}_{u}" for p in PHASES for u in UNITS}
     for key, column in columns.items():
         if (value := getattr(source, column)) is not None:
-            yield key, float(value), 0
+            yield key, round(float(value), 3), 0  # a list of runs shows all digits; the rows have them
     for row in rows[1:]:
         for name in MAIN:
             if (value := getattr(row, name)) is not None:
-                yield f"shift/{row.test_set}/{name}", float(value), 0
+                yield f"shift/{row.test_set}/{name}", round(float(value), 3), 0
     for requests, images, accuracy in json.loads(source.curve):
         yield "curve/accuracy", float(accuracy), int(requests)
         yield "curve/images", float(images), int(requests)

@@ -81,6 +81,8 @@ def run_trial(
         rows = [_score(spec, state, box, card, store, common) for card in (spec.dataset, *spec.shifts)]
     except FareboxError as error:
         rows = [failed_row(spec, f"{type(error).__name__}: {error}", common | row_columns(state.meter.bills))]
+        store.write(rows)  # the checkpoint stays: the same command goes on from it
+        return rows
     store.write(rows)
     checkpoint.clear()
     return rows
@@ -182,6 +184,7 @@ def _score(
         error=state.truncated,
         n_test=len(labels),
         n_classes=logits.shape[1],
+        papers_count=method.papers_count,
         labels_used=len(spec.split.train) + len(spec.split.val),
         seconds=state.seconds,
         trainable_params=method.trainable_params,

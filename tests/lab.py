@@ -84,6 +84,7 @@ class Lab:
     """A storage folder with its ledger; trials of a small data set run in it without Ray."""
 
     def __init__(self, folder: Path, endpoint: Endpoint, card: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.card = folder, card
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
         self.ledger.open_account("ceiling", Limits())

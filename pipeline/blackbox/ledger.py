@@ -257,8 +257,7 @@ class _Batch:
             return refusal
         entry.buckets[place] += c.bill
         self.charged[entry.no, c.call, c.digest] = (c.bill, diverged)
-        if not diverged:
-            self.paid_calls.add((entry.no, c.call))
+        self.paid_calls.add((entry.no, c.call))
         self.new.append(ledger_rows.charge_columns(entry.no, c, diverged))
         return Receipt(c.id, "diverged" if diverged else "charged")
 

@@ -113,7 +113,7 @@ class OpenClipModel:
 
         _architecture(card)  # registers the embedded architecture, refuses an unknown one
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = card.precision if self.device.type == "cuda" else "fp32"
+        self.precision = card.precision
         checkpoint = _checkpoint(card)
         try:
             self.net = open_clip.create_model(
@@ -135,7 +135,7 @@ class OpenClipModel:
         )
         self.text = SharedPrefixTower(self.net, self.tokenizer) if fits(self.net, self.tokenizer) else None
         if self.text is None:
-            self.grant &= ~Access.SOFT
+            self.grant = self.grant.closure() & ~Access.SOFT
             log.warning("%s: its text tower takes whole strings only, so soft prompts are not granted", card.name)
         self.feature_dim = feature_dim(card)
         self.token_dim = self.text.token_dim if self.text else 0

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, with_status
 from pipeline.blackbox.ledger import Ledger
@@ -55,7 +55,7 @@ class RemoteLedger:
             try:
                 result = ray.get(self.actor.do.remote(verb, *args), timeout=RETRY_S)
             except RayError as error:
-                raise LedgerError(f"the ledger did not answer {verb}: {error}") from error
+                raise LedgerError(f"the ledger did not answer {verb}: {_line(error)}") from error
             if isinstance(result, FareboxError):
                 raise result
             return result
@@ -72,17 +72,28 @@ class Replica:
     ) -> None:
         # OpenMP's thread count belongs to a thread: the one that computes sets its own.
         self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.endpoint = await self._run(Endpoint, card, Path(features))
+        self.loaded: Endpoint | FareboxError  # an error is told by `info`: raised here, Ray would wrap it in its own
+        try:
+            self.loaded = await self._run(Endpoint, card, Path(features))
+        except FareboxError as error:
+            self.loaded = error
         # By name: a handle among the arguments could not be had again when Ray restarts this actor.
         self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
         self.waiting = 0
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint, or the error of ours that kept it from loading."""
+        if isinstance(self.loaded, FareboxError):
+            raise self.loaded
+        return self.loaded
+
     async def _run(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.worker, function, *args)
 
-    async def info(self) -> ModelInfo:
-        """The model's constants."""
-        return self.endpoint.info
+    async def info(self) -> ModelInfo | FareboxError:
+        """The model's constants, or why it could not be loaded."""
+        return self.loaded if isinstance(self.loaded, FareboxError) else self.loaded.info
 
     async def load(self) -> int:
         """Requests taken and not answered."""
@@ -114,6 +125,8 @@ class Replica:
             return with_status(answer, paid[0])
         except FareboxError as error:
             return error
+        except RayError as error:
+            return LedgerError(f"the ledger did not answer: {_line(error)}")
         finally:
             self.waiting -= 1
 
@@ -129,7 +142,10 @@ class RayPool:
 
     def __init__(self, replicas: Sequence[Any]) -> None:
         self.replicas = list(replicas)
-        self.info: ModelInfo = self._get(lambda replica: replica.info.remote())
+        info = self._get(lambda replica: replica.info.remote())
+        if isinstance(info, FareboxError):
+            raise info
+        self.info: ModelInfo = info
 
     def ask(self, request: Request) -> Answer:
         """The answer; a replica that dies costs time and nothing else."""
@@ -154,10 +170,10 @@ class RayPool:
                 return ray.get(send(replica))
             except RayActorError as error:
                 if time.monotonic() > deadline:
-                    raise EndpointLost(f"no replica answered within {RETRY_S:.0f} s: {error}") from error
+                    raise EndpointLost(f"no replica answered within {RETRY_S:.0f} s: {_line(error)}") from error
                 time.sleep(0.2)
             except RayError as error:
-                raise EndpointLost(f"a replica failed: {str(error).splitlines()[-1]}") from error
+                raise EndpointLost(f"a replica failed: {_line(error)}") from error
 
     def _least_busy(self) -> Any:
         if len(self.replicas) == 1:
@@ -174,3 +190,9 @@ class RayPool:
                 if load < least:
                     best, least = replica, load
         return best
+
+
+def _line(error: RayError) -> str:
+    """What Ray says went wrong, without its tracebacks: for an error in a task, the last line; else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if isinstance(error, RayTaskError) else lines[0]

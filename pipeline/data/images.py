@@ -47,7 +47,7 @@ class Images:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Images:
-        index = rows if isinstance(rows, slice) else np.asarray(rows)
+        index = rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
         return Images(self.source, self.split, self.rows[index], self.views_of[index], self.augment)
 
     def views(self, n: int, seed: int = 0) -> Images:
@@ -107,6 +107,21 @@ def decode(data: bytes) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image.convert("RGB")
+
+
+def check_readable(source: ParquetSource, name: str, rows: Sequence[int] | np.ndarray) -> None:
+    """DataError for an image of these rows that is none, as far as its header and its checksums tell."""
+    for row in rows:
+        data = opened(source).image_bytes(row)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.verify()
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+            raise DataError(
+                f"data set {name!r}: row {int(row)} of {source.path} is not a readable image "
+                f"({len(data)} bytes, {reason}): mend the file or leave the row out"
+            ) from error
 
 
 @dataclass(frozen=True)

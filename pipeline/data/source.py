@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 
 SPLITS = ("train", "val", "test")
+COLUMNS = ("image", "label", "split")
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,16 @@ class ParquetSource:
         if found != self.sha256:
             raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: restore the file")
         try:
-            return pq.read_table(path, memory_map=True)
+            table = pq.read_table(path, memory_map=True)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        lacks = [name for name in COLUMNS if name not in table.column_names or table[name].null_count]
+        if lacks or b"classes" not in (table.schema.metadata or {}):
+            raise DataError(
+                f"{path} lacks {' and '.join(lacks) or 'class names'}: wanted the columns {', '.join(COLUMNS)} without "
+                "gaps, and the class names as a JSON list under `classes` in the file's metadata"
+            )
+        return table
 
     @cached_property
     def classnames(self) -> tuple[str, ...]:

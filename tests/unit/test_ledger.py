@@ -433,7 +433,7 @@ def test_verify_compares_result_rows_with_the_books(ledger: Ledger) -> None:
 
 MEMORY = Path("/dev/shm")  # thousands of short-lived files: no need to wait for a disk
 TRIALS = st.sampled_from(["t1", "t2"])
-NAMES = st.sampled_from(["sweep", "team", "new"])
+ACCOUNTS = st.sampled_from([["sweep"], ["sweep", "team"], ["sweep", "team"], ["team"], ["late"]])
 BILLS = st.sampled_from([Bill(1, 10, 5, 50), Bill(2, 5, 10, 25), Bill(0, 7, 0, 7), Bill(3, 0, 15, 15)])
 AMOUNT = st.none() | st.integers(0, 12)
 LIMITS = st.builds(Limits, AMOUNT, st.none() | st.integers(0, 120))
@@ -454,12 +454,13 @@ class Books(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
         self.url = empty(Path(self.folder.name))
         self.ledgers = [Ledger(self.url), Ledger(self.url)]
-        self.limits = {"sweep": Limits(requests=15), "team": Limits(images=150)}
+        self.limits = {"sweep": Limits(requests=14), "team": Limits(images=150)}
         for name, limits in self.limits.items():
             self.ledgers[0].open_account(name, limits)
-        self.opened: dict[str, bool] = {}
-        self.allotment: dict[str, Limits] = {}
-        self.on: dict[str, set[str]] = {}
+        self.opened = {"t1": True}
+        self.allotment = {"t1": Limits(8, 80)}
+        self.on = {"t1": {"sweep"}}
+        self.ledgers[0].reserve("s", "t1", ["sweep"], Limits(8, 80))
         self.bills: dict[tuple[str, int, str, Phase], Bill] = {}  # one payload, one price
         self.live: dict[tuple[str, int, str], tuple[Phase, Bill, bool]] = {}
 
@@ -485,7 +486,7 @@ class Books(RuleBasedStateMachine):
         units = ("requests", "images")
         return any(getattr(limits, u) is not None and getattr(allotment, u) is None for u in units)
 
-    @rule(which=st.integers(0, 1), name=NAMES, limits=LIMITS)
+    @rule(which=st.integers(0, 1), name=st.sampled_from(["sweep", "team", "late"]), limits=LIMITS)
     def open_account(self, which: int, name: str, limits: Limits) -> None:
         endless = any(
             name in names and self.opened[t] and self._endless(self.allotment[t], limits)
@@ -502,31 +503,32 @@ class Books(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 1),
         trial=TRIALS,
-        names=st.sets(NAMES, min_size=1, max_size=2),
+        names=ACCOUNTS,
         allotment=ALLOTMENTS,
         same=st.sampled_from([True, True, False]),
     )
-    def reserve(self, which: int, trial: str, names: set[str], allotment: Limits, same: bool) -> None:
+    def reserve(self, which: int, trial: str, names: list[str], allotment: Limits, same: bool) -> None:
         allotment = self.allotment.get(trial, allotment) if same else allotment
         before = (dict(self.opened), dict(self.allotment), {t: set(n) for t, n in self.on.items()})
         contradicts = (self.opened.get(trial) and self.allotment[trial] != allotment) or allotment.passed(
             self.spent(trial), Bill()
         )
-        repeated = self.opened.get(trial, False) and names <= self.on[trial]
-        all_names = self.on.get(trial, set()) | names
+        repeated = self.opened.get(trial, False) and self.on[trial].issuperset(names)
+        all_names = self.on.get(trial, set()).union(names)
         self.opened[trial], self.allotment[trial], self.on[trial] = True, allotment, all_names
         fits = all_names <= set(self.limits) and not any(
             self.limits[n].passed(self.committed(n), Bill()) or self._endless(allotment, self.limits[n])
             for n in all_names
         )
         try:
-            self.ledgers[which].reserve("s", trial, sorted(names), allotment)
+            self.ledgers[which].reserve("s", trial, names, allotment)
         except FareboxError:
             assert contradicts or not fits
             self.opened, self.allotment, self.on = before
         else:
             assert not contradicts and (fits or repeated)
 
+    @precondition(lambda self: any(self.opened.values()))
     @rule(which=st.integers(0, 1), trial=TRIALS)
     def settle(self, which: int, trial: str) -> None:
         try:
@@ -537,7 +539,7 @@ class Books(RuleBasedStateMachine):
             if trial in self.opened:
                 self.opened[trial] = False
 
-    @rule(which=st.integers(0, 1), calls=st.lists(CALLS, min_size=1, max_size=6), bill=BILLS)
+    @rule(which=st.integers(0, 1), calls=st.lists(CALLS, min_size=2, max_size=8), bill=BILLS)
     def charge(self, which: int, calls: list[tuple[str, int, str, Phase]], bill: Bill) -> None:
         charges = []
         for trial, call, digest, phase in calls:
@@ -545,6 +547,18 @@ class Books(RuleBasedStateMachine):
             charges.append(Charge("s", trial, call, f"{digest}{phase.value}", phase, price))
         for c, answer in zip(charges, self.ledgers[which].charge(charges), strict=True):
             assert self._predict(c) == (answer.status if isinstance(answer, Receipt) else "refused")
+
+    @rule(which=st.integers(0, 1), trial=TRIALS, first=st.integers(0, 4), n=st.integers(1, 3))
+    def fit(self, which: int, trial: str, first: int, n: int) -> None:
+        """A method at work: the next calls of one trial."""
+        self.charge(which, [(trial, call, "x", Phase.ADAPT) for call in range(first, first + n)], Bill(1, 5, 5, 25))
+
+    @precondition(lambda self: self.opened)
+    @rule(which=st.integers(0, 1), data=st.data())
+    def resume(self, which: int, data: st.DataObject) -> None:
+        """The same command again: every trial is reserved as it was."""
+        trial = data.draw(st.sampled_from(sorted(self.opened)))
+        self.reserve(which, trial, sorted(self.on[trial]), self.allotment[trial], True)
 
     def _predict(self, c: Charge) -> str:
         key = (c.trial, c.call, c.digest)
@@ -599,7 +613,7 @@ class Books(RuleBasedStateMachine):
 
 
 Books.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 TestBooks = Books.TestCase
 

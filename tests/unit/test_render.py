@@ -21,8 +21,8 @@ from pipeline.results import to_table
 from tests.synthetic import METHODS, make, sweep, write_store
 
 ISSUE_KEYS = [
-    *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests", "images"),
-    *("prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
+    *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests"),
+    *("images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
 ]
 
 

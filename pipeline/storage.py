@@ -1,0 +1,52 @@
+"""A sweep's folder: can it be written, what is its lasting id, and is anybody else at work in it?"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.results import write_atomic
+
+log = logging.getLogger(__name__)
+
+
+def open_storage(folder: Path) -> str:
+    """Make the sweep's folder and return its lasting id, which is part of every charge's id."""
+    check_writable("storage", folder)
+    marker = folder / "storage_id"
+    if not marker.exists():
+        write_atomic(marker, f"{uuid.uuid4().hex[:12]}\n".encode())
+    return marker.read_text().strip()
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Make a folder that the user named by this key. ConfigError when files cannot be made in it."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={folder} cannot be written ({error.strerror}): choose another with {key}=DIR"
+        ) from error
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the storage: two drivers would run the same trials. The lock goes with the process, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another `farebox run` is at work in storage={folder}: wait for it, or choose another with storage=DIR"
+            ) from error
+        except OSError:
+            log.warning("%s has no file locks: do not run two sweeps in it at once", folder)
+        yield
