@@ -17,6 +17,10 @@ from typing import Any
 from pipeline import __version__, check_packages
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError
 
+ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
+
+Exit codes: 0 done; 2 the input is wrong (one line says what to type), nothing was spent; 3 finished, but trials failed,
+were truncated or unfunded, or the ledger does not add up; 130 interrupted (the same command continues)."""
 WORDS = "key=value words, as in: sweep=demo shots=[1,16] method.craft.popsize=20 (conf/base.yaml lists every key)"
 
 
@@ -134,7 +138,7 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="farebox", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -171,6 +175,8 @@ def _table(records: list[dict[str, Any]], as_json: bool) -> int:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -77,5 +77,5 @@ def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:
     """'no KIND named X; did you mean Y? (known: ...)' for every unknown name in the product."""
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no {kind} named {found!r}; {hint}(known: {', '.join(names)})"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"no {kind} named {found!r}{hint} (known: {', '.join(names)})"

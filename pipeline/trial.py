@@ -194,6 +194,7 @@ def _score(
         cache_hits=state.meter.cache_hits,
         notes=json.dumps(method.notes, sort_keys=True),
         curve=json.dumps(state.curve),
+        test_label_reads=1 + (len(state.curve) if card is spec.dataset else 0),
         predictions_file=file,
         predictions_digest=digest,
     )

@@ -1,0 +1,245 @@
+"""Whatever is killed, the same command ends with the same rows and the same ledger, and nothing is paid twice.
+
+One sweep is run undisturbed (one replica, one trial at a time). Then it is run while its processes are killed: replicas,
+the ledger's actor, trial workers; and while its driver is. Accuracies, predictions and bills must be equal to the bit,
+with two replicas and two trials at a time.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from methods.base import Bill
+from pipeline.blackbox.bill import Charge, Limits, Phase
+from pipeline.blackbox.client import Pool
+from pipeline.blackbox.endpoint import Answer, Request
+from pipeline.blackbox.ledger import Ledger
+from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.config import ModelCard, model_card
+from pipeline.errors import BudgetExceeded, DataError, LedgerError
+from pipeline.results import Store
+from pipeline.trial import few_shot_task, run_trial
+from tests.command import Running, alive, books, charges, farebox, kill, processes, wait_until
+from tests.lab import STORAGE, Lab, outcome
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+METHODS = "methods=[zero_shot,bbt,craft,cbbt]"
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own helpers, which notice after a minute that their Ray is gone."""
+
+
+@pytest.fixture(scope="session")
+def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A sweep of four methods on the embedded CLIP, seconds a trial, with many checkpoints."""
+    features = tmp_path_factory.mktemp("kill_features")
+    return (
+        *("run", "sweep=smoke", "model=tiny", f"datasets=[{card}]", METHODS, "shots=[2]", "seeds=[1]"),
+        *("views=3", "budget.requests=900", "method.craft.popsize=8", "method.bbt.popsize=8"),  # some 330 calls
+        *("checkpoint_s=0.2", f"features={features}"),
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a run in which nothing happens."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    farebox(*words, f"storage={storage}", "replicas=1", "concurrency=1")
+    return storage
+
+
+def results(storage: Path) -> dict[str, Any]:
+    """Everything of a sweep that must not depend on who died: rows without wall times, and the ledger's totals."""
+    rows = {
+        r.trial_id: outcome(r) for path in (storage / "results").iterdir() for r in Store(storage).rows_of(path.stem)
+    }
+    found = books(storage)
+    return {"rows": rows, "phases": found["phases"], "trials": found["trials"], "open": found["open_trials"]}
+
+
+def assert_clean(storage: Path) -> None:
+    """Nothing is left over, nothing was replayed at a price, and no call was refunded or paid twice."""
+    found = results(storage)
+    assert found["open"] == 0
+    assert found["phases"]["replay"] == {"requests": 0, "images": 0, "prompts": 0, "outputs": 0}
+    assert not list((storage / "checkpoints").glob("*"))
+    assert not (storage / "tune").exists()
+    assert not list(storage.rglob("*.tmp"))
+
+
+def test_rows_and_ledger_survive_the_death_of_replicas_ledger_and_workers(
+    words: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = Running(*words, f"storage={tmp_path}", "replicas=2", "concurrency=2")
+    paid = 0
+    for title in ("ray::Replica", "ray::LedgerActor", "ray::ResourceTrainable", "ray::Replica"):
+        run.wait_for(lambda title=title: run.below(title), f"a process {title}")
+        run.wait_for(lambda paid=paid: charges(tmp_path) > paid + 30, f"charges before {title} is killed")
+        if title == "ray::ResourceTrainable":
+            run.wait_for(lambda: list((tmp_path / "checkpoints").glob("*.ckpt")), "a checkpoint")
+        paid = charges(tmp_path)
+        kill(run.below(title)[-1])
+    code, out, err = run.end()
+    assert code == 0, f"{out}\n{err}"
+    assert "Traceback" not in out + err
+    assert results(tmp_path) == results(undisturbed)
+    assert_clean(tmp_path)
+
+
+def test_the_same_command_finishes_what_a_killed_driver_left(
+    words: tuple[str, ...], undisturbed: Path, tmp_path: Path
+) -> None:
+    words = (*words, f"storage={tmp_path}", "replicas=2", "concurrency=2")
+    run = Running(*words)
+    run.wait_for(lambda: charges(tmp_path) > 80, "80 charges")
+    run.wait_for(lambda: list((tmp_path / "checkpoints").glob("*.ckpt")), "a checkpoint")
+    other = farebox(*words, expect=2)  # one storage, one driver
+    assert other.stderr.startswith("farebox: another `farebox run` is at work in")
+    left = run.kill()
+    wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 30)
+
+    again = Running(*words)
+    before = charges(tmp_path)
+    again.wait_for(lambda: charges(tmp_path) > before + 40, "40 more charges")
+    again.process.send_signal(signal.SIGINT)  # Ctrl-C ends a run as well, in one line
+    code, _, err = again.end()
+    assert code == 130
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("farebox: interrupted")
+
+    farebox(*words)
+    assert results(tmp_path) == results(undisturbed)
+    assert_clean(tmp_path)
+
+
+# Below: pieces in this process, on one Ray of its own.
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray of this session."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        namespace=NAMESPACE,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=128 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+class Actors:
+    """A ledger actor and replicas over a storage folder, and ways to kill them."""
+
+    def __init__(self, folder: Path, features: Path, replicas: int = 1, card: ModelCard | None = None) -> None:
+        name = f"ledger-{folder.name}"
+        self.url = f"sqlite:///{folder / 'ledger.db'}"
+        self.ledger = LedgerActor.options(name=name).remote(self.url)  # type: ignore[attr-defined]
+        make = Replica.remote  # type: ignore[attr-defined]
+        self.replicas = [make(card or model_card("fake"), str(features), 1, name) for _ in range(replicas)]
+
+    @property
+    def all(self) -> list[Any]:
+        return [self.ledger, *self.replicas]
+
+
+@pytest.fixture
+def actors(cluster: None, tmp_path: Path, features: Path) -> Iterator[Actors]:
+    made = Actors(tmp_path, features)
+    yield made
+    for actor in made.all:
+        ray.kill(actor)
+
+
+def crash(actor: Any) -> None:
+    """The process dies at once; Ray starts the actor again."""
+    ray.kill(actor, no_restart=False)
+
+
+class Chaos:
+    """Runs `act` after each of the first `times` answers of a pool: named points, not a clock."""
+
+    def __init__(self, pool: Pool, act: Callable[[int], None], times: int) -> None:
+        self.pool, self.act, self.times, self.info = pool, act, times, pool.info
+        self.asked = 0
+
+    def ask(self, request: Request) -> Answer:
+        answer = self.pool.ask(request)
+        self.asked += 1
+        if self.asked <= self.times:
+            self.act(self.asked)
+        return answer
+
+    def embed_text(self, text: str) -> Any:
+        return self.pool.embed_text(text)
+
+
+@pytest.fixture
+def spec(lab: Lab) -> Any:
+    return lab.spec("craft", "budget.requests=120")
+
+
+def test_a_trial_goes_on_when_its_only_replica_and_its_ledger_die(lab: Lab, spec: Any, actors: Actors) -> None:
+    wanted = [outcome(r) for r in lab.run(spec)]
+    books = RemoteLedger(actors.ledger)
+    books.open_account("ceiling", Limits(requests=spec.predicted.requests))
+    books.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
+    pool = Chaos(RayPool(actors.replicas), lambda n: crash(actors.all[n % 2]), times=2)
+    rows = run_trial(spec, pool, STORAGE, Store(lab.folder / "killed"))
+    books.settle(STORAGE, spec.account)
+    assert [outcome(r) for r in rows] == wanted
+    assert books.verify() == []
+    assert books.trial_bill(STORAGE, spec.account) == lab.bills(spec)
+
+
+def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, actors: Actors) -> None:
+    books, pool = RemoteLedger(actors.ledger), RayPool(actors.replicas)
+    books.open_account("ceiling", Limits(requests=1))
+    books.reserve(STORAGE, spec.account, ["ceiling"], Limits(requests=1))
+    images = few_shot_task(spec).train.images
+    bill = Bill.image_features(len(images), pool.info.feature_dim)
+    call = Charge(STORAGE, spec.account, 0, "digest", Phase.ADAPT, bill)
+    Ledger(actors.url).charge([call])  # committed, and its sender died before it could answer
+    crash(actors.ledger)
+    crash(actors.replicas[0])
+    found = pool.ask(Request("image_features", images, None, call))
+    assert found.status == "replayed"
+    assert (found.values == lab.pool.endpoint.compute(Request("image_features", images, None, call)).values).all()
+    assert books.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
+    assert books.verify() == []
+    with pytest.raises(BudgetExceeded, match="1 requests asked"):  # as ours, through two actors
+        pool.ask(Request("image_features", images, None, replace(call, call=1)))
+
+
+def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answered(
+    lab: Lab, spec: Any, actors: Actors
+) -> None:
+    pool = RayPool(actors.replicas)
+    ray.kill(actors.ledger)
+    images = few_shot_task(spec).train.images
+    call = Charge(STORAGE, spec.account, 0, "digest", Phase.ADAPT, Bill.image_features(len(images), 16))
+    with pytest.raises(LedgerError, match="the ledger did not answer"):
+        pool.ask(Request("image_features", images, None, call))
+    with pytest.raises(LedgerError, match="the ledger did not answer settle"):
+        RemoteLedger(actors.ledger).settle(STORAGE, spec.account)
+
+
+def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> None:
+    garbage = tmp_path / "weights.pt"
+    garbage.write_bytes(b"not weights")
+    broken = ModelCard(name="broken", kind="open_clip", arch="RN50-quickgelu", weights=str(garbage))
+    actors = Actors(tmp_path, tmp_path / "features", card=broken)
+    with pytest.raises(DataError, match="broken"):
+        RayPool(actors.replicas)
+    for actor in actors.all:
+        ray.kill(actor)

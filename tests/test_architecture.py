@@ -1,0 +1,385 @@
+"""The rules of the house (docs/design.md section 2), each kept by a test."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+import methods
+import pipeline
+from methods import all_methods
+from pipeline import cli, errors
+from pipeline.config import Config, compose, dataset_card, method_choice, model_card, names
+from pipeline.data.source import file_sha256
+from pipeline.plan import make_plan, source_of
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS, PIPELINE = (sorted((ROOT / folder).rglob("*.py")) for folder in ("methods", "pipeline"))
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def importers(package: str) -> set[str]:
+    """The files that import a package."""
+    return {label(path) for path in (*METHODS, *PIPELINE) if package in {name.split(".")[0] for name in imports(path)}}
+
+
+# --- who may import what -------------------------------------------------------------------------------------------
+
+CORE = {"torch", "numpy", "cma", "methods"}
+OUTSIDE = {"asyncio", "glob", "http", "multiprocessing", "os", "pathlib", "shutil", "socket", "sqlite3", "ssl"} | {
+    "subprocess",
+    "tempfile",
+    "threading",
+    "urllib",
+}
+"""The parts of the standard library that reach files, processes or the network."""
+
+
+@pytest.mark.parametrize("path", METHODS, ids=label)
+def test_methods_are_the_pure_core(path: Path) -> None:
+    allowed = CORE | ({"pytest"} if path.name == "testing.py" else set())
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert top in allowed or (top in sys.stdlib_module_names and top not in OUTSIDE), name
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert "open" not in {call.id for call in calls if isinstance(call, ast.Name)}, "a method opens no file"
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("ray", {"pipeline/sweep.py", "pipeline/blackbox/pool.py"}),
+        ("mlflow", {"pipeline/tracking.py"}),
+        ("open_clip", {"pipeline/blackbox/model.py"}),
+        ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/blackbox/ledger")}),
+        ("omegaconf", {"pipeline/config.py"}),
+        ("matplotlib", {"pipeline/figures.py"}),
+    ],
+)
+def test_a_large_dependency_is_imported_in_its_own_place(package: str, allowed: set[str]) -> None:
+    assert importers(package) <= allowed
+    assert importers(package), "the rule has lost its object"
+
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = sys.modules["mlflow"] = None  # an import of either fails
+import tempfile
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.config import model_card
+from tests.lab import Lab, small_data
+folder = Path(tempfile.mkdtemp())
+lab = Lab(folder / "storage", Endpoint(model_card("fake"), folder / "features"), small_data(folder))
+rows = lab.run(lab.spec("logit_head"))
+print(rows[0].status, rows[0].requests)
+"""
+
+
+def test_a_trial_runs_without_ray() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RAY], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["done", "2"], done.stderr
+
+
+def test_listing_what_exists_loads_neither_ray_nor_mlflow_nor_open_clip() -> None:
+    script = (
+        "import sys; from pipeline.cli import main; code = main(['methods', '--json']);"
+        "print([m for m in ('ray', 'mlflow', 'open_clip') if m in sys.modules], code, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith("[] 0"), done.stderr
+    assert {record["method"] for record in json.loads(done.stdout)} >= set(all_methods())
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------
+
+LONGEST = {"methods": 220, "pipeline": 320}
+LONG_FOR_A_REASON = {
+    "methods/base.py": "all that a method sees, on one page",
+    "methods/testing.py": "the contract suite, the toy box and the toy task, for outsiders too",
+}
+
+
+@pytest.mark.parametrize("path", [*METHODS, *PIPELINE], ids=label)
+def test_a_module_is_read_in_one_sitting(path: Path) -> None:
+    lines, longest = len(path.read_text().splitlines()), LONGEST[label(path).split("/")[0]]
+    if label(path) in LONG_FOR_A_REASON:
+        assert lines > longest, "short enough now: take it off LONG_FOR_A_REASON"
+    else:
+        assert lines <= longest
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+KEYS: Mapping[str, tuple[str, str]] = {
+    "sweep": ("smoke", "sweep"),
+    "storage": ("elsewhere", "storage"),
+    "label": ("mine", "label"),
+    "model": ("fake", "model"),
+    "methods": ("[taskres]", "methods"),
+    "datasets": ("[emoji]", "datasets"),
+    "shift": ("false", "shift"),
+    "shots": ("[2]", "shots"),
+    "seeds": ("[9]", "seeds"),
+    "settings": ("paper", "settings"),
+    "views": ("fresh", "views"),
+    "validation": ("none", "validation"),
+    "curve": ("5", "curve"),
+    "budget.requests": ("77", "allotments"),
+    "budget.images": ("77", "allotments"),
+    "budget.sweep.requests": ("77", "sweep_budget"),
+    "budget.sweep.images": ("77", "sweep_budget"),
+    "budget.global.name": ("team", "global_budget"),
+    "budget.global.url": ("sqlite:///x.db", "global_budget"),
+    "budget.global.requests": ("77", "global_budget"),
+    "budget.global.images": ("77", "global_budget"),
+    "budget.partial": ("true", "partial"),
+    "replicas": ("3", "replicas"),
+    "threads": ("3", "threads"),
+    "concurrency": ("3", "concurrency"),
+    "address": ("auto", "address"),
+    "checkpoint_s": ("3", "checkpoint_s"),
+    "stale": ("keep", "stale"),
+    "mlflow": ("http://host", "mlflow"),
+    "features": ("elsewhere", "features"),
+    "method": ("{zero_shot: {}}", "method"),
+}
+"""Each key of conf/base.yaml: another value, and the field of Config that it turns."""
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_base_yaml_holds_every_key_of_a_run_and_no_other() -> None:
+    base = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/base.yaml"))
+    assert isinstance(base, dict)
+    assert set(leaves(base)) == set(KEYS)
+    assert {field for _, field in KEYS.values()} == {f.name for f in dataclasses.fields(Config)}
+
+
+def test_every_key_of_base_yaml_is_explained_beside_it() -> None:
+    text = (ROOT / "conf/base.yaml").read_text()
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#") and line.strip() != "budget:":
+            assert " # " in line, line
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key != "sweep"])
+def test_every_key_turns_its_field_and_nothing_that_it_should_not(key: str) -> None:
+    value, field = KEYS[key]
+    plain, changed = compose(["sweep=smoke", "model=tiny"]), compose(["sweep=smoke", "model=tiny", f"{key}={value}"])
+    different = {f.name for f in dataclasses.fields(Config) if getattr(plain, f.name) != getattr(changed, f.name)}
+    follow = {"features", "mlflow"} if key == "storage" else set()  # they lie in it, or beside it
+    assert field in different
+    assert different <= {field} | follow
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/method").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_setting_of_a_method_file_is_a_field_of_its_config(path: Path) -> None:
+    file = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(file, dict)
+    assert set(file) <= {"method", "config", "per_dataset"}
+    info = all_methods()[file.get("method", path.stem)]
+    fields = {f.name for f in dataclasses.fields(info.cls.Config)}
+    per_dataset = file.get("per_dataset") or {}
+    for settings in (file.get("config") or {}, *per_dataset.values()):
+        assert set(settings) <= fields
+    for dataset in ("icons", *per_dataset):
+        choice = method_choice(path.stem, dataset, "paper", {})
+        wanted = (file.get("config") or {}) | per_dataset.get(dataset, {})
+        assert {k: v for k, v in choice.config if k in wanted} == {
+            k: tuple(v) if isinstance(v, list) else v for k, v in wanted.items()
+        }
+        choice.build()
+
+
+@pytest.mark.parametrize("name", names("sweep"))
+def test_every_sweep_composes_and_plans(name: str, tmp_path: Path) -> None:
+    config = compose([f"sweep={name}", f"storage={tmp_path}"])
+    plan = make_plan(config)
+    assert plan.unable == ()
+    cells = len(config.methods) * len(config.datasets) * len(config.shots) * len(config.seeds) * len(config.allotments)
+    assert len({t.trial_id for t in plan.trials}) == len(plan.trials) == cells
+    for trial in plan.trials:
+        assert trial.allotment.passed(trial.predicted, trial.predicted * 0) is None, trial.name
+    assert not list(tmp_path.iterdir()), "a plan writes nothing"
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_card_is_whole(name: str) -> None:
+    card = model_card(name)
+    assert card.access and card.licence and card.source and card.note
+    if card.kind == "open_clip" and card.weights == "openai":
+        assert card.arch.endswith("-quickgelu"), "OpenAI's weights were trained with QuickGELU"
+
+
+# --- data sets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("dataset"))
+def test_every_data_card_is_true_of_its_file(name: str) -> None:
+    card = dataset_card(name)
+    source = source_of(card)
+    assert card.name == name and card.file.parent == ROOT / "pipeline/embedded"
+    assert file_sha256(card.file) == card.sha256
+    assert card.licence and card.source and card.citation
+    assert len(source.classnames) == len(set(source.classnames)) == card.classes
+    assert set(np.unique(source.splits)) <= {"train", "val", "test"}
+    for split, count in (("train", card.train), ("val", card.val), ("test", card.test)):
+        rows = source.rows_of(split)
+        assert len(rows) == count, split
+        if count:
+            by_class = np.bincount(source.labels[rows], minlength=card.classes)
+            assert len(by_class) == card.classes and by_class.min() >= {"train": 32, "val": 4, "test": 20}[split], split
+    assert not set(source.keys[source.rows_of("train")]) & set(source.keys[source.rows_of("test")])
+
+
+@pytest.mark.parametrize("name", [n for n in names("dataset") if dataset_card(n).shift_of])
+def test_a_shift_set_has_the_classes_of_its_source_and_only_a_test_split(name: str) -> None:
+    card = dataset_card(name)
+    assert card.shift_of in names("dataset")
+    source = dataset_card(card.shift_of)
+    assert source.shift_of is None
+    assert source_of(card).classnames == source_of(source).classnames
+    assert (card.template, card.templates) == (source.template, source.templates)
+    assert (card.train, card.val) == (0, 0)
+
+
+def test_there_are_four_small_real_data_sets_with_a_shift_pair() -> None:
+    cards = [dataset_card(name) for name in names("dataset")]
+    assert len(cards) >= 4 and any(card.shift_of for card in cards)
+
+
+# --- methods and their pages ---------------------------------------------------------------------------------------
+
+ISSUE_2 = {"zero_shot", "zero_shot_ensemble", "linear_probe", "tip_adapter", "tip_adapter_f", "taskres", "bbt"} | {
+    "logit_head",
+    "craft",
+    "cbbt_prompt",
+    "cbbt",
+    "pixel_nn",
+}
+WITHOUT_A_PAGE: set[str] = {"zero_shot", "zero_shot_ensemble"}
+"""They fit nothing. The list can only shrink."""
+
+
+def test_the_methods_that_were_asked_for_exist() -> None:
+    assert set(all_methods()) >= ISSUE_2
+
+
+@pytest.mark.parametrize("name", sorted(all_methods()))
+def test_a_method_says_what_it_costs_and_has_a_page(name: str) -> None:
+    info = all_methods()[name]
+    module = importlib.import_module(info.cls.__module__)
+    assert module.__doc__ is not None
+    assert re.search(r"^Cost: ", module.__doc__, re.MULTILINE), "say in the module's docstring what is asked"
+    assert "Shapes: " in module.__doc__
+    assert info.summary.endswith(".") and info.version >= 1 and info.paper
+    page = ROOT / f"docs/methods/{name}.md"
+    assert page.is_file() == (name not in WITHOUT_A_PAGE), page
+
+
+def test_no_page_is_of_a_method_that_does_not_exist() -> None:
+    assert {p.stem for p in (ROOT / "docs/methods").glob("*.md")} <= set(all_methods())
+
+
+@pytest.mark.parametrize("name", sorted(all_methods()))
+def test_every_setting_is_explained_on_the_line_below_it(name: str) -> None:
+    cls = all_methods()[name].cls
+    config = next(c for c in cls.__mro__ if "Config" in vars(c))
+    tree = ast.parse(Path(str(importlib.import_module(config.__module__).__file__)).read_text())
+    bodies = [
+        inner.body
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.ClassDef) and outer.name == config.__name__
+        for inner in outer.body
+        if isinstance(inner, ast.ClassDef) and inner.name == "Config"
+    ]
+    for body in bodies:
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign):
+                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), ast.unparse(node)
+
+
+# --- errors, words, packages ---------------------------------------------------------------------------------------
+
+
+def test_the_drawn_tree_of_errors_is_the_tree_of_classes() -> None:
+    drawn: dict[str, str] = {}
+    parents: list[tuple[int, str]] = [(-1, "FareboxError")]
+    for line in str(errors.__doc__).splitlines():
+        match = re.match(r"^([ |]*)\+- (\w+)  ", line)
+        if match:
+            depth, name = len(match[1]), match[2]
+            while parents[-1][0] >= depth:
+                parents.pop()
+            drawn[name] = parents[-1][1]
+            parents.append((depth, name))
+    real = {
+        name: cls.__bases__[0].__name__
+        for name, cls in vars(errors).items()
+        if isinstance(cls, type) and issubclass(cls, errors.FareboxError) and cls is not errors.FareboxError
+    }
+    assert drawn == real
+
+
+VERBS = frozenset({"run", "plan", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models"})
+"""Scripts rely on them: a verb is added here on purpose, and never taken away."""
+
+
+def test_the_verbs_of_the_command_line_are_frozen() -> None:
+    (verbs,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert frozenset(verbs.choices) == VERBS
+
+
+def test_another_distributions_package_of_the_same_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.check_packages()
+    monkeypatch.setattr(methods, "__file__", "/site-packages/methods/__init__.py")
+    with pytest.raises(ImportError, match=r"'methods' from /site-packages.*pip install"):
+        pipeline.check_packages()
+
+
+def test_what_is_shipped_is_what_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["pipeline", "methods"]
+    declared = {re.split(r"[\[>=<~! ]", d)[0].lower().replace("-", "_") for d in project["project"]["dependencies"]}
+    known_as = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyaml"}
+    used = {name.split(".")[0] for path in (*METHODS, *PIPELINE) for name in imports(path) if not name.startswith(".")}
+    third_party = {known_as.get(n, n).lower() for n in used if n not in sys.stdlib_module_names} - {
+        "methods",
+        "pipeline",
+    }
+    assert third_party - {"pytest"} <= declared
