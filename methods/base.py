@@ -303,9 +303,7 @@ M = TypeVar("M", bound=type[Method])
 REGISTRY: dict[str, MethodInfo] = {}
 
 
-def method(
-    *, name: str, access: Access, paper: str, version: int = 1, new_classes: bool = False
-) -> Callable[[M], M]:
+def method(*, name: str, access: Access, paper: str, version: int = 1, new_classes: bool = False) -> Callable[[M], M]:
     """Register a method. `access` is all that it may ask; `new_classes`: predict accepts classes it was not fitted on.
 
     Raises ValueError when two classes claim one name.

@@ -199,9 +199,7 @@ class MethodContract:
 
     @pytest.mark.parametrize("shots", [1, 4])
     @pytest.mark.parametrize("fresh", [False, True])
-    def test_bill_is_predicted_exactly_and_within_the_allotment(
-        self, build: Method, shots: int, fresh: bool
-    ) -> None:
+    def test_bill_is_predicted_exactly_and_within_the_allotment(self, build: Method, shots: int, fresh: bool) -> None:
         task, _ = toy_task(shots=shots, fresh_views=fresh)
         box = self.box(build)
         predicted = build.bill(TaskShape.of(task, box.feature_dim), self.allotment)

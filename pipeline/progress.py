@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Self
 
+TRIAL_IN_REQUESTS = 100
+"""What a trial costs beside its requests, in requests: enough for an estimate of the time left."""
+
 
 class Count(NamedTuple):
     """How far a sweep is."""
@@ -51,10 +54,9 @@ class Progress:
         print(start + line, end=end, file=sys.stderr, flush=True)
 
     def _left(self, count: Count, elapsed: float) -> str:
-        """Time left, from the share of requests and trials that are done: both cost."""
-        parts = ((count.requests - self._first.requests, self.requests), (count.done - self._first.done, self.trials))
-        shares = [done / whole for done, whole in parts if whole]
-        share = sum(shares) / len(shares) if shares else 1.0
+        """Time left, if work goes on at the pace so far; a trial's own work counts as that of some requests."""
+        done = count.requests - self._first.requests + TRIAL_IN_REQUESTS * (count.done - self._first.done)
+        share = done / (self.requests + TRIAL_IN_REQUESTS * self.trials)
         if share <= 0:
             return "time left unknown"
         return f"about {clock(max(0.0, elapsed * (1 - share) / share))} left"

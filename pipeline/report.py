@@ -6,9 +6,11 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from methods import all_methods
 from pipeline.blackbox.bill import Limits, Phase, total
@@ -87,6 +89,7 @@ def formatted(config: Config, form: str, raw: bool) -> str:
     """The leaderboard, or with `raw` its trials, in one of the formats."""
     store = _store(config)
     rows = store.read()
+    config = _of_rows(config, rows)
     if form == "html":
         return report(rows, store.read_predictions, config.sweep, _notes(config))["leaderboard.html"].decode()
     if raw:
@@ -101,7 +104,7 @@ def formatted(config: Config, form: str, raw: bool) -> str:
 def sync(config: Config, say: Say) -> None:
     """Rebuild the MLflow mirror from the rows on disk."""
     store = _store(config)
-    mirror = _mirror(config)
+    mirror = _mirror(_of_rows(config, store.read()))
     say(f"{mirror.sync(store)} trials are in MLflow at {config.mlflow}")
     folder = config.storage / "leaderboard"
     if folder.is_dir():
@@ -221,6 +224,15 @@ def _store(config: Config) -> Store:
             f"no sweep at {_shown(config.storage)}: name one with storage=DIR, or farebox run sweep={config.sweep}"
         )
     return Store(config.storage)
+
+
+def _of_rows(config: Config, rows: pa.Table) -> Config:
+    """The configuration with the name and label of the sweep whose rows these are: storage=DIR alone names none."""
+    found = set(rows["sweep"].to_pylist())
+    if len(found) != 1 or found == {config.sweep}:
+        return config
+    sweep = str(found.pop())
+    return replace(config, sweep=sweep, label=load("sweep", sweep).get("label", "") if sweep in names("sweep") else "")
 
 
 def _mirror(config: Config) -> Any:

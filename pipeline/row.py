@@ -150,7 +150,7 @@ class ResultRow:
     curve: str = "[]"
     """JSON: [requests, images, accuracy] at points inside the trial."""
     test_label_reads: int = 0
-    """Times that the trial's scorer read this test set's labels: once at the end, and once for each point of the curve."""
+    """Times that the scorer read this test set's labels: once at the end, and once for each point of the curve."""
     cpu: str = ""
     """CPU model; bit-identity is claimed per CPU model, thread count and torch version."""
     threads: int = 1

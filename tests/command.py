@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 FAREBOX = (sys.executable, "-m", "pipeline.cli")
@@ -26,11 +30,16 @@ def farebox(*words: str, expect: int | None = 0) -> subprocess.CompletedProcess[
     return done
 
 
+def here(*words: str, expect: int = 0) -> str:
+    """The same in this process, for commands that only read: what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(words) == expect
+    return out.getvalue()
+
+
 def records(storage: Path) -> list[dict[str, Any]]:
     """What `farebox leaderboard --raw --format json` prints."""
-    found: list[dict[str, Any]] = json.loads(
-        farebox("leaderboard", f"storage={storage}", "--raw", "--format", "json").stdout
-    )
+    found: list[dict[str, Any]] = json.loads(here("leaderboard", f"storage={storage}", "--raw", "--format", "json"))
     return found
 
 
@@ -120,6 +129,6 @@ def charges(storage: Path) -> int:
 
 def books(storage: Path) -> dict[str, Any]:
     """What `farebox ledger --json` says; it must verify."""
-    found: dict[str, Any] = json.loads(farebox("ledger", f"storage={storage}", "--json").stdout)
+    found: dict[str, Any] = json.loads(here("ledger", f"storage={storage}", "--json"))
     assert found["problems"] == []
     return found

@@ -56,6 +56,7 @@ def identity(card: ModelCard) -> str:
     """What names the weights in trial ids and cache keys: a file's digest, or open_clip's own name and tag."""
     if card.kind == "fake":
         return "fake-1"
+    _architecture(card)  # refuses an unknown one
     path = _checkpoint(card)
     return f"{card.arch}/{card.weights}" if path is None else f"{card.arch}/{file_sha256(path)}"
 
@@ -71,8 +72,6 @@ def load(card: ModelCard) -> Model:
     """The model of a card. ConfigError or DataError when it cannot be loaded, with what to do."""
     if card.kind == "fake":
         return FakeModel(card)
-    if card.kind not in ("embedded", "open_clip"):
-        raise ConfigError(f"model {card.name!r}: kind {card.kind!r} is none of fake, embedded, open_clip")
     return OpenClipModel(card)
 
 
@@ -184,6 +183,8 @@ def _input_rule(card: ModelCard, config: dict[str, Any]) -> Preprocess:
 def _architecture(card: ModelCard) -> dict[str, Any]:
     import open_clip
 
+    if card.kind not in ("embedded", "open_clip"):
+        raise ConfigError(f"model {card.name!r}: kind {card.kind!r} is none of fake, embedded, open_clip")
     if card.kind == "embedded" and card.arch not in open_clip.list_models():
         open_clip.add_model_config(EMBEDDED / f"{card.arch}.json")
     config = open_clip.get_model_config(card.arch)

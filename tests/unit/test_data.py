@@ -52,6 +52,13 @@ def test_the_draw_is_that_of_the_published_index_files(name: str) -> None:
         assert drawn_digest(rng, items["val"], min(shots, 4)) == wanted["val"], key
 
 
+def test_classes_are_drawn_in_order_of_first_appearance() -> None:
+    labels = [2, 0, 2, 1, 0, 2, 1, 0]
+    rng = random.Random(5)
+    wanted = [*rng.sample([0, 2, 5], 2), *rng.sample([1, 4, 7], 2), *rng.sample([3, 6], 2)]
+    assert sample(random.Random(5), labels, 2) == wanted
+
+
 def test_a_split_draws_train_first_and_val_after_it_from_one_generator(icons: ParquetSource) -> None:
     split = draw(icons, "icons", shots=8, seed=3, validation="min4")
     rng = random.Random(3)

@@ -203,7 +203,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: str) -> None:
     store.add(["1", "2"], rows_for(["1", "2"]))
     (path,) = store.folder.glob("*.arrow")
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[data.index(rows_for(["2"]).numpy().tobytes())] ^= 1  # one bit of a feature: Arrow alone would not see it
     path.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
     again = store_of(tmp_path)
     assert again.find(["1", "2"]) == [0, 1]

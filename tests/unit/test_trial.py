@@ -158,16 +158,20 @@ def test_predictions_are_made_by_a_copy_on_shuffled_batches_and_kept_in_file_ord
 ) -> None:
     monkeypatch.setattr(trials, "TEST_BATCH", 25)
     SEEN.clear()
-    (row,) = lab.run(spec_of(lab, Probe))
-    assert [(seen, len(images)) for seen, images in SEEN] == [(25, 25), (50, 25), (60, 10)]
-    asked = [key for _, images in SEEN for key in images.keys]
+    spec = spec_of(lab, Probe, "curve=1")
+    (row,) = lab.run(spec)
+    assert [(seen, len(images)) for seen, images in SEEN] == [(25, 25), (50, 25), (60, 10)] * 2, "each time a new copy"
+    asked = [key for _, images in SEEN[3:] for key in images.keys]
     kept = lab.store.read_predictions(row.trial_id, "small", row.predictions_digest)
     assert sorted(asked) == sorted(kept.image_keys) and asked != kept.image_keys
     source = SEEN[0][1].source
     in_order = Images.plain(source, "test", source.rows_of("test"), "crop")
     assert kept.image_keys == in_order.keys and kept.labels.tolist() == in_order.labels.tolist()
-    right = 100 * float((kept.logits_BC.argmax(1) == kept.labels).mean())
-    assert row.accuracy == pytest.approx(right)
+    request = Request(
+        "scores", in_order, few_shot_task(spec).classes.prompts(), lab.ledger.charges(STORAGE, spec.account)[0].charge
+    )
+    np.testing.assert_allclose(kept.logits_BC, lab.pool.endpoint.compute(request).values[0], rtol=1e-4, atol=1e-4)
+    assert row.accuracy == pytest.approx(100 * float((kept.logits_BC.argmax(1) == kept.labels).mean()))
     assert (row.evaluate_requests, row.evaluate_images) == (3, 60)
 
 

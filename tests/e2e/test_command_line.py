@@ -1,0 +1,258 @@
+"""The real command line, end to end: a sweep of several methods and a shift pair on the toy model, run once and shared.
+
+What it shows: the leaderboard and its files, MLflow's copy, the ledger, and that a second run does nothing twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.command import books, charges, farebox, here, records
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+METHODS = ("zero_shot", "taskres", "logit_head", "craft", "cbbt")
+KEYS = (  # issue 2, item 7
+    *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy"),
+    *("requests", "images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
+)
+ALLOTMENT = 100
+
+
+class Swept(NamedTuple):
+    """A sweep that was run."""
+
+    storage: Path
+    words: tuple[str, ...]
+    plan: list[dict[str, Any]]
+    run: subprocess.CompletedProcess[str]
+    records: list[dict[str, Any]]
+    books: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.fixture(scope="session")
+def swept(folder: Path) -> Swept:
+    """Five methods, two seeds, icons and its shift."""
+    storage = folder / "first"
+    words = (
+        *("sweep=smoke", f"storage={storage}", "datasets=[icons]", f"methods=[{','.join(METHODS)}]", "seeds=[1,2]"),
+        *("views=2", f"budget.requests={ALLOTMENT}", "method.craft.popsize=12", "replicas=1"),
+    )
+    plan = json.loads(farebox("plan", *words, "--json").stdout)
+    assert not storage.exists()
+    run = farebox("run", *words)
+    return Swept(storage, words, plan, run, records(storage), books(storage))
+
+
+@pytest.fixture(scope="session")
+def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+    """The same command again, and then with a third seed of one method."""
+    again = farebox("run", *swept.words)
+    assert books(swept.storage) == swept.books
+    assert records(swept.storage) == swept.records
+    return again, farebox("run", *swept.words, "seeds=[1,2,3]")
+
+
+@pytest.fixture(scope="session")
+def other(folder: Path, swept: Swept) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Another storage beside the first (the features are shared), whose ceiling pays for a part only."""
+    storage = folder / "second"
+    words = (*swept.words, f"storage={storage}", "methods=[taskres,craft]", "seeds=[1]")
+    ceiling = ("budget.sweep.requests=5", "budget.partial=true")
+    return storage, farebox("run", *words, *ceiling, expect=3)
+
+
+def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) -> None:
+    out, err = swept.run.stdout, swept.run.stderr
+    assert "Traceback" not in out + err
+    assert "10 trials to run, 0 done before" in out
+    assert "The toy model: these numbers mean nothing." in out
+    for method in METHODS:
+        assert method in out
+    for name in ("leaderboard.html", "farebox leaderboard", "farebox ledger", "farebox ui"):
+        assert name in out
+    assert err.splitlines()[-1].startswith("10/10 trials   ")  # progress, for a pipe: whole lines
+
+
+def test_it_leaves_its_files_and_nothing_else(swept: Swept) -> None:
+    found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
+    assert not list((swept.storage / "checkpoints").glob("*"))
+    assert found == {".lock", "leaderboard", "ledger.db", "mlflow", "mlflow.db", "predictions", "results", "storage_id"}
+    assert {path.suffix for path in (swept.storage / "leaderboard").rglob("*") if path.is_file()} >= {".html", ".csv"}
+    assert not list(swept.storage.parent.rglob("*.tmp"))
+
+
+def test_raw_records_have_the_promised_keys_and_every_trial_is_done(swept: Swept) -> None:
+    assert all(tuple(record)[: len(KEYS)] == KEYS for record in swept.records)
+    assert json.loads(farebox("leaderboard", f"storage={swept.storage}", "--raw", "--format", "json").stdout)
+    assert {r["status"] for r in swept.records} == {"done"}
+    assert len(swept.records) == len(METHODS) * 2 * 2
+    assert {(r["dataset"], r["test_set"]) for r in swept.records} == {("icons", "icons"), ("icons", "icons_outline")}
+    assert {r["method"] for r in swept.records} == set(METHODS)
+
+
+def test_no_bill_is_above_its_allotment_and_each_is_the_planned_one(swept: Swept) -> None:
+    planned = {t["trial_id"]: t for t in swept.plan}
+    for record in swept.records:
+        assert record["requests"] <= ALLOTMENT
+        for unit in ("requests", "images", "prompts", "outputs"):
+            assert record[unit] == planned[record["trial_id"]][f"predicted_{unit}"]
+
+
+def test_the_ledger_says_what_the_rows_say(swept: Swept) -> None:
+    own = [r for r in swept.records if r["test_set"] == r["dataset"]]
+    phases = swept.books["phases"]
+    for unit in ("requests", "images", "prompts", "outputs"):
+        assert phases["adapt"][unit] + phases["validate"][unit] == sum(r[unit] for r in own)
+    assert phases["evaluate"]["requests"] == sum(r["evaluate_requests"] for r in swept.records)
+    assert phases["replay"]["requests"] == phases["curve"]["requests"] == 0
+    assert swept.books["trials"] == 10
+    assert swept.books["open_trials"] == 0
+    (account,) = swept.books["accounts"]
+    assert account["reserved"]["requests"] == 0
+    assert account["spent"]["requests"] == sum(r["requests"] for r in own)
+    assert "verified: charges add up, match the rows" in farebox("ledger", f"storage={swept.storage}").stdout
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "md", "latex", "html"])
+def test_the_leaderboard_is_printed_in_every_format(swept: Swept, form: str) -> None:
+    out = here("leaderboard", f"storage={swept.storage}", "--format", form)
+    assert "craft" in out and "icons" in out
+    if form == "csv":
+        board = json.loads(here("leaderboard", f"storage={swept.storage}", "--format", "json"))
+        assert len(list(csv.DictReader(io.StringIO(out)))) == len(board)
+    if form == "html":
+        assert out.startswith("<!doctype html") and "<title>smoke</title>" in out and 'src="data:image/' in out
+        assert "The toy model: these numbers mean nothing." in out
+    if form == "latex":
+        assert r"\begin{tabular}" in out
+    if form == "md":
+        assert "|" in out
+
+
+MIRRORED = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=sys.argv[1])
+(experiment,) = [e for e in client.search_experiments() if e.name == "farebox/smoke"]
+runs = client.search_runs([experiment.experiment_id], max_results=1000)
+print(json.dumps([
+    {"tags": r.data.tags, "metrics": r.data.metrics, "params": r.data.params,
+     "artifacts": [a.path for a in client.list_artifacts(r.info.run_id)]}
+    for r in runs
+]))
+"""
+"""In a process of its own: MLflow keeps a store open for good, even one that was deleted."""
+
+
+def _mirrored(storage: Path) -> dict[str, Any]:
+    """The trials' runs of the sweep in MLflow, by trial id, through MLflow's own client."""
+    command = [sys.executable, "-c", MIRRORED, f"sqlite:///{storage}/mlflow.db"]
+    runs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (board,) = [r for r in runs if r["tags"]["farebox.kind"] == "leaderboard"]
+    assert {"leaderboard.html", "leaderboard.csv", "figures"} <= set(board["artifacts"])
+    trials = {r["tags"]["farebox.trial_id"]: r for r in runs if r["tags"]["farebox.kind"] == "trial"}
+    assert len(trials) == len(runs) - 1
+    for run in trials.values():
+        assert {"rows.json", "config.json", "predictions"} <= set(run["artifacts"])
+    return trials
+
+
+def _assert_mirrored(storage: Path) -> None:
+    runs, rows = _mirrored(storage), records(storage)
+    assert set(runs) == {r["trial_id"] for r in rows}
+    for row in rows:
+        metrics, params = runs[row["trial_id"]]["metrics"], runs[row["trial_id"]]["params"]
+        prefix = "" if row["test_set"] == row["dataset"] else f"shift/{row['test_set']}/"
+        assert metrics[f"{prefix}accuracy"] == pytest.approx(row["accuracy"], abs=1e-3)
+        assert (metrics["requests"], metrics["images"]) == (row["requests"], row["images"])
+        assert (params["method"], params["seed"], params["status"]) == (row["method"], str(row["seed"]), row["status"])
+
+
+def test_mlflow_holds_the_same_numbers_and_sync_makes_it_anew(swept: Swept) -> None:
+    _assert_mirrored(swept.storage)
+    (swept.storage / "mlflow.db").unlink()
+    said = farebox("sync", f"storage={swept.storage}").stdout
+    assert f"{len({r['trial_id'] for r in records(swept.storage)})} trials are in MLflow" in said
+    _assert_mirrored(swept.storage)
+
+
+def test_an_mlflow_that_is_away_is_one_line(swept: Swept) -> None:
+    done = farebox("sync", f"storage={swept.storage}", "mlflow=http://127.0.0.1:9", expect=3)
+    assert done.stderr.startswith("farebox: MLflow at http://127.0.0.1:9 cannot be opened")
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_second_run_does_nothing_and_a_new_seed_runs_only_what_is_new(
+    swept: Swept, more: tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]
+) -> None:
+    again, wider = more
+    assert "nothing to run: all 10 trials of this sweep are done" in again.stdout
+    assert "5 trials to run, 10 done before" in wider.stdout
+    rows = records(swept.storage)
+    assert [r for r in rows if r["seed"] != 3] == swept.records
+    spent = sum(r["requests"] for r in rows if r["seed"] == 3 and r["test_set"] == "icons")
+    (before,), (after,) = swept.books["accounts"], books(swept.storage)["accounts"]
+    assert after["spent"]["requests"] - before["spent"]["requests"] == spent
+    _assert_mirrored(swept.storage)
+
+
+def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
+    other: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    storage, run = other
+    assert "1 trials to run" in run.stdout
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded: ")]
+    assert line.startswith("unfunded: craft on icons, 1 shots, seed 1, 100 requests: ")
+    assert {(r["method"], r["status"]) for r in records(storage)} == {("taskres", "done"), ("craft", "unfunded")}
+    assert books(storage)["accounts"][0]["spent"]["requests"] <= 5
+
+
+def test_sweeps_never_mix_and_share_image_features_only(
+    swept: Swept, other: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    from pipeline.results import Store, to_rows
+
+    rows = to_rows(Store(other[0]).read())
+    (mine,) = [r for r in rows if r.method == "taskres" and r.test_set == "icons"]
+    (theirs,) = [r for r in swept.records if r["trial_id"] == mine.trial_id and r["test_set"] == "icons"]
+    assert (mine.accuracy, mine.requests, mine.images) == (theirs["accuracy"], theirs["requests"], theirs["images"])
+    assert mine.images > 0  # billed in full ...
+    assert mine.computed_images == 0  # ... and computed by the first sweep
+    assert (swept.storage / "storage_id").read_text() != (other[0] / "storage_id").read_text()
+    assert charges(other[0]) < charges(swept.storage)
+
+
+@pytest.mark.parametrize(
+    ("verb", "keys", "names"),
+    [
+        ("methods", {"access", "paper"}, {"zero_shot", "tip_adapter_f", "bbt", *METHODS}),
+        ("datasets", {"classes", "train", "test", "licence", "shift_of"}, {"icons", "icons_outline", "digits"}),
+        ("models", {"grant", "licence"}, {"fake", "tiny", "rn50", "vit_b32", "vit_b16"}),
+    ],
+)
+def test_what_exists_is_listed(verb: str, keys: set[str], names: set[str]) -> None:
+    found = json.loads(here(verb, "--json"))
+    assert {r[verb.removesuffix("s")] for r in found} >= names
+    assert all(keys <= set(r) for r in found)
+    assert all(name in here(verb) for name in names)
+
+
+def test_the_plan_is_a_table_that_asks_nothing(swept: Swept, tmp_path: Path) -> None:
+    out = here("plan", *swept.words, f"storage={tmp_path}/none")
+    assert out.splitlines()[0].split()[:2] == ["method", "data"]
+    assert out.splitlines()[-1].startswith("total")
+    assert not (tmp_path / "none").exists()
