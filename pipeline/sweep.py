@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
+import socket
 import threading
 import uuid
 import warnings
@@ -168,6 +170,8 @@ def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
 
 def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
+    if config.address is not None:
+        _knock(config.address)
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         with warnings.catch_warnings():
@@ -181,6 +185,8 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
         where = "on this machine" if config.address is None else f"at address={config.address}"
         raise ConfigError(f"Ray did not start {where}: {_first_line(error)}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
@@ -204,6 +210,22 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
     except ray.exceptions.RayError as error:  # the last line of Ray's account is the cause
         raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
     return replicas, ledger
+
+
+def _interrupt(*_: object) -> None:
+    """A batch system's SIGTERM ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _knock(address: str) -> None:
+    """ConfigError when nobody listens at HOST:PORT: Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
 
 
 def _tune(

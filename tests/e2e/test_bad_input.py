@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from pipeline import cli, sweep
+from pipeline.blackbox.ledger import Ledger
 from pipeline.data.source import file_sha256
 from pipeline.storage import alone
 from tests.command import charges, farebox
@@ -108,6 +110,12 @@ def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: P
     assert "cannot be used: wanted sqlite:///PATH or postgresql" in command.refused("budget.global.url=mysql://x/y")
     (tmp_path / "ledger.db").write_text("this is no database" * 100)
     assert "not a database" in command.refused(f"budget.global.url=sqlite:///{tmp_path}/ledger.db")
+
+
+def test_a_cluster_that_is_not_there_is_refused(command: Command) -> None:
+    assert command.refused("address=127.0.0.1:9").startswith("no Ray at address=127.0.0.1:9 (Connection refused)")
+    with contextlib.closing(Ledger(f"sqlite:///{command.storage}/ledger.db")) as books:
+        assert [trial for trial in books.trials() if trial.open] == []
 
 
 def test_a_method_beyond_the_models_grant_is_refused(command: Command, tmp_path: Path) -> None:
