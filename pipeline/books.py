@@ -82,3 +82,14 @@ def close_books(ledger: Ledger, storage_id: str, funded: Sequence[TrialSpec], st
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
             store.write([replace((rows or [lost])[0], **bill)])
         ledger.settle(storage_id, spec.account)
+
+
+def problems(plan: Plan, store: Store) -> tuple[str, ...]:
+    """A line for each trial of the plan without a whole result."""
+    rows = {r["trial_id"]: r for r in store.read().select(["trial_id", "status", "error"]).to_pylist()}
+    lines = []
+    for spec in plan.trials:
+        row = rows.get(spec.trial_id, {"status": "failed", "error": "no row was written"})
+        if row["status"] != "done":
+            lines.append(f"{row['status']}: {spec.name}: {row['error']}")
+    return tuple(lines)

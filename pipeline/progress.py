@@ -5,11 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
+
+from pipeline.blackbox.ledger import Ledger
+from pipeline.results import ResultRow, Store
 
 TRIAL_IN_REQUESTS = 100
 """What a trial costs beside its requests, in requests: enough for an estimate of the time left."""
+
+
+Mirroring = Callable[[Sequence[ResultRow]], None]
+"""Takes a finished trial's rows as they come."""
 
 
 class Count(NamedTuple):
@@ -17,6 +24,38 @@ class Count(NamedTuple):
 
     done: int
     requests: int
+
+
+class Watch:
+    """Counts finished trials by their files, and hands each one's rows to the mirror as they come."""
+
+    def __init__(self, ids: Sequence[str], store: Store, ledger: Ledger, account: str, mirror: Mirroring) -> None:
+        self.store, self.ledger, self.account, self.mirror = store, ledger, account, mirror
+        self.before = {i: self._stamp(i) for i in ids}
+        self.done: set[str] = set()
+        self.first = self._charged()
+        self._lock = threading.Lock()
+
+    def _stamp(self, trial: str) -> int:
+        path = self.store.results / f"{trial}.arrow"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    def _charged(self) -> int:
+        return next((a.charged.requests for a in self.ledger.accounts() if a.name == self.account), 0)
+
+    def count(self) -> Count:
+        """Trials finished and requests charged since the start; new rows are mirrored on the way."""
+        with self._lock:
+            for trial, before in self.before.items():
+                if trial not in self.done and self._stamp(trial) != before:
+                    self.done.add(trial)
+                    if rows := self.store.rows_of(trial):
+                        self.mirror(rows)
+        return Count(len(self.done), self._charged() - self.first)
+
+    def close(self) -> None:
+        """See the last rows."""
+        self.count()
 
 
 class Progress:

@@ -27,12 +27,12 @@ from ray import tune
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
-from pipeline.books import close_books, finished, pending, reserve, settle_left_over, sweep_account
+from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
-from pipeline.progress import Count, Progress
-from pipeline.results import ResultRow, Store
+from pipeline.progress import Mirroring, Progress, Watch
+from pipeline.results import Store
 from pipeline.storage import alone, check_writable, open_storage
 from pipeline.trial import failed_row, run_trial, spec_columns
 
@@ -50,9 +50,6 @@ START_S = 600
 """How long replicas may take to load their model."""
 OBJECT_STORE = 512 * 2**20
 """Bytes of shared memory for a Ray of our own: answers are at most 64 MiB, and few are under way."""
-
-Mirroring = Callable[[Sequence[ResultRow]], None]
-"""Takes a finished trial's rows as they come."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
     with contextlib.closing(ledger):
         settle_left_over(ledger, storage_id, todo)
         if not todo:
-            return Outcome(plan, 0, kept, _problems(plan, store))
+            return Outcome(plan, 0, kept, problems(plan, store))
         funded, unfunded = reserve(ledger, plan, todo, storage_id)
         for spec in todo:
             if spec.trial_id in unfunded:
@@ -151,7 +148,7 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
                     ledger.settle(storage_id, spec.account)
                 raise
             close_books(ledger, storage_id, funded, store)
-    return Outcome(plan, len(funded), kept, _problems(plan, store))
+    return Outcome(plan, len(funded), kept, problems(plan, store))
 
 
 @contextlib.contextmanager
@@ -249,7 +246,7 @@ def _tune(
     }
     cores = int(ray.cluster_resources()["CPU"])
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
-    watch = _Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
+    watch = Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
     scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     predicted = total(t.predicted for t in funded)
@@ -272,38 +269,6 @@ def _tune(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Watch:
-    """Counts finished trials by their files, and hands each one's rows to the mirror as they come."""
-
-    def __init__(self, ids: Sequence[str], store: Store, ledger: Ledger, account: str, mirror: Mirroring) -> None:
-        self.store, self.ledger, self.account, self.mirror = store, ledger, account, mirror
-        self.before = {i: self._stamp(i) for i in ids}
-        self.done: set[str] = set()
-        self.first = self._charged()
-        self._lock = threading.Lock()
-
-    def _stamp(self, trial: str) -> int:
-        path = self.store.results / f"{trial}.arrow"
-        return path.stat().st_mtime_ns if path.exists() else 0
-
-    def _charged(self) -> int:
-        return next((a.charged.requests for a in self.ledger.accounts() if a.name == self.account), 0)
-
-    def count(self) -> Count:
-        """Trials finished and requests charged since the start; new rows are mirrored on the way."""
-        with self._lock:
-            for trial, before in self.before.items():
-                if trial not in self.done and self._stamp(trial) != before:
-                    self.done.add(trial)
-                    if rows := self.store.rows_of(trial):
-                        self.mirror(rows)
-        return Count(len(self.done), self._charged() - self.first)
-
-    def close(self) -> None:
-        """See the last rows."""
-        self.count()
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Tune prints its own tables to stdout, whatever its verbosity; ours is the progress line."""
@@ -320,14 +285,3 @@ def _write_traceback(path: Path, error: BaseException) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(traceback.format_exception(error)))
-
-
-def _problems(plan: Plan, store: Store) -> tuple[str, ...]:
-    """A line for each trial of the plan without a whole result."""
-    rows = {r["trial_id"]: r for r in store.read().select(["trial_id", "status", "error"]).to_pylist()}
-    lines = []
-    for spec in plan.trials:
-        row = rows.get(spec.trial_id, {"status": "failed", "error": "no row was written"})
-        if row["status"] != "done":
-            lines.append(f"{row['status']}: {spec.name}: {row['error']}")
-    return tuple(lines)

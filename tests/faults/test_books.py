@@ -1,0 +1,97 @@
+"""What a run reserves comes back, and every trial has its row, whatever became of its worker. No Ray here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.blackbox.bill import Limits
+from pipeline.books import close_books, finished, pending, reserve, settle_left_over, sweep_account
+from pipeline.errors import BudgetExceeded, ConfigError
+from pipeline.results import ResultRow
+from pipeline.trial import run_trial
+from tests.lab import STORAGE, Lab, encoded, write_card, write_source
+
+
+def verified(lab: Lab, rows: list[ResultRow]) -> bool:
+    """Whether the ledger adds up and says what these rows say."""
+    return lab.ledger.verify([asdict(r) | {"trial_id": f"{r.trial_id}.{r.method_digest}"} for r in rows], STORAGE) == []
+
+
+def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill_and_runs_again(
+    lab: Lab, tmp_path: Path
+) -> None:
+    good = encoded(Image.effect_noise((32, 32), 50), "JPEG")
+    images = [good] * 11 + [good[: len(good) // 2]]  # its header is whole: only decoding it tells
+    source = write_source(
+        tmp_path / "cut.parquet", images, [0, 1] * 6, ["train"] * 4 + ["val"] * 4 + ["test"] * 4, ["cat", "dog"]
+    )
+    card = write_card(tmp_path, source, classes=2, train=4, val=4, test=4)
+    plan = lab.plan("methods=[craft]", f"datasets=[{card}]", "shots=1", "budget.requests=100")
+    (spec,) = plan.trials
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s=0)
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    assert row.status == "failed"
+    assert row.error is not None and row.error.startswith("DataError: ") and "cannot be decoded" in row.error
+    (row,) = lab.store.rows_of(spec.trial_id)
+    assert row.requests == spec.predicted.requests  # its fit was answered and stays paid; the last call was refunded
+    assert row.evaluate_requests == 0
+    assert verified(lab, [row])
+    assert [t.open for t in lab.ledger.trials()] == [False]
+    assert pending(plan, lab.store) == ([spec], [])
+    assert list((lab.folder / "checkpoints").glob("*.ckpt"))  # from which the same command goes on
+
+
+def test_a_trial_whose_worker_is_lost_for_good_gets_a_row_with_its_bill(lab: Lab) -> None:
+    plan = lab.plan("methods=[taskres]")
+    (spec,) = plan.trials
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    run_trial(spec, lab.pool, STORAGE, lab.store)
+    (lab.store.results / f"{spec.trial_id}.arrow").unlink()  # as if it had died before this file was written
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    (row,) = lab.store.rows_of(spec.trial_id)
+    assert (row.status, row.requests) == ("failed", lab.paid(spec).requests)
+    assert row.error is not None and "its worker died" in row.error
+    assert verified(lab, [row])
+    assert not finished(lab.store, spec)
+
+
+def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_back(lab: Lab) -> None:
+    plan = lab.plan("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=150")
+    reserve(lab.ledger, plan, plan.trials, STORAGE)  # and the run is killed
+    fewer = lab.plan("methods=[taskres]", "budget.requests=100", "budget.sweep.requests=150").trials
+    settle_left_over(lab.ledger, STORAGE, fewer)
+    assert [t.trial for t in lab.ledger.trials() if t.open] == [fewer[0].account]
+    held = next(a.reserved for a in lab.ledger.accounts() if a.name == sweep_account(STORAGE))
+    assert held.requests == fewer[0].predicted.requests
+
+
+def test_a_ceiling_that_cannot_pay_for_all_holds_nothing_unless_a_part_is_asked_for(lab: Lab) -> None:
+    words = ("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=50")
+    plan = lab.plan(*words)
+    with pytest.raises(BudgetExceeded, match="requests asked of account"):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert not [t for t in lab.ledger.trials() if t.open]
+    plan = lab.plan(*words, "budget.partial=true")
+    funded, unfunded = reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert [t.choice.name for t in funded] == ["taskres"]
+    assert list(unfunded) == [plan.trials[1].trial_id]
+
+
+def test_a_ceiling_below_what_was_spent_is_the_users_to_mend(lab: Lab) -> None:
+    plan = lab.plan("methods=[craft]", "budget.requests=100")
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    lowered = lab.plan("methods=[craft]", "budget.requests=100", "budget.sweep.requests=5")
+    with pytest.raises(ConfigError, match="are charged or reserved already; raise the ceiling"):
+        reserve(lab.ledger, lowered, lowered.trials, STORAGE)
+
+
+def test_a_rerun_of_a_finished_trial_is_free_and_reserves_nothing_new(lab: Lab) -> None:
+    spec = lab.spec("taskres")
+    first = lab.run(spec)
+    lab.ledger.open_account("ceiling", Limits(requests=lab.paid(spec).requests))
+    assert [r.predictions_digest for r in lab.run(spec)] == [r.predictions_digest for r in first]
