@@ -7,7 +7,7 @@ FareboxError
  +- BudgetExceeded     a limit would be passed; ends the trial, which is scored with what it has
  +- EndpointError      the endpoint did not answer
  |   +- EndpointLost      the replica died; retried on another under the same id
- |   +- EndpointBusy      no replica took the request in time; retried later
+ |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
  |   +- EndpointRefused   the request itself is wrong; never retried
  +- LedgerError        the ledger cannot be read or written, or does not add up
  +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
@@ -58,7 +58,7 @@ class EndpointLost(EndpointError):
 
 
 class EndpointBusy(EndpointError):
-    """No replica took the request in time."""
+    """A live replica did not answer in time."""
 
 
 class EndpointRefused(EndpointError):

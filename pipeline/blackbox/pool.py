@@ -17,16 +17,18 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, with_status
 from pipeline.blackbox.ledger import Ledger
 from pipeline.config import ModelCard
-from pipeline.errors import BudgetExceeded, EndpointLost, FareboxError, LedgerError
+from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointLost, FareboxError, LedgerError
 
 NAMESPACE = "farebox"
 RETRY_S = 120.0
 """How long a caller waits for a lost replica or ledger to come back before the trial fails."""
+ANSWER_S = 3600.0
+"""How long a caller waits for a replica that is alive: far above any honest answer, so that nothing hangs for ever."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -167,7 +169,9 @@ class RayPool:
         while True:
             replica = self._least_busy()
             try:
-                return ray.get(send(replica))
+                return ray.get(send(replica), timeout=ANSWER_S)
+            except GetTimeoutError as error:
+                raise EndpointBusy(f"a replica took a request and did not answer within {ANSWER_S:.0f} s") from error
             except RayActorError as error:
                 if time.monotonic() > deadline:
                     raise EndpointLost(f"no replica answered within {RETRY_S:.0f} s: {_line(error)}") from error

@@ -7,6 +7,7 @@ be equal to the bit.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,13 +18,14 @@ import pytest
 import ray
 
 from methods.base import Bill
+from pipeline.blackbox import pool as pool_module
 from pipeline.blackbox.bill import Charge, Limits, Phase
 from pipeline.blackbox.client import Pool
 from pipeline.blackbox.endpoint import Answer, Request
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
 from pipeline.config import ModelCard, model_card
-from pipeline.errors import BudgetExceeded, ConfigError, DataError, LedgerError
+from pipeline.errors import BudgetExceeded, ConfigError, DataError, EndpointBusy, LedgerError
 from pipeline.results import Store
 from pipeline.storage import alone
 from pipeline.trial import few_shot_task, run_trial
@@ -250,3 +252,25 @@ def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> N
         RayPool(actors.replicas)
     for actor in actors.all:
         ray.kill(actor)
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
+class Asleep:
+    """A replica that lives and does not answer."""
+
+    async def info(self) -> str:
+        return "loaded"
+
+    async def ask(self, request: Request) -> None:
+        await asyncio.sleep(60)
+
+
+def test_a_replica_that_lives_and_does_not_answer_is_given_up(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "ANSWER_S", 20.0)
+    asleep = Asleep.remote()
+    pool = RayPool([asleep])
+    monkeypatch.setattr(pool_module, "ANSWER_S", 0.5)
+    request = Request("scores", None, None, Charge("storage", "trial", 0, "digest", Phase.ADAPT, Bill()))
+    with pytest.raises(EndpointBusy, match="did not answer"):
+        pool.ask(request)
+    ray.kill(asleep)
