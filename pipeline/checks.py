@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from methods.base import Access
-from pipeline.blackbox.bill import Limits
+from pipeline.blackbox.bill import LIMITED, Limits
 from pipeline.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -21,6 +22,11 @@ def whole(key: str, value: Any, minimum: int = 1) -> int:
 def limit(key: str, value: Any) -> int | None:
     """A whole number of 1 or more, or null for no limit."""
     return None if value is None else whole(key, value)
+
+
+def limits(key: str, values: Mapping[str, Any]) -> Limits:
+    """The limits in `requests` and `images` that stand under this key."""
+    return Limits(*(limit(f"{key}.{unit}", values[unit]) for unit in LIMITED))
 
 
 def auto(key: str, value: Any) -> int | str:

@@ -288,11 +288,11 @@ def _resolve(raw: dict[str, Any]) -> Config:
         validation=checks.one_of("validation", raw["validation"], ("min4", "none")),
         curve=checks.whole("curve", raw["curve"], minimum=0),
         allotments=checks.allotments(budget["requests"], budget["images"]),
-        sweep_budget=Limits(*(checks.limit(f"budget.sweep.{k}", budget["sweep"][k]) for k in ("requests", "images"))),
+        sweep_budget=checks.limits("budget.sweep", budget["sweep"]),
         global_budget=GlobalBudget(
             checks.maybe_text("budget.global.name", budget["global"]["name"]),
             checks.maybe_text("budget.global.url", budget["global"]["url"]),
-            Limits(*(checks.limit(f"budget.global.{k}", budget["global"][k]) for k in ("requests", "images"))),
+            checks.limits("budget.global", budget["global"]),
         ),
         partial=checks.flag("budget.partial", budget["partial"]),
         replicas=checks.auto("replicas", raw["replicas"]),

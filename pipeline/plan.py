@@ -59,9 +59,7 @@ class TrialSpec:
     @property
     def budget_name(self) -> str:
         """For people: '8,000 requests', '500,000 images' or 'no limit'."""
-        a = self.allotment
-        parts = [f"{n:,} {unit}" for n, unit in ((a.requests, "requests"), (a.images, "images")) if n is not None]
-        return " and ".join(parts) or "no limit"
+        return self.allotment.words or "no limit"
 
     @property
     def account(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.blackbox.bill import Limits
 from pipeline.leaderboard import ReadPredictions, leaderboard, summary
 
 Record = dict[str, Any]
@@ -166,8 +167,8 @@ def heading(rows: Sequence[Record]) -> str:
 
 def budget_words(record: Record) -> str:
     """'allotment 8,000 requests', or 'no limit'."""
-    limits = [f"{record[f'budget_{u}']:,} {u}" for u in ("requests", "images") if record[f"budget_{u}"] is not None]
-    return "allotment " + " and ".join(limits) if limits else "no limit"
+    words = Limits(record["budget_requests"], record["budget_images"]).words
+    return f"allotment {words}" if words else "no limit"
 
 
 def plus_minus(mean: float | None, half: float | None, sign: str = "") -> str:

@@ -146,7 +146,7 @@ def plan_table(plan: Plan) -> str:
         (f"global {config.global_budget.name!r}", config.global_budget.limits),
     ):
         if limits != Limits():
-            text.append(f"ceiling of {name}: {_limit(limits)}")
+            text.append(f"ceiling of {name}: {limits.words}")
     text += [f"not run: {name} {why}" for name, why in plan.unable]
     return "\n".join(text)
 
@@ -180,7 +180,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
     for a in accounts:
         text.append(
             f"account {a.name}: {a.spent.requests:,} requests and {a.spent.images:,} images spent, "
-            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {_limit(a.limits)}"
+            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.words or 'none'}"
         )
     verdict = "verified: charges add up, match the rows, and passed no limit" if not problems else "NOT verified"
     text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open; {verdict}")
@@ -243,11 +243,6 @@ def _mirror(config: Config) -> Any:
 
 def _notes(config: Config) -> list[str]:
     return [config.label] if config.label else []
-
-
-def _limit(limits: Limits) -> str:
-    parts = [f"{n:,} {unit}" for unit in ("requests", "images") if (n := getattr(limits, unit)) is not None]
-    return " and ".join(parts) or "none"
 
 
 def _shown(path: Path) -> str:

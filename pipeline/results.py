@@ -23,15 +23,14 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+from pipeline.blackbox.bill import UNITS
 from pipeline.errors import DataError
 from pipeline.row import (
     FINISHED,
     PHASES,
     SCHEMA,
     STATUSES,
-    UNITS,
     ResultRow,
-    bill_columns,
     conform,
     to_rows,
     to_table,
@@ -48,7 +47,6 @@ __all__ = [
     "ResultRow",
     "Scan",
     "Store",
-    "bill_columns",
     "to_rows",
     "to_table",
     "write_atomic",

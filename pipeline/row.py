@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
 
-from methods.base import Bill
+from pipeline.blackbox.bill import UNITS, Phase
 
-PHASES = ("adapt", "validate", "curve", "evaluate", "replay")
-UNITS = ("requests", "images", "prompts", "outputs")
+PHASES = tuple(phase.value for phase in Phase)
 STATUSES = ("done", "truncated", "failed", "unfunded")
 FINISHED = ("done", "truncated")
 
@@ -176,12 +175,6 @@ class ResultRow:
             paid = getattr(self, f"adapt_{unit}") + getattr(self, f"validate_{unit}")
             if getattr(self, unit) != paid:
                 raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate is {paid:,}")
-
-
-def bill_columns(bills: Mapping[str, Bill]) -> dict[str, int]:
-    """The columns of `ResultRow` that hold the bill, from a bill for each phase (a phase left out is zero)."""
-    columns = {f"{p}_{u}": int(getattr(bills.get(p, Bill()), u)) for p in PHASES for u in UNITS}
-    return columns | {u: columns[f"adapt_{u}"] + columns[f"validate_{u}"] for u in UNITS}
 
 
 def _schema() -> pa.Schema:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from methods.base import Bill
-from pipeline.results import ResultRow, Store, bill_columns
+from pipeline.blackbox.bill import Phase, row_columns
+from pipeline.results import ResultRow, Store
 
 METHODS: dict[str, tuple[str, float]] = {
     "zero_shot": ("TEXT+SCORES", 0.0),
@@ -137,7 +138,7 @@ def _trial(
                 papers_count=float(bill.requests),
                 config=json.dumps({"popsize": 20, "sigma": 0.5} if searched else {}),
                 curve=json.dumps([[100, 1600, accuracy - 5], [1000, 16000, accuracy]] if searched else []),
-                **bill_columns({"adapt": bill, "evaluate": evaluate}),
+                **row_columns({Phase.ADAPT: bill, Phase.EVALUATE: evaluate}),
             )
         )
     return rows

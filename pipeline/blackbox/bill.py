@@ -50,6 +50,11 @@ class Limits:
         """What is left after `spent`, in the form that a method sees."""
         return Remaining(*(float("inf") if lim is None else lim for lim in (self.requests, self.images))).minus(spent)
 
+    @property
+    def words(self) -> str:
+        """For people: '8,000 requests and 256,000 images'; empty without limits."""
+        return " and ".join(f"{n:,} {unit}" for unit in LIMITED if (n := getattr(self, unit)) is not None)
+
     def passed(self, spent: Bill, asked: Bill) -> str | None:
         """The unit in which `spent + asked` would pass these limits, or None."""
         for unit in LIMITED:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
 from pipeline.blackbox.bill import PAID, Charge, Limits, Phase, paid
-from pipeline.blackbox.endpoint import Answer, Kind, ModelInfo, Request, price, prompts_digest
+from pipeline.blackbox.endpoint import Answer, Kind, ModelInfo, Request, access_of, price, prompts_digest
 from pipeline.data.images import Images, as_images
 from pipeline.errors import AccessDenied, BudgetExceeded
 
@@ -111,7 +111,7 @@ class MeteredBox:
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
-        needs = Request(kind, images, prompts, _NO_CHARGE).needs
+        needs = access_of(kind, prompts)
         if not self.access.covers(needs):
             raise AccessDenied(f"{kind} needs {needs.label}, the method declares {self.access.label}")
         if phase in PAID:
@@ -146,6 +146,3 @@ def _plain(prompts: Prompts) -> Prompts:
     if isinstance(prompts, SoftPrompts):
         return SoftPrompts(prompts.ctx_PLE.detach().float().contiguous(), prompts.classnames, prompts.suffix)
     return prompts
-
-
-_NO_CHARGE = Charge("", "", 0, "", Phase.ADAPT, Bill())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from methods.base import Access, Bill, Prompts, SoftPrompts
 from pipeline.blackbox import model as models
-from pipeline.blackbox.bill import Charge, Receipt
+from pipeline.blackbox.bill import Charge
 from pipeline.blackbox.features import FeatureStore
 from pipeline.config import ModelCard
 from pipeline.data.images import Images
@@ -27,6 +27,13 @@ from pipeline.errors import AccessDenied, EndpointRefused
 Kind = Literal["scores", "image_features", "text_features"]
 
 NEEDS = {"scores": Access.SCORES, "image_features": Access.FEATURES, "text_features": Access.FEATURES}
+
+
+def access_of(kind: Kind, prompts: Prompts | None) -> Access:
+    """The access that such a call takes."""
+    if prompts is None:
+        return NEEDS[kind]
+    return NEEDS[kind] | (Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT)
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,6 @@ class Request:
     prompts: Prompts | None
     charge: Charge
 
-    @property
-    def needs(self) -> Access:
-        """The access that this request takes."""
-        if self.prompts is None:
-            return NEEDS[self.kind]
-        return NEEDS[self.kind] | (Access.SOFT if isinstance(self.prompts, SoftPrompts) else Access.TEXT)
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -55,6 +55,7 @@ class Answer:
     computed_prompts: int = 0
     cache_hits: int = 0
     status: str = "charged"
+    """How it was paid: what the ledger's receipt says."""
 
 
 class ModelInfo(NamedTuple):
@@ -106,8 +107,9 @@ class Endpoint:
 
     def check(self, request: Request) -> None:
         """Refuse what cannot or may not be answered, before anything is charged or computed."""
-        if not self.model.grant.covers(request.needs):
-            raise AccessDenied(f"{request.needs.label} asked, the model grants {self.model.grant.label}")
+        needs = access_of(request.kind, request.prompts)
+        if not self.model.grant.covers(needs):
+            raise AccessDenied(f"{needs.label} asked, the model grants {self.model.grant.label}")
         check_shapes(request.images, request.prompts)
         prompts = request.prompts
         if isinstance(prompts, SoftPrompts):
@@ -163,11 +165,6 @@ class Endpoint:
         features = self.model.encode_prompts(prompts)
         self._texts.put(digest, features)
         return features, features.shape[0] * features.shape[1]
-
-
-def with_status(answer: Answer, receipt: Receipt) -> Answer:
-    """The answer with how it was paid."""
-    return Answer(answer.values, answer.computed_images, answer.computed_prompts, answer.cache_hits, receipt.status)
 
 
 def prompts_digest(prompts: Prompts) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from pipeline.blackbox.endpoint import Answer, Endpoint, Request, with_status
+from pipeline.blackbox.endpoint import Answer, Endpoint, Request
 from pipeline.blackbox.ledger import Ledger
 from pipeline.errors import BudgetExceeded, FareboxError
 
@@ -28,7 +30,7 @@ class LocalPool:
             if paid.status != "replayed":  # definitely not computed: the one case in which money goes back
                 self.ledger.refund([paid.id])
             raise
-        return with_status(answer, paid)
+        return replace(answer, status=paid.status)
 
     def embed_text(self, text: str) -> np.ndarray:
         """[L, E]"""

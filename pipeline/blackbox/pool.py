@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, with_status
+from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
 from pipeline.blackbox.ledger import Ledger
 from pipeline.config import ModelCard
 from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointLost, FareboxError, LedgerError
@@ -124,7 +125,7 @@ class Replica:
                 if paid[0].status != "replayed":  # definitely not computed: the one case in which money goes back
                     await self.ledger.do.remote("refund", [request.charge.id])
                 return answer
-            return with_status(answer, paid[0])
+            return replace(answer, status=paid[0].status)
         except FareboxError as error:
             return error
         except RayError as error:

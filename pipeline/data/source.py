@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 
-SPLITS = ("train", "val", "test")
 COLUMNS = ("image", "label", "split")
 
 

@@ -13,9 +13,10 @@ import pytest
 from scipy import stats as reference
 
 from methods.base import Bill
+from pipeline.blackbox.bill import Phase, row_columns
 from pipeline.errors import DataError
 from pipeline.leaderboard import SCHEMA, access_class, leaderboard, summary
-from pipeline.results import Predictions, ResultRow, bill_columns, to_table
+from pipeline.results import Predictions, ResultRow, to_table
 from pipeline.stats import ranks, resampled_means, student
 from tests.synthetic import DATASETS, METHODS, make, sweep
 
@@ -95,7 +96,7 @@ def test_one_zero_shot_row_serves_every_seed_shots_and_budget() -> None:
 
 def test_logit_head_is_taken_at_the_same_budget_first_then_where_its_bill_fits() -> None:
     def head(accuracy: float, budget: int, requests: int) -> ResultRow:
-        bill = bill_columns({"adapt": Bill(requests=requests)})
+        bill = row_columns({Phase.ADAPT: Bill(requests=requests)})
         return make(method="logit_head", budget_requests=budget, accuracy=accuracy, **bill)
 
     craft = make(method="craft", access="SOFT+SCORES", accuracy=55.0, budget_requests=1000)

@@ -15,8 +15,9 @@ import pytest
 import pipeline.results
 import pipeline.row
 from methods.base import Bill
+from pipeline.blackbox.bill import Phase, row_columns
 from pipeline.errors import DataError
-from pipeline.results import SCHEMA, DamagedFileWarning, ResultRow, Store, bill_columns, to_rows, to_table
+from pipeline.results import SCHEMA, DamagedFileWarning, ResultRow, Store, to_rows, to_table
 from tests.synthetic import make, sweep
 
 
@@ -44,7 +45,9 @@ def test_rows_survive_arrow() -> None:
 
 
 def test_plain_bill_is_adapt_plus_validate() -> None:
-    columns = bill_columns({"adapt": Bill(3, 30, 300, 3000), "validate": Bill(1, 10), "evaluate": Bill(7, 70)})
+    columns = row_columns(
+        {Phase.ADAPT: Bill(3, 30, 300, 3000), Phase.VALIDATE: Bill(1, 10), Phase.EVALUATE: Bill(7, 70)}
+    )
     assert (columns["requests"], columns["images"], columns["prompts"]) == (4, 40, 300)
     assert columns["evaluate_requests"] == 7 and columns["replay_outputs"] == 0
     make(**columns)
