@@ -19,7 +19,7 @@ from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Limits, total
 from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard, dataset_card, names
 from pipeline.data.images import check_readable
-from pipeline.data.source import ParquetSource, opened
+from pipeline.data.source import ParquetSource, Source, opened
 from pipeline.data.split import Split, draw
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 
@@ -86,7 +86,7 @@ class Plan:
         return total(t.predicted for t in self.trials)
 
 
-def source_of(card: DatasetCard) -> ParquetSource:
+def source_of(card: DatasetCard) -> Source:
     """The card's images, opened and checked once a process."""
     return opened(ParquetSource(str(card.file), card.sha256))
 
@@ -98,9 +98,10 @@ def check_card(card: DatasetCard, classnames: tuple[str, ...]) -> None:
     if source.classnames != classnames:
         raise DataError(f"data set {card.name!r} has other classes than {card.shift_of!r}, which methods are fitted on")
     if len(classnames) != card.classes or not set(np.unique(source.labels)) <= set(range(card.classes)):
-        raise DataError(f"data set {card.name!r}: its card says {card.classes} classes, {source.path} has others")
+        raise DataError(f"data set {card.name!r}: its card says {card.classes} classes, {source.place} has others")
     if len(test) != card.test or not len(test):
-        raise DataError(f"data set {card.name!r}: its card says {card.test} test images, {source.path} has {len(test)}")
+        found = f"{source.place} has {len(test)}"
+        raise DataError(f"data set {card.name!r}: its card says {card.test} test images, {found}")
     check_readable(source, card.name, test)
 
 

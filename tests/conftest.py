@@ -10,7 +10,7 @@ import torch
 
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.config import dataset_card, model_card
-from pipeline.data.source import ParquetSource
+from pipeline.data.source import Source
 from pipeline.plan import source_of
 from tests.lab import Lab, small_data
 
@@ -42,7 +42,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def icons() -> ParquetSource:
+def icons() -> Source:
     """The embedded icons."""
     return source_of(dataset_card("icons"))
 

@@ -52,16 +52,16 @@ def small_data(folder: Path) -> Path:
     icons = source_of(dataset_card("icons"))
     wanted = {"train": 8, "val": 4, "test": 12}
     rows = [
-        row
+        (row, split)
         for split, n in wanted.items()
         for label in range(5)
         for row in [r for r in icons.rows_of(split).tolist() if icons.labels[r] == label][:n]
     ]
     source = write_source(
         folder / "small.parquet",
-        [icons.image_bytes(r) for r in rows],
-        [int(icons.labels[r]) for r in rows],
-        [str(icons.splits[r]) for r in rows],
+        [icons.image_bytes(r) for r, _ in rows],
+        [int(icons.labels[r]) for r, _ in rows],
+        [split for _, split in rows],
         icons.classnames[:5],
     )
     return write_card(folder, source, classes=5, train=40, val=20, test=60)

@@ -264,7 +264,7 @@ def test_every_data_card_is_true_of_its_file(name: str) -> None:
         if count:
             by_class = np.bincount(source.labels[rows], minlength=card.classes)
             assert len(by_class) == card.classes and by_class.min() >= {"train": 32, "val": 4, "test": 20}[split], split
-    assert not set(source.keys[source.rows_of("train")]) & set(source.keys[source.rows_of("test")])
+    assert not set(source.keys_of(source.rows_of("train"))) & set(source.keys_of(source.rows_of("test")))
 
 
 @pytest.mark.parametrize("name", [n for n in names("dataset") if dataset_card(n).shift_of])

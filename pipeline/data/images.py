@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.data.source import ParquetSource, opened
+from pipeline.data.source import Source, opened
 from pipeline.errors import DataError
 
 PLAIN = 0
@@ -31,7 +31,7 @@ AUGMENTATIONS = {
 class Images:
     """An ImageSet (see methods.base) over rows of a source. `split` decides the phase that its calls are billed to."""
 
-    source: ParquetSource
+    source: Source
     split: str
     rows: np.ndarray
     views_of: np.ndarray
@@ -39,7 +39,7 @@ class Images:
     augment: str = "crop_flip"
 
     @classmethod
-    def plain(cls, source: ParquetSource, split: str, rows: np.ndarray, augment: str) -> Images:
+    def plain(cls, source: Source, split: str, rows: np.ndarray, augment: str) -> Images:
         """The images as they are."""
         return cls(source, split, np.asarray(rows), np.full(len(rows), PLAIN), augment)
 
@@ -74,12 +74,15 @@ class Images:
     @property
     def keys(self) -> list[str]:
         """Content key of each row's view: image key, augmentation and view number."""
-        return [self.key_of(i) for i in range(len(self))]
+        contents = opened(self.source).keys_of(self.rows)
+        views = self.views_of.tolist()
+        return [
+            key if view == PLAIN else f"{key}/{self.augment}/{view}" for key, view in zip(contents, views, strict=True)
+        ]
 
     def key_of(self, i: int) -> str:
         """Content key of the i-th row's view."""
-        key, view = str(opened(self.source).keys[self.rows[i]]), int(self.views_of[i])
-        return key if view == PLAIN else f"{key}/{self.augment}/{view}"
+        return self[[i]].keys[0]
 
     @property
     def labels(self) -> Tensor:
@@ -89,7 +92,7 @@ class Images:
     @property
     def digest(self) -> str:
         """Digest of what is referred to, in order."""
-        h = hashlib.sha256(f"{self.source.sha256}/{self.augment}/".encode())
+        h = hashlib.sha256(f"{self.source.digest}/{self.augment}/".encode())
         h.update(np.ascontiguousarray(self.rows, dtype="<i8").tobytes())
         h.update(np.ascontiguousarray(self.views_of, dtype="<i8").tobytes())
         return h.hexdigest()
@@ -109,7 +112,7 @@ def decode(data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def check_readable(source: ParquetSource, name: str, rows: Sequence[int] | np.ndarray) -> None:
+def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:
     """DataError for an image of these rows that is none, as far as its header and its checksums tell."""
     for row in rows:
         data = opened(source).image_bytes(row)
@@ -119,7 +122,7 @@ def check_readable(source: ParquetSource, name: str, rows: Sequence[int] | np.nd
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
             reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"data set {name!r}: row {int(row)} of {source.path} is not a readable image "
+                f"data set {name!r}: row {int(row)} of {source.place} is not a readable image "
                 f"({len(data)} bytes, {reason}): mend the file or leave the row out"
             ) from error
 

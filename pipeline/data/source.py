@@ -1,4 +1,4 @@
-"""Where image bytes come from: one Parquet file holds a data set's images, labels and splits.
+"""Where image bytes come from: a `Source` knows a data set's images, labels and splits.
 
 A source is a small value (a path and a digest) that travels in requests; the bytes are opened where they are needed.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,49 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 
 COLUMNS = ("image", "label", "split")
+
+
+class Source(Protocol):
+    """A data set's images by row number. Hashable and small to pickle; what it opens stays in the process."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of what is listed: another digest is another data set."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        ...
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of all rows, int64."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows."""
+        ...
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of a split, in listed order."""
+        ...
+
+    def image_bytes(self, row: int) -> bytes:
+        """The encoded image of one row."""
+        ...
+
+    def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The content key of each of these rows: the first 16 bytes of its image's SHA-256, as hex."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +75,16 @@ class ParquetSource:
     def __getstate__(self) -> dict[str, str]:
         """What travels: not the table, nor anything else that was opened here."""
         return {"path": self.path, "sha256": self.sha256}
+
+    @property
+    def digest(self) -> str:
+        """The file's SHA-256."""
+        return self.sha256
+
+    @property
+    def place(self) -> str:
+        """The file."""
+        return self.path
 
     @cached_property
     def _table(self) -> pa.Table:
@@ -64,28 +118,51 @@ class ParquetSource:
         return cast(np.ndarray, self._table["label"].to_numpy().astype(np.int64))
 
     @cached_property
-    def splits(self) -> np.ndarray:
-        """Split name of each row."""
+    def _split_of_row(self) -> np.ndarray:
         return np.asarray(self._table["split"].to_pylist())
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows."""
+        return tuple(np.unique(self._split_of_row).tolist())
 
     def rows_of(self, split: str) -> np.ndarray:
         """Row numbers of a split, in file order."""
-        return np.flatnonzero(self.splits == split)
+        return np.flatnonzero(self._split_of_row == split)
 
     def image_bytes(self, row: int) -> bytes:
         """The encoded image of one row."""
         return cast(bytes, self._table["image"][int(row)].as_py())
 
     @cached_property
-    def keys(self) -> np.ndarray:
-        """The content key of each image: the first 16 bytes of its SHA-256, as hex."""
-        return np.asarray([hashlib.sha256(image.as_py()).hexdigest()[:32] for image in self._table["image"]])
+    def _keys(self) -> dict[int, str]:
+        return {}
+
+    def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The content key of each of these rows; a row's bytes are hashed once a process."""
+        known = self._keys
+        for row in map(int, rows):
+            if row not in known:
+                known[row] = content_key(self.image_bytes(row))
+        return [known[int(row)] for row in rows]
+
+
+S = TypeVar("S", bound=Source)
 
 
 @lru_cache(maxsize=64)
-def opened(source: ParquetSource) -> ParquetSource:
-    """The process's one open copy of a source, so that a file is read and checked once."""
+def _opened(source: Source) -> Source:
     return source
+
+
+def opened(source: S) -> S:
+    """The process's one open copy of a source, so that a file is read and checked once."""
+    return cast(S, _opened(source))
+
+
+def content_key(data: bytes) -> str:
+    """What names an image's content: the first 16 bytes of its SHA-256, as hex."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def file_sha256(path: Path) -> str:

@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pipeline.data.source import ParquetSource
+from pipeline.data.source import Source
 from pipeline.errors import DataError
 
 
@@ -25,16 +23,16 @@ class Split:
     train: tuple[int, ...]
     val: tuple[int, ...]
 
-    def digest(self, source: ParquetSource) -> str:
+    def digest(self, source: Source) -> str:
         """SHA-256 over the drawn images' content keys and labels."""
         h = hashlib.sha256()
         for name, rows in (("train", self.train), ("val", self.val)):
-            for row in rows:
-                h.update(f"{name}\t{source.keys[row]}\t{source.labels[row]}\n".encode())
+            for row, key in zip(rows, source.keys_of(rows), strict=True):
+                h.update(f"{name}\t{key}\t{source.labels[row]}\n".encode())
         return h.hexdigest()
 
 
-def draw(source: ParquetSource, name: str, shots: int, seed: int, validation: str) -> Split:
+def draw(source: Source, name: str, shots: int, seed: int, validation: str) -> Split:
     """`shots` train images a class, and min(shots, 4) val images a class unless validation is 'none'.
 
     Raises DataError when a class has fewer images than asked.
@@ -53,10 +51,10 @@ def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:
     return [position for members in by_class.values() for position in rng.sample(members, n)]
 
 
-def _sample(rng: random.Random, source: ParquetSource, name: str, split: str, n: int) -> tuple[int, ...]:
+def _sample(rng: random.Random, source: Source, name: str, split: str, n: int) -> tuple[int, ...]:
     rows = source.rows_of(split)
     if not len(rows):
-        raise DataError(f"data set {name!r} has no {split} split (its splits: {', '.join(np.unique(source.splits))})")
+        raise DataError(f"data set {name!r} has no {split} split (its splits: {', '.join(source.splits)})")
     labels = source.labels[rows].tolist()
     for label, found in Counter(labels).items():
         if found < n:

@@ -114,7 +114,7 @@ def test_a_missing_or_changed_or_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_images_travel_by_reference_whatever_was_opened_here(icons: ParquetSource) -> None:
     images = plain(icons, "test", 100)
-    assert len(images.keys) == 100  # reads the whole file
+    assert len(images.keys) == 100  # opens the file
     payload = pickle.dumps(images)
     assert len(payload) < 5_000
     back = pickle.loads(payload)
