@@ -26,6 +26,14 @@ from pipeline.errors import AccessDenied, EndpointRefused
 
 Kind = Literal["scores", "image_features", "text_features"]
 
+IMAGE_BYTES = 256 * 2**20
+"""Image features that a replica keeps for the next calls."""
+TEXT_BYTES = 2**30
+"""Prompt features that it keeps, and the most that one call may take: six times 40 prompt sets of 1,000 classes at
+D = 1024."""
+STORED_AT_ONCE = 1024
+"""New images that are encoded before they are stored: what a killed replica loses at most."""
+
 NEEDS = {"scores": Access.SCORES, "image_features": Access.FEATURES, "text_features": Access.FEATURES}
 
 
@@ -72,9 +80,10 @@ class ModelInfo(NamedTuple):
 
 @dataclass
 class _Recent:
-    """The last few tensors by digest: what is asked again in the next call is not computed again."""
+    """The last tensors by digest, `limit` bytes of them: what the next call asks again is not computed again."""
 
-    size: int
+    limit: int
+    held: int = 0
     items: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
     def get(self, key: str) -> Tensor | None:
@@ -84,8 +93,9 @@ class _Recent:
 
     def put(self, key: str, value: Tensor) -> None:
         self.items[key] = value
-        while len(self.items) > self.size:
-            self.items.popitem(last=False)
+        self.held += value.nbytes
+        while self.held > self.limit:
+            self.held -= self.items.popitem(last=False)[1].nbytes
 
 
 class Endpoint:
@@ -97,7 +107,7 @@ class Endpoint:
         self.store = FeatureStore(
             features, f"{self.model.identity} {card.precision} {self.model.transform}", self.model.feature_dim
         )
-        self._images, self._texts = _Recent(32), _Recent(8)
+        self._images, self._texts = _Recent(IMAGE_BYTES), _Recent(TEXT_BYTES)
 
     @property
     def info(self) -> ModelInfo:
@@ -118,6 +128,10 @@ class Endpoint:
                 raise EndpointRefused(f"context of shape {shape}, expected [P, L, {self.model.token_dim}]")
             if not torch.isfinite(prompts.ctx_PLE).all():
                 raise EndpointRefused("the context holds values that are not finite")
+        if prompts is not None:
+            (p, c), most = prompt_counts(prompts), TEXT_BYTES // (4 * self.model.feature_dim)
+            if p * c > most:
+                raise EndpointRefused(f"{p:,} sets of {c:,} prompts, a call may hold {most:,} prompts: ask fewer sets")
 
     def compute(self, request: Request) -> Answer:
         """The answer; the same request gives the same bits, whatever was asked before or beside it."""
@@ -133,8 +147,8 @@ class Endpoint:
         assert request.prompts is not None
         text_PCD, made = self._text(request.prompts)
         p, c, d = text_PCD.shape
-        flat = image_BD @ text_PCD.reshape(p * c, d).T
-        scores_PBC = (self.model.logit_scale * flat).view(-1, p, c).transpose(0, 1).contiguous()
+        flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(self.model.logit_scale)
+        scores_PBC = flat.view(-1, p, c).transpose(0, 1).contiguous()
         return Answer(scores_PBC.numpy(), computed, made, hits)
 
     def embed_text(self, text: str) -> np.ndarray:
@@ -149,11 +163,17 @@ class Endpoint:
         if features is not None:
             return features, 0
         keys = images.keys
-        missing = self.store.find(keys)
-        new = list({keys[i]: i for i in missing}.values())
-        if new:
-            self.store.add([keys[i] for i in new], self.model.encode_images(images[new]))
-        features = self.store.read(keys)
+        features, missing = self.store.read(keys)
+        first: dict[str, int] = {}
+        for i in missing:
+            first.setdefault(keys[i], i)
+        new = list(first.values())
+        for start in range(0, len(new), STORED_AT_ONCE):
+            part = new[start : start + STORED_AT_ONCE]
+            made = self.model.encode_images(images[part])
+            self.store.add([keys[i] for i in part], made)
+            features[part] = made
+        features[missing] = features[[first[keys[i]] for i in missing]]
         self._images.put(digest, features)
         return features, len(new)
 
@@ -191,16 +211,21 @@ def check_shapes(images: Images | None, prompts: Prompts | None) -> None:
             raise EndpointRefused(f"prompt sets of {sizes} prompts: all must hold as many, one for each class")
 
 
+def prompt_counts(prompts: Prompts) -> tuple[int, int]:
+    """P prompt sets of C prompts."""
+    if isinstance(prompts, SoftPrompts):
+        return len(prompts.ctx_PLE), len(prompts.classnames)
+    return len(prompts.texts), len(prompts.texts[0])
+
+
 def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int) -> Bill:
     """The bill of a call, from its shapes alone (docs/budget.md)."""
     check_shapes(images, prompts)
-    if isinstance(prompts, SoftPrompts):
-        p, c = len(prompts.ctx_PLE), len(prompts.classnames)
-    elif prompts is not None:
-        p, c = len(prompts.texts), len(prompts.texts[0])
     if kind == "image_features":
         assert images is not None
         return Bill.image_features(len(images), feature_dim)
+    assert prompts is not None
+    p, c = prompt_counts(prompts)
     if kind == "text_features":
         return Bill.text_features(p, c, feature_dim)
     assert images is not None

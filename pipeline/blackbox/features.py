@@ -1,8 +1,10 @@
-"""The image-feature store: features by content, in Arrow files that replicas and later sweeps share.
+"""The image-feature store: features by content, in Arrow files that replicas and later sweeps map.
 
-One folder for each (weights, precision, transform); in it, files of (key, feature) rows, each written once under its
-own digest's name by an atomic rename. A file that cannot be read, or whose name does not match its content, is removed
-and its rows are computed again.
+One folder for each (weights, precision, transform); in it, files of (key, feature, sum) rows, each written once and put
+in place by an atomic rename. Files are mapped, never read whole: in memory is an index of 24 bytes an image, and what
+is asked for is copied out of the map. Every row that is read is checked against its own sum, so opening a store costs
+the reading of its keys alone. A file that cannot be mapped, is not of this store, or holds a damaged row is removed and
+its rows are computed again.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,61 +23,135 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+LAYOUT = 2
+"""In the folder's name, so that files laid out otherwise are left alone."""
+_KEY = np.dtype("S16")
+_FILE_BITS = 32  # a place is (file number << 32) + row
+NOWHERE = -1
+
+
+class _Mapped:
+    """A mapped file's columns: keys [N] S16, features [N, D] float32, sums [N] uint32. ArrowInvalid when foreign."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        with pa.memory_map(str(path)) as source:  # the map outlives the open file
+            reader = pa.ipc.open_file(source)
+            if not reader.schema.equals(schema, check_metadata=True) or reader.num_record_batches != 1:
+                raise pa.ArrowInvalid("it holds something else, or another model's features")
+            batch = reader.get_batch(0)
+        batch.validate(full=True)
+        key, feature, sums = batch.columns
+        self.keys = np.frombuffer(key.buffers()[1], _KEY, len(batch))
+        self.features = feature.flatten().to_numpy().reshape(len(batch), -1)
+        self.sums = sums.to_numpy()
+
+    def sound(self, rows: np.ndarray) -> bool:
+        """True when these rows are as they were written."""
+        keys, features = self.keys[rows].view("V16"), self.features
+        found = [_sum(key.tobytes(), features[row]) for key, row in zip(keys, rows, strict=True)]
+        return found == self.sums[rows].tolist()
+
 
 class FeatureStore:
-    """Features [B, D] float32 by image key. Safe for several processes: files are only added."""
+    """Features [B, D] float32 by image key. Safe for several processes: files are only added, or removed whole."""
 
     def __init__(self, folder: Path, model: str, feature_dim: int) -> None:
-        self.folder = folder / hashlib.sha256(model.encode()).hexdigest()[:16]
+        self.folder = folder / hashlib.sha256(f"{LAYOUT} {model}".encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         label = self.folder / "model.txt"
         if not label.exists():
             label.write_text(model + "\n")
         self.feature_dim = feature_dim
-        self._rows: dict[str, np.ndarray] = {}
+        self.schema = pa.schema(
+            [("key", pa.binary(_KEY.itemsize)), ("feature", pa.list_(pa.float32(), feature_dim)), ("sum", pa.uint32())],
+            metadata={"model": model},
+        )
+        self._files: list[_Mapped] = []
         self._seen: set[str] = set()
+        self._keys, self._places = np.empty(0, _KEY), np.empty(0, np.int64)  # the index, in order of the keys
 
-    def find(self, keys: Sequence[str]) -> list[int]:
-        """Positions of `keys` that are not stored, after looking for files that others have added."""
-        if any(key not in self._rows for key in keys):
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def read(self, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Features [B, D], and the positions of the keys that are not stored: their rows hold nothing."""
+        digests = _digests(keys)
+        places = self._find(digests)
+        if (places == NOWHERE).any():
             self._refresh()
-        return [i for i, key in enumerate(keys) if key not in self._rows]
-
-    def read(self, keys: Sequence[str]) -> Tensor:
-        """[B, D] of keys that are all stored."""
-        return torch.from_numpy(np.stack([self._rows[key] for key in keys]))
+            places = self._find(digests)
+        features = np.empty((len(keys), self.feature_dim), np.float32)
+        for number in np.unique(places[places != NOWHERE] >> _FILE_BITS).tolist():
+            file, of_file = self._files[number], np.flatnonzero(places >> _FILE_BITS == number)
+            rows = places[of_file] & (2**_FILE_BITS - 1)
+            if file.sound(rows):
+                features[of_file] = file.features[rows]
+            else:
+                self._drop(number)
+                places[of_file] = NOWHERE
+        return torch.from_numpy(features), np.flatnonzero(places == NOWHERE).tolist()
 
     def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
-        """Store rows. They are on disk when this returns."""
-        rows = np.ascontiguousarray(features_BD.numpy(), dtype=np.float32)
-        table = pa.table({"key": list(keys), "feature": pa.FixedSizeListArray.from_arrays(rows.ravel(), rows.shape[1])})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        data = sink.getvalue().to_pybytes()
-        path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}.arrow"
-        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        temporary.write_bytes(data)
+        """Store rows: in the folder, for all who share it, when this returns."""
+        digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype=np.float32)
+        raw = [digest.tobytes() for digest in digests.view("V16")]
+        columns = [
+            pa.array(raw, self.schema.field("key").type),
+            pa.FixedSizeListArray.from_arrays(features.ravel(), self.feature_dim),
+            pa.array([_sum(key, feature) for key, feature in zip(raw, features, strict=True)], pa.uint32()),
+        ]
+        path = self.folder / f"{uuid.uuid4().hex}.arrow"
+        temporary = path.with_suffix(".tmp")
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=self.schema))
         temporary.replace(path)
-        self._seen.add(path.name)
-        self._rows.update(zip(keys, rows, strict=True))
+        self._open([path])
+
+    def _find(self, digests: np.ndarray) -> np.ndarray:
+        """The place [B] of each key, or NOWHERE."""
+        if not len(self):
+            return np.full(len(digests), NOWHERE)
+        at = np.searchsorted(self._keys, digests).clip(max=len(self) - 1)
+        return np.where(self._keys[at] == digests, self._places[at], NOWHERE)
 
     def _refresh(self) -> None:
-        for path in sorted(self.folder.glob("*.arrow")):
-            if path.name in self._seen:
-                continue
+        """Map the files that others have added."""
+        self._open(path for path in sorted(self.folder.glob("*.arrow")) if path.name not in self._seen)
+
+    def _open(self, paths: Iterable[Path]) -> None:
+        keys, places = [self._keys], [self._places]
+        for path in paths:
             self._seen.add(path.name)
             try:
-                data = path.read_bytes()
-                if hashlib.sha256(data).hexdigest()[:32] != path.stem:
-                    raise pa.ArrowInvalid("its content does not match its name")
-                table = pa.ipc.open_file(data).read_all()
-                keys, features = table["key"].to_pylist(), table["feature"].combine_chunks().flatten()
-                if features.type != pa.float32():
-                    raise pa.ArrowInvalid(f"its features are {features.type}")
-                rows = features.to_numpy().reshape(len(keys), self.feature_dim)
-            except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
-                log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, error)
-                path.unlink(missing_ok=True)
+                file = _Mapped(path, self.schema)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                _remove(path, str(error))
                 continue
-            self._rows.update(zip(keys, rows, strict=True))
+            keys.append(file.keys)
+            places.append((len(self._files) << _FILE_BITS) + np.arange(len(file.keys)))
+            self._files.append(file)
+        # unique keeps the first place of a key: what is indexed stays where it is
+        self._keys, first = np.unique(np.concatenate(keys), return_index=True)
+        self._places = np.concatenate(places)[first]
+
+    def _drop(self, number: int) -> None:
+        """Forget a damaged file and take it out of the others' way."""
+        _remove(self._files[number].path, "a row does not match its sum")
+        keep = self._places >> _FILE_BITS != number
+        self._keys, self._places = self._keys[keep], self._places[keep]
+
+
+def _digests(keys: Sequence[str]) -> np.ndarray:
+    """What the index holds of a key [B]: the first 16 bytes of its SHA-256."""
+    return np.array([hashlib.sha256(key.encode()).digest()[: _KEY.itemsize] for key in keys], _KEY)
+
+
+def _sum(key: bytes, feature_D: np.ndarray) -> int:
+    """Of a row: a feature under another's key does not match."""
+    return zlib.crc32(feature_D.data, zlib.crc32(key))
+
+
+def _remove(path: Path, why: str) -> None:
+    log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
+    path.unlink(missing_ok=True)

@@ -7,8 +7,12 @@ sets in tiles cut by a rule that looks at the request only.
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,11 +25,14 @@ from pipeline.blackbox.text import SharedPrefixTower, fits
 from pipeline.config import EMBEDDED, ModelCard
 from pipeline.data.images import Images, Preprocess, decode
 from pipeline.data.source import file_sha256
-from pipeline.errors import ConfigError, DataError, EndpointRefused
+from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
 
 IMAGE_TILE = 32
 """Images in one forward, always: short tiles are padded, so that a row's value does not depend on its neighbours."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of weights and activations; norms stay in fp32, as open_clip keeps them."""
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -111,12 +118,11 @@ class OpenClipModel:
         import open_clip
 
         _architecture(card)  # registers the embedded architecture, refuses an unknown one
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = card.precision
+        self.device, self.dtype = device_for(card), PRECISIONS[card.precision]
         checkpoint = _checkpoint(card)
         try:
             self.net = open_clip.create_model(
-                card.arch, pretrained=str(checkpoint or card.weights), precision=self.precision, device=self.device
+                card.arch, pretrained=str(checkpoint or card.weights), precision=card.precision, device=self.device
             )
         except Exception as error:  # open_clip raises plain RuntimeErrors of many kinds
             raise DataError(f"model {card.name!r}: open_clip cannot load {card.weights!r}: {error}") from error
@@ -141,15 +147,21 @@ class OpenClipModel:
 
     @torch.inference_mode()
     def encode_images(self, images: Images) -> Tensor:
-        """[B, D]"""
-        return torch.cat([self._tile(images[i : i + IMAGE_TILE]) for i in range(0, len(images), IMAGE_TILE)])
+        """[B, D]. The next tile is decoded beside the present one, by as many threads as may compute."""
+        pixels = ahead(lambda i: self.preprocess.one(images, i), len(images), torch.get_num_threads(), IMAGE_TILE)
+        rows: list[Tensor] = []
+        while tile := list(islice(pixels, IMAGE_TILE)):
+            rows.append(self._tile(tile))  # on a GPU only set under way
+            if len(rows) > 1:
+                rows[-2] = rows[-2].cpu()  # waits for the tile before
+        return torch.cat([*rows[:-1], rows[-1].cpu()])
 
-    def _tile(self, images: Images) -> Tensor:
-        pixels = self.preprocess.pixels(images)
-        padded = torch.zeros(IMAGE_TILE, *pixels.shape[1:])
-        padded[: len(images)] = pixels
-        features = self.net.encode_image(padded.to(self.device, dtype=next(self.net.parameters()).dtype))
-        return normalize(features.float(), dim=-1).cpu()[: len(images)]
+    def _tile(self, pixels: Sequence[Tensor]) -> Tensor:
+        padded = torch.zeros(IMAGE_TILE, *pixels[0].shape, pin_memory=self.device.type == "cuda")
+        for row, image in zip(padded, pixels, strict=False):
+            row.copy_(image)
+        features_BD = self.net.encode_image(padded.to(self.device, non_blocking=True).to(self.dtype))
+        return normalize(features_BD.float(), dim=-1)[: len(pixels)]
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Prompts) -> Tensor:
@@ -171,6 +183,46 @@ class OpenClipModel:
         return self.text.embed(text).float().cpu()
 
 
+def write_random_weights(arch: str, path: Path, seed: int = 0) -> None:
+    """A checkpoint of weights that were never trained: what a bench loads where only shapes and time matter."""
+    import open_clip
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.save(open_clip.CLIP(**open_clip.get_model_config(arch)).state_dict(), path)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """ImageNet's 1,000 class names as open_clip ships them."""
+    import open_clip
+
+    return tuple(open_clip.IMAGENET_CLASSNAMES)
+
+
+def device_for(card: ModelCard) -> torch.device:
+    """A GPU where this process sees one (Ray shows each replica its own), else the CPU."""
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, on a GPU too
+        return torch.device("cuda")
+    if card.precision == "fp16":
+        raise ConfigError(f"model {card.name!r}: precision fp16 needs a GPU, and none is seen here: take fp32 or bf16")
+    return torch.device("cpu")
+
+
+def ahead(function: Callable[[int], T], n: int, threads: int, window: int) -> Iterator[T]:
+    """function(0) .. function(n - 1) in order, computed by threads at most `window` beyond what has been taken."""
+    pool = ThreadPoolExecutor(threads)
+    waiting = deque(pool.submit(function, i) for i in range(min(n, window)))
+    try:
+        for i in range(window, window + n):
+            first = waiting.popleft()
+            if i < n:
+                waiting.append(pool.submit(function, i))
+            yield first.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _input_rule(card: ModelCard, config: dict[str, Any]) -> Preprocess:
     """The model's own transform, from open_clip's description of it."""
     sides = config["size"] if isinstance(config["size"], (list, tuple)) else [config["size"]]
@@ -185,6 +237,8 @@ def _architecture(card: ModelCard) -> dict[str, Any]:
 
     if card.kind not in ("embedded", "open_clip"):
         raise ConfigError(f"model {card.name!r}: kind {card.kind!r} is none of fake, embedded, open_clip")
+    if card.precision not in PRECISIONS:
+        raise ConfigError(f"model {card.name!r}: " + did_you_mean("precision", card.precision, PRECISIONS))
     if card.kind == "embedded" and card.arch not in open_clip.list_models():
         open_clip.add_model_config(EMBEDDED / f"{card.arch}.json")
     config = open_clip.get_model_config(card.arch)

@@ -1,16 +1,18 @@
 """The text tower of open_clip's standard CLIP, without the work that cannot change an answer.
 
-Attention is causal, so (1) nothing after the last end-of-text token is computed, and (2) the start token and the
-context, which all classes of a prompt set share, are computed once: each class continues from their keys and values.
+Attention is causal, so (1) nothing after a prompt's end-of-text token is computed: suffixes are packed one behind the
+other, and no layer sees padding; (2) the start token and the context, which all classes of a prompt set share, are
+computed once: each class continues from their keys and values; (3) the last block goes on with the end tokens alone.
 
 Shapes: P prompt sets, C classes, L prefix tokens (start + context), S suffix tokens (name, words after it, end),
-W width, H heads.
+T tokens of a tile, one behind the other, W width, H heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +22,38 @@ from methods.base import Prompts, SoftPrompts
 from pipeline.errors import EndpointRefused
 
 TILE_TOKENS = 1024
-"""Suffix tokens in one forward at most. Tiles are cut along prompt sets, then classes, by the request's shape alone."""
+"""Tokens in one forward at most. Tiles are cut along prompt sets, then classes, by the request's shape alone."""
+SMALL = 500e6
+"""Multiplications of a prompt set (some 10 ms on one core) up to which its suffixes are padded to the longest: sorting
+them would save little, and the embedded model's answers, to the bit, rest on it."""
 
 
 def fits(net: Any, tokenizer: Any) -> bool:
     """True for the architecture that this forward reproduces; others take whole strings through open_clip."""
-    blocks = getattr(getattr(net, "transformer", None), "resblocks", None)
+    blocks = getattr(getattr(net, "transformer", None), "resblocks", ())
+    mask = getattr(net, "attn_mask", None)
     return (
-        blocks is not None
+        len(blocks) > 0
         and all(type(b).__name__ == "ResidualAttentionBlock" and not hasattr(b, "ln_1_kv") for b in blocks)
         and getattr(net, "text_pool_type", "argmax") == "argmax"
-        and net.attn_mask is not None
+        and len(net.positional_embedding) == net.context_length  # a place more is a class token's
+        and mask is not None
+        and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
         and hasattr(tokenizer, "sot_token_id")
+        and tokenizer.eot_token_id == tokenizer.vocab_size - 1  # argmax finds the greatest id: it must be the end
     )
+
+
+class Group(NamedTuple):
+    """Classes whose suffixes are computed at one length S: their numbers in the request, token ids, last tokens."""
+
+    rows_C: Tensor
+    ids_CS: Tensor
+    last_C: Tensor
+
+    def part(self, start: int, stop: int) -> Group:
+        """Some of the classes."""
+        return Group(*(field[start:stop] for field in self))
 
 
 class SharedPrefixTower:
@@ -43,6 +64,7 @@ class SharedPrefixTower:
         self.token_dim = int(net.token_embedding.weight.shape[1])
         self.device = net.token_embedding.weight.device
         self.dtype = net.transformer.get_cast_dtype()
+        self.params = sum(p.numel() for p in net.transformer.parameters())
 
     def embed(self, text: str) -> Tensor:
         """Token embeddings [L, W] of the words."""
@@ -55,68 +77,145 @@ class SharedPrefixTower:
             suffixes = [self.tokenizer.encode(f"{name}{prompts.suffix}") for name in prompts.classnames]
             return self._encode(prompts.ctx_PLE.to(self.device), suffixes)
         none_1LW = torch.empty(1, 0, self.token_dim, device=self.device)
-        return torch.stack(
-            [self._encode(none_1LW, [self.tokenizer.encode(text) for text in texts])[0] for texts in prompts.texts]
+        return torch.cat(
+            [self._encode(none_1LW, [self.tokenizer.encode(text) for text in texts]) for texts in prompts.texts]
         )
 
     def _encode(self, ctx_PLW: Tensor, suffixes: Sequence[list[int]]) -> Tensor:
-        end = self.tokenizer.eot_token_id
-        last_C = torch.tensor([len(ids) for ids in suffixes], device=self.device)
-        n_suffix = int(last_C.max()) + 1
-        ids_CS = torch.full((len(suffixes), n_suffix), end, device=self.device)
-        for row, ids in zip(ids_CS, suffixes, strict=True):
-            row[: len(ids)] = torch.tensor(ids, device=self.device)
         start_1W = self.net.token_embedding.weight[self.tokenizer.sot_token_id][None]
         prefix_PLW = torch.cat([start_1W.expand(len(ctx_PLW), 1, -1), ctx_PLW.to(start_1W.dtype)], dim=1)
-        n_prefix, total = prefix_PLW.shape[1], prefix_PLW.shape[1] + n_suffix
+        n_prefix = prefix_PLW.shape[1]
+        total = n_prefix + max(map(len, suffixes)) + 1
         if total > len(self.net.positional_embedding):
             raise EndpointRefused(
                 f"a prompt of {total} tokens (the model takes {len(self.net.positional_embedding)}): "
                 "shorten the class name or the context"
             )
-        position = self.net.positional_embedding.to(self.dtype)
-        prefix_PLW = prefix_PLW.to(self.dtype) + position[:n_prefix]
-        suffix_CSW = self.net.token_embedding(ids_CS).to(self.dtype) + position[n_prefix:total]
-        rows = []
-        for sets in _tiles(len(prefix_PLW), max(1, TILE_TOKENS // ids_CS.numel())):
-            parts = [
-                self._tile(prefix_PLW[sets], suffix_CSW[classes], last_C[classes])
-                for classes in _tiles(len(suffixes), max(1, TILE_TOKENS // n_suffix))
-            ]
-            rows.append(torch.cat(parts, dim=1))
-        return torch.cat(rows)
+        prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
+        if len(suffixes) * (total - n_prefix) * self.params <= SMALL:
+            forward, groups, beside = self._rectangle, [self._group(range(len(suffixes)), suffixes)], 0
+        else:
+            forward, groups, beside = self._packed, self._by_length(suffixes), n_prefix
+        n_sets = max(1, TILE_TOKENS // (beside + sum(group.ids_CS.numel() for group in groups)))
+        parts = [
+            torch.cat([forward(sets_PLW, tile) for tile in _tiles(groups, TILE_TOKENS - beside)], dim=1)
+            for sets_PLW in torch.split(prefix_PLW, n_sets)
+        ]
+        return torch.cat(parts)[:, torch.cat([group.rows_C for group in groups]).argsort()]
 
-    def _tile(self, prefix_PLW: Tensor, suffix_CSW: Tensor, last_C: Tensor) -> Tensor:
-        (p, n_prefix, width), (c, n_suffix, _) = prefix_PLW.shape, suffix_CSW.shape
-        prefix, suffix = prefix_PLW, suffix_CSW.expand(p, c, n_suffix, width).reshape(p * c, n_suffix, width)
-        mask = torch.ones(n_suffix, n_prefix + n_suffix, dtype=torch.bool, device=suffix.device).tril(n_prefix)
+    def _by_length(self, suffixes: Sequence[list[int]]) -> list[Group]:
+        rows = sorted(range(len(suffixes)), key=lambda row: len(suffixes[row]))
+        return [self._group(list(same), suffixes) for _, same in groupby(rows, lambda row: len(suffixes[row]))]
+
+    def _group(self, rows: Sequence[int], suffixes: Sequence[list[int]]) -> Group:
+        end, longest = self.tokenizer.eot_token_id, max(len(suffixes[row]) for row in rows)
+        ids = [suffixes[row] + [end] * (longest + 1 - len(suffixes[row])) for row in rows]
+        last = [len(suffixes[row]) for row in rows]
+        return Group(*(torch.tensor(field, device=self.device) for field in (list(rows), ids, last)))
+
+    def _position(self, start: int, stop: int) -> Tensor:
+        return self.net.positional_embedding[start:stop].to(self.dtype)
+
+    def _suffixes(self, group: Group, n_prefix: int, p: int) -> Tensor:
+        """[P * C, S, W]: what enters the first block."""
+        c, n = group.ids_CS.shape
+        suffix_CSW = self.net.token_embedding(group.ids_CS).to(self.dtype) + self._position(n_prefix, n_prefix + n)
+        return suffix_CSW.expand(p, c, n, -1).reshape(p * c, n, -1)
+
+    def _rectangle(self, prefix_PLW: Tensor, groups: Sequence[Group]) -> Tensor:
+        """[P, C, D] of one group, prefix and suffixes each a rectangle."""
+        ((group,), p, prefix) = groups, len(prefix_PLW), prefix_PLW
+        c, suffix = len(group.ids_CS), self._suffixes(group, prefix_PLW.shape[1], p)
         for block in self.net.transformer.resblocks:
-            q, k, v = _heads(block.attn, block.ln_1(prefix))
-            qs, ks, vs = _heads(block.attn, block.ln_1(suffix))
-            ks, vs = (torch.cat([shared.repeat_interleave(c, dim=0), own], dim=2) for shared, own in ((k, ks), (v, vs)))
-            prefix = _rest(block, prefix, scaled_dot_product_attention(q, k, v, is_causal=True))
-            suffix = _rest(block, suffix, scaled_dot_product_attention(qs, ks, vs, attn_mask=mask))
-        rows = torch.arange(p * c, device=suffix.device)
-        pooled = self.net.ln_final(suffix[rows, last_C.repeat(p)])
-        projection = self.net.text_projection
-        if projection is not None:
-            pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-        return pooled.view(p, c, -1)
+            q, k, v = _heads(block.attn, _qkv(block, prefix))
+            own = _heads(block.attn, _qkv(block, suffix))
+            prefix = _rest(block, prefix, _merged(scaled_dot_product_attention(q, k, v, is_causal=True)))
+            suffix = _rest(block, suffix, _merged(_continue(k, v, c, *own)))
+        rows = torch.arange(p * c, device=self.device)
+        return self._pool(suffix[rows, group.last_C.repeat(p)]).view(p, c, -1)
+
+    def _packed(self, prefix_PLW: Tensor, groups: Sequence[Group]) -> Tensor:
+        """[P, C, D], classes in the groups' order: prefixes and suffixes one behind the other, without padding."""
+        p, n_prefix, width = prefix_PLW.shape
+        parts = [prefix_PLW, *(self._suffixes(group, n_prefix, p) for group in groups)]
+        shapes = [(part.shape[0], part.shape[1]) for part in parts]
+        x_TW = torch.cat([part.reshape(-1, width) for part in parts])
+        *blocks, last_block = self.net.transformer.resblocks
+        for block in blocks:
+            x_TW = _rest(block, x_TW, _attend(block, x_TW, shapes))
+        ends_N = self._ends(groups, p, n_prefix)
+        x_NW = _rest(last_block, x_TW[ends_N], _attend(last_block, x_TW, shapes)[ends_N])
+        return self._pool(x_NW).view(p, len(ends_N) // p, -1)
+
+    def _ends(self, groups: Sequence[Group], p: int, n_prefix: int) -> Tensor:
+        """Where in a packed tile the end tokens are, prompt set by prompt set."""
+        ends, used = [], p * n_prefix
+        for group in groups:
+            c, n = group.ids_CS.shape
+            first_PC = used + n * torch.arange(p * c, device=self.device).view(p, c)
+            ends.append(first_PC + group.last_C)
+            used += p * c * n
+        return torch.cat(ends, dim=1).flatten()
+
+    def _pool(self, x_NW: Tensor) -> Tensor:
+        pooled_NW, projection = self.net.ln_final(x_NW), self.net.text_projection
+        if projection is None:
+            return pooled_NW
+        return projection(pooled_NW) if isinstance(projection, nn.Linear) else pooled_NW @ projection
 
 
-def _heads(attn: nn.MultiheadAttention, x_NTW: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, each [N, H, T, W / H]."""
-    n, t, width = x_NTW.shape
-    qkv = linear(x_NTW, attn.in_proj_weight, attn.in_proj_bias)
-    return tuple(part.view(n, t, attn.num_heads, -1).transpose(1, 2) for part in torch.split(qkv, width, dim=-1))
+def _attend(block: Any, x_TW: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Attention's output [T, W]: the prefixes come first, then the groups, `shapes` are (sequences, tokens of each)."""
+    sizes, qkv_TV, merged_TW = [n * s for n, s in shapes], _qkv(block, x_TW), torch.empty_like(x_TW)
+    (p, _), shared = shapes[0], None
+    for shape, qkv, merged in zip(shapes, torch.split(qkv_TV, sizes), torch.split(merged_TW, sizes), strict=True):
+        q, k, v = _heads(block.attn, qkv.view(*shape, -1))
+        if shared is None:
+            attended, shared = scaled_dot_product_attention(q, k, v, is_causal=True), (k, v)
+        else:
+            attended = _continue(*shared, shape[0] // p, q, k, v)
+        merged.view(*shape, -1).copy_(_merged(attended))
+    return merged_TW
 
 
-def _rest(block: Any, x_NTW: Tensor, attended_NHTW: Tensor) -> Tensor:
-    merged = attended_NHTW.transpose(1, 2).flatten(2)
-    x_NTW = x_NTW + block.ls_1(block.attn.out_proj(merged))
-    return x_NTW + block.ls_2(block.mlp(block.ln_2(x_NTW)))
+def _continue(k: Tensor, v: Tensor, c: int, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
+    """Attention of suffixes [P * C, H, S, W / H] to their prefix, whose keys and values are k and v, and themselves."""
+    ks, vs = (torch.cat([shared.repeat_interleave(c, dim=0), own], dim=2) for shared, own in ((k, ks), (v, vs)))
+    mask = torch.ones(qs.shape[2], ks.shape[2], dtype=torch.bool, device=qs.device).tril(k.shape[2])
+    return scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
 
 
-def _tiles(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+def _qkv(block: Any, x: Tensor) -> Tensor:
+    return linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def _heads(attn: nn.MultiheadAttention, qkv: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, each [N, H, S, W / H], of [N, S, 3 * W]."""
+    n, s, _ = qkv.shape
+    return qkv.view(n, s, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _merged(attended_NHSW: Tensor) -> Tensor:
+    """[N, S, W]"""
+    return attended_NHSW.transpose(1, 2).flatten(2)
+
+
+def _rest(block: Any, x: Tensor, merged: Tensor) -> Tensor:
+    x = x + block.ls_1(block.attn.out_proj(merged))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def _tiles(groups: Sequence[Group], room: int) -> Iterator[list[Group]]:
+    """The classes of the groups in order, at most `room` suffix tokens together (one class at least)."""
+    tile, left = list[Group](), room
+    for group in groups:
+        start, (c, n) = 0, group.ids_CS.shape
+        while start < c:
+            take = min(c - start, max(left // n, 0 if tile else 1))
+            if take:
+                tile.append(group.part(start, start + take))
+                start, left = start + take, left - take * n
+            if start < c:
+                yield tile
+                tile, left = [], room
+    yield tile

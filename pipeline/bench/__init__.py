@@ -1,0 +1,1 @@
+"""What `farebox bench` runs: one module for each bench, `harness` beneath them, `reference` as the slow side."""

@@ -1,0 +1,183 @@
+"""What every bench stands on: its result, timing of two sides in pairs, and how benches are found.
+
+A bench is a function in the module of its name, registered by `@bench(name)`. It times what it is about, on this
+machine, and returns a `Figure`; absolute times depend on the machine, ratios of interleaved pairs hardly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pipeline import bench as package
+from pipeline.config import ModelCard
+from pipeline.errors import ConfigError, did_you_mean
+
+PARTS = {"harness", "reference"}
+"""Modules of the package that are no benches."""
+ON_REQUEST = {"cost"}
+"""Benches that need arguments: they run when they are named."""
+
+Say = Callable[[str], None]
+"""Takes a line about progress."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a bench found: a ratio, or a value with its unit."""
+
+    name: str
+    low: float
+    high: float
+    """The least and the greatest of the pairs (or of the repetitions, where there is one side)."""
+    pairs: int
+    detail: dict[str, Any]
+    """Absolute figures, further figures, shapes, `machine()`."""
+    ratio: float | None = None
+    value: float | None = None
+    unit: str = ""
+    """Of `value`, as in charges/s, s/trial, GiB."""
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.value is None):
+            raise ValueError(f"bench {self.name!r}: give either a ratio or a value")
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: name, ratio or value with unit, low, high, pairs, detail."""
+        main = {"ratio": self.ratio} if self.ratio is not None else {"value": self.value, "unit": self.unit}
+        return {"name": self.name, **main, "low": self.low, "high": self.high, "pairs": self.pairs} | {
+            "detail": self.detail
+        }
+
+    def table(self) -> str:
+        """For people: the figure on the first line, then its detail, aligned."""
+        main, unit = (self.ratio, "x") if self.ratio is not None else (self.value, f" {self.unit}".rstrip())
+        spread = f"({_words(self.low)} to {_words(self.high)}, {self.pairs} pairs)"
+        rows = [(label, _words(value)) for label, value in self.detail.items()]
+        width = max((len(label) for label, _ in rows), default=0)
+        return "\n".join(
+            [f"{self.name}  {_words(main)}{unit}  {spread}", *(f"  {label.ljust(width)}  {v}" for label, v in rows)]
+        )
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two sides timed in turn: the median of slow / fast over the pairs, their least and greatest, median seconds."""
+
+    ratio: float
+    low: float
+    high: float
+    slow_s: float
+    fast_s: float
+    pairs: int
+
+    def spread(self) -> dict[str, Any]:
+        """The fields that a Figure has too."""
+        return {"ratio": self.ratio, "low": self.low, "high": self.high, "pairs": self.pairs}
+
+
+Run = Callable[..., Figure]
+REGISTRY: dict[str, Run] = {}
+
+
+def bench(name: str) -> Callable[[Run], Run]:
+    """Register a bench: a function (say, *arguments) -> Figure in the module of that name."""
+
+    def register(function: Run) -> Run:
+        REGISTRY[name] = function
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """Every bench, found by its module; nothing is imported."""
+    return sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - PARTS)
+
+
+def load(name: str) -> Run:
+    """The bench of that name; ConfigError when there is none."""
+    if name not in names():
+        raise ConfigError(did_you_mean("bench", name, names()))
+    importlib.import_module(f"{package.__name__}.{name}")
+    return REGISTRY[name]
+
+
+def paired(
+    slow: Callable[[], Any], fast: Callable[[], Any], pairs: int = 5, say: Say | None = None, times: float = 1.0
+) -> Paired:
+    """Time two sides in pairs, after one run of each that is not counted; who goes first alternates.
+
+    `times`: how often the slow side's work is really done, where `slow` does one part of it (one candidate of many).
+    """
+    slow(), fast()
+    taken: list[tuple[float, float]] = []
+    for i in range(pairs):
+        first, second = (slow, fast) if i % 2 == 0 else (fast, slow)
+        a, b = _seconds(first), _seconds(second)
+        slow_s, fast_s = (a, b) if i % 2 == 0 else (b, a)
+        taken.append((slow_s * times, fast_s))
+        if say:
+            say(f"  pair {i + 1} of {pairs}: {taken[-1][0]:.4g} s against {fast_s:.4g} s")
+    ratios = [s / f for s, f in taken]
+    slow_s, fast_s = (median(side) for side in zip(*taken, strict=True))
+    return Paired(median(ratios), min(ratios), max(ratios), slow_s, fast_s, pairs)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Torch's thread count within, as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
+    """The card of a model whose weights were never trained, written to a folder; all of its access is granted."""
+    from pipeline.blackbox.model import write_random_weights
+
+    path = folder / f"{arch}.pt"
+    if not path.exists():
+        write_random_weights(arch, path)
+    return ModelCard(name=f"random {arch}", kind="open_clip", arch=arch, weights=str(path))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on; call it with the thread count of the bench in force."""
+    from pipeline.trial import cpu_name
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {"cpu": cpu_name(), "cores": cores, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def seconds_of(run: Callable[[], Any], times: int = 1) -> list[float]:
+    """The seconds of each of some runs, for a bench with one side."""
+    return [_seconds(run) for _ in range(times)]
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{k} {_words(v)}" for k, v in value.items())
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
