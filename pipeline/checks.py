@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from methods.base import Access
@@ -55,6 +56,14 @@ def text(key: str, value: Any) -> str:
     return str(value)
 
 
+def lines(key: str, path: Path) -> tuple[str, ...]:
+    """The lines of a text file, empty ones left out."""
+    try:
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read ({error}): wanted one name a line") from error
+
+
 def maybe_text(key: str, value: Any) -> str | None:
     """A name or a path, or null."""
     return None if value is None else text(key, value)
@@ -81,6 +90,20 @@ def access(key: str, value: str) -> Access:
 def words(key: str, value: Any) -> tuple[str, ...]:
     """One name or a list of different ones."""
     return _different(key, [str(v) for v in _as_list(value)])
+
+
+def some_words(key: str, value: Any) -> tuple[str, ...]:
+    """Different names, or none: null, an empty list."""
+    return () if value in (None, []) else words(key, value)
+
+
+def flag_or_words(key: str, value: Any) -> bool | tuple[str, ...]:
+    """True or false, or a list of different names."""
+    if isinstance(value, list):
+        return words(key, value)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected true or false, or a list of names")
+    return value
 
 
 def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ nearest known one.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from methods import all_methods
-from methods.base import Access, Method, MethodInfo
+from methods.base import Method, MethodInfo
 from pipeline import checks
 from pipeline.blackbox.bill import Limits
+from pipeline.cards import EMBEDDED as EMBEDDED
+from pipeline.cards import DatasetCard as DatasetCard
+from pipeline.cards import ModelCard as ModelCard
 from pipeline.data.images import AUGMENTATIONS
+from pipeline.data.layouts import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "conf"
 _INSTALLED = Path(__file__).resolve().parent / "_conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
-EMBEDDED = Path(__file__).resolve().parent / "embedded"
 
 Kind = Literal["sweep", "model", "dataset", "method"]
 
@@ -40,59 +44,12 @@ class GlobalBudget:
     limits: Limits
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """A model behind the endpoint. See conf/model/*.yaml."""
+@dataclass(frozen=True)
+class DataOptions:
+    """Where data sets lie, and what is done about classes that are too small."""
 
-    name: str
-    kind: str
-    """fake, embedded or open_clip."""
-    arch: str = ""
-    """open_clip model name; OpenAI weights need the -quickgelu variants."""
-    weights: str = ""
-    """open_clip pretrained tag, or a local checkpoint path."""
-    weights_sha256: str = ""
-    """Expected digest of a local checkpoint; empty: whatever is found, recorded in every row."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16; the halves are for CUDA."""
-    grant: str = "SOFT+FEATURES"
-    """What the endpoint allows, e.g. TEXT+SCORES."""
-    licence: str = ""
-    source: str = ""
-    note: str = ""
-
-    @property
-    def access(self) -> Access:
-        """The grant as flags."""
-        return checks.access("grant", self.grant)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetCard:
-    """A data set. See conf/dataset/*.yaml."""
-
-    name: str
-    path: str
-    sha256: str
-    classes: int
-    train: int
-    val: int
-    test: int
-    template: str
-    templates: tuple[str, ...] = ()
-    augment: str = "crop_flip"
-    shift_of: str | None = None
-    """Set on test-only sets: the data set that methods are fitted on."""
-    licence: str = ""
-    source: str = ""
-    citation: str = ""
-    note: str = ""
-
-    @property
-    def file(self) -> Path:
-        """The Parquet file: as given, or in the embedded package data."""
-        path = Path(self.path)
-        return path if path.is_absolute() or path.exists() else EMBEDDED / path
+    root: str | None
+    short_classes: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +75,10 @@ class Config:
     model: ModelCard
     methods: tuple[str, ...]
     datasets: tuple[DatasetCard, ...]
-    shift: bool
+    data: DataOptions
+    protocol: str
+    shift: bool | tuple[str, ...]
+    transfer: tuple[str, ...]
     shots: tuple[int, ...]
     seeds: tuple[int, ...]
     settings: str
@@ -176,14 +136,26 @@ def model_card(name: str) -> ModelCard:
     return _card(ModelCard, "model", name)
 
 
-def dataset_card(name: str) -> DatasetCard:
-    """The card of a data set; `name` may be a path, as in datasets=[my/data.yaml]."""
+def dataset_card(name: str, root: str | None = None) -> DatasetCard:
+    """The card of a data set; `name` may be a path, as in datasets=[my/data.yaml]. Its folder is sought in `root`."""
     card: DatasetCard = _card(DatasetCard, "dataset", name)
     checks.one_of(f"{card.name}: augment", card.augment, tuple(AUGMENTATIONS))
+    checks.one_of(f"{card.name}: layout", card.layout, tuple(LAYOUTS))
     for template in (card.template, *card.templates):
         if template.count("{}") != 1:
             raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")
-    return card
+    if isinstance(card.classnames, str):
+        file = (Path(name) if name.endswith(".yaml") else CONF / "dataset" / name).parent / card.classnames
+        card = dataclasses.replace(card, classnames=checks.lines(f"{card.name}: classnames", file))
+    if card.layout == "parquet":
+        if not card.sha256 or card.classnames:
+            wrong = "has no sha256" if not card.sha256 else "has classnames, which such a file holds itself"
+            raise ConfigError(f"{card.name}: layout parquet {wrong}: see docs/data.md, or use layout table")
+        return card
+    root = root or os.environ.get("FAREBOX_DATA")
+    if not root:
+        return card
+    return dataclasses.replace(card, path=str(Path(root).expanduser().absolute() / card.path))
 
 
 def _card(cls: type[Any], kind: Kind, name: str) -> Any:
@@ -272,6 +244,10 @@ def _resolve(raw: dict[str, Any]) -> Config:
         if name not in methods:
             raise ConfigError(f"method.{name}: " + did_you_mean("method in this sweep", name, methods))
     storage = Path(checks.text("storage", raw["storage"])).absolute()
+    data = DataOptions(
+        checks.maybe_text("data.root", raw["data"]["root"]),
+        checks.one_of("data.short_classes", raw["data"]["short_classes"], ("error", "take_all")),
+    )
     features = checks.maybe_text("features", raw["features"])
     config = Config(
         sweep=raw["sweep"],
@@ -279,13 +255,16 @@ def _resolve(raw: dict[str, Any]) -> Config:
         label=str(raw["label"] or ""),
         model=model_card(str(raw["model"])),
         methods=methods,
-        datasets=tuple(dataset_card(n) for n in checks.words("datasets", raw["datasets"])),
-        shift=checks.flag("shift", raw["shift"]),
+        datasets=tuple(dataset_card(n, data.root) for n in checks.words("datasets", raw["datasets"])),
+        data=data,
+        protocol=checks.one_of("protocol", raw["protocol"], ("all_to_all", "base_to_new")),
+        shift=checks.flag_or_words("shift", raw["shift"]),
+        transfer=checks.some_words("transfer", raw["transfer"]),
         shots=checks.numbers("shots", raw["shots"]),
         seeds=checks.numbers("seeds", raw["seeds"], minimum=0),
         settings=checks.one_of("settings", raw["settings"], ("default", "paper")),
         views=raw["views"] if raw["views"] == "fresh" else checks.whole("views", raw["views"], minimum=0),
-        validation=checks.one_of("validation", raw["validation"], ("min4", "none")),
+        validation=checks.one_of("validation", raw["validation"], ("min4", "none", "full")),
         curve=checks.whole("curve", raw["curve"], minimum=0),
         allotments=checks.allotments(budget["requests"], budget["images"]),
         sweep_budget=checks.limits("budget.sweep", budget["sweep"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from pipeline.plan import source_of
 from tests.lab import Lab, small_data
 
 torch.set_num_threads(1)  # bit-identity is claimed per thread count, and the machine is shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def indexes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes of data sets lie in a folder of the session's own, in this process and in those that it starts."""
+    os.environ["FAREBOX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("FAREBOX_DATA", None)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.data.source import Source, opened
+from pipeline.data.source import Source, content_key, opened
 from pipeline.errors import DataError
 
 PLAIN = 0
+CHECKED_AT_ONCE = 2_000
+"""Images whose headers are looked at before that is remembered."""
 _VIEWS_PER_SEED = 10_000  # view numbers: 0 is the plain image, then 1 + seed * 10,000 + v
 
 AUGMENTATIONS = {
@@ -85,11 +88,6 @@ class Images:
         return self[[i]].keys[0]
 
     @property
-    def labels(self) -> Tensor:
-        """Labels [B], int64. For the trial's split and its scorer; a method is given labels apart."""
-        return torch.from_numpy(opened(self.source).labels[self.rows])
-
-    @property
     def digest(self) -> str:
         """Digest of what is referred to, in order."""
         h = hashlib.sha256(f"{self.source.digest}/{self.augment}/".encode())
@@ -113,18 +111,40 @@ def decode(data: bytes) -> Image.Image:
 
 
 def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:
-    """DataError for an image of these rows that is none, as far as its header and its checksums tell."""
-    for row in rows:
-        data = opened(source).image_bytes(row)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.verify()
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(
-                f"data set {name!r}: row {int(row)} of {source.place} is not a readable image "
-                f"({len(data)} bytes, {reason}): mend the file or leave the row out"
-            ) from error
+    """DataError for an image of these rows that is none, as far as its header and its checksums tell.
+
+    Files are read side by side, and what was found is remembered CHECKED_AT_ONCE at a time.
+    """
+    source = opened(source)
+    todo = source.unchecked(rows)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(todo), CHECKED_AT_ONCE):
+            some = todo[start : start + CHECKED_AT_ONCE]
+            checked = {}
+            for row, (size, key, reason) in zip(
+                some, pool.map(lambda r: _look(source.image_bytes(r)), some), strict=True
+            ):
+                if reason:
+                    found = f"{source.where(row)} is not a readable image ({size} bytes, {reason})"
+                    raise DataError(f"data set {name!r}: {found}: mend the file or leave it out")
+                checked[row] = key
+            source.mark_checked(checked)
+
+
+def _look(data: bytes) -> tuple[int, str, str | None]:
+    return len(data), content_key(data), unreadable(data)
+
+
+def unreadable(data: bytes) -> str | None:
+    """Why these bytes are no image, as far as header and checksums tell; None when they are one."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+    except UnidentifiedImageError:
+        return "no known image format"
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True)
@@ -149,9 +169,10 @@ class Preprocess:
 
     def pixels(self, images: Images) -> Tensor:
         """[B, 3, size, size]"""
-        return torch.stack([self._one(images, i) for i in range(len(images))])
+        return torch.stack([self.one(images, i) for i in range(len(images))])
 
-    def _one(self, images: Images, i: int) -> Tensor:
+    def one(self, images: Images, i: int) -> Tensor:
+        """[3, size, size] of the i-th image; safe to call from several threads."""
         image, view = decode(images.bytes_of(i)), int(images.views_of[i])
         image = self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)

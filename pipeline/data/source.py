@@ -22,20 +22,8 @@ from pipeline.errors import DataError
 COLUMNS = ("image", "label", "split")
 
 
-class Source(Protocol):
-    """A data set's images by row number. Hashable and small to pickle; what it opens stays in the process."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def digest(self) -> str:
-        """Digest of what is listed: another digest is another data set."""
-        ...
-
-    @property
-    def place(self) -> str:
-        """Where it lies, for messages."""
-        ...
+class Labelled(Protocol):
+    """Listed images with labels and splits: what a few-shot draw needs, no image opened."""
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -56,12 +44,45 @@ class Source(Protocol):
         """Row numbers of a split, in listed order."""
         ...
 
+
+class Source(Labelled, Protocol):
+    """A data set's images by row number. Hashable and small to pickle; what it opens stays in the process."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def digest(self) -> str:
+        """Digest of what is listed: another digest is another data set."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        ...
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """What tells classes apart, in label order: a class of another set with the same id is the same class."""
+        ...
+
+    def where(self, row: int) -> str:
+        """Where one row lies, for messages."""
+        ...
+
     def image_bytes(self, row: int) -> bytes:
         """The encoded image of one row."""
         ...
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The content key of each of these rows: the first 16 bytes of its image's SHA-256, as hex."""
+        ...
+
+    def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """Those of these rows that are not known to be readable images."""
+        ...
+
+    def mark_checked(self, keys: dict[int, str]) -> None:
+        """These rows are readable images, and these are their content keys."""
         ...
 
 
@@ -112,6 +133,15 @@ class ParquetSource:
         metadata = self._table.schema.metadata or {}
         return tuple(json.loads(metadata[b"classes"]))
 
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.classnames
+
+    def where(self, row: int) -> str:
+        """A row, and the file that it is of."""
+        return f"row {int(row)} of {self.path}"
+
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels of all rows, int64."""
@@ -145,6 +175,19 @@ class ParquetSource:
             if row not in known:
                 known[row] = content_key(self.image_bytes(row))
         return [known[int(row)] for row in rows]
+
+    @cached_property
+    def _readable(self) -> set[int]:
+        return set()
+
+    def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """Those of these rows that this process has not found readable."""
+        return [int(row) for row in rows if int(row) not in self._readable]
+
+    def mark_checked(self, keys: dict[int, str]) -> None:
+        """These rows are readable images, and these are their content keys."""
+        self._readable.update(keys)
+        self._keys.update(keys)
 
 
 S = TypeVar("S", bound=Source)

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.source import Source
+import numpy as np
+
+from pipeline.data.source import Labelled, Source
 from pipeline.errors import DataError
 
 
@@ -32,34 +34,49 @@ class Split:
         return h.hexdigest()
 
 
-def draw(source: Source, name: str, shots: int, seed: int, validation: str) -> Split:
-    """`shots` train images a class, and min(shots, 4) val images a class unless validation is 'none'.
+def draw(source: Labelled, name: str, shots: int, seed: int, validation: str, short_classes: str = "error") -> Split:
+    """`shots` train images a class, then validation images: min(shots, 4) a class (min4), the val split (full) or none.
 
-    Raises DataError when a class has fewer images than asked.
+    A data set without a val split of its own, as ImageNet, has its min4 drawn from what the shots left of train.
+    Raises DataError when a class has fewer images than asked, unless `short_classes` is take_all.
     """
-    rng = random.Random(seed)
-    train = _sample(rng, source, name, "train", shots)
-    val = _sample(rng, source, name, "val", min(shots, 4)) if validation == "min4" else ()
-    return Split(train, val)
+    rng, wanted = random.Random(seed), min(shots, 4)
+    of_train, of_val = source.rows_of("train"), source.rows_of("val")
+    if not len(of_train):
+        raise DataError(f"data set {name!r} has no train split (its splits: {', '.join(source.splits)})")
+    train = _sample(rng, source, name, "train", of_train, shots, short_classes)
+    if validation == "none":
+        return Split(train, ())
+    if validation == "full":
+        if not len(of_val):
+            raise DataError(f"data set {name!r} has no val split of its own: type validation=min4 or validation=none")
+        return Split(train, tuple(of_val.tolist()))
+    rest = of_val if len(of_val) else np.setdiff1d(of_train, train)  # sorted: in listed order
+    kind = "val" if len(of_val) else "further train"
+    return Split(train, _sample(rng, source, name, kind, rest, wanted, short_classes))
 
 
 def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:
-    """Positions in `labels` of n drawn from each class, the classes in order of first appearance."""
+    """Positions in `labels` of n drawn from each class, all where there are fewer; classes in order of appearance."""
     by_class: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         by_class.setdefault(label, []).append(position)
-    return [position for members in by_class.values() for position in rng.sample(members, n)]
+    return [
+        position
+        for members in by_class.values()
+        for position in (rng.sample(members, n) if len(members) >= n else members)
+    ]
 
 
-def _sample(rng: random.Random, source: Source, name: str, split: str, n: int) -> tuple[int, ...]:
-    rows = source.rows_of(split)
-    if not len(rows):
-        raise DataError(f"data set {name!r} has no {split} split (its splits: {', '.join(source.splits)})")
+def _sample(
+    rng: random.Random, source: Labelled, name: str, kind: str, rows: np.ndarray, n: int, short_classes: str
+) -> tuple[int, ...]:
     labels = source.labels[rows].tolist()
-    for label, found in Counter(labels).items():
-        if found < n:
+    found = Counter(labels)
+    for label, classname in enumerate(source.classnames) if short_classes == "error" else ():
+        if found[label] < n:
             raise DataError(
-                f"{n} {split} images a class asked of {name!r}, but class {source.classnames[label]!r} has {found}: "
-                f"set shots to {found} or fewer"
+                f"{n} {kind} images a class asked of {name!r}, but class {classname!r} has {found[label]}: set shots "
+                f"to {found[label]} or fewer, or data.short_classes=take_all"
             )
     return tuple(rows[sample(rng, labels, n)].tolist())

@@ -129,7 +129,6 @@ def test_rows_are_taken_in_the_order_asked_for(icons: ParquetSource) -> None:
     order = torch.tensor([7, 0, 7, 19])
     for rows in (order, order.tolist(), order.numpy()):
         assert images[rows].keys == [images.keys[i] for i in order]
-        assert torch.equal(images[rows].labels, images.labels[order])
     assert images[5:9].keys == images.keys[5:9]
     assert images[torch.arange(20) < 3].keys == images.keys[:3]
     assert len(images[[]]) == 0
@@ -139,7 +138,6 @@ def test_views_are_view_major_and_different_from_each_other(icons: ParquetSource
     images = plain(icons, "train", 6)
     views = images.views(3, seed=2)
     assert len(views) == 18
-    assert torch.equal(views.labels, images.labels.repeat(3))
     for v in range(3):
         assert [key.split("/")[0] for key in views[v * 6 : v * 6 + 6].keys] == images.keys
     pixels = Preprocess(32, (0.5,) * 3, (0.5,) * 3).pixels(views)

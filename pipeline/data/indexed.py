@@ -1,0 +1,185 @@
+"""Sources over an index: images that are files, and images that lie in tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.index import Index, index_of
+from pipeline.data.known import RECORD, Known
+from pipeline.data.layouts import Recipe
+from pipeline.data.source import content_key
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class IndexedSource:
+    """A listed data set. It travels as its recipe and digest; where it is opened it must list the same."""
+
+    recipe: Recipe
+    digest: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: nothing that was opened here."""
+        return {"recipe": self.recipe, "digest": self.digest}
+
+    @cached_property
+    def index(self) -> Index:
+        """The rows. DataError when the files here are not those of the digest."""
+        found = index_of(self.recipe)
+        if found.digest != self.digest:
+            raise DataError(f"{self.place} is not what it was when the run was planned: type the same command again")
+        return found
+
+    @property
+    def place(self) -> str:
+        """Where it lies."""
+        return self.recipe.path
+
+    @property
+    def made(self) -> str:
+        """How the split was made, where it is not the published one."""
+        return self.index.made
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Class names in label order, as prompts have them: CoOp reads underscores as spaces."""
+        return tuple(name.replace("_", " ") for name in self.index.classnames)
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """What tells classes apart, in label order."""
+        return self.index.class_ids
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of all rows, int64."""
+        return self.index.labels
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows."""
+        return self.index.splits
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of a split, in listed order."""
+        return self.index.rows_of(split)
+
+    def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """Those of these rows that were not found readable yet."""
+        return [int(row) for row in rows]
+
+    def mark_checked(self, keys: dict[int, str]) -> None:
+        """These rows are readable images, and these are their content keys."""
+
+
+@dataclass(frozen=True)
+class TableSource(IndexedSource):
+    """Images of Parquet or Arrow files, copied once into the index, which is mapped."""
+
+    def where(self, row: int) -> str:
+        """A row's name, for messages."""
+        return f"{self.index.path(row)} of {self.place}"
+
+    def image_bytes(self, row: int) -> bytes:
+        """The encoded image of one row."""
+        return bytes(self.index.table["image"][int(row)].as_buffer())
+
+    def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The content key of each of these rows."""
+        keys = self.index.table["key"]
+        return [str(keys[int(row)]) for row in rows]
+
+
+@dataclass(frozen=True)
+class FileSource(IndexedSource):
+    """Images that are files. A file is read when its bytes are asked for; its content key is remembered."""
+
+    def where(self, row: int) -> str:
+        """A row's file."""
+        return str(self._path(row))
+
+    def image_bytes(self, row: int) -> bytes:
+        """The encoded image of one row. DataError when its file has gone."""
+        try:
+            return self._path(row).read_bytes()
+        except OSError as error:
+            raise self._gone(row, error) from error
+
+    def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The content key of each of these rows; a file is read once for each size and time of change."""
+        keys = self._keys
+        if asked := [row for row in dict.fromkeys(map(int, rows)) if row not in keys]:
+            found = self._found(asked)
+            unread = {row: content_key(self.image_bytes(row)) for row in found["row"][found["mtime"] == 0].tolist()}
+            self._remember(unread, readable=False)
+        return [keys[int(row)] for row in rows]
+
+    def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """Those of these rows that were not found readable since their files were last changed."""
+        found = self._found(rows)
+        return list(map(int, found["row"][(found["mtime"] == 0) | ~found["readable"]]))
+
+    def mark_checked(self, keys: dict[int, str]) -> None:
+        """These rows are readable images, and these are their content keys."""
+        self._remember(keys, readable=True)
+
+    def _path(self, row: int) -> Path:
+        return self.index.root / self.index.path(row)
+
+    @cached_property
+    def _known(self) -> Known:
+        return Known(self.index.file.with_name(f"{self.digest}.known"), len(self.labels))
+
+    @cached_property
+    def _keys(self) -> dict[int, str]:
+        """Keys of the files that this process has looked at."""
+        return {}
+
+    def _found(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What is known of the files as they are now; `mtime` is 0 where nothing is."""
+        rows = np.asarray(rows, np.int64)
+        found = self._known.find(rows, *self._stamps(rows))
+        found["row"] = rows
+        for row, key, mtime in zip(rows.tolist(), found["key"], found["mtime"], strict=True):
+            if mtime:
+                self._keys[row] = key.tobytes().hex()
+            else:
+                self._keys.pop(row, None)
+        return found
+
+    def _stamps(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sizes and times of change [B] of the files as they are now. DataError where one is not as it was listed."""
+        listed = self.index.table.select(["path", "size"]).take(rows).to_pydict()
+        stamps = np.empty((2, len(rows)), np.int64)
+        root = str(self.index.root)
+        for i, (path, size) in enumerate(zip(listed["path"], listed["size"], strict=True)):
+            try:
+                found = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path costs more than the look itself)
+            except OSError as error:
+                raise self._gone(rows[i], error) from error
+            if found.st_size != size:
+                self.index.forget()
+                raise DataError(f"{root}/{path} was changed since it was indexed: type the same command again")
+            stamps[:, i] = found.st_size, found.st_mtime_ns
+        return stamps[0], stamps[1]
+
+    def _remember(self, keys: dict[int, str], readable: bool) -> None:
+        if not keys:
+            return
+        records = np.zeros(len(keys), RECORD)
+        records["row"], records["readable"] = list(keys), readable
+        records["size"], records["mtime"] = self._stamps(records["row"])
+        records["key"] = np.frombuffer(bytes.fromhex("".join(keys.values())), np.uint8).reshape(-1, 16)
+        self._known.add(records)
+        self._keys.update(keys)
+
+    def _gone(self, row: int, error: OSError) -> DataError:
+        self.index.forget()
+        return DataError(f"{self._path(row)} cannot be read ({error.strerror}): restore it, then type the same command")

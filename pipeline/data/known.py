@@ -1,0 +1,67 @@
+"""What was found out about image files, remembered: content keys, and that a file is a readable image.
+
+One folder for each index, in it files of records that are each written once and put in place by an atomic rename. A
+record holds for a row as long as the image's size and time of change are those that it was made for.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+RECORD = np.dtype([("row", "<i8"), ("size", "<i8"), ("mtime", "<i8"), ("readable", "?"), ("key", "u1", 16)])
+MANY = 32
+"""Files above which they are written together as one."""
+
+
+class Known:
+    """Records [n] by row, as far as they are known. Safe for several processes: files are only added, or merged."""
+
+    def __init__(self, folder: Path, n: int) -> None:
+        self.folder = folder
+        self._records = np.zeros(n, RECORD)  # memory is taken only where something is written
+        files = sorted(folder.glob("*.npy"))
+        for file in files:
+            self._take(_read(file))
+        if len(files) > MANY:
+            self._write(self._records[self._records["mtime"] > 0])
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    def find(self, rows: np.ndarray, sizes: np.ndarray, mtimes: np.ndarray) -> np.ndarray:
+        """The records [B] of these rows; `mtime` is 0 where nothing is known of a file of this size and time."""
+        found = self._records[rows]
+        found["mtime"][(found["size"] != sizes) | (found["mtime"] != mtimes)] = 0
+        return found
+
+    def add(self, records: np.ndarray) -> None:
+        """Remember records [B]: for all processes that begin later, where the folder can be written."""
+        self._take(records)
+        self._write(records)
+
+    def _take(self, records: np.ndarray) -> None:
+        kept = records[records["row"] < len(self._records)]
+        self._records[kept["row"]] = kept
+
+    def _write(self, records: np.ndarray) -> None:
+        temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.save(file, records)
+            temporary.rename(temporary.with_suffix(".npy"))
+        except OSError as error:
+            log.warning("%s cannot be written (%s): images are hashed again the next time", self.folder, error)
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        found = np.load(file)
+        return found if found.dtype == RECORD else np.empty(0, RECORD)
+    except (OSError, ValueError, EOFError):  # another process has merged it, or it is damaged
+        return np.empty(0, RECORD)

@@ -1,0 +1,113 @@
+"""What a layout's reader finds: the images of a folder with labels and splits, before any of them is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import DataError
+
+SPLITS = ("train", "val", "test")
+Row = tuple[str, int, str]
+"""Path under the listing's root, label, split."""
+SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.int8())])
+"""`split` is its place in SPLITS."""
+BATCH = 65_536
+"""Rows that are held in memory at a time while a folder is listed."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set as its folder lists it. Its rows may be walked more than once."""
+
+    root: Path
+    classnames: tuple[str, ...]
+    """As the files write them, in label order."""
+    class_ids: tuple[str, ...]
+    """What tells classes apart, and says which are the same in another set: WordNet ids, or the names in the files."""
+    batches: Callable[[], Iterator[pa.RecordBatch]]
+    """The rows, some at a time: the columns of SCHEMA, and `image` (binary) where images are not files."""
+    watched: tuple[Path, ...]
+    """Files and folders that the rows were read from: when one of them changes, they are read again."""
+    made: str = ""
+    """How the split was made, where it is not the published one."""
+
+
+class Rows:
+    """Listed rows [N]: enough to draw from and to name images by."""
+
+    def __init__(self, table: pa.Table, listing: Listing) -> None:
+        self.table, self.classnames, self.class_ids = table, listing.classnames, listing.class_ids
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels [N], int64."""
+        return _numbers(self.table["label"], np.int64)
+
+    @cached_property
+    def _split(self) -> np.ndarray:
+        return _numbers(self.table["split"], np.int8)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have rows."""
+        return tuple(name for name in SPLITS if len(self.rows_of(name)))
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of a split, in listed order."""
+        return np.flatnonzero(self._split == SPLITS.index(split))
+
+    def path(self, row: int) -> str:
+        """A row's path, as listed."""
+        return str(self.table["path"][int(row)])
+
+
+def _numbers(column: pa.ChunkedArray, kind: type) -> np.ndarray:
+    """A column as one array; Arrow's own to_numpy loads pandas."""
+    return np.concatenate([np.empty(0, kind), *(np.from_dlpack(chunk) for chunk in column.chunks)], dtype=kind)
+
+
+def batches(rows: Callable[[], Iterable[Row]]) -> Callable[[], Iterator[pa.RecordBatch]]:
+    """Rows as Arrow, BATCH at a time."""
+    return lambda: _batches(rows())
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    walk = iter(rows)
+    while some := list(islice(walk, BATCH)):
+        paths, labels, splits = zip(*some, strict=True)
+        yield pa.record_batch([paths, labels, [SPLITS.index(split) for split in splits]], schema=SCHEMA)
+
+
+def listed(listing: Listing) -> Rows:
+    """All rows in memory, no image looked for."""
+    return Rows(pa.Table.from_batches((batch.select(SCHEMA.names) for batch in listing.batches()), SCHEMA), listing)
+
+
+def folders(where: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are none."""
+    return sorted(entry.name for entry in _entries(where) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def files(where: Path, endings: tuple[str, ...] = ("",)) -> list[str]:
+    """Names of the files in a folder that end so, sorted; hidden ones are none."""
+    return sorted(
+        entry.name
+        for entry in _entries(where)
+        if not entry.name.startswith(".") and entry.name.lower().endswith(endings) and entry.is_file()
+    )
+
+
+def _entries(where: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(where) as found:
+            return list(found)
+    except OSError as error:
+        raise DataError(f"{where} cannot be listed ({error.strerror})") from error
