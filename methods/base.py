@@ -274,7 +274,9 @@ class Method:
         return False
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-        """Logits [B, C]; each row depends on its own image alone."""
+        """Logits [B, C]; each row depends on its own image alone. A method that declares `new_classes` may be given
+        others than the fitted ones: C is then their number. No other method is given `classes`.
+        """
         raise TypeError(f"{type(self).__name__} does not define predict")
 
     def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:

@@ -10,6 +10,7 @@ import copy
 import io
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,9 @@ class MethodContract:
     def box(self, method: Method, allotment: Remaining | None = None) -> ToyBox:
         return ToyBox(method.info.access, allotment or self.allotment)
 
-    def logits(self, method: Method, images: ImageSet, box: BlackBox) -> Tensor:
+    def logits(self, method: Method, images: ImageSet, box: BlackBox, *classes: Classes) -> Tensor:
         box.allotment = Remaining()  # type: ignore[attr-defined]  # prediction is not paid from the allotment
-        return copy.deepcopy(method).predict(images, box)
+        return copy.deepcopy(method).predict(images, box, *classes)
 
     def test_same_seed_same_logits(self, build: Method) -> None:
         task, test = toy_task()
@@ -252,15 +253,25 @@ class MethodContract:
         build.predict(test.images, box)
         assert contents(build) == before
 
-    def test_new_classes_when_declared(self, build: Method) -> None:
+    def test_new_classes_are_predicted_by_name_when_declared(self, build: Method) -> None:
         if not build.info.new_classes:
             return
         task, test = toy_task()
         box = self.box(build)
         fit(build, task, box)
-        box.allotment = Remaining()
-        other = Classes(("fox", "gnu"), task.classes.template, task.classes.templates)
-        assert build.predict(test.images, box, other).shape == (len(test.labels), 2)
+        own, before = self.logits(build, test.images, box), contents(build)
+        new = replace(task.classes, names=("fox", "gnu", "hen"))
+        logits = build.predict(test.images, box, new)
+        assert contents(build) == before
+        assert logits.shape == (len(test.labels), 3)
+        assert logits.dtype == torch.float32 and torch.isfinite(logits).all()
+        for classes, expected in (
+            (task.classes, own),  # the fitted classes, asked for by name
+            (replace(new, names=new.names[::-1]), logits.flip(1)),  # a class is its name, not its place
+        ):
+            torch.testing.assert_close(self.logits(build, test.images, box, classes), expected, rtol=1e-4, atol=1e-4)
+        some = self.logits(build, test.images[[3, 1]], box, new)
+        torch.testing.assert_close(some, logits[[3, 1]], rtol=1e-4, atol=1e-4)
 
     def test_reports_what_stays_on_the_client(self, build: Method) -> None:
         task, _ = toy_task()

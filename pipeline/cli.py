@@ -137,6 +137,17 @@ def models(arguments: argparse.Namespace) -> int:
     return _table(report.models(), arguments.json)
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Time what is claimed to be fast, on this machine, in interleaved pairs; without NAME all benches in turn."""
+    from pipeline.bench import harness
+
+    name, *rest = arguments.bench or [None]
+    for each in [name] if name else [n for n in harness.names() if n not in harness.ON_REQUEST]:
+        figure = harness.load(each)(_say_aside, *rest)
+        print(json.dumps(figure.record()) if arguments.json else figure.table(), flush=True)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
@@ -157,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     verb(ledger).add_argument("--json", action="store_true", help="accounts, bills and problems as JSON")
     verb(sync)
     verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")
+    benches = verb(bench, words=False)
+    benches.add_argument("--json", action="store_true", help="one object a line, one for each bench")
+    benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="pipeline/bench/ has one module for each")
     for listing in (methods, datasets, models):
         verb(listing, words=False).add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -190,6 +204,10 @@ def _one_line(error: BaseException) -> str:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _say_aside(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ DASHES = {"zero_shot": (4, 2), "zero_shot_ensemble": (1, 1.5), "pixel_nn": (5, 1
 MARKERS = {"SCORES": "o", "TEXT+SCORES": "o", "SOFT+SCORES": "s", "FEATURES": "v", "TEXT+FEATURES": "^"}
 MARKERS |= {"SOFT+FEATURES": "D", "": "x"}
 HALO: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+WHERE = {
+    "source": "mean over the data sets' own test sets",
+    "shift": "mean over shift test sets",
+    "transfer": "mean over transfer sets",
+    "base": "base classes",
+    "new": "new classes",
+    "harmonic": "harmonic mean of base and new",
+}
+"""What each kind of test set is, above its panel."""
 COLUMNS = 4
 """Panels side by side; more data sets go to a further line."""
 
@@ -138,7 +147,7 @@ def _gains(overall: list[Record], board: list[Record]) -> Figure:
     shots = max(r["shots"] for r in records)
     records = [r for r in records if r["shots"] == shots]
     key = ("label", "model", "model_digest", "shots", "budget_requests", "budget_images", "access_class", "kind")
-    kinds = [k for k in ("source", "shift") if any(r["kind"] == k for r in records)]
+    kinds = [k for k in WHERE if any(r["kind"] == k for r in records)]
     classes = [c for c in CLASSES if any(r["access_class"] == c for r in records)]
     order = {c: _best_last([r for r in records if r["access_class"] == c]) for c in classes}
     heights = [len(order[c]) + 0.8 for c in classes]
@@ -158,8 +167,7 @@ def _gains(overall: list[Record], board: list[Record]) -> Figure:
             ax.set_yticks(range(len(labels)), labels if column == 0 else [""] * len(labels))
             ax.set_ylim(-0.6, len(labels) - 0.2)
             ax.grid(axis="x", color="#e6e6e6")
-            where = "mean over the data sets' own test sets" if kind == "source" else "mean over shift test sets"
-            ax.set_title(f"{name}: {where}", fontsize=9, loc="left")
+            ax.set_title(f"{name}: {WHERE[kind]}", fontsize=9, loc="left")
             _plain(ax)
     for ax in axes[-1]:
         ax.set_xlabel("points over zero-shot (ticks: single test sets)", fontsize=8.5)

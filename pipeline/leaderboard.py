@@ -3,6 +3,8 @@
 A *section* is what may be compared: one access class, model, test set, shots and allotment. A *cell* is one method in a
 section; its rows differ in the seed alone. What the numbers mean:
 
+kind        source: a data set's own test split; shift, transfer: another set, scored without refitting; base, new: the
+            fitted classes and the others, each alone; harmonic: of those two accuracies, for each data set and seed
 accuracy    mean over seeds of the per cent right; `_half` is half of Student's 95 % interval over seeds (null under 2)
 gain_*      mean over seeds of (method - reference) on the same data set, test set, shots and seed, in points, with
             Student's half-width over those differences. `_low` and `_high`: the bootstrap over test images instead; the
@@ -30,14 +32,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.results import Predictions
-from pipeline.stats import mean_or_none, ranks, resampled_means, student
+from pipeline.results import KINDS, Predictions
+from pipeline.stats import harmonic, mean_or_none, ranks, resampled_means, student
 
 Row = dict[str, Any]
 Cells = dict["Section", dict[str, list[Row]]]
 ReadPredictions = Callable[[str, str], Predictions]
 
 CLASSES = ("scores", "features", "white box")
+HARMONIC = "harmonic"
 FREE = ("zero_shot", "zero_shot_ensemble")
 REFERENCES = (*FREE, "pixel_nn", "logit_head")
 GAINS = ("zero_shot", "logit_head")
@@ -55,7 +58,7 @@ class Section(NamedTuple):
     model_digest: str
     precision: str
     kind: str
-    """source: the test set of the data set itself; shift: another one, scored without refitting."""
+    """What is tested, so that no mean mixes protocols: a row's kind, or harmonic."""
     dataset: str
     test_set: str
     shots: int
@@ -66,7 +69,7 @@ class Section(NamedTuple):
     def order(self) -> tuple[Any, ...]:
         """Sort key: access first, small budgets before large ones, no limit last."""
         budget = tuple(np.inf if b is None else b for b in (self.budget_requests, self.budget_images))
-        kind = self.kind != "source"
+        kind = (*KINDS, HARMONIC).index(self.kind)
         return CLASSES.index(self.access_class), *self[1:4], kind, self.dataset, self.test_set, self.shots, *budget
 
 
@@ -101,7 +104,7 @@ def leaderboard(rows: pa.Table, predictions: ReadPredictions | None = None) -> p
 
 
 def summary(rows: pa.Table, predictions: ReadPredictions | None = None) -> pa.Table:
-    """The same records averaged over data sets (for the seeds finished on all of them), source and shift apart."""
+    """The same records averaged over data sets (for the seeds finished on all of them), each kind apart."""
     cells = _cells(rows)
     groups: dict[tuple[Section, str], list[tuple[Section, list[Row]]]] = defaultdict(list)
     for section, methods in cells.items():
@@ -132,6 +135,7 @@ def _cells(rows: pa.Table) -> Cells:
     """Rows by section and label, the references filled in."""
     native: dict[Section, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     found = [row | {"reference": row["method"] in REFERENCES} for row in rows.to_pylist()]
+    found = [*found, *_harmonic(found)]
     sections = [_section(row) for row in found]
     labels = _labels(found, sections)
     latest: dict[tuple[Any, ...], Row] = {}
@@ -149,9 +153,22 @@ def _cells(rows: pa.Table) -> Cells:
 
 
 def _section(row: Row) -> Section:
-    kind = "source" if row["test_set"] == row["dataset"] else "shift"
     named = {name: row[name] for name in Section._fields if name in row}
-    return Section(access_class=access_class(row["access"]), kind=kind, **named)
+    return Section(access_class=access_class(row["access"]), **named)
+
+
+def _harmonic(rows: list[Row]) -> Iterator[Row]:
+    """One row more for each base-to-new trial: the harmonic mean of its two accuracies, none where one is missing."""
+    new = {row["trial_id"]: row for row in rows if row["kind"] == "new"}
+    for base in (row for row in rows if row["kind"] == "base"):
+        both = base["accuracy"], new.get(base["trial_id"], base)["accuracy"]
+        yield base | {
+            "kind": HARMONIC,
+            "test_set": f"{base['dataset']}:{HARMONIC}",
+            "accuracy": None if None in both else harmonic(*both),
+            "evaluate_requests": base["evaluate_requests"] + new.get(base["trial_id"], base)["evaluate_requests"],
+            **dict.fromkeys(("macro_accuracy", "nll", "ece")),
+        }
 
 
 def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.leaderboard import summary
-from pipeline.render import LEGEND, count, heading, plus_minus, sections, state
+from pipeline.leaderboard import GAINS, HARMONIC, summary
+from pipeline.render import LEGEND, count, gain, heading, plus_minus, sections, state
 
 Record = dict[str, Any]
 
@@ -25,6 +25,12 @@ COLUMNS = {
     "method": "",
     "seeds": "finished seeds",
     "accuracy": "per cent ± Student 95 % over seeds",
+    "base": "per cent on the fitted classes alone",
+    "base gain": "paired gain over zero_shot in points ± Student 95 % over seeds",
+    "new": "per cent on the classes that were not fitted, alone",
+    "new gain": "paired gain over zero_shot in points ± Student 95 % over seeds",
+    "H": "harmonic mean of base and new for each data set and seed",
+    "H gain": "paired gain over zero_shot in points ± Student 95 % over seeds",
     "over zero_shot": "paired gain in points ± Student 95 % over seeds; bold: the interval leaves 0 out",
     "over logit_head": "paired gain in points ± Student 95 % over seeds; bold: the interval leaves 0 out",
     "rank": "mean over data sets within the class; needs five seeds",
@@ -91,9 +97,8 @@ def _tables(table: pa.Table) -> str:
         parts.append(f"<h2>Access: {escape(name)}</h2>")
         for section in group:
             lines = [_line(r) for r in section]
-            used = [
-                c for c in COLUMNS if c in ("method", "accuracy") or any(line[c] not in ("", "-") for line in lines)
-            ]
+            always = ("method", "accuracy", "H")
+            used = [c for c in COLUMNS if c in lines[0] and (c in always or any(x[c] not in ("", "-") for x in lines))]
             head = "".join(f'<th class="{_css(c)}" title="{escape(COLUMNS[c])}">{escape(c)}</th>' for c in used)
             body = []
             for r, line in zip(section, lines, strict=True):
@@ -109,15 +114,19 @@ def _css(column: str) -> str:
 
 
 def _line(r: Record) -> dict[str, str]:
+    if r["kind"] == HARMONIC:
+        halves = {"base": r["base"], "new": r["new"], "H": r}
+        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_half")) for name, h in halves.items()}
+        numbers |= {f"{name} gain": _gain(h, "zero_shot") for name, h in halves.items()}
+    else:
+        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_half"])}
+        numbers |= {f"over {name}": _gain(r, name) for name in GAINS}
+        numbers |= {f"{name}, by image": _bootstrap(r, name) for name in GAINS}
     return {
         "method": escape(r["label"]) + (" (ref)" if r["reference"] else ""),
         "access": escape(r["access"]) or "none",
         "seeds": str(r["seeds"]),
-        "accuracy": plus_minus(r["accuracy"], r["accuracy_half"]),
-        "over zero_shot": _gain(r, "zero_shot"),
-        "zero_shot, by image": _bootstrap(r, "zero_shot"),
-        "over logit_head": _gain(r, "logit_head"),
-        "logit_head, by image": _bootstrap(r, "logit_head"),
+        **numbers,
         "rank": "-" if r["rank"] is None else f"{r['rank']:.1f} of {r['ranked_among']}",
         "requests": count(r["requests"]),
         "images": count(r["images"]),
@@ -131,9 +140,8 @@ def _line(r: Record) -> dict[str, str]:
 
 
 def _gain(r: Record, name: str) -> str:
-    mean, half = r[f"gain_{name}"], r[f"gain_{name}_half"]
-    said = plus_minus(mean, half, "+")
-    return f"<b>{said}</b>" if half is not None and abs(mean) > half else said
+    said, half = gain(r, name), r.get(f"gain_{name}_half")
+    return f"<b>{said}</b>" if half is not None and abs(r[f"gain_{name}"]) > half else said
 
 
 def _bootstrap(r: Record, name: str) -> str:

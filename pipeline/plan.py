@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from methods.base import Bill, MethodInfo, TaskShape
 from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Limits, total
-from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard, dataset_card, names
+from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard
+from pipeline.data.card import check_card, source_of
 from pipeline.data.images import check_readable
-from pipeline.data.source import ParquetSource, Source, opened
 from pipeline.data.split import Split, draw
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.protocol import TestSet, check_words, fitted, test_cards, test_sets, unable, within
 
 _RULES = 1
 """Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
@@ -38,7 +37,8 @@ class TrialSpec:
     model: ModelCard
     model_identity: str
     dataset: DatasetCard
-    shifts: tuple[DatasetCard, ...]
+    protocol: str
+    tests: tuple[TestSet, ...]
     shots: int
     seed: int
     split: Split = field(repr=False)
@@ -86,108 +86,113 @@ class Plan:
         return total(t.predicted for t in self.trials)
 
 
-def source_of(card: DatasetCard) -> Source:
-    """The card's images, opened and checked once a process."""
-    return opened(ParquetSource(str(card.file), card.sha256))
+class Cell(NamedTuple):
+    """A trial's place in the table: what the configuration alone says of it."""
+
+    choice: MethodChoice
+    dataset: DatasetCard
+    allotment: Limits
+    shots: int
+    seed: int
 
 
-def check_card(card: DatasetCard, classnames: tuple[str, ...]) -> None:
-    """DataError when a test set's file contradicts its card, or has other classes than the one that is fitted on."""
-    source = source_of(card)
-    test = source.rows_of("test")
-    if source.classnames != classnames:
-        raise DataError(f"data set {card.name!r} has other classes than {card.shift_of!r}, which methods are fitted on")
-    if len(classnames) != card.classes or not set(np.unique(source.labels)) <= set(range(card.classes)):
-        raise DataError(f"data set {card.name!r}: its card says {card.classes} classes, {source.place} has others")
-    if len(test) != card.test or not len(test):
-        found = f"{source.place} has {len(test)}"
-        raise DataError(f"data set {card.name!r}: its card says {card.test} test images, {found}")
-    check_readable(source, card.name, test)
-
-
-def make_plan(config: Config) -> Plan:
-    """Expand the run into trials. Raises ConfigError or DataError before any query is spent."""
-    identity, width = models.identity(config.model), models.feature_dim(config.model)
-    shifts = _shift_sets() if config.shift else {}
-    for card in config.datasets:
-        for tested in (card, *shifts.get(card.name, ())):
-            check_card(tested, source_of(card).classnames)
-    splits = {
-        (card.name, shots, seed): draw(source_of(card), card.name, shots, seed, config.validation)
-        for card in config.datasets
-        for shots in config.shots
-        for seed in config.seeds
-    }
-    for card in config.datasets:
-        drawn = {row for (name, *_), split in splits.items() if name == card.name for row in split.train + split.val}
-        check_readable(source_of(card), card.name, sorted(drawn))
-    trials, unable = [], {}
+def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
+    """Every combination that can run, in the order of the plan; and the methods that cannot, with the reason."""
+    found, left_out = [], {}
     for allotment in config.allotments:
         for name in config.methods:
             for card in config.datasets:
                 choice = config.choice(name, card.name)
-                if not config.model.access.covers(choice.info.access):
-                    unable[name] = (
-                        f"needs {choice.info.access.label}, {config.model.name} grants {config.model.access.label}"
-                    )
+                if reason := unable(config, choice.info):
+                    left_out[name] = reason
                     continue
-                for shots in config.shots:
-                    for seed in config.seeds:
-                        split = splits[card.name, shots, seed]
-                        trials.append(
-                            _trial(
-                                config,
-                                choice,
-                                card,
-                                shifts.get(card.name, ()),
-                                shots,
-                                seed,
-                                split,
-                                allotment,
-                                identity,
-                                width,
-                            )
-                        )
-    if not trials:
-        raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in unable.items()))
-    return Plan(config, tuple(trials), tuple(unable.items()))
+                found += [Cell(choice, card, allotment, k, seed) for k in config.shots for seed in config.seeds]
+    if not found:
+        raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in left_out.items()))
+    return found, left_out
+
+
+def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, split: Split | None = None) -> TaskShape:
+    """The sizes that a bill depends on: of a draw, or (without one) of the draw that the card alone promises."""
+    fresh, classes = config.views == "fresh", len(fitted(config.protocol, card.classes))
+    val = {"none": 0, "min4": min(shots, 4) * classes, "full": card.val * classes // card.classes}[config.validation]
+    return TaskShape(
+        n_classes=classes,
+        n_train=len(split.train) if split else shots * classes,
+        n_val=len(split.val) if split else val,
+        shots=shots,
+        views=1 if fresh else int(config.views),
+        fresh_views=fresh,
+        n_templates=max(1, len(card.templates)),
+        feature_dim=feature_dim,
+    )
+
+
+def predicted(cell: Cell, shape: TaskShape) -> Bill:
+    """What fitting will be charged."""
+    return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
+
+
+def make_plan(config: Config) -> Plan:
+    """Expand the run into trials. Raises ConfigError or DataError before any query is spent."""
+    check_words(config)
+    placed, left_out = cells(config)
+    identity, width = models.identity(config.model), models.feature_dim(config.model)
+    tests, others = {}, test_cards(config)
+    for card in config.datasets:
+        check_card(card)
+        for kind, other in others[card.name]:
+            try:
+                check_card(other)
+            except DataError as error:
+                raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
+        tests[card.name] = test_sets(config.protocol, card, others[card.name])
+    draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
+    trials = [
+        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], identity, width)
+        for cell in placed
+    ]
+    return Plan(config, tuple(trials), tuple(left_out.items()))
+
+
+def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
+    """The few-shot draw of these classes, and its digest, by (shots, seed). Drawn over all classes, as CoOp does."""
+    source, found = source_of(card), {}
+    for shots in config.shots:
+        for seed in config.seeds:
+            split = draw(source, card.name, shots, seed, config.validation, config.data.short_classes)
+            split = within(split, source, labels)
+            found[shots, seed] = split, split.digest(source)
+    check_readable(source, card.name, sorted({row for split, _ in found.values() for row in split.train + split.val}))
+    return found
 
 
 def _trial(
     config: Config,
-    choice: MethodChoice,
-    card: DatasetCard,
-    shifts: tuple[DatasetCard, ...],
-    shots: int,
-    seed: int,
-    split: Split,
-    allotment: Limits,
+    cell: Cell,
+    tests: tuple[TestSet, ...],
+    drawn: tuple[Split, str],
     identity: str,
     width: int,
 ) -> TrialSpec:
-    fresh = config.views == "fresh"
-    views = 1 if fresh else int(config.views)
-    shape = TaskShape(
-        n_classes=card.classes,
-        n_train=len(split.train),
-        n_val=len(split.val),
-        shots=shots,
-        views=views,
-        fresh_views=fresh,
-        n_templates=max(1, len(card.templates)),
-        feature_dim=width,
-    )
-    split_digest = split.digest(source_of(card))
+    choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
+    split, split_digest = drawn
+    shape = shape_of(config, card, shots, width, split)
     resolved = {
         "rules": _RULES,
         "model": [identity, config.model.precision],
         "method": [choice.info.name, choice.info.version, choice.config],
-        "dataset": [card.name, card.sha256, card.template, card.templates, card.augment],
-        "tests": [(s.name, s.sha256) for s in shifts],
+        "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
+        "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
         "split": split_digest,
-        "task": [shots, seed, views, fresh, config.validation, config.curve],
-        "allotment": [allotment.requests, allotment.images],
+        "task": [shots, seed, shape.views, shape.fresh_views, config.validation, config.curve],
+        "allotment": [cell.allotment.requests, cell.allotment.images],
     }
+    if config.protocol != "all_to_all":
+        resolved["protocol"] = config.protocol
+    if config.transfer:
+        others = [t.card for t in tests if t.kind == "transfer"]
+        resolved["transfer"] = [(o.name, source_of(o).digest, o.template, o.templates) for o in others]
     trial_id = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=list).encode()).hexdigest()[:16]
     return TrialSpec(
         trial_id=trial_id,
@@ -197,18 +202,19 @@ def _trial(
         model=config.model,
         model_identity=identity,
         dataset=card,
-        shifts=shifts,
+        protocol=config.protocol,
+        tests=tests,
         shots=shots,
         seed=seed,
         split=split,
         split_digest=split_digest,
-        allotment=allotment,
-        views=views,
-        fresh_views=fresh,
+        allotment=cell.allotment,
+        views=shape.views,
+        fresh_views=shape.fresh_views,
         validation=config.validation,
         settings=config.settings,
         curve=config.curve,
-        predicted=choice.build().bill(shape, allotment.remaining(Bill())),
+        predicted=predicted(cell, shape),
     )
 
 
@@ -222,15 +228,6 @@ def refuse_unpayable(plan: Plan, trials: Sequence[TrialSpec]) -> None:
         unit = ceiling.passed(Bill(), asked)
         if unit:
             raise BudgetExceeded(account, unit, getattr(asked, unit), 0, getattr(ceiling, unit))
-
-
-def _shift_sets() -> dict[str, tuple[DatasetCard, ...]]:
-    found: dict[str, tuple[DatasetCard, ...]] = {}
-    for name in names("dataset"):
-        card = dataset_card(name)
-        if card.shift_of:
-            found[card.shift_of] = (*found.get(card.shift_of, ()), card)
-    return found
 
 
 @cache
@@ -267,7 +264,7 @@ def as_json(spec: TrialSpec) -> dict[str, Any]:
         "trial_id": spec.trial_id,
         "method": spec.choice.name,
         "dataset": spec.dataset.name,
-        "test_sets": [spec.dataset.name, *(s.name for s in spec.shifts)],
+        "test_sets": [t.name for t in spec.tests],
         "shots": spec.shots,
         "seed": spec.seed,
         "budget_requests": spec.allotment.requests,

@@ -16,11 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.blackbox.bill import Limits
-from pipeline.leaderboard import ReadPredictions, leaderboard, summary
+from pipeline.leaderboard import GAINS, HARMONIC, ReadPredictions, leaderboard, summary
 
 Record = dict[str, Any]
 
 WIDTH = 120
+HALVES = ("base", "new")
+"""Kinds that are shown beside each other, with their harmonic mean."""
 RAW = (
     *(
         "trial_id",
@@ -46,6 +48,7 @@ RAW = (
         "access",
     ),
     *("budget_requests", "budget_images", "macro_accuracy", "nll", "ece", "labels_used", "papers_count", "error"),
+    *("kind", "validation", "split_digest", "test_label_reads"),
 )
 SECTION = (
     *("access_class", "model", "model_digest", "precision", "kind", "dataset", "test_set", "shots"),
@@ -57,11 +60,17 @@ LEGEND = {
     "by image [ , ]": "the gain again: 95 % of 1,000 draws of other test images (bootstrap), the seeds as they are",
     "rank": "mean over data sets, within one access class and allotment; none under five seeds",
     "requests, images": "what fitting was billed: prompt sets asked about, and image rows in all of them",
+    "base, new, H": "base to new: accuracy on the fitted classes alone, on the others alone, and their harmonic mean",
     "(ref)": "reference row, shown in every access class",
 }
 FOOTNOTE = (
     "accuracy in per cent, gains in points, paired by data set and seed; ± is Student's 95 % interval over seeds;\n"
     "requests and images are what fitting was billed; rank is within the access class and wants five seeds"
+)
+
+FOOTNOTE_HALVES = (
+    "base to new: fitted on the base classes, tested on those alone and on the new ones alone; H is the harmonic mean\n"
+    "for each data set and seed; gains are over zero_shot"
 )
 
 
@@ -70,8 +79,9 @@ def text_table(table: pa.Table) -> str:
     blocks: list[str] = []
     for name, group in groupby(sections(table), key=lambda s: s[0]["access_class"]):
         blocks.append(f"{name.upper()}  ({', '.join(_accesses(table, name))})")
-        blocks += [f"{heading(rows)}\n{_aligned([_shown(r) for r in rows])}" for rows in group]
-    return "\n\n".join([*blocks, FOOTNOTE]) + "\n" if blocks else "no trial has finished yet\n"
+        blocks += [f"{heading(rows)}\n{aligned([_shown(r) for r in rows])}" for rows in group]
+    halves = [FOOTNOTE_HALVES] if HARMONIC in table["kind"].to_pylist() else []
+    return "\n".join(["\n\n".join([*blocks, FOOTNOTE]), *halves, ""]) if blocks else "no trial has finished yet\n"
 
 
 def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
@@ -93,27 +103,34 @@ def to_md(table: pa.Table) -> str:
     """A markdown table for each section."""
     blocks = []
     for rows in sections(table):
-        shown = [_shown(r) for r in rows]
-        bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
-        lines = ["|".join(cells.values()) for cells in shown]
-        body = "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
-        blocks.append(f"### {rows[0]['access_class']}: {heading(rows)}\n\n{body}\n")
+        grid = md_grid([_shown(r) for r in rows])
+        blocks.append(f"### {rows[0]['access_class']}: {heading(rows)}\n\n{grid}\n")
     return "\n".join(blocks)
+
+
+def md_grid(shown: Sequence[Mapping[str, str]]) -> str:
+    """Lines of cells as a markdown table."""
+    bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
+    lines = ["|".join(cells.values()) for cells in shown]
+    return "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
 
 
 def to_latex(table: pa.Table) -> str:
     """A booktabs table for each section."""
     blocks = []
     for rows in sections(table):
-        shown = [_shown(r) for r in rows]
-        columns = "".join("l" if left else "r" for left in _left(shown[0]))
-        lines = [" & ".join(map(_tex, cells.values())) + r" \\" for cells in shown]
-        head = " & ".join(map(_tex, shown[0])) + r" \\"
-        caption = _tex(f"{rows[0]['access_class']}: {heading(rows)}")
-        body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-        start = [r"\begin{table}", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
-        blocks.append("\n".join([*start, *body, r"\end{table}"]) + "\n")
+        blocks.append(latex_table(f"{rows[0]['access_class']}: {heading(rows)}", [_shown(r) for r in rows]))
     return "\n".join(blocks)
+
+
+def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
+    """Lines of cells as a booktabs table."""
+    columns = "".join("l" if left else "r" for left in _left(shown[0]))
+    lines = [" & ".join(map(_tex, cells.values())) + r" \\" for cells in shown]
+    head = " & ".join(map(_tex, shown[0])) + r" \\"
+    body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    start = [r"\begin{table}", rf"\caption{{{_tex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}"]
+    return "\n".join([*start, *body, r"\end{table}"]) + "\n"
 
 
 def raw_records(rows: pa.Table) -> list[Record]:
@@ -159,9 +176,13 @@ def heading(rows: Sequence[Record]) -> str:
     r = rows[0]
     several = r["datasets_of"]
     if r["dataset"] == "all":
-        what = f"mean of {several} {'data' if r['kind'] == 'source' else 'shift test'} set{'s' * (several > 1)}"
+        kind = {"shift": "shift test ", "transfer": "transfer "}.get(r["kind"], "data ")
+        what = f"mean of {several} {kind}set{'s' * (several > 1)}"
+    elif r["kind"] in ("shift", "transfer"):
+        what = f"{r['dataset']} -> {r['test_set']} ({r['kind']})"
     else:
-        what = r["dataset"] if r["kind"] == "source" else f"{r['dataset']} -> {r['test_set']} (shift)"
+        what = r["dataset"]
+    what += ", base to new" * (r["kind"] == HARMONIC)
     return f"{what}, {r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}, {r['model']} {r['precision']}"
 
 
@@ -191,17 +212,27 @@ def state(record: Record) -> str:
 
 
 def _shown(r: Record) -> dict[str, str]:
+    if r["kind"] == HARMONIC:
+        halves = [("base", r["base"]), ("new", r["new"]), ("H", r)]
+        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_half")) for name, h in halves}
+        numbers |= {f"{name} gain": gain(h, "zero_shot") for name, h in halves[1:]}
+    else:
+        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_half"])}
+        numbers |= {f"over {name}": gain(r, name) for name in GAINS}
+        numbers["rank"] = "-" if r["rank"] is None else f"{r['rank']:.1f}"
     return {
         "method": r["label"] + (" (ref)" if r["reference"] else ""),
         "seeds": str(r["seeds"]),
-        "accuracy": plus_minus(r["accuracy"], r["accuracy_half"]),
-        "over zero_shot": plus_minus(r["gain_zero_shot"], r["gain_zero_shot_half"], "+"),
-        "over logit_head": plus_minus(r["gain_logit_head"], r["gain_logit_head_half"], "+"),
-        "rank": "-" if r["rank"] is None else f"{r['rank']:.1f}",
+        **numbers,
         "requests": count(r["requests"]),
         "images": count(r["images"]),
         "state": state(r),
     }
+
+
+def gain(record: Record, name: str) -> str:
+    """Points over a reference, '+5.1 ± 0.7'."""
+    return plus_minus(record.get(f"gain_{name}"), record.get(f"gain_{name}_half"), "+")
 
 
 def count(number: float | None) -> str:
@@ -210,11 +241,18 @@ def count(number: float | None) -> str:
 
 
 def sections(table: pa.Table) -> Iterator[list[Record]]:
-    """The records of each section, with `datasets_of`: how many data sets its most complete method has."""
-    for _, rows in groupby(table.to_pylist(), key=lambda r: tuple(r[k] for k in SECTION)):
+    """The records of each section, with `datasets_of`: how many data sets its most complete method has.
+
+    Base and new classes make no tables of their own: a harmonic record has their records as `base` and `new`.
+    """
+    records = table.to_pylist()
+    same = [k for k in (*SECTION, "label") if k not in ("kind", "test_set")]
+    halves = {(r["kind"], *(r[k] for k in same)): r for r in records if r["kind"] in HALVES}
+    for _, rows in groupby((r for r in records if r["kind"] not in HALVES), key=lambda r: [r[k] for k in SECTION]):
         found = list(rows)
         several = max(r["datasets"] for r in found)
-        yield [r | {"datasets_of": several} for r in found]
+        parts = [{h: halves.get((h, *(r[k] for k in same)), {}) for h in HALVES} for r in found]
+        yield [r | part | {"datasets_of": several} for r, part in zip(found, parts, strict=True)]
 
 
 def _accesses(table: pa.Table, name: str) -> list[str]:
@@ -224,10 +262,10 @@ def _accesses(table: pa.Table, name: str) -> list[str]:
 
 
 def _left(names: Mapping[str, str]) -> list[bool]:
-    return [n in ("method", "state") for n in names]
+    return [n in ("method", "state", "printed in", "note") for n in names]
 
 
-def _aligned(rows: list[dict[str, str]]) -> str:
+def aligned(rows: list[dict[str, str]]) -> str:
     """Columns side by side; a long method name is cut to fit, and what is wrong with a line is said below them all."""
     names = [n for n in rows[0] if n != "state"]
     widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
@@ -239,7 +277,7 @@ def _aligned(rows: list[dict[str, str]]) -> str:
         first = (name if len(name) <= width else name[: width - 1] + "…").ljust(width)
         return "  " + "  ".join([first, *(cells[n].rjust(widths[n]) for n in names[1:])])
 
-    said = [f"  ! {r['method']}: {r['state']}"[:WIDTH] for r in rows if r["state"]]
+    said = [f"  ! {r['method']}: {r['state']}"[:WIDTH] for r in rows if r.get("state")]
     return "\n".join([line({n: n for n in names}), *map(line, rows), *said])
 
 

@@ -27,6 +27,7 @@ from pipeline.blackbox.bill import UNITS
 from pipeline.errors import DataError
 from pipeline.row import (
     FINISHED,
+    KINDS,
     PHASES,
     SCHEMA,
     STATUSES,
@@ -38,6 +39,7 @@ from pipeline.row import (
 
 __all__ = [
     "FINISHED",
+    "KINDS",
     "PHASES",
     "SCHEMA",
     "STATUSES",

@@ -8,12 +8,14 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.blackbox.bill import UNITS, Phase
 
 PHASES = tuple(phase.value for phase in Phase)
 STATUSES = ("done", "truncated", "failed", "unfunded")
 FINISHED = ("done", "truncated")
+KINDS = ("source", "shift", "transfer", "base", "new")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,10 @@ class ResultRow:
     trial_id: str
     """Digest of the resolved spec; with test_set, the row's key."""
     test_set: str
-    """Name of the test set; equal to `dataset` for the source, else a shift test set (scored without refitting)."""
+    """Name of the test set: `dataset`, another data set scored without refitting, or one half of the classes."""
+    kind: str
+    """source: the data set's own test split; shift: one of its shift sets; transfer: another data set, under its own
+    classes; base, new: the test images of the classes that were fitted on (base_to_new), and of the others."""
     sweep: str
     """Name of the sweep that asked for the trial."""
     method: str
@@ -171,6 +176,8 @@ class ResultRow:
         """Refuse a row that contradicts itself: ValueError."""
         if self.status not in STATUSES:
             raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
         for unit in UNITS:
             paid = getattr(self, f"adapt_{unit}") + getattr(self, f"validate_{unit}")
             if getattr(self, unit) != paid:
@@ -202,6 +209,9 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
 
 def conform(table: pa.Table) -> pa.Table:
     """The table under the present schema. A column that it lacks takes its default; ValueError where there is none."""
+    if "kind" not in table.column_names:  # written before other protocols were
+        own = pc.equal(table["test_set"], table["dataset"])
+        table = table.append_column("kind", pc.if_else(own, "source", "shift"))
     columns: list[Any] = []
     for field, column in zip(fields(ResultRow), SCHEMA, strict=True):
         if column.name in table.column_names:

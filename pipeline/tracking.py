@@ -243,7 +243,7 @@ def _metrics(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
     for row in rows[1:]:
         for name in MAIN:
             if (value := getattr(row, name)) is not None:
-                yield f"shift/{row.test_set}/{name}", round(float(value), 3), 0
+                yield f"{row.kind}/{row.test_set}/{name}", round(float(value), 3), 0
     for requests, images, accuracy in json.loads(source.curve):
         yield "curve/accuracy", float(accuracy), int(requests)
         yield "curve/images", float(images), int(requests)

@@ -5,33 +5,32 @@ No Ray here: `run_trial` works from a notebook with a `LocalPool`.
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot, softmax
 
-from methods.base import Bill, Classes, FewShotTask, LabelledImages, Method
+from methods.base import Bill, FewShotTask, LabelledImages, Method
 from pipeline import __version__
 from pipeline.blackbox.bill import Phase, row_columns
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import DatasetCard
+from pipeline.data.card import source_of
 from pipeline.data.images import Images
 from pipeline.errors import BudgetExceeded, FareboxError
-from pipeline.plan import TrialSpec, source_of
+from pipeline.plan import TrialSpec
+from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
+from pipeline.scoring import metrics, predict, test_labels
 
-TEST_BATCH = 500
-"""Images in one prediction call: a method sees them shuffled, without labels."""
 LARGEST_CURVE = 10_000
 """Test images above which no curve is drawn."""
 
@@ -47,6 +46,8 @@ class State:
     truncated: str | None = None
     seconds: float = 0.0
     curve: list[tuple[int, int, float]] = field(default_factory=list)
+    label_reads: Counter[str] = field(default_factory=Counter)
+    """How often each test set's labels were read."""
 
 
 def few_shot_task(spec: TrialSpec) -> FewShotTask:
@@ -54,12 +55,13 @@ def few_shot_task(spec: TrialSpec) -> FewShotTask:
     source, card = source_of(spec.dataset), spec.dataset
 
     def images(split: str, rows: tuple[int, ...]) -> LabelledImages:
-        found = Images.plain(source, split, np.asarray(rows, dtype=np.int64), card.augment)
-        return LabelledImages(found, found.labels)
+        chosen = np.asarray(rows, dtype=np.int64)
+        found = Images.plain(source, split, chosen, card.augment)
+        return LabelledImages(found, torch.from_numpy(source.labels[chosen]))
 
     return FewShotTask(
         dataset=card.name,
-        classes=Classes(source.classnames, card.template, card.templates),
+        classes=spec.tests[0].classes,
         shots=spec.shots,
         train=images("train", spec.split.train),
         val=images("val", spec.split.val),
@@ -78,7 +80,7 @@ def run_trial(
     common = _common(spec, pool, threads)
     try:
         _fit(spec, state, box, checkpoint, checkpoint_s)
-        rows = [_score(spec, state, box, card, store, common) for card in (spec.dataset, *spec.shifts)]
+        rows = [_score(spec, state, box, test, store, common) for test in spec.tests]
     except FareboxError as error:
         rows = [failed_row(spec, f"{type(error).__name__}: {error}", common | row_columns(state.meter.bills))]
         store.write(rows)  # the checkpoint stays: the same command goes on from it
@@ -120,66 +122,32 @@ def _mark_curve(spec: TrialSpec, state: State, box: MeteredBox) -> None:
         return
     if spec.dataset.test > LARGEST_CURVE:
         return
+    test = spec.tests[0]
     box.phase = Phase.CURVE
-    labels, logits, _ = predict(state.method, box, spec.dataset, spec.seed)
+    logits, _ = predict(state.method, box, test, spec.seed)
     box.phase = Phase.ADAPT
-    accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
+    accuracy = 100 * float((logits.argmax(1) == test_labels(test, state.label_reads)).double().mean())
     while spent * spec.curve >= planned * (len(state.curve) + 1):
         state.curve.append((state.meter.paid.requests, state.meter.paid.images, accuracy))
 
 
-def predict(method: Method, box: MeteredBox, card: DatasetCard, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Labels [B], logits [B, C] and keys of a test set, in file order: predicted by a copy, in shuffled batches."""
-    source = source_of(card)
-    images = Images.plain(source, "test", source.rows_of("test"), card.augment)
-    order = np.random.default_rng(seed).permutation(len(images))
-    subject = copy.deepcopy(method)
-    shuffled = torch.cat(
-        [
-            subject.predict(images[torch.from_numpy(order[i : i + TEST_BATCH])], box)
-            for i in range(0, len(images), TEST_BATCH)
-        ]
-    )
-    logits = torch.empty_like(shuffled)
-    logits[torch.from_numpy(order)] = shuffled
-    return images.labels, logits, images.keys
-
-
-def metrics(logits_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
-    """Accuracy, mean of class accuracies (both 0 to 100), negative log-likelihood (nats), 15-bin ECE (0 to 100)."""
-    logits_BC = logits_BC.double()
-    hit_B = (logits_BC.argmax(1) == labels_B).double()
-    confidence_B = softmax(logits_BC, 1).amax(1)
-    member_BC = one_hot(labels_B, logits_BC.shape[1]).double()
-    present_C = member_BC.sum(0) > 0
-    by_class_C = (hit_B @ member_BC)[present_C] / member_BC.sum(0)[present_C]
-    bins_B = (confidence_B * 15).long().clamp(max=14)
-    gaps = [
-        abs(float(hit_B[bins_B == b].sum() - confidence_B[bins_B == b].sum())) for b in range(15) if (bins_B == b).any()
-    ]
-    return {
-        "accuracy": 100 * float(hit_B.mean()),
-        "macro_accuracy": 100 * float(by_class_C.mean()),
-        "nll": float(cross_entropy(logits_BC, labels_B)),
-        "ece": 100 * sum(gaps) / len(labels_B),
-    }
-
-
 def _score(
-    spec: TrialSpec, state: State, box: MeteredBox, card: DatasetCard, store: Store, common: dict[str, Any]
+    spec: TrialSpec, state: State, box: MeteredBox, test: TestSet, store: Store, common: dict[str, Any]
 ) -> ResultRow:
     box.phase = Phase.EVALUATE
     before = state.meter.bills[Phase.EVALUATE]
     state.meter.bills[Phase.EVALUATE] = Bill()
-    labels, logits, keys = predict(state.method, box, card, spec.seed)
+    logits, keys = predict(state.method, box, test, spec.seed)
     bills = dict(state.meter.bills)
     state.meter.bills[Phase.EVALUATE] += before
-    file, digest = store.write_predictions(spec.trial_id, card.name, keys, labels.numpy(), logits.numpy())
+    labels = test_labels(test, state.label_reads)
+    file, digest = store.write_predictions(spec.trial_id, test.name, keys, labels.numpy(), logits.numpy())
     method = state.method
     columns: dict[str, Any] = common | metrics(logits, labels) | row_columns(bills)
     return ResultRow(
         **columns,
-        test_set=card.name,
+        test_set=test.name,
+        kind=test.kind,
         status="truncated" if state.truncated else "done",
         error=state.truncated,
         n_test=len(labels),
@@ -194,7 +162,7 @@ def _score(
         cache_hits=state.meter.cache_hits,
         notes=json.dumps(method.notes, sort_keys=True),
         curve=json.dumps(state.curve),
-        test_label_reads=1 + (len(state.curve) if card is spec.dataset else 0),
+        test_label_reads=state.label_reads[test.name],
         predictions_file=file,
         predictions_digest=digest,
     )
@@ -202,7 +170,8 @@ def _score(
 
 def failed_row(spec: TrialSpec, error: str, common: dict[str, Any], status: str = "failed") -> ResultRow:
     """The row of a trial without a score: its bill is in the ledger."""
-    return ResultRow(**common, test_set=spec.dataset.name, status=status, error=error.splitlines()[0])
+    test = spec.tests[0]
+    return ResultRow(**common, test_set=test.name, kind=test.kind, status=status, error=error.splitlines()[0])
 
 
 def _common(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
@@ -247,6 +216,7 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
     }
 
 
+@cache
 def cpu_name() -> str:
     """The CPU's model name; bit-identity is claimed per model."""
     info = Path("/proc/cpuinfo")

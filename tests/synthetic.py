@@ -61,6 +61,7 @@ def make(**changes: Any) -> ResultRow:
     row = plain | changes
     row.setdefault("test_set", row["dataset"])
     row.setdefault("base_method", row["method"])
+    row.setdefault("kind", "source" if row["test_set"] == row["dataset"] else "shift")
     spec = [row[k] for k in ("method", "dataset", "shots", "seed", "budget_requests", "budget_images", "views")]
     row.setdefault("trial_id", f"{zlib.crc32(json.dumps([*spec, row.get('config')]).encode()):08x}")
     return ResultRow(**row)

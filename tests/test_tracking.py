@@ -70,6 +70,19 @@ def test_a_trial_is_one_finished_flat_run(opened: MakeMirror, tmp_path: Path) ->
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)  # not in the folder we are in
 
 
+def test_new_classes_stand_beside_the_base_classes_of_the_same_run(opened: MakeMirror, tmp_path: Path) -> None:
+    base, new = (
+        make(method="bbt", kind=kind, test_set=f"icons:{kind}", accuracy=accuracy)
+        for kind, accuracy in (("base", 70.0), ("new", 40.0))
+    )
+    (tmp_path / "icons%3Anew.arrow").write_bytes(b"predictions")
+    mirror = opened()
+    assert mirror.mirror([base, new], [tmp_path / "icons%3Anew.arrow"])
+    (run,) = runs(mirror)
+    assert run.data.metrics["accuracy"] == 70.0 and run.data.metrics["new/icons:new/accuracy"] == 40.0
+    assert artifacts(mirror, run.info.run_id, "predictions") == ["predictions/icons%3Anew.arrow"]
+
+
 def test_the_same_rows_again_change_nothing_and_other_rows_replace_the_run(opened: MakeMirror) -> None:
     mirror, rows = opened(), trial()
     mirror.mirror(rows)

@@ -77,7 +77,7 @@ def task_of(name: str, seed: int, shots: int = 16) -> tuple[FewShotTask, Labelle
 
     def labelled(which: str, rows: np.ndarray) -> LabelledImages:
         images = Images.plain(source, which, rows, card.augment)
-        return LabelledImages(images, images.labels)
+        return LabelledImages(images, torch.from_numpy(source.labels[rows]))
 
     train = labelled("train", np.asarray(split.train, dtype=np.int64))
     left = np.setdiff1d(np.concatenate([source.rows_of("train"), source.rows_of("val")]), np.asarray(split.train))

@@ -155,8 +155,8 @@ def test_an_unreadable_image_is_refused(command: Command, tmp_path: Path, row: i
 
 
 def test_a_split_that_is_not_there_is_refused(command: Command, tmp_path: Path) -> None:
-    card = data(tmp_path, splits=("train",) * 8 + ("test",) * 4, train=8, val=0)
-    assert command.refused(f"datasets=[{card}]") == "data set 'own' has no val split (its splits: test, train)"
+    card = data(tmp_path, splits=("val",) * 8 + ("test",) * 4, train=0, val=8)
+    assert command.refused(f"datasets=[{card}]") == "data set 'own' has no train split (its splits: test, val)"
     card = data(tmp_path, splits=("train",) * 8 + ("val",) * 4, train=8, test=0)
     assert "test images" in command.refused(f"datasets=[{card}]")
 

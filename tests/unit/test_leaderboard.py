@@ -17,7 +17,7 @@ from pipeline.blackbox.bill import Phase, row_columns
 from pipeline.errors import DataError
 from pipeline.leaderboard import SCHEMA, access_class, leaderboard, summary
 from pipeline.results import Predictions, ResultRow, to_table
-from pipeline.stats import ranks, resampled_means, student
+from pipeline.stats import harmonic, ranks, resampled_means, student
 from tests.synthetic import DATASETS, METHODS, make, sweep
 
 ZERO, HEAD, CRAFT = [40.0] * 5, [51.0, 52.0, 53.0, 54.0, 55.0], [50.0, 52.0, 54.0, 56.0, 58.0]
@@ -204,7 +204,7 @@ def test_bootstrap_is_over_images_of_the_mean_difference_over_seeds() -> None:
 
 def test_summary_averages_data_sets_within_a_seed_first() -> None:
     other = [replace(r, accuracy=20.0 + 10.0 * r.seed * (r.method == "craft")) for r in trio(dataset="digits")]
-    shift = [replace(r, test_set="icons_outline", accuracy=(r.accuracy or 0) - 5) for r in trio()]
+    shift = [replace(r, kind="shift", test_set="icons_outline", accuracy=(r.accuracy or 0) - 5) for r in trio()]
     table = summary(to_table([*trio(), *other, *shift]))
     craft = record(table, method="craft", kind="source")
     # icons 50..58 and digits 30..70, by seed: 40, 46, 52, 58, 64; the references' mean is 30 for every seed
@@ -229,6 +229,55 @@ def test_a_whole_sweep_recovers_the_effects_it_was_made_with() -> None:
     assert set(table["budget_unit"].to_pylist()) == {"requests"}
     both = leaderboard(to_table([r for t in sweep(shots=(4,), budgets=((None, 10**6), (8000, 10**6))) for r in t]))
     assert set(both["budget_unit"].to_pylist()) == {"images", "requests+images"}
+
+
+def halves(method: str, base: Sequence[float], new: Sequence[float], **changes: Any) -> list[ResultRow]:
+    """The two rows of each base-to-new trial."""
+    named = {"trial_id": "", "dataset": "icons"} | changes
+    return [
+        replace(row, trial_id=f"{method}{row.dataset}{row.seed}", kind=kind, test_set=f"{row.dataset}:{kind}")
+        for kind, accuracies in (("base", base), ("new", new))
+        for row in seeds(method, accuracies, **named)
+    ]
+
+
+def test_base_to_new_has_the_harmonic_mean_of_each_seed_and_gains_paired_by_seed() -> None:
+    rows = [*halves("zero_shot", [60.0] * 2, [40.0] * 2), *halves("bbt", [80.0, 60.0], [20.0, 60.0])]
+    table = leaderboard(to_table(rows))
+    zero, bbt = (record(table, method=m, kind="harmonic") for m in ("zero_shot", "bbt"))
+    assert zero["accuracy"] == 48.0  # 2 * 60 * 40 / 100
+    assert bbt["accuracy"] == 46.0  # of 32 and 60, not the 53.8 of the two means
+    assert (bbt["gain_zero_shot"], bbt["gain_zero_shot_half"]) == (-2.0, pytest.approx(student([-16.0, 12.0])[1]))
+    assert record(table, method="bbt", kind="base")["gain_zero_shot"] == 10.0
+    assert record(table, method="bbt", kind="new")["gain_zero_shot"] == 0.0
+    assert (bbt["test_set"], bbt["requests"], bbt["nll"], bbt["gain_zero_shot_low"]) == (
+        "icons:harmonic",
+        0,
+        None,
+        None,
+    )
+    assert harmonic(0.0, 50.0) == harmonic(0.0, 0.0) == 0.0 and harmonic(50.0, 50.0) == 50.0
+
+
+def test_base_to_new_is_averaged_over_data_sets_by_seed_and_mixes_with_no_other_protocol() -> None:
+    rows = [*halves("bbt", [80.0, 60.0], [20.0, 60.0]), *halves("bbt", [50.0] * 2, [50.0] * 2, dataset="digits")]
+    table = summary(to_table([*rows, *seeds("bbt", [99.0] * 2)]))
+    assert {(r["kind"], r["datasets"]): r["accuracy"] for r in table.to_pylist()} == {
+        ("source", 1): 99.0,
+        ("base", 2): 60.0,
+        ("new", 2): 45.0,
+        ("harmonic", 2): 48.0,  # of 41 and 55
+    }
+
+
+def test_a_base_to_new_trial_that_failed_is_counted_and_has_no_harmonic_mean() -> None:
+    rows = halves("bbt", [80.0, 60.0], [20.0, 60.0])
+    lost = replace(rows[0], status="failed", accuracy=None, error="lost")  # one row: it never got to the new classes
+    table = leaderboard(to_table([lost, rows[1], rows[3]]))
+    bbt = record(table, method="bbt", kind="harmonic")
+    assert (bbt["seeds"], bbt["failed"], bbt["accuracy"]) == (1, 1, 60.0)
+    alone = record(leaderboard(to_table([lost])), method="bbt", kind="harmonic")
+    assert (alone["seeds"], alone["failed"], alone["accuracy"]) == (0, 1, None)
 
 
 def test_no_rows_make_an_empty_table() -> None:

@@ -47,6 +47,7 @@ def test_an_id_is_stable_and_knows_no_sweep_storage_or_order(lab: Lab, tmp_path:
         ["views=3"],
         ["views=fresh"],
         ["validation=none"],
+        ["validation=full"],
         ["curve=2"],
         ["budget.requests=301"],
         ["budget.requests=null"],
@@ -88,10 +89,12 @@ def test_the_methods_version_the_precision_and_the_rules_make_another_id(
 
 def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
     with_shift, without = (lab.plan("methods=[zero_shot]", "datasets=[icons]", f"shift={s}") for s in ("true", "false"))
-    assert [s.name for s in with_shift.trials[0].shifts] == ["icons_outline"]
-    assert without.trials[0].shifts == ()
+    assert [(t.kind, t.name) for t in with_shift.trials[0].tests] == [("source", "icons"), ("shift", "icons_outline")]
+    assert [(t.kind, t.name) for t in without.trials[0].tests] == [("source", "icons")]
     assert with_shift.trials[0].trial_id != without.trials[0].trial_id
     assert as_json(with_shift.trials[0])["test_sets"] == ["icons", "icons_outline"]
+    listed = lab.plan("methods=[zero_shot]", "datasets=[icons]", "shift=[icons_outline]")
+    assert listed.trials[0].trial_id == with_shift.trials[0].trial_id, "however it was said"
 
 
 # --- expansion -----------------------------------------------------------------------------------------------------

@@ -101,6 +101,50 @@ def test_raw_has_one_record_for_each_trial_and_test_set_the_source_first(rows: p
     assert raw_records(rows.take(np.random.default_rng(0).permutation(rows.num_rows))) == records
 
 
+def base_to_new(*methods: str) -> pa.Table:
+    """Five seeds of base-to-new trials on two data sets; base 70, new 40 and one point a seed more on each."""
+    rows = [
+        make(
+            **{"trial_id": f"{method}{dataset}{seed}", "method": method, "access": METHODS[method][0]},
+            **{"dataset": dataset, "kind": kind, "test_set": f"{dataset}:{kind}", "seed": seed},
+            accuracy=start + (seed if method != "zero_shot" else 0),
+        )
+        for method in methods
+        for dataset in ("icons", "digits")
+        for seed in range(1, 6)
+        for kind, start in (("base", 70.0), ("new", 40.0))
+    ]
+    return to_table(rows)
+
+
+def test_base_to_new_is_one_table_with_base_new_and_their_harmonic_mean() -> None:
+    rows = base_to_new("zero_shot", "bbt", "cbbt")
+    for table, where in (
+        (leaderboard(rows), "icons, base to new"),
+        (summary(rows), "mean of 2 data sets, base to new"),
+    ):
+        text = text_table(table)
+        assert f"{where}, 16 shots" in text and "H is the harmonic mean" in text
+        assert max(map(len, text.splitlines())) <= 120
+        line = next(line for line in text.splitlines() if line.lstrip().startswith("bbt"))
+        assert " ".join(line.split()[1:]) == "5 73.0 ± 2.0 43.0 ± 2.0 54.1 ± 2.1 +3.0 ± 2.0 +3.2 ± 2.1 0 0"
+        assert r"bbt & 5 & 73.0 $\pm$ 2.0 & 43.0 $\pm$ 2.0 & 54.1 $\pm$ 2.1 &" in to_latex(table)
+        assert "|bbt|5|73.0 ± 2.0|43.0 ± 2.0|54.1 ± 2.1|" in to_md(table)
+        assert {r["kind"] for r in json.loads(to_json(table))} == {"base", "new", "harmonic"}
+    page = html(leaderboard(rows), rows, figures(rows))
+    for head in ("base", "base gain", "new", "new gain", "H", "H gain"):
+        assert f">{head}</th>" in page
+    assert '<td class="">54.1 ± 2.1</td>' in page and "accuracy</th>" not in page
+    assert set(figures(rows)) == {"gain_over_zero_shot"}
+    assert "H is the harmonic mean" not in text_table(leaderboard(to_table([make(accuracy=1.0)])))
+
+
+def test_a_base_to_new_trial_without_new_classes_has_a_line_all_the_same() -> None:
+    lost = [make(kind="base", test_set="icons:base", status="failed", error="lost")]
+    assert "! zero_shot (ref): 1 failed" in text_table(leaderboard(to_table(lost)))
+    assert "1 failed" in html(leaderboard(to_table(lost)), to_table(lost), {})
+
+
 def test_figures_are_pngs_of_a_readable_size(rows: pa.Table, small: pa.Table) -> None:
     drawn = figures(rows)
     assert set(drawn) == {"accuracy_by_shots", "accuracy_by_requests", "accuracy_by_images", "gain_over_zero_shot"}

@@ -1,0 +1,140 @@
+"""Protocols: which classes a fit is given, and which test sets it is scored on without fitting again.
+
+all_to_all    all classes; scored on the data set's own test split, on its shift sets and on other sets (`transfer`)
+base_to_new   CoOp's: the shots are drawn over all classes, then the first half of the classes (in label order, the
+              larger one) is fitted on; scored on the test images of those alone and of the others alone
+
+A shift set has classes that were fitted, all or some: the method's logits are restricted to their columns. Classes that
+were not fitted (base_to_new's new ones, those of a transfer set) are given to `predict`, by methods that declare so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from methods.base import Classes, MethodInfo
+from pipeline.config import Config, DatasetCard, dataset_card, names
+from pipeline.data.card import source_of
+from pipeline.data.source import Source
+from pipeline.data.split import Split
+from pipeline.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The part of a data set's test split that makes one result row, and where its classes are in a method's logits."""
+
+    kind: str
+    """source, shift, transfer, base or new."""
+    card: DatasetCard
+    labels: range
+    """Labels in the data set's own numbering; scored as 0, 1, ..."""
+    columns: Sequence[int] | None
+    """The fitted class that each of them is; None: they were not fitted, `predict` is given their names."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name, with the half that is meant: 'icons', 'icons:new'."""
+        return f"{self.card.name}:{self.kind}" if self.kind in ("base", "new") else self.card.name
+
+    @property
+    def classes(self) -> Classes:
+        """Names of its classes, with the card's templates."""
+        found = source_of(self.card).classnames
+        return Classes(tuple(found[label] for label in self.labels), self.card.template, self.card.templates)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of its test images in file order; a half of the classes has its own images only."""
+        source = source_of(self.card)
+        rows = source.rows_of("test")
+        if len(self.labels) == self.card.classes:
+            return rows
+        return rows[np.isin(source.labels[rows], self.labels)]
+
+
+def fitted(protocol: str, n_classes: int) -> range:
+    """The labels of the classes that a fit is given: all, or the first half, rounded up."""
+    return range(n_classes if protocol == "all_to_all" else (n_classes + 1) // 2)
+
+
+def within(split: Split, source: Source, labels: range) -> Split:
+    """The drawn images of these classes, in drawn order."""
+    train, val = (tuple(r for r in rows if int(source.labels[r]) in labels) for rows in (split.train, split.val))
+    return Split(train, val)
+
+
+def unable(config: Config, info: MethodInfo) -> str | None:
+    """Why a method cannot run under this model and protocol; None when it can."""
+    if not config.model.access.covers(info.access):
+        return f"needs {info.access.label}, {config.model.name} grants {config.model.access.label}"
+    if not info.new_classes and (config.protocol == "base_to_new" or config.transfer):
+        asked = "transfer" if config.transfer else "protocol=base_to_new"
+        return f"cannot predict classes that it was not fitted on, which {asked} asks for"
+    return None
+
+
+def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]:
+    """By fitted data set, what a fit is scored on beside its own test split: (shift or transfer, card)."""
+    if config.protocol == "base_to_new":
+        return {card.name: () for card in config.datasets}
+    asked = names("dataset") if config.shift is True else config.shift or ()
+    shifts, others = ([dataset_card(name, config.data.root) for name in some] for some in (asked, config.transfer))
+    return {
+        card.name: (
+            *(("shift", other) for other in shifts if other.shift_of == card.name),
+            *(("transfer", other) for other in others if other.name != card.name),
+        )
+        for card in config.datasets
+    }
+
+
+def test_sets(protocol: str, card: DatasetCard, others: Sequence[tuple[str, DatasetCard]]) -> tuple[TestSet, ...]:
+    """All that a fit on this data set is scored on, its own test images first. Opens the files."""
+    mine = fitted(protocol, card.classes)
+    if protocol == "base_to_new":
+        rest = range(len(mine), card.classes)
+        return _not_empty(TestSet("base", card, mine, mine)), _not_empty(TestSet("new", card, rest, None))
+    found = [TestSet("source", card, mine, mine)]
+    for kind, other in others:
+        columns = fitted_columns(card, other) if kind == "shift" else None
+        found.append(TestSet(kind, other, range(other.classes), columns))
+    return tuple(found)
+
+
+def _not_empty(half: TestSet) -> TestSet:
+    if not len(half.rows):
+        raise DataError(f"data set {half.card.name!r} has no test image of {half.kind} classes: it cannot be halved")
+    return half
+
+
+def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
+    """The fitted class that each class of a shift set is, found by its identity. DataError for one that is none."""
+    known = {identity: label for label, identity in enumerate(source_of(card).class_ids)}
+    asked = source_of(shift).class_ids
+    foreign = [identity for identity in asked if identity not in known]
+    if foreign:
+        raise DataError(
+            f"data set {shift.name!r} has other classes than {card.name!r}, which methods are fitted on: "
+            f"{foreign[0]!r} is not among them"
+        )
+    columns = [known[identity] for identity in asked]
+    same = columns == list(range(card.classes))
+    return range(card.classes) if same else tuple(columns)
+
+
+def check_words(config: Config) -> None:
+    """ConfigError when `shift` or `transfer` names what this run cannot score."""
+    listed = {"shift": config.shift if isinstance(config.shift, tuple) else (), "transfer": config.transfer}
+    for word, asked in listed.items():
+        if asked and config.protocol == "base_to_new":
+            raise ConfigError(f"{word}: protocol=base_to_new scores base and new classes alone; leave {word} out")
+    fits = [card.name for card in config.datasets]
+    for name in listed["shift"]:
+        card = dataset_card(name)
+        if card.shift_of not in fits:
+            wanted = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
+            raise ConfigError(f"shift: {name!r} is no shift of {', '.join(fits)}: use {wanted}")
