@@ -40,7 +40,7 @@ def recipe(card: DatasetCard) -> Recipe:
 
 def listing(card: DatasetCard) -> Rows:
     """The card's rows as they are listed, no image looked for. Not for `layout: parquet`."""
-    return listed(layouts.read(recipe(card)))
+    return listed(layouts.read(recipe(card), images=False))
 
 
 def missing(card: DatasetCard) -> tuple[str, ...]:
