@@ -104,9 +104,9 @@ def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) 
 
 
 def not_readable(
-    source: Source, rows: Sequence[int] | np.ndarray, seen: Callable[[int], None] | None = None
+    source: Source, rows: Sequence[int] | np.ndarray, seen: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[int, int, str]]:
-    """(row, bytes, reason) of each image of these rows that is none; `seen` is told how many were looked at.
+    """(row, bytes, reason) of each of these images that is none; `seen` is told how many were looked at of how many.
 
     Files are read side by side, and what was found is remembered CHECKED_AT_ONCE at a time.
     """
@@ -123,7 +123,7 @@ def not_readable(
                     readable[row] = key
             source.mark_checked(readable)
             if seen:
-                seen(start + len(some))
+                seen(start + len(some), len(todo))
 
 
 def _look(data: bytes) -> tuple[int, str, str | None]:
