@@ -109,15 +109,32 @@ class Config:
         return method_choice(name, dataset, self.settings, self.method.get(name, {}))
 
 
+def own_folder(kind: Kind) -> Path:
+    """Where a user's own files of a kind are kept: $FAREBOX_CONF, else conf/ of a checkout, else ~/.config/farebox."""
+    if own := os.environ.get("FAREBOX_CONF"):
+        return Path(own).absolute() / kind
+    if CONF == _CHECKOUT:
+        return CONF / kind
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "farebox" / kind
+
+
 def names(kind: Kind) -> list[str]:
-    """Names that conf/KIND/ offers; for methods, also those registered without a file."""
-    found = {p.stem for p in (CONF / kind).glob("*.yaml")}
+    """Names that conf/KIND/ and the user's own folder offer; for methods, also those registered without a file."""
+    found = {p.stem for folder in (CONF / kind, own_folder(kind)) for p in folder.glob("*.yaml")}
     return sorted(found | set(all_methods())) if kind == "method" else sorted(found)
 
 
+def file_of(kind: Kind, name: str) -> Path:
+    """The file of this name, there or not: of conf/, else of the user's own. A path ending in .yaml is itself."""
+    if name.endswith(".yaml"):
+        return Path(name)
+    shipped = CONF / kind / f"{name}.yaml"
+    return shipped if shipped.is_file() else own_folder(kind) / f"{name}.yaml"
+
+
 def load(kind: Kind, name: str) -> dict[str, Any]:
-    """One file of conf/, as plain data. A path ending in .yaml is read as it is."""
-    path = Path(name) if name.endswith(".yaml") else CONF / kind / f"{name}.yaml"
+    """One file of conf/ or of the user's own, as plain data."""
+    path = file_of(kind, name)
     if kind == "method" and not path.is_file() and name in all_methods():
         return {"method": name}
     if not path.is_file():
@@ -145,8 +162,9 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
         if template.count("{}") != 1:
             raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")
     if isinstance(card.classnames, str):
-        file = (Path(name) if name.endswith(".yaml") else CONF / "dataset" / name).parent / card.classnames
-        card = dataclasses.replace(card, classnames=checks.lines(f"{card.name}: classnames", file))
+        lines = checks.lines(f"{card.name}: classnames", file_of("dataset", name).parent / card.classnames)
+        card = dataclasses.replace(card, classnames=lines)
+    card = dataclasses.replace(card, classnames=tuple(checks.text("classnames", c) for c in card.classnames))
     if card.layout == "parquet":
         if not card.sha256 or card.classnames:
             wrong = "has no sha256" if not card.sha256 else "has classnames, which such a file holds itself"
@@ -163,12 +181,12 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     for key in data:
         if key not in known:
-            raise ConfigError(f"conf/{kind}/{name}.yaml: " + did_you_mean("key", key, known))
+            raise ConfigError(f"{file_of(kind, name)}: " + did_you_mean("key", key, known))
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     try:
         return cls(**{"name": Path(name).stem, **data})
     except TypeError as error:
-        raise ConfigError(f"conf/{kind}/{name}.yaml: {error}") from error
+        raise ConfigError(f"{file_of(kind, name)}: {error}") from error
 
 
 def method_choice(name: str, dataset: str, settings: str, overrides: Mapping[str, Any]) -> MethodChoice:

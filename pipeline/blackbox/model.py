@@ -23,7 +23,8 @@ from methods.base import Access, Prompts, SoftPrompts
 from methods.toy import ToyTowers
 from pipeline.blackbox.text import SharedPrefixTower, fits
 from pipeline.config import EMBEDDED, ModelCard
-from pipeline.data.images import Images, Preprocess, decode
+from pipeline.data.decode import decode
+from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
 

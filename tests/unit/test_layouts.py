@@ -14,7 +14,7 @@ from pipeline.cards import DatasetCard
 from pipeline.config import dataset_card, load, names
 from pipeline.data.card import check_card, listing, missing, source_of
 from pipeline.data.coop import COOP
-from pipeline.data.images import decode
+from pipeline.data.decode import decode
 from pipeline.data.split import draw
 from pipeline.errors import DataError
 from tests import miniature
