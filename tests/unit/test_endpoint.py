@@ -180,21 +180,26 @@ def store_of(folder: Path, model: str = "m", width: int = 4) -> FeatureStore:
     return FeatureStore(folder, model, width)
 
 
+def missing(store: FeatureStore, keys: list[str]) -> list[int]:
+    """The positions of the keys that are not stored."""
+    return store.read(keys)[1]
+
+
 def rows_for(keys: list[str], width: int = 4) -> Tensor:
     return torch.stack([torch.full((width,), float(int(key))) for key in keys])
 
 
 def test_features_are_shared_by_all_that_open_the_folder(tmp_path: Path) -> None:
     one, other = store_of(tmp_path), store_of(tmp_path)
-    assert one.find(["1", "2"]) == [0, 1]
+    assert missing(one, ["1", "2"]) == [0, 1]
     one.add(["1", "2"], rows_for(["1", "2"]))
-    assert other.find(["2", "3", "1"]) == [1]
-    assert torch.equal(other.read(["2", "1"]), rows_for(["2", "1"]))
+    assert missing(other, ["2", "3", "1"]) == [1]
+    assert torch.equal(other.read(["2", "1"])[0], rows_for(["2", "1"]))
 
 
 def test_another_model_has_other_features(tmp_path: Path) -> None:
     store_of(tmp_path).add(["1"], rows_for(["1"]))
-    assert store_of(tmp_path, model="n").find(["1"]) == [0]
+    assert missing(store_of(tmp_path, model="n"), ["1"]) == [0]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -206,9 +211,9 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: str) -> None:
     data[data.index(rows_for(["2"]).numpy().tobytes())] ^= 1  # one bit of a feature: Arrow alone would not see it
     path.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
     again = store_of(tmp_path)
-    assert again.find(["1", "2"]) == [0, 1]
+    assert missing(again, ["1", "2"]) == [0, 1]
     again.add(["1", "2"], rows_for(["1", "2"]))
-    assert store_of(tmp_path).find(["1", "2"]) == []
+    assert missing(store_of(tmp_path), ["1", "2"]) == []
 
 
 def named_by_content(folder: Path, table: pa.Table) -> Path:
@@ -235,17 +240,17 @@ def test_a_foreign_file_is_never_taken_for_features(tmp_path: Path, table: pa.Ta
     store = store_of(tmp_path)
     named_by_content(store.folder, table)
     (store.folder / "notes.arrow").write_text("mine")
-    assert store.find(["1"]) == [0]
+    assert missing(store, ["1"]) == [0]
     store.add(["1"], rows_for(["1"]))
-    assert torch.equal(store.read(["1"]), rows_for(["1"]))
+    assert torch.equal(store.read(["1"])[0], rows_for(["1"]))
 
 
 def _add_many(folder: Path, first: int) -> None:
     store = store_of(folder)
     for i in range(first, first + 20):
-        missing = [key for key in (str(i), str(i + 1)) if store.find([key])]
-        if missing:
-            store.add(missing, rows_for(missing))
+        new = [key for key in (str(i), str(i + 1)) if missing(store, [key])]
+        if new:
+            store.add(new, rows_for(new))
 
 
 def test_processes_and_threads_may_add_the_same_rows_at_the_same_time(tmp_path: Path) -> None:
@@ -259,8 +264,8 @@ def test_processes_and_threads_may_add_the_same_rows_at_the_same_time(tmp_path: 
         assert process.exitcode == 0
     keys = [str(i) for i in range(26)]
     store = store_of(tmp_path)
-    assert store.find(keys) == []
-    assert torch.equal(store.read(keys), rows_for(keys))
+    assert missing(store, keys) == []
+    assert torch.equal(store.read(keys)[0], rows_for(keys))
     assert not list(store.folder.glob("*.tmp"))
 
 
