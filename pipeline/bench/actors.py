@@ -55,7 +55,7 @@ class Unmetered:
     """A replica without a meter: what the meter's share is measured against."""
 
     async def __init__(self, card: ModelCard, features: str, make: Callable[..., Endpoint]) -> None:  # type: ignore[misc]
-        self.server = Server(_for_nothing, _for_nothing, 1)
+        self.server = Server(_for_nothing, _no_refund, 1)
         await self.server.load(make, card, Path(features))
 
     async def info(self) -> ModelInfo:
@@ -73,6 +73,10 @@ class Unmetered:
 
 async def _for_nothing(charges: Sequence[Charge]) -> list[Receipt]:
     return [Receipt(charge.id, "charged") for charge in charges]
+
+
+async def _no_refund(ids: list[str]) -> None:
+    """Nothing was paid."""
 
 
 class Cluster:

@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from methods.base import Bill
 from pipeline.bench import actors
 from pipeline.bench.harness import Figure, Paired, Say, bench, machine, paired, random_card, threads
-from pipeline.blackbox.bill import Phase
+from pipeline.blackbox.bill import Charge, Phase
 from pipeline.blackbox.endpoint import Endpoint, Request
 from pipeline.blackbox.pool import RayPool
 from pipeline.config import ModelCard, model_card
 
 TRIALS = (1, 4, 8)
+FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())
 
 
 @bench("endpoint")
@@ -45,26 +47,21 @@ def _side(
     for n in TRIALS:
         say(f"{label}: {n} trials, {each[n]} requests each")
         pools = [RayPool(replicas) for _ in range(n)]
-        found[n] = paired(lambda n=n: _direct(cluster, alone, n * each[n]), cluster.asking(pools, each[n]), 5, say)  # type: ignore[misc]
+        found[n] = paired(lambda n=n: _direct(alone, n * each[n]), cluster.asking(pools, each[n]), 5, say)  # type: ignore[misc]
     return found
 
 
-def _direct(cluster: actors.Cluster, alone: Endpoint, populations: int, times: int = 1) -> None:
-    for _ in range(times):
-        prompts = actors.population(alone.info.token_dim, populations * actors.POPULATION)
-        alone.compute(Request("text_features", None, prompts, cluster.charges(1)[0]))
+def _direct(alone: Endpoint, populations: int) -> None:
+    prompts = actors.population(alone.info.token_dim, populations * actors.POPULATION)
+    alone.compute(Request("text_features", None, prompts, FREE))
 
 
 def _merging(alone: Endpoint, say: Say) -> dict[str, Any]:
     """What merging the small requests of eight trials (one prompt set each) into one forward would gain at most."""
-    from methods.base import Bill
-    from pipeline.blackbox.bill import Charge
-
-    free = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
 
     def ask(p: int, times: int) -> None:
         for _ in range(times):
-            alone.compute(Request("text_features", None, actors.population(alone.info.token_dim, p), free))
+            alone.compute(Request("text_features", None, actors.population(alone.info.token_dim, p), FREE))
 
     say("merging: eight calls of one prompt set against one call of eight")
     pair = paired(lambda: ask(1, 24), lambda: ask(8, 3), 5, say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import Any
 
 from pipeline.bench import actors
 from pipeline.bench.harness import Figure, Say, bench, machine, seconds_of
@@ -27,7 +28,7 @@ def replicas(say: Say) -> Figure:
             if turn:
                 say("  " + "  ".join(f"{n}: {rates[n][-1]:.4g}/s" for n in COUNTS))
     ratios = {n: [of_n / of_one for of_n, of_one in zip(rates[n], rates[1], strict=True)] for n in COUNTS}
-    detail = {
+    detail: dict[str, Any] = {
         f"{n} replicas": {"requests/s": median(rates[n]), "times one": median(r), "low": min(r), "high": max(r)}
         for n, r in ratios.items()
     }
