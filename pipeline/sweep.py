@@ -26,7 +26,7 @@ from ray import tune
 
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, gpu_share
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError
@@ -197,7 +197,7 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
         ledger = LedgerActor.options(  # type: ignore[attr-defined]
             name=name, scheduling_strategy=home
         ).remote(config.ledger_url)
-        replica = Replica.options(num_gpus=min(1, gpus / int(count)) if gpus else 0)  # type: ignore[attr-defined]
+        replica = Replica.options(num_gpus=gpu_share(gpus, int(count)))  # type: ignore[attr-defined]
         replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(int(count))]
         for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
             if isinstance(info, FareboxError):

@@ -23,7 +23,7 @@ from pipeline import bench as package
 from pipeline.config import ModelCard
 from pipeline.errors import ConfigError, did_you_mean
 
-PARTS = {"harness", "reference"}
+PARTS = {"actors", "harness", "reference"}
 """Modules of the package that are no benches."""
 ON_REQUEST = {"cost"}
 """Benches that need arguments: they run when they are named."""

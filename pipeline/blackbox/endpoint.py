@@ -64,6 +64,8 @@ class Answer:
     cache_hits: int = 0
     status: str = "charged"
     """How it was paid: what the ledger's receipt says."""
+    load: int = 0
+    """Requests that were left at the replica when this answer left it."""
 
 
 class ModelInfo(NamedTuple):
