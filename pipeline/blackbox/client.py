@@ -101,13 +101,21 @@ class MeteredBox:
         prompts = _plain(prompts)
         return self._send(Request("text_features", None, prompts, self._charge("text_features", None, prompts)))
 
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]; white box."""
+        plain, upstream_PCD = _plain(prompts), upstream_PCD.detach().float().contiguous()
+        charge = self._charge("text_gradients", None, plain, upstream_PCD)
+        return self._send(Request("text_gradients", None, plain, charge, upstream_PCD))
+
     def embed_text(self, text: str) -> Tensor:
         """[L, E], free of charge."""
         if not self.access.covers(Access.SOFT):
             raise AccessDenied(f"embed_text needs SOFT, the method declares {self.access.label}")
         return torch.from_numpy(self.pool.embed_text(text).copy())
 
-    def _charge(self, kind: Kind, images: Images | None, prompts: Prompts | None) -> Charge:
+    def _charge(
+        self, kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None
+    ) -> Charge:
         """Price the call and check it against declared access and allotment; nothing is sent when either says no."""
         bill = price(kind, images, prompts, self.feature_dim)
         phase = self.phase
@@ -119,7 +127,10 @@ class MeteredBox:
         if phase in PAID:
             self._afford(bill)
         content = f"{kind}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
-        digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+        h = hashlib.sha256(content.encode())
+        if upstream_PCD is not None:
+            h.update(upstream_PCD.numpy().tobytes())
+        digest = h.hexdigest()[:32]
         return Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
 
     def _afford(self, bill: Bill) -> None:

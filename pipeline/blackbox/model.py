@@ -55,6 +55,10 @@ class Model(Protocol):
         """[P, C, D]"""
         ...
 
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]: the way back through `encode_prompts`, for models that grant gradients"""
+        ...
+
     def embed_text(self, text: str) -> Tensor:
         """[L, E], without start and end tokens"""
         ...
@@ -107,6 +111,10 @@ class FakeModel:
         """[P, C, D]"""
         return self.towers.text_features(prompts)
 
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]"""
+        return self.towers.text_gradients(prompts, upstream_PCD)
+
     def embed_text(self, text: str) -> Tensor:
         """[L, E]"""
         return self.towers.embed_text(text)
@@ -141,7 +149,7 @@ class OpenClipModel:
         )
         self.text = SharedPrefixTower(self.net, self.tokenizer) if fits(self.net, self.tokenizer) else None
         if self.text is None:
-            self.grant = self.grant.closure() & ~Access.SOFT
+            self.grant = self.grant.closure() & ~(Access.SOFT | Access.GRADIENTS)
             log.warning("%s: its text tower takes whole strings only, so soft prompts are not granted", card.name)
         self.feature_dim = feature_dim(card)
         self.token_dim = self.text.token_dim if self.text else 0
@@ -176,6 +184,16 @@ class OpenClipModel:
                 [self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts]
             )
         return normalize(features.float(), dim=-1).cpu()
+
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]"""
+        if self.text is None:
+            raise EndpointRefused("this model takes prompts as strings only")
+        with torch.enable_grad():
+            ctx_PLE = prompts.ctx_PLE.detach().clone().to(self.device).requires_grad_()
+            features_PCD = self.text.encode(SoftPrompts(ctx_PLE, prompts.classnames, prompts.suffix))
+            text_PCD = normalize(features_PCD.float(), dim=-1)
+        return torch.autograd.grad(text_PCD, ctx_PLE, upstream_PCD.to(self.device))[0].float().cpu()
 
     def embed_text(self, text: str) -> Tensor:
         """[L, E]"""

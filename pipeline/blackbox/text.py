@@ -92,7 +92,8 @@ class SharedPrefixTower:
                 "shorten the class name or the context"
             )
         prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
-        if len(suffixes) * (total - n_prefix) * self.params <= SMALL:
+        small = len(suffixes) * (total - n_prefix) * self.params <= SMALL
+        if small or ctx_PLW.requires_grad:  # no gradient goes back through the packed tile, which is written in place
             forward, groups, beside = self._rectangle, [self._group(range(len(suffixes)), suffixes)], 0
         else:
             forward, groups, beside = self._packed, self._by_length(suffixes), n_prefix

@@ -33,7 +33,8 @@ from pipeline.errors import AccessDenied, BudgetExceeded, DataError, EndpointRef
 from tests.lab import write_source
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
-ALL = Access.SOFT | Access.FEATURES
+BLACK = Access.SOFT | Access.FEATURES
+ALL = BLACK | Access.GRADIENTS
 PLENTY = Limits(1_000, 100_000)
 CLASSES = Classes(("star", "house", "umbrella"), "an icon of a {}.", ("{} icon", "a {}"))
 
@@ -321,6 +322,7 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         "text features": lambda: box.text_features(CLASSES.prompts()),
         "soft features": lambda: box.text_features(context(endpoint)),
         "embed_text": lambda: box.embed_text("a photo"),
+        "gradients": lambda: box.text_gradients(context(endpoint), torch.ones(2, 3, endpoint.info.feature_dim)),
     }
 
 
@@ -331,7 +333,8 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         (Access.SOFT | Access.SCORES, {"text scores", "soft scores", "embed_text"}),
         (Access.FEATURES, {"image features"}),
         (TF, {"text scores", "image features", "text features"}),
-        (ALL, {"text scores", "soft scores", "image features", "text features", "soft features", "embed_text"}),
+        (BLACK, {"text scores", "soft scores", "image features", "text features", "soft features", "embed_text"}),
+        (Access.SOFT | Access.GRADIENTS, {"gradients", "embed_text"}),
     ],
     ids=lambda value: value.label if isinstance(value, Access) else "",
 )
@@ -370,6 +373,13 @@ def test_requests_about_nothing_or_of_wrong_shapes_are_refused_and_cost_nothing(
         r"context of shape \(2, 192\)": lambda: box.scores(images, SoftPrompts(torch.zeros(2, width), ("a",))),
         "for 0 classes": lambda: box.scores(images, SoftPrompts(torch.zeros(1, 2, width), ())),
         r"expected \[P, L, 192\]": lambda: box.scores(images, SoftPrompts(torch.zeros(1, 2, 5), ("a",))),
+        r"features of shape \(1, 2, 192\), expected \(1, 1, 192\)": lambda: box.text_gradients(
+            SoftPrompts(torch.zeros(1, 2, width), ("a",)), torch.zeros(1, 2, width)
+        ),
+        "soft prompts only": lambda: box.text_gradients(CLASSES.prompts(), torch.zeros(1, 3, width)),  # type: ignore[arg-type]
+        "text features holds values": lambda: box.text_gradients(
+            SoftPrompts(torch.zeros(1, 2, width), ("a",)), torch.full((1, 1, width), torch.inf)
+        ),
         "not finite": lambda: box.text_features(SoftPrompts(torch.full((1, 2, width), torch.nan), ("a",))),
         "a prompt of 34 tokens": lambda: box.text_features(SoftPrompts(torch.zeros(1, 29, width), ("a a",), ".")),
     }
@@ -401,6 +411,7 @@ def test_prices_are_those_of_the_table(images: Images, fake: Endpoint) -> None:
     for prompts in (soft, words):
         assert price("scores", images, prompts, d) == Bill(p, p * b, p * c, p * b * c)
         assert price("text_features", None, prompts, d) == Bill(p, 0, p * c, p * c * d)
+    assert price("text_gradients", None, soft, d) == price("text_features", None, soft, d)
     assert price("image_features", images, None, d) == Bill(1, b, 0, b * d)
     assert price("image_features", images.views(5), None, d) == Bill(1, 5 * b, 0, 5 * b * d)
 
