@@ -182,11 +182,6 @@ def store_of(folder: Path, model: str = "m", width: int = 4) -> FeatureStore:
     return FeatureStore(folder, model, width)
 
 
-def missing(store: FeatureStore, keys: list[str]) -> list[int]:
-    """The positions of the keys that are not stored."""
-    return store.read(keys)[1]
-
-
 def rows_for(keys: list[str], width: int = 4) -> Tensor:
     return torch.stack([torch.full((width,), float(int(key))) for key in keys])
 
