@@ -61,18 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Every trial's predicted bill; refuses a sweep that its ceilings cannot pay. Asks nothing."""
+    """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
     from pipeline import report
     from pipeline.config import compose
-    from pipeline.plan import as_json, make_plan, refuse_unpayable
+    from pipeline.outline import outline
+    from pipeline.plan import refuse_unpayable
 
-    made = make_plan(compose(arguments.words))
+    made = outline(compose(arguments.words))
     if arguments.json:
-        print(json.dumps([as_json(t) for t in made.trials], indent=1))
+        print(json.dumps(made.records(), indent=1))
+        for line in report.absent_lines(made):
+            _say_aside(line)
     else:
         print(report.plan_table(made))
     if not made.config.partial:
-        refuse_unpayable(made, made.trials)
+        refuse_unpayable(made.config, made.total)
     return 0
 
 
