@@ -84,7 +84,8 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    print(report.formatted(compose(arguments.words), arguments.format, raw=arguments.raw))
+    config = compose(arguments.words)
+    print(report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published))
     return 0
 
 
@@ -168,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     board = verb(leaderboard)
     board.add_argument("--format", default="table", choices=["table", "csv", "json", "md", "latex", "html"])
     board.add_argument("--raw", action="store_true", help="one record for each trial and test set")
+    board.add_argument(
+        "--published", action="store_true", help="then our cells beside what papers printed, never mixed"
+    )
     verb(ledger).add_argument("--json", action="store_true", help="accounts, bills and problems as JSON")
     verb(sync)
     verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, TrackingError
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
+from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store, write_atomic
 
@@ -87,20 +88,26 @@ def prediction_files(store: Store, rows: Sequence[ResultRow]) -> list[Path]:
     return [store.storage / r.predictions_file for r in rows if r.predictions_file]
 
 
-def formatted(config: Config, form: str, raw: bool) -> str:
-    """The leaderboard, or with `raw` its trials, in one of the formats."""
+def formatted(config: Config, form: str, raw: bool, published: bool = False) -> str:
+    """The leaderboard, or with `raw` its trials, in one of the formats; `published`: printed numbers after it."""
     store = _store(config)
     rows = store.read()
     config = _of_rows(config, rows)
+    if raw and published:
+        raise ConfigError(
+            "--raw --published: printed numbers stand beside means, not beside single trials; leave one out"
+        )
     if form == "html":
-        return report(rows, store.read_predictions, config.sweep, _notes(config))["leaderboard.html"].decode()
+        beside = html(leaderboard(rows)) if published else ""
+        return report(rows, store.read_predictions, config.sweep, _notes(config), beside)["leaderboard.html"].decode()
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")
         records = raw_records(rows)
         return to_json(records) if form == "json" else to_csv(records)
     table = leaderboard(rows, store.read_predictions)
-    return {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    said = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    return with_printed(form, said, table) if published else said
 
 
 def sync(config: Config, say: Say) -> None:

@@ -25,6 +25,7 @@ from methods import all_methods
 from pipeline import cli, errors
 from pipeline.config import Config, compose, dataset_card, method_choice, model_card, names
 from pipeline.data.source import file_sha256
+from pipeline.outline import outline
 from pipeline.plan import source_of
 
 ROOT = Path(__file__).resolve().parents[1]
