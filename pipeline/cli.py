@@ -61,18 +61,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Every trial's predicted bill; refuses a sweep that its ceilings cannot pay. Asks nothing."""
+    """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
     from pipeline import report
     from pipeline.config import compose
-    from pipeline.plan import as_json, make_plan, refuse_unpayable
+    from pipeline.outline import outline
+    from pipeline.plan import refuse_unpayable
 
-    made = make_plan(compose(arguments.words))
+    made = outline(compose(arguments.words))
     if arguments.json:
-        print(json.dumps([as_json(t) for t in made.trials], indent=1))
+        print(json.dumps(made.records(), indent=1))
+        for line in report.absent_lines(made):
+            _say_aside(line)
     else:
         print(report.plan_table(made))
     if not made.config.partial:
-        refuse_unpayable(made, made.trials)
+        refuse_unpayable(made.config, made.total)
     return 0
 
 
@@ -81,7 +84,8 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    print(report.formatted(compose(arguments.words), arguments.format, raw=arguments.raw))
+    config = compose(arguments.words)
+    print(report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published))
     return 0
 
 
@@ -183,6 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     board = verb(leaderboard)
     board.add_argument("--format", default="table", choices=["table", "csv", "json", "md", "latex", "html"])
     board.add_argument("--raw", action="store_true", help="one record for each trial and test set")
+    board.add_argument(
+        "--published", action="store_true", help="then our cells beside what papers printed, never mixed"
+    )
     verb(ledger).add_argument("--json", action="store_true", help="accounts, bills and problems as JSON")
     verb(sync)
     verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")

@@ -30,6 +30,7 @@ from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError
+from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.results import Store
@@ -104,6 +105,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
 def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
+    refuse_absent(config)
     plan = make_plan(config)
     storage_id = open_storage(config.storage)
     check_writable("features", config.features)
@@ -124,7 +126,7 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
     elif not config.partial:
-        refuse_unpayable(plan, todo)
+        refuse_unpayable(config, total(t.predicted for t in todo))
     try:
         ledger = Ledger(config.ledger_url)
     except LedgerError as error:

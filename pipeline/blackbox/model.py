@@ -80,6 +80,34 @@ def feature_dim(card: ModelCard) -> int:
     return int(_architecture(card)["embed_dim"])
 
 
+def missing(card: ModelCard) -> tuple[str, str] | None:
+    """What of a model is not on this machine, and where it is published; None when all is there. Fetches nothing."""
+    if card.kind == "fake":
+        return None
+    import open_clip
+
+    _architecture(card)
+    if not has_tag(card):
+        path = _weights_file(card)
+        return None if path.is_file() else (f"no weights at {path}", card.source)
+    known = open_clip.get_pretrained_cfg(card.arch, card.weights)
+    if _cached(known):
+        return None
+    return "not in open_clip's cache; a run fetches them", known.get("url") or known["hf_hub"]
+
+
+def _cached(known: dict[str, Any]) -> bool:
+    """Whether open_clip has these weights: in its hub client's cache where it is told a hub, else in its own."""
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    if "hf_hub" not in known:
+        return (Path.home() / ".cache" / "clip" / Path(known["url"]).name).is_file()
+    repo, _, file = known["hf_hub"].rpartition("/")
+    names = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in names)
+
+
 def load(card: ModelCard) -> Model:
     """The model of a card. ConfigError or DataError when it cannot be loaded, with what to do."""
     if card.kind == "fake":
@@ -267,16 +295,22 @@ def _architecture(card: ModelCard) -> dict[str, Any]:
     return cast(dict[str, Any], config)
 
 
-def _checkpoint(card: ModelCard) -> Path | None:
-    """The local weights file, or None for an open_clip tag."""
+def has_tag(card: ModelCard) -> bool:
+    """Whether the weights are open_clip's own, by tag."""
     import open_clip
 
-    if card.kind == "embedded":
-        path = EMBEDDED / card.weights
-    elif card.weights in open_clip.list_pretrained_tags_by_model(card.arch):
+    return card.kind == "open_clip" and card.weights in open_clip.list_pretrained_tags_by_model(card.arch)
+
+
+def _weights_file(card: ModelCard) -> Path:
+    return EMBEDDED / card.weights if card.kind == "embedded" else Path(card.weights)
+
+
+def _checkpoint(card: ModelCard) -> Path | None:
+    """The local weights file, or None for an open_clip tag."""
+    if has_tag(card):
         return None
-    else:
-        path = Path(card.weights)
+    path = _weights_file(card)
     if not path.is_file():
         raise DataError(f"model {card.name!r}: {card.weights!r} is neither a file nor an open_clip tag of {card.arch}")
     if card.weights_sha256 and file_sha256(path) != card.weights_sha256:
