@@ -28,7 +28,7 @@ HOME = Path("/home") / USER
 STORAGE = HOME / "runs/loop"
 WORDS = (
     *("sweep=smoke", f"storage={STORAGE}", "model=tiny", "datasets=[icons]", "methods=[zero_shot,craft]"),
-    *("budget.requests=600", "checkpoint_s=1", "replicas=1", "concurrency=1", "shift=false"),
+    *("budget.requests=3000", "checkpoint_s=1", "replicas=1", "concurrency=1", "shift=false"),
 )
 PATIENCE = 300
 
@@ -156,14 +156,16 @@ def exercise() -> None:
     while charges() < 40 or not drivers():
         assert time.monotonic() < deadline, "the first submit asked nothing"
         time.sleep(0.2)
-    as_user(f"python -m pipeline.cli status storage={STORAGE}")
     paid = charges()
     for driver in drivers():
         os.kill(driver, signal.SIGKILL)
     os.waitpid(pid, 0)
     say(f"== the driver was killed after {paid} charges\n")
     as_user(f"python -m pipeline.cli status storage={STORAGE}")
-    as_user(submit)
+    left = json.loads(as_user(f"python -m pipeline.cli status storage={STORAGE} --json"))
+    assert not left["alive"] and left["waiting"], "it was killed too late: nothing was left to resume"
+    resumed = as_user(submit)
+    assert "nothing to run" not in resumed and "trials to run" in resumed
     books = json.loads(as_user(f"python -m pipeline.cli ledger storage={STORAGE} --json"))
     assert books["problems"] == [] and books["open_trials"] == 0
     assert books["phases"]["replay"]["requests"] == 0, "nothing was paid twice"
@@ -200,6 +202,9 @@ def main() -> None:
         for _ in range(3):  # what ray down leaves: all of this user's processes, and nobody else's
             subprocess.run(["pkill", "-KILL", "-U", str(uid)], check=False)
             time.sleep(0.5)
+        for left in Path("/tmp").glob("ray*"):  # Ray's cached cluster configuration and SSH sockets
+            if left.lstat().st_uid == uid:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         subprocess.run(["userdel", "--remove", USER], check=False, stderr=subprocess.DEVNULL)
 
 
