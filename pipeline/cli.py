@@ -79,6 +79,17 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def status(arguments: argparse.Namespace) -> int:
+    """What a sweep is doing: trials, replicas, budget, time left; from any terminal, while it runs or after."""
+    from pipeline import status as view
+    from pipeline.config import compose
+
+    config = compose(arguments.words)
+    record = view.status(config.storage, config.ledger_url)
+    print(json.dumps(record, indent=1) if arguments.json else view.shown(record))
+    return 0
+
+
 def leaderboard(arguments: argparse.Namespace) -> int:
     """The leaderboard of a sweep's rows, in several formats; --raw: one record for each trial and test set."""
     from pipeline import report
@@ -184,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb(run)
     verb(plan).add_argument("--json", action="store_true", help="one record for each trial")
+    verb(status).add_argument("--json", action="store_true", help="the same as one JSON object")
     board = verb(leaderboard)
     board.add_argument("--format", default="table", choices=["table", "csv", "json", "md", "latex", "html"])
     board.add_argument("--raw", action="store_true", help="one record for each trial and test set")

@@ -197,6 +197,19 @@ class RayPool:
                     self.home, self.load = loads[reference], load
 
 
+def loads(replicas: Sequence[Any]) -> list[int | None]:
+    """Requests under way on each replica; None for one that does not say within a second (it may be starting again)."""
+    asked = [replica.load.remote() for replica in replicas]
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=1.0)
+    found: list[int | None] = []
+    for reference in asked:
+        try:
+            found.append(ray.get(reference) if reference in ready else None)
+        except RayError:
+            found.append(None)
+    return found
+
+
 def _line(error: RayError) -> str:
     """What Ray says went wrong, without its tracebacks: for an error in a task, the last line; else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
