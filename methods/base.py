@@ -71,7 +71,7 @@ class Bill:
 
     @classmethod
     def text_features(cls, p: int, c: int, d: int) -> Bill:
-        """Features [P, C, D] of P prompt sets, in one call."""
+        """Features [P, C, D] of P prompt sets, in one call; so is the way back through them, `text_gradients`."""
         return cls(requests=p, prompts=p * c, outputs=p * c * d)
 
     def __add__(self, other: Bill) -> Bill:
@@ -246,6 +246,14 @@ class BlackBox(Protocol):
 
     def embed_text(self, text: str) -> Tensor:
         """Token embeddings [L, E] of the words, without start and end; access SOFT; free of charge."""
+        ...
+
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]: the gradient, in the contexts, of sum(upstream_PCD * text_features(prompts)).
+
+        White box: access SOFT and GRADIENTS. Any loss of the text features is differentiated so: its own gradient in
+        them, taken on the client, is `upstream_PCD`.
+        """
         ...
 
 

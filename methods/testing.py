@@ -113,6 +113,10 @@ class ToyBox:
         self._pay("text_features", Bill.text_features(*text_PCD.shape), Access.FEATURES, self._kind(prompts))
         return text_PCD
 
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        self._pay("text_gradients", Bill.text_features(*upstream_PCD.shape), Access.GRADIENTS, Access.SOFT)
+        return self.towers.text_gradients(prompts, upstream_PCD)
+
     def embed_text(self, text: str) -> Tensor:
         assert self.access.covers(Access.SOFT), "embed_text needs SOFT"
         return self.towers.embed_text(text)

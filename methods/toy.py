@@ -52,6 +52,13 @@ class ToyTowers:
             return torch.stack(rows)
         return torch.stack([torch.stack([self._sentence(t) for t in texts]) for texts in prompts.texts])
 
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]"""
+        with torch.enable_grad():
+            ctx_PLE = prompts.ctx_PLE.detach().clone().requires_grad_()
+            text_PCD = self.text_features(SoftPrompts(ctx_PLE, prompts.classnames, prompts.suffix))
+        return torch.autograd.grad(text_PCD, ctx_PLE, upstream_PCD)[0]
+
     def _place(self, ctx_LE: Tensor, names: Sequence[str]) -> Tensor:
         class_CD = torch.stack([self.vector(n, self.D) for n in names])
         mean_E = ctx_LE.mean(0) if len(ctx_LE) else ctx_LE.new_zeros(self.E)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     check_packages()
     logging.basicConfig(level=os.environ.get("FAREBOX_LOG", "WARNING"), format="%(levelname)s %(message)s")
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return int(arguments.command(arguments))
     except (ConfigError, DataError, AccessDenied, BudgetExceeded) as error:
@@ -61,18 +61,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Every trial's predicted bill; refuses a sweep that its ceilings cannot pay. Asks nothing."""
+    """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
     from pipeline import report
     from pipeline.config import compose
-    from pipeline.plan import as_json, make_plan, refuse_unpayable
+    from pipeline.outline import outline
+    from pipeline.plan import refuse_unpayable
 
-    made = make_plan(compose(arguments.words))
+    made = outline(compose(arguments.words))
     if arguments.json:
-        print(json.dumps([as_json(t) for t in made.trials], indent=1))
+        print(json.dumps(made.records(), indent=1))
+        for line in report.absent_lines(made):
+            _say_aside(line)
     else:
         print(report.plan_table(made))
     if not made.config.partial:
-        refuse_unpayable(made, made.trials)
+        refuse_unpayable(made.config, made.total)
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """What a sweep is doing: trials, replicas, budget, time left; from any terminal, while it runs or after."""
+    from pipeline import status as view
+    from pipeline.config import compose
+
+    config = compose(arguments.words)
+    record = view.status(config.storage, config.ledger_url)
+    print(json.dumps(record, indent=1) if arguments.json else view.shown(record))
     return 0
 
 
@@ -81,7 +95,8 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    print(report.formatted(compose(arguments.words), arguments.format, raw=arguments.raw))
+    config = compose(arguments.words)
+    print(report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published))
     return 0
 
 
@@ -148,6 +163,24 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def data(arguments: argparse.Namespace) -> int:
+    """Your own images, and what is known of all data sets: add, check, show, export-split."""
+    from pipeline import data_commands
+
+    return int(getattr(data_commands, arguments.verb.replace("-", "_"))(arguments, _say, _say_aside))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options may stand before, between and after words, which argparse alone does not allow."""
+    parser = _parser()
+    arguments, more = parser.parse_known_args(argv)
+    if more and (not hasattr(arguments, "words") or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        arguments.words += more
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
@@ -162,18 +195,45 @@ def _parser() -> argparse.ArgumentParser:
 
     verb(run)
     verb(plan).add_argument("--json", action="store_true", help="one record for each trial")
+    verb(status).add_argument("--json", action="store_true", help="the same as one JSON object")
     board = verb(leaderboard)
     board.add_argument("--format", default="table", choices=["table", "csv", "json", "md", "latex", "html"])
     board.add_argument("--raw", action="store_true", help="one record for each trial and test set")
+    board.add_argument(
+        "--published", action="store_true", help="then our cells beside what papers printed, never mixed"
+    )
     verb(ledger).add_argument("--json", action="store_true", help="accounts, bills and problems as JSON")
     verb(sync)
     verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")
     benches = verb(bench, words=False)
     benches.add_argument("--json", action="store_true", help="one object a line, one for each bench")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="pipeline/bench/ has one module for each")
+    _data_parsers(verb(data, words=False))
     for listing in (methods, datasets, models):
         verb(listing, words=False).add_argument("--json", action="store_true", help="as JSON")
     return parser
+
+
+DATA_VERBS = {
+    "add": ("NAME PATH [KEY=VALUE]", "look at a folder or file of images, and write the card by which runs name it"),
+    "check": ("[NAME ...] [data.root=DIR]", "is it here, whole, readable, and what its card says; all without NAME"),
+    "show": ("NAME [data.root=DIR]", "a picture of its classes, with their names and some images of each"),
+    "export-split": ("NAME [shots=16] [seed=1]", "a few-shot draw as JSON: [path, label, class name] of train and val"),
+}
+
+
+def _data_parsers(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="VERB", dest="verb")
+    made = {}
+    for name, (words, what) in DATA_VERBS.items():
+        made[name] = verbs.add_parser(name, help=what, description=f"{name} {words}: {what}. See docs/data.md.")
+        made[name].add_argument("words", nargs="*", metavar="WORD", help=words)
+    made["add"].add_argument("--force", action="store_true", help="replace a card of that name")
+    made["check"].add_argument("--json", action="store_true", help="one record for each data set")
+    made["check"].add_argument("--quick", action="store_true", help="open no image")
+    made["show"].add_argument("--page", type=int, default=1, help="40 classes a page")
+    made["show"].add_argument("--out", metavar="FILE", help="a PNG file; NAME.png when left out")
+    made["export-split"].add_argument("--out", metavar="FILE", help="standard output when left out")
 
 
 def _table(records: list[dict[str, Any]], as_json: bool) -> int:

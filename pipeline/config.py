@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from methods import all_methods
 from methods.base import Method, MethodInfo
@@ -27,12 +26,10 @@ from pipeline.cards import ModelCard as ModelCard
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean
-
-_CHECKOUT = Path(__file__).resolve().parent.parent / "conf"
-_INSTALLED = Path(__file__).resolve().parent / "_conf"
-CONF = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
-
-Kind = Literal["sweep", "model", "dataset", "method"]
+from pipeline.layers import Kind, load, merged
+from pipeline.layers import file_of as file_of
+from pipeline.layers import names as names
+from pipeline.layers import own_folder as own_folder
 
 
 @dataclass(frozen=True)
@@ -109,28 +106,6 @@ class Config:
         return method_choice(name, dataset, self.settings, self.method.get(name, {}))
 
 
-def names(kind: Kind) -> list[str]:
-    """Names that conf/KIND/ offers; for methods, also those registered without a file."""
-    found = {p.stem for p in (CONF / kind).glob("*.yaml")}
-    return sorted(found | set(all_methods())) if kind == "method" else sorted(found)
-
-
-def load(kind: Kind, name: str) -> dict[str, Any]:
-    """One file of conf/, as plain data. A path ending in .yaml is read as it is."""
-    path = Path(name) if name.endswith(".yaml") else CONF / kind / f"{name}.yaml"
-    if kind == "method" and not path.is_file() and name in all_methods():
-        return {"method": name}
-    if not path.is_file():
-        raise ConfigError(did_you_mean(kind, name, names(kind)))
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path)) or {}
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, expected key: value lines")
-    return cast(dict[str, Any], data)
-
-
 def model_card(name: str) -> ModelCard:
     """The card of a model; `name` may be the path of a card of one's own, as in model=my/model.yaml."""
     return _card(ModelCard, "model", name)
@@ -145,8 +120,9 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
         if template.count("{}") != 1:
             raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")
     if isinstance(card.classnames, str):
-        file = (Path(name) if name.endswith(".yaml") else CONF / "dataset" / name).parent / card.classnames
-        card = dataclasses.replace(card, classnames=checks.lines(f"{card.name}: classnames", file))
+        lines = checks.lines(f"{card.name}: classnames", file_of("dataset", name).parent / card.classnames)
+        card = dataclasses.replace(card, classnames=lines)
+    card = dataclasses.replace(card, classnames=tuple(checks.text("classnames", c) for c in card.classnames))
     if card.layout == "parquet":
         if not card.sha256 or card.classnames:
             wrong = "has no sha256" if not card.sha256 else "has classnames, which such a file holds itself"
@@ -163,12 +139,12 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     for key in data:
         if key not in known:
-            raise ConfigError(f"conf/{kind}/{name}.yaml: " + did_you_mean("key", key, known))
+            raise ConfigError(f"{file_of(kind, name)}: " + did_you_mean("key", key, known))
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     try:
         return cls(**{"name": Path(name).stem, **data})
     except TypeError as error:
-        raise ConfigError(f"conf/{kind}/{name}.yaml: {error}") from error
+        raise ConfigError(f"{file_of(kind, name)}: {error}") from error
 
 
 def method_choice(name: str, dataset: str, settings: str, overrides: Mapping[str, Any]) -> MethodChoice:
@@ -198,41 +174,7 @@ def method_choice(name: str, dataset: str, settings: str, overrides: Mapping[str
 
 def compose(words: Sequence[str]) -> Config:
     """The run that these key=value words ask for. Raises ConfigError naming what is wrong."""
-    base = cast(DictConfig, OmegaConf.load(CONF / "base.yaml"))
-    for word in words:
-        if "=" not in word:
-            raise ConfigError(f"{word!r} is not key=value; for example: sweep=demo shots=[1,16]")
-    try:
-        typed = OmegaConf.from_dotlist(list(words))
-        sweep = str(typed.get("sweep", base.sweep))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"cannot read {' '.join(words)!r}: {' '.join(str(error).split())}") from error
-    chosen = OmegaConf.create(load("sweep", sweep))
-    known = cast(dict[str, Any], OmegaConf.to_container(base))
-    for where, layer in ((f"sweep {sweep!r}", chosen), ("command", typed)):
-        _check_keys(where, cast(dict[str, Any], OmegaConf.to_container(layer)), known, "")
-    try:
-        merged = cast(DictConfig, OmegaConf.merge(base, chosen, typed))
-        merged.sweep = Path(sweep).stem
-        raw = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    return _resolve(raw)
-
-
-def _check_keys(where: str, layer: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
-    for key, value in layer.items():
-        if key not in known:
-            raise ConfigError(f"{where}: " + did_you_mean("key", f"{prefix}{key}", [f"{prefix}{k}" for k in known]))
-        nested = isinstance(known[key], dict)
-        if isinstance(value, dict) != nested:
-            wanted = f"keys under it, as in {prefix}{key}.KEY=VALUE" if nested else "a value or a list"
-            raise ConfigError(f"{where}: {prefix}{key}={value}: expected {wanted}")
-        if nested and key != "method":
-            _check_keys(where, value, known[key], f"{prefix}{key}.")
-        for name, settings in value.items() if key == "method" else ():
-            if not isinstance(settings, dict):
-                raise ConfigError(f"{where}: method.{name}={settings}: expected method.{name}.SETTING=VALUE")
+    return _resolve(merged(words))
 
 
 def _resolve(raw: dict[str, Any]) -> Config:
@@ -240,9 +182,6 @@ def _resolve(raw: dict[str, Any]) -> Config:
     methods = checks.words("methods", raw["methods"])
     for name in methods:
         load("method", name)
-    for name in raw["method"]:
-        if name not in methods:
-            raise ConfigError(f"method.{name}: " + did_you_mean("method in this sweep", name, methods))
     storage = Path(checks.text("storage", raw["storage"])).absolute()
     data = DataOptions(
         checks.maybe_text("data.root", raw["data"]["root"]),

@@ -57,6 +57,7 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: .22rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
 th { border-bottom: 1px solid #888; font-weight: 600; cursor: help } .l { text-align: left }
 tr.ref td { color: #666; background: #fafafa } td.i { color: #777; font-size: 12px }
+td.printed { color: #446; background: #f3f5fb }
 figure { margin: 1.2rem 0 } figure img { max-width: 100% } figcaption { color: #555; font-size: 13px }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: 13px }
 dt { font-weight: 600 } dd { margin: 0 } summary { cursor: pointer; font-weight: 600; margin: .8rem 0 }
@@ -71,12 +72,16 @@ def html(
     title: str = "Leaderboard",
     notes: Sequence[str] = (),
     overall: pa.Table | None = None,
+    beside: str = "",
 ) -> str:
-    """The page. `table` is the leaderboard by test set, `overall` its summary (from `rows` when not given)."""
+    """The page. `table` is the leaderboard by test set, `overall` its summary (from `rows` when not given), `beside`
+    the section of printed numbers, kept out of every other table and figure.
+    """
     averaged = summary(rows) if overall is None else overall
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_facts(rows))}</p>"]
     parts += [f'<p class="note">{escape(note)}</p>' for note in notes if note]
     places = {"tables": "Leaderboard", "figures": "Figures", "sets": "Every test set", "terms": "What the numbers mean"}
+    places |= {"printed": "Beside printed numbers"} if beside else {}
     parts.append("<p>" + " · ".join(f'<a href="#{k}">{v}</a>' for k, v in places.items()) + "</p>")
     parts += ["<div id=tables>", _tables(averaged), "</div>", "<h2 id=figures>Figures</h2>"]
     for name, png in figures.items():
@@ -85,6 +90,7 @@ def html(
         parts.append(f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{image}">')
         parts.append(f"<figcaption>{escape(caption)} Bars: Student 95 % over seeds.</figcaption></figure>")
     parts.append(f"<details id=sets><summary>Every test set by itself</summary>{_tables(table)}</details>")
+    parts.append(beside)
     terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in LEGEND.items())
     parts += [f"<h2 id=terms>What the numbers mean</h2><dl>{terms}</dl>", f"<footer>{escape(_made(rows))}</footer>"]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{CSS}</style>'

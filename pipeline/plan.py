@@ -6,11 +6,10 @@ import ast
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from methods.base import Bill, MethodInfo, TaskShape
 from pipeline.blackbox import model as models
@@ -54,12 +53,14 @@ class TrialSpec:
     @property
     def name(self) -> str:
         """For people: method, data set, shots, seed and budget."""
-        return f"{self.choice.name} on {self.dataset.name}, {self.shots} shots, seed {self.seed}, {self.budget_name}"
+        return (
+            f"{self.choice.name} on {self.dataset.name}, {self.shots} shots, seed {self.seed}, {self.cell.budget_name}"
+        )
 
     @property
-    def budget_name(self) -> str:
-        """For people: '8,000 requests', '500,000 images' or 'no limit'."""
-        return self.allotment.words or "no limit"
+    def cell(self) -> Cell:
+        """Its place in the table."""
+        return Cell(self.choice, self.dataset, self.allotment, self.shots, self.seed)
 
     @property
     def account(self) -> str:
@@ -94,6 +95,11 @@ class Cell(NamedTuple):
     allotment: Limits
     shots: int
     seed: int
+
+    @property
+    def budget_name(self) -> str:
+        """For people: '8,000 requests', '500,000 images' or 'no limit'."""
+        return self.allotment.words or "no limit"
 
 
 def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
@@ -218,12 +224,11 @@ def _trial(
     )
 
 
-def refuse_unpayable(plan: Plan, trials: Sequence[TrialSpec]) -> None:
-    """Raise BudgetExceeded when the ceilings cannot pay these trials' predicted bills."""
-    asked = total(t.predicted for t in trials)
+def refuse_unpayable(config: Config, asked: Bill) -> None:
+    """Raise BudgetExceeded when the ceilings cannot pay what trials are predicted to ask."""
     for account, ceiling in (
-        ("the sweep", plan.config.sweep_budget),
-        (f"global budget {plan.config.global_budget.name!r}", plan.config.global_budget.limits),
+        ("the sweep", config.sweep_budget),
+        (f"global budget {config.global_budget.name!r}", config.global_budget.limits),
     ):
         unit = ceiling.passed(Bill(), asked)
         if unit:
@@ -256,18 +261,3 @@ def _imported_parts(source: str) -> set[str]:
             module = ".".join(filter(None, ["methods" if node.level else "", node.module or ""]))
             names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
     return {name.split(".")[1] for name in names if name.startswith("methods.")}
-
-
-def as_json(spec: TrialSpec) -> dict[str, Any]:
-    """One line of `farebox plan --json`."""
-    return {
-        "trial_id": spec.trial_id,
-        "method": spec.choice.name,
-        "dataset": spec.dataset.name,
-        "test_sets": [t.name for t in spec.tests],
-        "shots": spec.shots,
-        "seed": spec.seed,
-        "budget_requests": spec.allotment.requests,
-        "budget_images": spec.allotment.images,
-        **{f"predicted_{k}": v for k, v in asdict(spec.predicted).items()},
-    }

@@ -61,8 +61,10 @@ class Watch:
 class Progress:
     """One line, redrawn every second on a terminal; written every ten seconds where output goes to a file."""
 
-    def __init__(self, trials: int, requests: int, count: Callable[[], Count]) -> None:
-        self.trials, self.requests, self.count = trials, requests, count
+    def __init__(
+        self, trials: int, requests: int, count: Callable[[], Count], beat: Callable[[float | None], None]
+    ) -> None:
+        self.trials, self.requests, self.count, self.beat = trials, requests, count, beat
         self.terminal = sys.stderr.isatty()
         self.began = time.monotonic()
         self._stop = threading.Event()
@@ -70,6 +72,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._first = self.count()
+        self.beat(None)
         self._thread.start()
         return self
 
@@ -79,8 +82,12 @@ class Progress:
         self._show(last=True)
 
     def _loop(self) -> None:
-        while not self._stop.wait(1.0 if self.terminal else 10.0):
-            self._show()
+        every, ticks = 1 if self.terminal else 10, 0
+        while not self._stop.wait(1.0):
+            ticks += 1
+            self.beat(self._seconds_left(self.count(), time.monotonic() - self.began))
+            if ticks % every == 0:
+                self._show()
 
     def _show(self, last: bool = False) -> None:
         count = self.count()
@@ -93,12 +100,16 @@ class Progress:
         print(start + line, end=end, file=sys.stderr, flush=True)
 
     def _left(self, count: Count, elapsed: float) -> str:
-        """Time left, if work goes on at the pace so far; a trial's own work counts as that of some requests."""
+        seconds = self._seconds_left(count, elapsed)
+        return "time left unknown" if seconds is None else f"about {clock(seconds)} left"
+
+    def _seconds_left(self, count: Count, elapsed: float) -> float | None:
+        """If work goes on at the pace so far; a trial's own work counts as that of some requests."""
         done = count.requests - self._first.requests + TRIAL_IN_REQUESTS * (count.done - self._first.done)
         share = done / (self.requests + TRIAL_IN_REQUESTS * self.trials)
         if share <= 0:
-            return "time left unknown"
-        return f"about {clock(max(0.0, elapsed * (1 - share) / share))} left"
+            return None
+        return max(0.0, elapsed * (1 - share) / share)
 
 
 def clock(seconds: float) -> str:

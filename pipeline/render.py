@@ -152,13 +152,17 @@ def figures(rows: pa.Table) -> dict[str, bytes]:
 
 
 def report(
-    rows: pa.Table, predictions: ReadPredictions | None = None, title: str = "Leaderboard", notes: Sequence[str] = ()
+    rows: pa.Table,
+    predictions: ReadPredictions | None = None,
+    title: str = "Leaderboard",
+    notes: Sequence[str] = (),
+    beside: str = "",
 ) -> dict[str, bytes]:
-    """The files of a report by relative path: the page, both tables, the raw trials and the figures."""
+    """The files of a report by relative path: the page (`beside` in it), both tables, raw trials and figures."""
     from pipeline.page import html
 
     board, overall, drawn = leaderboard(rows, predictions), summary(rows, predictions), figures(rows)
-    page = html(board, rows, drawn, title, notes, overall)
+    page = html(board, rows, drawn, title, notes, overall, beside)
     files = {
         "leaderboard.html": page,
         "leaderboard.csv": to_csv(board),

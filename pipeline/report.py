@@ -13,12 +13,15 @@ from typing import Any
 import pyarrow as pa
 
 from methods import all_methods
+from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.config import Config, dataset_card, load, model_card, names
+from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, TrackingError
+from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
-from pipeline.plan import Plan
+from pipeline.outline import Outline
+from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store, write_atomic
 
@@ -85,20 +88,26 @@ def prediction_files(store: Store, rows: Sequence[ResultRow]) -> list[Path]:
     return [store.storage / r.predictions_file for r in rows if r.predictions_file]
 
 
-def formatted(config: Config, form: str, raw: bool) -> str:
-    """The leaderboard, or with `raw` its trials, in one of the formats."""
+def formatted(config: Config, form: str, raw: bool, published: bool = False) -> str:
+    """The leaderboard, or with `raw` its trials, in one of the formats; `published`: printed numbers after it."""
     store = _store(config)
     rows = store.read()
     config = _of_rows(config, rows)
+    if raw and published:
+        raise ConfigError(
+            "--raw --published: printed numbers stand beside means, not beside single trials; leave one out"
+        )
     if form == "html":
-        return report(rows, store.read_predictions, config.sweep, _notes(config))["leaderboard.html"].decode()
+        beside = html(leaderboard(rows)) if published else ""
+        return report(rows, store.read_predictions, config.sweep, _notes(config), beside)["leaderboard.html"].decode()
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")
         records = raw_records(rows)
         return to_json(records) if form == "json" else to_csv(records)
     table = leaderboard(rows, store.read_predictions)
-    return {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    said = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    return with_printed(form, said, table) if published else said
 
 
 def sync(config: Config, say: Say) -> None:
@@ -119,20 +128,19 @@ def ui_command(config: Config, port: int) -> list[str]:
     return command(config.mlflow, port)
 
 
-def plan_table(plan: Plan) -> str:
-    """Predicted bills, one line for each method, data set, shots and budget; the total; what cannot run."""
-    lines: dict[tuple[str, ...], list[Any]] = {}
-    for t in plan.trials:
-        lines.setdefault((t.choice.name, t.dataset.name, str(t.shots), t.budget_name), []).append(t)
+def plan_table(made: Outline) -> str:
+    """Predicted bills, one line for each method, data set, shots and budget; the total; what cannot run; what lacks."""
+    lines: dict[tuple[str, ...], list[Bill]] = {}
+    for cell, _, bill, _ in made.trials:
+        lines.setdefault((cell.choice.name, cell.dataset.name, str(cell.shots), cell.budget_name), []).append(bill)
     head = ("method", "data set", "shots", "allotment", "trials", "requests each", "images each", "requests", "images")
     cells: list[tuple[str, ...]] = [head]
-    for key, trials in lines.items():
-        bill = total(t.predicted for t in trials)
-        each = trials[0].predicted
-        numbers = (len(trials), each.requests, each.images, bill.requests, bill.images)
+    for key, bills in lines.items():
+        each, all_of_them = bills[0], total(bills)
+        numbers = (len(bills), each.requests, each.images, all_of_them.requests, all_of_them.images)
         cells.append((*key, *(f"{n:,}" for n in numbers)))
-    bill = plan.total
-    cells.append(("total", "", "", "", f"{len(plan.trials):,}", "", "", f"{bill.requests:,}", f"{bill.images:,}"))
+    whole = made.total
+    cells.append(("total", "", "", "", f"{len(made.trials):,}", "", "", f"{whole.requests:,}", f"{whole.images:,}"))
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     text = [
         "  ".join(
@@ -140,15 +148,23 @@ def plan_table(plan: Plan) -> str:
         ).rstrip()
         for row in cells
     ]
-    config = plan.config
+    config = made.config
     for name, limits in (
         ("sweep", config.sweep_budget),
         (f"global {config.global_budget.name!r}", config.global_budget.limits),
     ):
         if limits != Limits():
             text.append(f"ceiling of {name}: {limits.words}")
-    text += [f"not run: {name} {why}" for name, why in plan.unable]
-    return "\n".join(text)
+    text += [f"not run: {name} {why}" for name, why in made.unable]
+    return "\n".join([*text, *absent_lines(made)])
+
+
+def absent_lines(made: Outline) -> list[str]:
+    """What is not on this machine and where its authors publish it, one line each; what follows from it."""
+    found = [f"not here: {a.kind} {a.name}: {a.what}; published at {a.published}" for a in made.absent]
+    if not made.exact:
+        found.append("These bills are from the cards alone. `run` refuses (exit 2) until the data is there.")
+    return found
 
 
 def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import ConfigError
 from pipeline.results import write_atomic
@@ -42,7 +44,9 @@ def alone(folder: Path) -> Iterator[None]:
     """Hold the storage: two drivers would run the same trials. The lock goes with the process, however it ends."""
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _lock(file):
+                time.sleep(0.2)  # `farebox status` holds it for a moment
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
                 f"another `farebox run` is at work in storage={folder}: wait for it, or choose another with storage=DIR"
@@ -50,3 +54,20 @@ def alone(folder: Path) -> Iterator[None]:
         except OSError:
             log.warning("%s has no file locks: do not run two sweeps in it at once", folder)
         yield
+
+
+def held(folder: Path) -> bool:
+    """Whether a driver is at work in the storage. Without file locks, nobody can tell: False."""
+    try:
+        with (folder / ".lock").open() as file:
+            return not _lock(file)
+    except OSError:
+        return False
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -26,13 +26,15 @@ from ray import tune
 
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, gpu_share, loads
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError
+from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.results import Store
+from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable, open_storage
 from pipeline.trial import failed_row, run_trial, spec_columns
 
@@ -102,8 +104,26 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         """Nothing: see save_checkpoint."""
 
 
+class _Under(tune.Callback):  # type: ignore[misc]
+    """Keeps which trials are under way, by their index."""
+
+    def __init__(self, running: set[int]) -> None:
+        self.running = running
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """It has a worker."""
+        self.running.add(int(trial.config["index"]))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """It has its rows."""
+        self.running.discard(int(trial.config["index"]))
+
+    on_trial_error = on_trial_complete
+
+
 def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
+    refuse_absent(config)
     plan = make_plan(config)
     storage_id = open_storage(config.storage)
     check_writable("features", config.features)
@@ -124,7 +144,7 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
     elif not config.partial:
-        refuse_unpayable(plan, todo)
+        refuse_unpayable(config, total(t.predicted for t in todo))
     try:
         ledger = Ledger(config.ledger_url)
     except LedgerError as error:
@@ -197,7 +217,7 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
         ledger = LedgerActor.options(  # type: ignore[attr-defined]
             name=name, scheduling_strategy=home
         ).remote(config.ledger_url)
-        replica = Replica.options(num_gpus=min(1, gpus / int(count)) if gpus else 0)  # type: ignore[attr-defined]
+        replica = Replica.options(num_gpus=gpu_share(gpus, int(count)))  # type: ignore[attr-defined]
         replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(int(count))]
         for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
             if isinstance(info, FareboxError):
@@ -247,11 +267,12 @@ def _tune(
     cores = int(ray.cluster_resources()["CPU"])
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
     watch = Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
+    heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
     scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     predicted = total(t.predicted for t in funded)
     try:
-        with Progress(len(funded), predicted.requests, watch.count), _quiet():
+        with Progress(len(funded), predicted.requests, watch.count, heart.beat), _quiet():
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(TrialRunner, shared=shared), {"cpu": min(1.0, cores / slots)}),
                 param_space={"index": tune.grid_search(list(range(len(funded))))},
@@ -260,6 +281,7 @@ def _tune(
                     name="trials",
                     storage_path=str(scratch),
                     verbose=0,
+                    callbacks=[_Under(heart.running)],
                     failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
                 ),
             )

@@ -10,7 +10,7 @@ import importlib
 import os
 import pkgutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline import bench as package
 from pipeline.config import ModelCard
 from pipeline.errors import ConfigError, did_you_mean
 
-PARTS = {"harness", "reference"}
+PARTS = {"actors", "harness", "reference"}
 """Modules of the package that are no benches."""
 ON_REQUEST = {"cost"}
 """Benches that need arguments: they run when they are named."""
@@ -114,19 +114,31 @@ def load(name: str) -> Run:
 
 
 def paired(
-    slow: Callable[[], Any], fast: Callable[[], Any], pairs: int = 5, say: Say | None = None, times: float = 1.0
+    slow: Callable[[], Any],
+    fast: Callable[[], Any],
+    pairs: int = 5,
+    say: Say | None = None,
+    times: float = 1.0,
+    parts: Sequence[tuple[Callable[[], Any], float]] = (),
 ) -> Paired:
     """Time two sides in pairs, after one run of each that is not counted; who goes first alternates.
 
-    `times`: how often the slow side's work is really done, where `slow` does one part of it (one candidate of many).
+    `times`: how often the slow side's work is really done, where `slow` does one part of it (one candidate of many);
+    `parts`: its further parts, each with how often it is done.
     """
-    slow(), fast()
+    sides = [(slow, times), *parts]
+
+    def slowly() -> float:
+        return sum(n * _seconds(part) for part, n in sides)
+
+    slowly(), fast()
     taken: list[tuple[float, float]] = []
     for i in range(pairs):
-        first, second = (slow, fast) if i % 2 == 0 else (fast, slow)
-        a, b = _seconds(first), _seconds(second)
-        slow_s, fast_s = (a, b) if i % 2 == 0 else (b, a)
-        taken.append((slow_s * times, fast_s))
+        if i % 2 == 0:
+            slow_s, fast_s = slowly(), _seconds(fast)
+        else:
+            fast_s, slow_s = _seconds(fast), slowly()
+        taken.append((slow_s, fast_s))
         if say:
             say(f"  pair {i + 1} of {pairs}: {taken[-1][0]:.4g} s against {fast_s:.4g} s")
     ratios = [s / f for s, f in taken]

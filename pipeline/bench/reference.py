@@ -4,17 +4,23 @@ Nothing here is fast, and nothing imports what it is compared with but the model
 released with CoOp (arXiv:2109.01134) and CraFT (arXiv:2402.04050): one prompt candidate after the other, every class
 prompt padded to the model's context length.
 
-Shapes: P candidates, C classes, L context tokens, E token-embedding width, T the context length, D feature width.
+Shapes: P candidates, C classes, L context tokens, E token-embedding width, T the context length, D feature width,
+N training images, B images of a mini-batch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, normalize
 
-from methods.base import SoftPrompts
+from methods.base import Classes, SoftPrompts
+from methods.evolution import PromptSearch
+from methods.refiner import Refiner
+from pipeline.data.images import Images, Preprocess
 
 
 def encode_77(net: Any, tokenizer: Any, prompts: SoftPrompts) -> Tensor:
@@ -28,6 +34,75 @@ def encode_truncated(net: Any, tokenizer: Any, prompts: SoftPrompts) -> Tensor:
     ids_CT = token_ids(net, tokenizer, prompts)
     ids_CT = ids_CT[:, : int(ids_CT.argmax(-1).max()) + 1]
     return torch.stack([_encode_one(net, ids_CT, ctx_LE) for ctx_LE in prompts.ctx_PLE])
+
+
+@dataclass
+class CraftLoop:
+    """A CraFT trial in the order of the released main_craft.py.
+
+    At the start three passes over the training images, the last of which is kept. In a generation each candidate alone
+    is encoded at T tokens and scored on all N images; then the head's epoch, for each mini-batch of which images and
+    class prompts are encoded anew. Search and head are the method's own objects, so that both sides have the same
+    candidates; so are two departures that change numbers (docs/methods/craft.md): the prompt is the search's mean, and
+    the head sees scores of normalised features.
+    """
+
+    net: Any
+    tokenizer: Any
+    preprocess: Preprocess
+    classes: Classes
+    labels_N: Tensor
+    fixed_view: Images
+    search: PromptSearch
+    head: Refiner
+    generator: torch.Generator
+    """Shuffles the head's mini-batches."""
+
+    def start(self) -> None:
+        """Three passes over the images: two by the prompt learners that are built, one by the cache of features."""
+        for _ in range(3):
+            self.image_ND = self.encode_images(self.fixed_view)
+
+    def generation(self, view: Images, weight: float) -> Tensor:
+        """Score, tell, then the head's epoch on `view` with its KL term at `weight`; the candidates' fitness [P]."""
+        fitness_P = torch.stack([self.fitness(ctx_LE) for ctx_LE in self.search.ask()])
+        self.search.tell(fitness_P)
+        self.ctx_LE = self.search.mean()
+        order_N, size = torch.randperm(len(view), generator=self.generator), self.head.batch_size
+        for rows_B in torch.split(order_N, size):
+            raw_BC = self.scores(self.encode_images(view[rows_B]), self.encode_classes(self.ctx_LE))
+            refined_BC = self.head(raw_BC)
+            loss = cross_entropy(refined_BC, self.labels_N[rows_B]) + weight * _kl(raw_BC, refined_BC)
+            self.head.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.head.optimizer.step()
+        return fitness_P
+
+    @torch.no_grad()
+    def fitness(self, ctx_LE: Tensor) -> Tensor:
+        """CE(raw, y) + weight * KL(refined || raw) of one candidate over all training images."""
+        raw_NC = self.scores(self.image_ND, self.encode_classes(ctx_LE))
+        return cross_entropy(raw_NC, self.labels_N) + self.head.weight * _kl(self.head(raw_NC), raw_NC)
+
+    def scores(self, image_BD: Tensor, text_CD: Tensor) -> Tensor:
+        """[B, C]: logit scale times cosine."""
+        return self.net.logit_scale.exp() * image_BD @ text_CD.T
+
+    @torch.no_grad()
+    def encode_classes(self, ctx_LE: Tensor) -> Tensor:
+        """[C, D]"""
+        return normalize(encode_77(self.net, self.tokenizer, self.classes.soft(ctx_LE[None]))[0], dim=-1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Images) -> Tensor:
+        """[B, D]: decoded and encoded, in batches of the head's size."""
+        parts = torch.split(torch.arange(len(images)), self.head.batch_size)
+        return torch.cat([normalize(self.net.encode_image(self.preprocess.pixels(images[p])), dim=-1) for p in parts])
+
+
+def _kl(p_BC: Tensor, q_BC: Tensor) -> Tensor:
+    """KL(softmax(p) || softmax(q)), summed over classes, averaged over images."""
+    return kl_div(q_BC.log_softmax(-1), p_BC.softmax(-1), reduction="batchmean")
 
 
 def token_ids(net: Any, tokenizer: Any, prompts: SoftPrompts) -> Tensor:

@@ -77,27 +77,35 @@ class MeteredBox:
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
         """[P, B, C]"""
-        return torch.cat([block for _, block in self.score_blocks(images, prompts)], dim=1)
+        blocks = [block for _, block in self.score_blocks(images, prompts)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         """(rows, [P, rows, C]) blocks of one call."""
         whole, prompts = as_images(images), _plain(prompts)
         charge = self._charge("scores", whole, prompts)
-        per_row = 4 * charge.bill.requests * (charge.bill.prompts // charge.bill.requests)
-        size = max(1, BLOCK_BYTES // per_row)
-        for start in range(0, len(whole), size):
-            rows = slice(start, min(start + size, len(whole)))
-            yield rows, self._send(Request("scores", whole[rows], prompts, charge), first=start == 0)
+        for rows in _blocks(len(whole), charge.bill.prompts):
+            yield rows, self._send(Request("scores", whole[rows], prompts, charge), first=rows.start == 0)
 
     def image_features(self, images: ImageSet) -> Tensor:
         """[B, D]"""
         whole = as_images(images)
-        return self._send(Request("image_features", whole, None, self._charge("image_features", whole, None)))
+        charge = self._charge("image_features", whole, None)
+        features_BD = torch.empty(len(whole), self.feature_dim)
+        for rows in _blocks(len(whole), self.feature_dim):
+            features_BD[rows] = self._send(Request("image_features", whole[rows], None, charge), first=rows.start == 0)
+        return features_BD
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """[P, C, D]"""
         prompts = _plain(prompts)
         return self._send(Request("text_features", None, prompts, self._charge("text_features", None, prompts)))
+
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]; white box."""
+        plain, upstream_PCD = _plain(prompts), upstream_PCD.detach().float().contiguous()
+        charge = self._charge("text_gradients", None, plain, upstream_PCD)
+        return self._send(Request("text_gradients", None, plain, charge, upstream_PCD))
 
     def embed_text(self, text: str) -> Tensor:
         """[L, E], free of charge."""
@@ -105,7 +113,9 @@ class MeteredBox:
             raise AccessDenied(f"embed_text needs SOFT, the method declares {self.access.label}")
         return torch.from_numpy(self.pool.embed_text(text).copy())
 
-    def _charge(self, kind: Kind, images: Images | None, prompts: Prompts | None) -> Charge:
+    def _charge(
+        self, kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None
+    ) -> Charge:
         """Price the call and check it against declared access and allotment; nothing is sent when either says no."""
         bill = price(kind, images, prompts, self.feature_dim)
         phase = self.phase
@@ -117,7 +127,10 @@ class MeteredBox:
         if phase in PAID:
             self._afford(bill)
         content = f"{kind}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
-        digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+        h = hashlib.sha256(content.encode())
+        if upstream_PCD is not None:
+            h.update(upstream_PCD.numpy().tobytes())
+        digest = h.hexdigest()[:32]
         return Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
 
     def _afford(self, bill: Bill) -> None:
@@ -139,6 +152,12 @@ class MeteredBox:
         self.meter.computed_prompts += answer.computed_prompts
         self.meter.cache_hits += answer.cache_hits
         return torch.from_numpy(np.array(answer.values, dtype=np.float32))
+
+
+def _blocks(n: int, numbers: int) -> Iterator[slice]:
+    """The rows of an answer with so many numbers in each of n rows, cut by its shape alone."""
+    size = max(1, BLOCK_BYTES // (4 * numbers))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _plain(prompts: Prompts) -> Prompts:

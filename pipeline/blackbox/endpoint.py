@@ -24,7 +24,7 @@ from pipeline.config import ModelCard
 from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, EndpointRefused
 
-Kind = Literal["scores", "image_features", "text_features"]
+Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
 
 IMAGE_BYTES = 256 * 2**20
 """Image features that a replica keeps for the next calls."""
@@ -34,7 +34,12 @@ D = 1024."""
 STORED_AT_ONCE = 1024
 """New images that are encoded before they are stored: what a killed replica loses at most."""
 
-NEEDS = {"scores": Access.SCORES, "image_features": Access.FEATURES, "text_features": Access.FEATURES}
+NEEDS = {
+    "scores": Access.SCORES,
+    "image_features": Access.FEATURES,
+    "text_features": Access.FEATURES,
+    "text_gradients": Access.GRADIENTS,
+}
 
 
 def access_of(kind: Kind, prompts: Prompts | None) -> Access:
@@ -52,6 +57,8 @@ class Request:
     images: Images | None
     prompts: Prompts | None
     charge: Charge
+    upstream_PCD: Tensor | None = None
+    """What `text_gradients` sends back through the text features."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Answer:
     cache_hits: int = 0
     status: str = "charged"
     """How it was paid: what the ledger's receipt says."""
+    load: int = 0
+    """Requests that were left at the replica when this answer left it."""
 
 
 class ModelInfo(NamedTuple):
@@ -128,10 +137,22 @@ class Endpoint:
                 raise EndpointRefused(f"context of shape {shape}, expected [P, L, {self.model.token_dim}]")
             if not torch.isfinite(prompts.ctx_PLE).all():
                 raise EndpointRefused("the context holds values that are not finite")
+        if request.kind == "text_gradients":
+            self._check_upstream(prompts, request.upstream_PCD)
         if prompts is not None:
             (p, c), most = prompt_counts(prompts), TEXT_BYTES // (4 * self.model.feature_dim)
             if p * c > most:
                 raise EndpointRefused(f"{p:,} sets of {c:,} prompts, a call may hold {most:,} prompts: ask fewer sets")
+
+    def _check_upstream(self, prompts: Prompts | None, upstream_PCD: Tensor | None) -> None:
+        if not isinstance(prompts, SoftPrompts):
+            raise EndpointRefused("gradients in the context are asked of soft prompts only")
+        wanted = (*prompt_counts(prompts), self.model.feature_dim)
+        if upstream_PCD is None or tuple(upstream_PCD.shape) != wanted:
+            found = None if upstream_PCD is None else tuple(upstream_PCD.shape)
+            raise EndpointRefused(f"a gradient in the text features of shape {found}, expected {wanted}")
+        if not torch.isfinite(upstream_PCD).all():
+            raise EndpointRefused("the gradient in the text features holds values that are not finite")
 
     def compute(self, request: Request) -> Answer:
         """The answer; the same request gives the same bits, whatever was asked before or beside it."""
@@ -139,6 +160,11 @@ class Endpoint:
             assert request.prompts is not None
             text_PCD, made = self._text(request.prompts)
             return Answer(text_PCD.numpy(), computed_prompts=made)
+        if request.kind == "text_gradients":
+            assert isinstance(request.prompts, SoftPrompts) and request.upstream_PCD is not None
+            p, c = prompt_counts(request.prompts)
+            gradients_PLE = self.model.text_gradients(request.prompts, request.upstream_PCD)
+            return Answer(gradients_PLE.numpy(), computed_prompts=p * c)
         assert request.images is not None
         image_BD, computed = self._image(request.images)
         hits = len(request.images) - computed
@@ -226,7 +252,7 @@ def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_di
         return Bill.image_features(len(images), feature_dim)
     assert prompts is not None
     p, c = prompt_counts(prompts)
-    if kind == "text_features":
+    if kind in ("text_features", "text_gradients"):
         return Bill.text_features(p, c, feature_dim)
     assert images is not None
     return Bill.scores(p, len(images), c)

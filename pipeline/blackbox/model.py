@@ -23,7 +23,8 @@ from methods.base import Access, Prompts, SoftPrompts
 from methods.toy import ToyTowers
 from pipeline.blackbox.text import SharedPrefixTower, fits
 from pipeline.config import EMBEDDED, ModelCard
-from pipeline.data.images import Images, Preprocess, decode
+from pipeline.data.decode import decode
+from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
 
@@ -54,6 +55,10 @@ class Model(Protocol):
         """[P, C, D]"""
         ...
 
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]: the way back through `encode_prompts`, for models that grant gradients"""
+        ...
+
     def embed_text(self, text: str) -> Tensor:
         """[L, E], without start and end tokens"""
         ...
@@ -73,6 +78,34 @@ def feature_dim(card: ModelCard) -> int:
     if card.kind == "fake":
         return ToyTowers.D
     return int(_architecture(card)["embed_dim"])
+
+
+def missing(card: ModelCard) -> tuple[str, str] | None:
+    """What of a model is not on this machine, and where it is published; None when all is there. Fetches nothing."""
+    if card.kind == "fake":
+        return None
+    import open_clip
+
+    _architecture(card)
+    if not has_tag(card):
+        path = _weights_file(card)
+        return None if path.is_file() else (f"no weights at {path}", card.source)
+    known = open_clip.get_pretrained_cfg(card.arch, card.weights)
+    if _cached(known):
+        return None
+    return "not in open_clip's cache; a run fetches them", known.get("url") or known["hf_hub"]
+
+
+def _cached(known: dict[str, Any]) -> bool:
+    """Whether open_clip has these weights: in its hub client's cache where it is told a hub, else in its own."""
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    if "hf_hub" not in known:
+        return (Path.home() / ".cache" / "clip" / Path(known["url"]).name).is_file()
+    repo, _, file = known["hf_hub"].rpartition("/")
+    names = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in names)
 
 
 def load(card: ModelCard) -> Model:
@@ -105,6 +138,10 @@ class FakeModel:
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """[P, C, D]"""
         return self.towers.text_features(prompts)
+
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]"""
+        return self.towers.text_gradients(prompts, upstream_PCD)
 
     def embed_text(self, text: str) -> Tensor:
         """[L, E]"""
@@ -140,7 +177,7 @@ class OpenClipModel:
         )
         self.text = SharedPrefixTower(self.net, self.tokenizer) if fits(self.net, self.tokenizer) else None
         if self.text is None:
-            self.grant = self.grant.closure() & ~Access.SOFT
+            self.grant = self.grant.closure() & ~(Access.SOFT | Access.GRADIENTS)
             log.warning("%s: its text tower takes whole strings only, so soft prompts are not granted", card.name)
         self.feature_dim = feature_dim(card)
         self.token_dim = self.text.token_dim if self.text else 0
@@ -175,6 +212,16 @@ class OpenClipModel:
                 [self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts]
             )
         return normalize(features.float(), dim=-1).cpu()
+
+    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
+        """[P, L, E]"""
+        if self.text is None:
+            raise EndpointRefused("this model takes prompts as strings only")
+        with torch.enable_grad():
+            ctx_PLE = prompts.ctx_PLE.detach().clone().to(self.device).requires_grad_()
+            features_PCD = self.text.encode(SoftPrompts(ctx_PLE, prompts.classnames, prompts.suffix))
+            text_PCD = normalize(features_PCD.float(), dim=-1)
+        return torch.autograd.grad(text_PCD, ctx_PLE, upstream_PCD.to(self.device))[0].float().cpu()
 
     def embed_text(self, text: str) -> Tensor:
         """[L, E]"""
@@ -248,16 +295,22 @@ def _architecture(card: ModelCard) -> dict[str, Any]:
     return cast(dict[str, Any], config)
 
 
-def _checkpoint(card: ModelCard) -> Path | None:
-    """The local weights file, or None for an open_clip tag."""
+def has_tag(card: ModelCard) -> bool:
+    """Whether the weights are open_clip's own, by tag."""
     import open_clip
 
-    if card.kind == "embedded":
-        path = EMBEDDED / card.weights
-    elif card.weights in open_clip.list_pretrained_tags_by_model(card.arch):
+    return card.kind == "open_clip" and card.weights in open_clip.list_pretrained_tags_by_model(card.arch)
+
+
+def _weights_file(card: ModelCard) -> Path:
+    return EMBEDDED / card.weights if card.kind == "embedded" else Path(card.weights)
+
+
+def _checkpoint(card: ModelCard) -> Path | None:
+    """The local weights file, or None for an open_clip tag."""
+    if has_tag(card):
         return None
-    else:
-        path = Path(card.weights)
+    path = _weights_file(card)
     if not path.is_file():
         raise DataError(f"model {card.name!r}: {card.weights!r} is neither a file nor an open_clip tag of {card.arch}")
     if card.weights_sha256 and file_sha256(path) != card.weights_sha256:

@@ -1,27 +1,27 @@
 """Who answers: Ray replicas that share one ledger actor. Without Ray: local.py.
 
-The actors are thin: all that they do is in `Endpoint` and `Ledger`. A replica charges and computes at the same time and
-answers when the charge is committed; a refused request's result is dropped. Errors travel as values, so that no Ray
+The actors are thin: all that they do is in `Server` (serving.py) and `Ledger`. Errors travel as values, so that no Ray
 exception reaches a method.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import math
+import random
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from pipeline.blackbox.bill import Charge, Receipt
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
 from pipeline.blackbox.ledger import Ledger
+from pipeline.blackbox.serving import Server
 from pipeline.config import ModelCard
 from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointLost, FareboxError, LedgerError
 
@@ -30,6 +30,8 @@ RETRY_S = 120.0
 """How long a caller waits for a lost replica or ledger to come back before the trial fails."""
 ANSWER_S = 3600.0
 """How long a caller waits for a replica that is alive: far above any honest answer, so that nothing hangs for ever."""
+UNKNOWN = math.inf
+"""The load of a replica that has not told it."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -66,96 +68,93 @@ class RemoteLedger:
         return call
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=256)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
 class Replica:
     """One endpoint on one device. `threads` is fixed, so that the count of replicas cannot change a bit."""
 
     async def __init__(  # type: ignore[misc]  # Ray runs it in the actor's own loop
-        self, card: ModelCard, features: str, threads: int, ledger_name: str
+        self, card: ModelCard, features: str, threads: int, ledger_name: str, make: Callable[..., Endpoint] = Endpoint
     ) -> None:
-        # OpenMP's thread count belongs to a thread: the one that computes sets its own.
-        self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.loaded: Endpoint | FareboxError  # an error is told by `info`: raised here, Ray would wrap it in its own
-        try:
-            self.loaded = await self._run(Endpoint, card, Path(features))
-        except FareboxError as error:
-            self.loaded = error
+        self.server = Server(self._charge, self._refund, threads)
+        await self.server.load(make, card, Path(features))
         # By name: a handle among the arguments could not be had again when Ray restarts this actor.
         self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
-        self.waiting = 0
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The endpoint, or the error of ours that kept it from loading."""
-        if isinstance(self.loaded, FareboxError):
-            raise self.loaded
-        return self.loaded
-
-    async def _run(self, function: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.worker, function, *args)
 
     async def info(self) -> ModelInfo | FareboxError:
         """The model's constants, or why it could not be loaded."""
-        return self.loaded if isinstance(self.loaded, FareboxError) else self.loaded.info
+        loaded = self.server.loaded
+        return loaded if isinstance(loaded, FareboxError) else loaded.info
 
     async def load(self) -> int:
         """Requests taken and not answered."""
-        return self.waiting
+        return self.server.taken
 
     async def embed_text(self, text: str) -> np.ndarray | FareboxError:
         """[L, E]"""
-        try:
-            return await self._run(self.endpoint.embed_text, text)
-        except FareboxError as error:
-            return error
+        return await self.server.embed_text(text)
 
     async def ask(self, request: Request) -> Answer | FareboxError:
         """Charge and compute at the same time; the answer leaves when the charge is committed."""
-        self.waiting += 1
-        try:
-            self.endpoint.check(request)
-            paying = self.ledger.do.remote("charge", [request.charge])
-            answer = await self._compute(request)
-            paid = await paying
-            if isinstance(paid, FareboxError):
-                return paid
-            if isinstance(paid[0], BudgetExceeded):
-                return paid[0]
-            if isinstance(answer, FareboxError):
-                if paid[0].status != "replayed":  # definitely not computed: the one case in which money goes back
-                    await self.ledger.do.remote("refund", [request.charge.id])
-                return answer
-            return replace(answer, status=paid[0].status)
-        except FareboxError as error:
-            return error
-        except RayError as error:
-            return LedgerError(f"the ledger did not answer: {_line(error)}")
-        finally:
-            self.waiting -= 1
+        return await self.server.ask(request)
 
-    async def _compute(self, request: Request) -> Answer | FareboxError:
+    async def _charge(self, charges: list[Charge]) -> list[Receipt | BudgetExceeded]:
+        return await self._ledger("charge", charges)
+
+    async def _refund(self, ids: list[str]) -> None:
+        await self._ledger("refund", ids)
+
+    async def _ledger(self, verb: str, argument: Any) -> Any:
         try:
-            return await self._run(self.endpoint.compute, request)
-        except FareboxError as error:
-            return error
+            result = await self.ledger.do.remote(verb, argument)
+        except RayError as error:
+            raise LedgerError(f"the ledger did not answer: {_line(error)}") from error
+        if isinstance(result, FareboxError):
+            raise result
+        return result
+
+
+def gpu_share(gpus: int, replicas: int) -> float:
+    """The part of a GPU that each replica gets, so that all find a place: a fraction never spans two GPUs."""
+    if not gpus:
+        return 0
+    together = -(-replicas // gpus)
+    return 1 if together == 1 else int(10_000 / together) / 10_000  # Ray counts in ten-thousandths
 
 
 class RayPool:
-    """Routes a trial's requests to the least busy replica, and to another, under the same id, when one dies."""
+    """A trial's way to the replicas: to one that is not busy, and to another, under the same id, when one dies.
+
+    It stays with a replica that has nobody else to serve: that one holds the trial's images and prompts, and no other
+    needs to be asked for its load. Else two others, drawn at random, are asked, and a less busy one is taken. Blocks of
+    one call go to one replica, which computes the prompts once.
+    """
 
     def __init__(self, replicas: Sequence[Any]) -> None:
         self.replicas = list(replicas)
+        self.random = random.Random()  # of its own: no result depends on who answers
+        self.home, self.load = self.random.choice(self.replicas), UNKNOWN
+        self.call = ""
         info = self._get(lambda replica: replica.info.remote())
         if isinstance(info, FareboxError):
             raise info
         self.info: ModelInfo = info
 
     def ask(self, request: Request) -> Answer:
-        """The answer; a replica that dies costs time and nothing else."""
-        answer = self._get(lambda replica: replica.ask.remote(request))
+        """The answer; a replica that dies, or is busy, costs time and nothing else."""
+        if request.charge.id != self.call:
+            self._look_around()
+            self.call = request.charge.id
+        until, pause = time.monotonic() + ANSWER_S, 0.05
+        while isinstance(answer := self._get(lambda replica: replica.ask.remote(request)), EndpointBusy):
+            if time.monotonic() > until:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+            self._move()
         if isinstance(answer, FareboxError):
             raise answer
         assert isinstance(answer, Answer)
+        self.load = answer.load
         return answer
 
     def embed_text(self, text: str) -> np.ndarray:
@@ -168,33 +167,47 @@ class RayPool:
     def _get(self, send: Any) -> Any:
         deadline = time.monotonic() + RETRY_S
         while True:
-            replica = self._least_busy()
             try:
-                return ray.get(send(replica), timeout=ANSWER_S)
+                return ray.get(send(self.home), timeout=ANSWER_S)
             except GetTimeoutError as error:
                 raise EndpointBusy(f"a replica took a request and did not answer within {ANSWER_S:.0f} s") from error
             except RayActorError as error:
                 if time.monotonic() > deadline:
                     raise EndpointLost(f"no replica answered within {RETRY_S:.0f} s: {_line(error)}") from error
                 time.sleep(0.2)
+                self._move()
             except RayError as error:
                 raise EndpointLost(f"a replica failed: {_line(error)}") from error
 
-    def _least_busy(self) -> Any:
-        if len(self.replicas) == 1:
-            return self.replicas[0]
-        loads = {replica: replica.load.remote() for replica in self.replicas}
-        ready, _ = ray.wait(list(loads.values()), num_returns=len(loads), timeout=1.0)
-        best, least = self.replicas[0], float("inf")
-        for replica, reference in loads.items():
-            if reference in ready:
-                try:
-                    load = ray.get(reference)
-                except RayError:
-                    continue  # it is restarting: its load is unknown, another is chosen
-                if load < least:
-                    best, least = replica, load
-        return best
+    def _move(self) -> None:
+        """Leave a replica that is dead or busy for the least busy of two others; a single one is tried again."""
+        self.load = UNKNOWN
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """Move to a replica with fewer requests than this one, as far as two others tell."""
+        others = [replica for replica in self.replicas if replica is not self.home]
+        if not self.load or not others:
+            return
+        loads = {replica.load.remote(): replica for replica in self.random.sample(others, min(2, len(others)))}
+        ready, _ = ray.wait(list(loads), num_returns=len(loads), timeout=1.0)
+        for reference in ready:
+            with contextlib.suppress(RayError):  # it is restarting: its load is unknown
+                if (load := ray.get(reference)) < self.load:
+                    self.home, self.load = loads[reference], load
+
+
+def loads(replicas: Sequence[Any]) -> list[int | None]:
+    """Requests under way on each replica; None for one that does not say within a second (it may be starting again)."""
+    asked = [replica.load.remote() for replica in replicas]
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=1.0)
+    found: list[int | None] = []
+    for reference in asked:
+        try:
+            found.append(ray.get(reference) if reference in ready else None)
+        except RayError:
+            found.append(None)
+    return found
 
 
 def _line(error: RayError) -> str:

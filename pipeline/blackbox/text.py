@@ -31,12 +31,12 @@ them would save little, and the embedded model's answers, to the bit, rest on it
 def fits(net: Any, tokenizer: Any) -> bool:
     """True for the architecture that this forward reproduces; others take whole strings through open_clip."""
     blocks = getattr(getattr(net, "transformer", None), "resblocks", ())
-    mask = getattr(net, "attn_mask", None)
+    mask, positions = getattr(net, "attn_mask", None), getattr(net, "positional_embedding", ())
     return (
         len(blocks) > 0
         and all(type(b).__name__ == "ResidualAttentionBlock" and not hasattr(b, "ln_1_kv") for b in blocks)
         and getattr(net, "text_pool_type", "argmax") == "argmax"
-        and len(net.positional_embedding) == net.context_length  # a place more is a class token's
+        and len(positions) == getattr(net, "context_length", None)  # a place more is a class token's
         and mask is not None
         and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
         and hasattr(tokenizer, "sot_token_id")
@@ -92,7 +92,8 @@ class SharedPrefixTower:
                 "shorten the class name or the context"
             )
         prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
-        if len(suffixes) * (total - n_prefix) * self.params <= SMALL:
+        small = len(suffixes) * (total - n_prefix) * self.params <= SMALL
+        if small or ctx_PLW.requires_grad:  # no gradient goes back through the packed tile, which is written in place
             forward, groups, beside = self._rectangle, [self._group(range(len(suffixes)), suffixes)], 0
         else:
             forward, groups, beside = self._packed, self._by_length(suffixes), n_prefix

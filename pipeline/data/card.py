@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +29,12 @@ def source_of(card: DatasetCard) -> Source:
     return opened(_indexed(recipe(card)))
 
 
+def source_anew(card: DatasetCard) -> Source:
+    """The same after a new look at the files."""
+    _indexed.cache_clear()
+    return source_of(card)
+
+
 @lru_cache(maxsize=64)
 def _indexed(recipe: Recipe) -> Source:
     kind = TableSource if recipe.layout == "table" else FileSource
@@ -39,8 +47,14 @@ def recipe(card: DatasetCard) -> Recipe:
 
 
 def listing(card: DatasetCard) -> Rows:
-    """The card's rows as they are listed, no image looked for. Not for `layout: parquet`."""
-    return listed(layouts.read(recipe(card)))
+    """The card's rows as they are listed, no image looked for. Not for `layout: parquet`.
+
+    The split files of several sets may lie together in `data.root`, where there are no images.
+    """
+    here, reader = Path(card.path), layouts.READERS[card.layout]
+    if not here.exists() and reader.lists(here.parent):
+        card = replace(card, path=str(here.parent))
+    return listed(layouts.read(recipe(card), images=False))
 
 
 def missing(card: DatasetCard) -> tuple[str, ...]:
@@ -55,8 +69,7 @@ def check_card(card: DatasetCard) -> None:
 
     The files are looked at anew: this comes first in every plan.
     """
-    _indexed.cache_clear()
-    source = source_of(card)
+    source = source_anew(card)
     classes, used = len(source.classnames), set(np.unique(source.labels).tolist())
     if classes != card.classes or not used <= set(range(card.classes)):
         found = f"{source.place} has {classes if classes != card.classes else 'others'}"

@@ -49,11 +49,15 @@ class SplitFile:
         """Without these in its folder, nothing can be read."""
         return (self.images,) if self.images else ("cars_train", "cars_test")
 
+    def lists(self, folder: Path) -> bool:
+        """The split file alone says what there is."""
+        return (folder / self.split).is_file()
+
     def read(self, folder: Path, seed: int) -> Listing:
         """The published split where its file is there, else one made by the same rule."""
         path = folder / self.split
         if path.is_file():
-            return _listing(folder / self.images, split_file(path), (path,), str(path))
+            return named(folder / self.images, split_file(path), (path,), str(path))
         if lacks := [name for name in self.raw if not (folder / name).exists()]:
             raise DataError(
                 f"{path} is not there, and without {' and '.join(lacks)} no split can be made in its place: download "
@@ -66,7 +70,26 @@ class SplitFile:
             wanted = f"{' and '.join(self.raw)} are not as their authors publish them"
             raise DataError(f"{folder}: {wanted} ({type(error).__name__}: {error})") from error
         words = f"made here with split_seed {seed}, since {self.split} is missing: not the published split"
-        return _listing(folder / self.images, made, watched, str(folder), words)
+        return named(folder / self.images, made, watched, str(folder), words)
+
+
+@dataclass(frozen=True)
+class OwnSplitFile:
+    """A split file of one's own. Its paths are relative to its folder, or to a folder in that one."""
+
+    needs: tuple[str, ...] = ()
+
+    def lists(self, folder: Path) -> bool:
+        """The file alone says what there is."""
+        return folder.is_file()
+
+    def read(self, folder: Path, seed: int) -> Listing:
+        """`folder` is the file. The images lie where the first of them is found."""
+        made, where = split_file(folder), folder.parent
+        first = next((path for rows in made.values() for path, _, _ in rows), "")
+        roots = [where, *(where / name for name in folders(where))]
+        root = next((root for root in roots if (root / first).is_file()), where)
+        return named(root, made, (folder,), str(folder))
 
 
 def split_file(path: Path) -> Made:
@@ -81,7 +104,8 @@ def split_file(path: Path) -> Made:
         raise DataError(f"{path} is not a split file: wanted lists of [path, label, class name] ({reason})") from error
 
 
-def _listing(root: Path, made: Made, watched: Sequence[Path], where: str, how: str = "") -> Listing:
+def named(root: Path, made: Made, watched: Sequence[Path], where: str, how: str = "") -> Listing:
+    """The listing of rows that say their class names. DataError when labels and names do not fit together."""
     names: dict[int, str] = {}
     for path, label, name in (row for rows in made.values() for row in rows):
         if names.setdefault(label, name) != name:
@@ -113,6 +137,10 @@ class Aircraft:
         "images_variant_test.txt",
     )
 
+    def lists(self, folder: Path) -> bool:
+        """The official lists alone say what there is."""
+        return all((folder / name).is_file() for name in self.needs[1:])
+
     def read(self, folder: Path, seed: int) -> Listing:
         """The official lists."""
         label_of = {name: label for label, name in enumerate(lines(folder / "variants.txt"))}
@@ -124,7 +152,7 @@ class Aircraft:
                 if name not in label_of:
                     raise DataError(f"images_variant_{split}.txt in {folder} has the class {name!r}, variants.txt not")
                 made[split].append((f"{image}.jpg", label_of[name], name))
-        return _listing(folder / "images", made, tuple(folder / name for name in self.needs[1:]), str(folder))
+        return named(folder / "images", made, tuple(folder / name for name in self.needs[1:]), str(folder))
 
 
 @dataclass(frozen=True)
@@ -141,6 +169,10 @@ class ImageNet:
     def needs(self) -> tuple[str, ...]:
         """Without these in its folder, nothing can be read."""
         return (*(f"{self.images}/{part}".rstrip("/") for part, _ in self.splits), "classnames.txt")
+
+    def lists(self, folder: Path) -> bool:
+        """Images are found by listing them."""
+        return False
 
     def read(self, folder: Path, seed: int) -> Listing:
         """Labels are the sorted folders' numbers, and images are in sorted order (CoOp's follows the file system)."""

@@ -13,7 +13,12 @@ from pipeline.errors import DataError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Files that end otherwise are left alone."""
-NAMES_OF_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+NAMES_OF_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What files, folders and rows may call a split, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,17 @@ class ImageFolder:
 
     needs: tuple[str, ...] = ()
 
+    def lists(self, folder: Path) -> bool:
+        """Images are found by listing them."""
+        return False
+
     def read(self, folder: Path, seed: int) -> Listing:
         """Split by the folders train, val and test if there is one of them, else made here."""
-        splits = {NAMES_OF_SPLITS[name]: name for name in folders(folder) if name in NAMES_OF_SPLITS}
+        splits: dict[str, str] = {}
+        for name in folders(folder):
+            split = NAMES_OF_SPLITS.get(name.lower())
+            if split and splits.setdefault(split, name) != name:
+                raise DataError(f"{folder} has {splits[split]}/ and {name}/, which both mean {split}: leave one")
         return self._split(folder, splits) if splits else self._whole(folder, seed)
 
     def _split(self, folder: Path, splits: dict[str, str]) -> Listing:
@@ -36,7 +49,7 @@ class ImageFolder:
         for split, of_split in kinds.items():
             if foreign := [kind for kind in of_split if kind not in label_of]:
                 raise DataError(
-                    f"{folder / splits[split]} has the class {foreign[0]!r}, which {folder / 'train'} has not"
+                    f"{folder / splits[split]} has the class {foreign[0]!r}, which {folder / splits['train']} has not"
                 )
 
         def rows() -> Iterator[Row]:

@@ -6,22 +6,22 @@ Every pixel that the endpoint sees is a function of (image bytes, transform name
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from pipeline.data.decode import decode, unreadable
 from pipeline.data.source import Source, content_key, opened
 from pipeline.errors import DataError
 
 PLAIN = 0
 CHECKED_AT_ONCE = 2_000
-"""Images whose headers are looked at before that is remembered."""
+"""Images that are looked at before that is remembered."""
 _VIEWS_PER_SEED = 10_000  # view numbers: 0 is the plain image, then 1 + seed * 10,000 + v
 
 AUGMENTATIONS = {
@@ -96,22 +96,17 @@ class Images:
         return h.hexdigest()
 
 
-def decode(data: bytes) -> Image.Image:
-    """An RGB image from encoded bytes; transparent parts become white. DataError when unreadable."""
-    try:
-        opened_image = Image.open(io.BytesIO(data))
-        opened_image.load()
-        image: Image.Image = opened_image
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
 def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:
-    """DataError for an image of these rows that is none, as far as its header and its checksums tell.
+    """DataError for an image of these rows that is none."""
+    for row, size, reason in not_readable(source, rows):
+        found = f"{opened(source).where(row)} is not a readable image ({size} bytes, {reason})"
+        raise DataError(f"data set {name!r}: {found}: mend the file or leave it out")
+
+
+def not_readable(
+    source: Source, rows: Sequence[int] | np.ndarray, seen: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[int, int, str]]:
+    """(row, bytes, reason) of each of these images that is none; `seen` is told how many were looked at of how many.
 
     Files are read side by side, and what was found is remembered CHECKED_AT_ONCE at a time.
     """
@@ -119,32 +114,20 @@ def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) 
     todo = source.unchecked(rows)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(todo), CHECKED_AT_ONCE):
-            some = todo[start : start + CHECKED_AT_ONCE]
-            checked = {}
-            for row, (size, key, reason) in zip(
-                some, pool.map(lambda r: _look(source.image_bytes(r)), some), strict=True
-            ):
+            some, readable = todo[start : start + CHECKED_AT_ONCE], {}
+            looks = pool.map(lambda row: _look(source.image_bytes(row)), some)
+            for row, (size, key, reason) in zip(some, looks, strict=True):
                 if reason:
-                    found = f"{source.where(row)} is not a readable image ({size} bytes, {reason})"
-                    raise DataError(f"data set {name!r}: {found}: mend the file or leave it out")
-                checked[row] = key
-            source.mark_checked(checked)
+                    yield row, size, reason
+                else:
+                    readable[row] = key
+            source.mark_checked(readable)
+            if seen:
+                seen(start + len(some), len(todo))
 
 
 def _look(data: bytes) -> tuple[int, str, str | None]:
     return len(data), content_key(data), unreadable(data)
-
-
-def unreadable(data: bytes) -> str | None:
-    """Why these bytes are no image, as far as header and checksums tell; None when they are one."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-    except UnidentifiedImageError:
-        return "no known image format"
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        return str(error)
-    return None
 
 
 @dataclass(frozen=True)

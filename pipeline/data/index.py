@@ -34,7 +34,7 @@ class Index(Rows):
 
     def __init__(self, table: pa.Table, listing: Listing, digest: str, file: Path) -> None:
         super().__init__(table, listing)
-        self.root, self.made, self.digest, self.file = listing.root, listing.made, digest, file
+        self.root, self.digest, self.file = listing.root, digest, file
 
     def forget(self) -> None:
         """Take the index away, so that the next to ask lists the files again."""

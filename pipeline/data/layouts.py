@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.data.coop import COOP
+from pipeline.data.coop import COOP, OwnSplitFile
 from pipeline.data.folder import ImageFolder
 from pipeline.data.listing import Listing
 from pipeline.data.tables import Tables
@@ -22,12 +22,16 @@ class Reader(Protocol):
         """Files and folders in it without which nothing can be read."""
         ...
 
+    def lists(self, folder: Path) -> bool:
+        """True when the rows can be listed though the images are not there."""
+        ...
+
     def read(self, folder: Path, seed: int) -> Listing:
         """The listing; `seed` is for a split that is made here."""
         ...
 
 
-READERS: dict[str, Reader] = {**COOP, "folder": ImageFolder(), "table": Tables()}
+READERS: dict[str, Reader] = {**COOP, "folder": ImageFolder(), "table": Tables(), "split_file": OwnSplitFile()}
 LAYOUTS = ("parquet", *READERS)
 """All layouts: `parquet` is one file that is named by its digest, read by ParquetSource."""
 
@@ -42,17 +46,26 @@ class Recipe(NamedTuple):
     split_seed: int = 1
 
 
-def read(recipe: Recipe) -> Listing:
-    """The listing of a data set. DataError when it is not there, lies otherwise, or has class names that cannot be."""
-    if absent := missing(recipe.layout, recipe.path):
+def read(recipe: Recipe, images: bool = True) -> Listing:
+    """The listing of a data set; with images=False it is enough that its split file or lists are there.
+
+    DataError when it is not there, lies otherwise, or has class names that cannot be.
+    """
+    where, reader = Path(recipe.path), READERS[recipe.layout]
+    if (absent := missing(recipe.layout, recipe.path)) and (images or not reader.lists(where)):
         raise DataError(absent[0])
-    listing = READERS[recipe.layout].read(Path(recipe.path), recipe.split_seed)
+    listing = reader.read(where, recipe.split_seed)
     ids_of_its_own = listing.class_ids != listing.classnames
     if recipe.classnames:
-        if len(recipe.classnames) != len(listing.classnames):
-            found = f"{recipe.path} has {len(listing.classnames)} classes"
+        if len(recipe.classnames) != len(listing.class_ids):
+            found = f"{recipe.path} has {len(listing.class_ids)} classes"
             raise DataError(f"the card has {len(recipe.classnames)} class names, {found}: wanted one for each")
         listing = dataclasses.replace(listing, classnames=recipe.classnames)
+    if not listing.classnames:
+        raise DataError(
+            f"{recipe.path} says no class names: wanted `classnames` in the card, text labels, Hugging Face's "
+            "ClassLabel, or a JSON list under `classes` in the schema's metadata"
+        )
     name, count = Counter(listing.class_ids if ids_of_its_own else listing.classnames).most_common(1)[0]
     if count > 1:
         raise DataError(f"{recipe.path} has {count} classes named {name!r}: give each class a name of its own")

@@ -45,6 +45,7 @@ class Rows:
 
     def __init__(self, table: pa.Table, listing: Listing) -> None:
         self.table, self.classnames, self.class_ids = table, listing.classnames, listing.class_ids
+        self.made = listing.made
 
     @cached_property
     def labels(self) -> np.ndarray:

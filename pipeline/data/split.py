@@ -44,16 +44,21 @@ def draw(source: Labelled, name: str, shots: int, seed: int, validation: str, sh
     of_train, of_val = source.rows_of("train"), source.rows_of("val")
     if not len(of_train):
         raise DataError(f"data set {name!r} has no train split (its splits: {', '.join(source.splits)})")
+    check_validation(name, validation, len(of_val))
     train = _sample(rng, source, name, "train", of_train, shots, short_classes)
     if validation == "none":
         return Split(train, ())
     if validation == "full":
-        if not len(of_val):
-            raise DataError(f"data set {name!r} has no val split of its own: type validation=min4 or validation=none")
         return Split(train, tuple(of_val.tolist()))
     rest = of_val if len(of_val) else np.setdiff1d(of_train, train)  # sorted: in listed order
     kind = "val" if len(of_val) else "further train"
     return Split(train, _sample(rng, source, name, kind, rest, wanted, short_classes))
+
+
+def check_validation(name: str, validation: str, n_val: int) -> None:
+    """DataError when the whole val split is asked of a data set without one of its own."""
+    if validation == "full" and not n_val:
+        raise DataError(f"data set {name!r} has no val split of its own: type validation=min4 or validation=none")
 
 
 def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:

@@ -37,9 +37,14 @@ class _File:
     split: str | None
     """The split of all its rows; None: the column `split` says."""
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Its image, label and split columns, some rows at a time. DataError when it is damaged."""
-        names = [self.image, self.label, *(() if self.split else ("split",))]
+    def labels(self) -> Iterator[Any]:
+        """Its labels, read without the images."""
+        for batch in self.batches([self.label]):
+            yield from batch[self.label].to_pylist()
+
+    def batches(self, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Its image, label and split columns (or those named), some rows at a time. DataError when it is damaged."""
+        names = names or [self.image, self.label, *(() if self.split else ("split",))]
         try:
             if self.path.suffix == ".parquet":
                 with pq.ParquetFile(self.path) as file:
@@ -58,6 +63,10 @@ class Tables:
 
     needs: tuple[str, ...] = ()
 
+    def lists(self, where: Path) -> bool:
+        """Images are rows."""
+        return False
+
     def read(self, where: Path, seed: int) -> Listing:
         """All rows of all files."""
         found = [where] if where.is_file() else [*where.rglob("*.parquet"), *where.rglob("*.arrow")]
@@ -66,8 +75,9 @@ class Tables:
             raise DataError(f"{where} holds no .parquet or .arrow file")
         root = where.parent if where.is_file() else where
         files = [_open(path, root) for path in paths]
-        names = _class_names(files, where)
-        label_of: dict[Any, int] = {key: label for label, name in enumerate(names) for key in (name, label)}
+        names = _class_names(files)
+        ids = names or _numbered(files)
+        label_of: dict[Any, int] = {key: label for label, name in enumerate(ids) for key in (name, label)}
 
         def batches() -> Iterator[pa.RecordBatch]:
             for file in files:
@@ -77,7 +87,7 @@ class Tables:
                     number += len(batch)
 
         holding = () if where.is_file() else sorted({where, *(path.parent for path in paths)})
-        return Listing(root, names, names, batches, (*holding, *paths))
+        return Listing(root, names, ids, batches, (*holding, *paths))
 
 
 def _arrow(source: Any) -> Any:
@@ -117,8 +127,8 @@ def _split_of(path: Path, root: Path) -> str | None:
     return None
 
 
-def _class_names(files: list[_File], where: Path) -> tuple[str, ...]:
-    """As the schema says (Hugging Face's ClassLabel, or a JSON list under `classes`), or the labels if text."""
+def _class_names(files: list[_File]) -> tuple[str, ...]:
+    """The schema's (Hugging Face's ClassLabel, or a JSON list under `classes`), or the labels if text, or none."""
     for file in files:
         metadata = file.schema.metadata or {}
         try:
@@ -129,18 +139,25 @@ def _class_names(files: list[_File], where: Path) -> tuple[str, ...]:
             raise DataError(f"{file.path} has metadata that is not JSON: {error}") from error
         if names := features.get(file.label, {}).get("names"):
             return tuple(map(str, names))
-    if all(pa.types.is_string(file.schema.field(file.label).type) for file in files):
-        return tuple(
-            sorted({label for file in files for batch in file.batches() for label in _texts(batch, file.label)})
-        )
-    raise DataError(
-        f"{where} says no class names: wanted text labels, Hugging Face's ClassLabel, or a JSON list under `classes` "
-        "in the schema's metadata"
-    )
+    if all(_is_text(file.schema.field(file.label).type) for file in files):
+        return tuple(sorted({str(label) for file in files for label in file.labels()}))
+    return ()
 
 
-def _texts(batch: pa.RecordBatch, column: str) -> set[str]:
-    return {str(value) for value in batch[column].to_pylist()}
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _numbered(files: list[_File]) -> tuple[str, ...]:
+    """The numbers of classes without names, as text. DataError when they are not 0, 1, 2, ..."""
+    for file in files:
+        if not pa.types.is_integer(kind := file.schema.field(file.label).type):
+            raise DataError(f"{file.path} has labels of type {kind} in {file.label!r}: wanted whole numbers or text")
+    found = {label for file in files for label in file.labels()} - {None}
+    if gaps := set(range(len(found))) - found:
+        raise DataError(f"{files[0].path} has {len(found)} labels but no label {min(gaps)}: wanted 0, 1, 2, ...")
+    return tuple(map(str, range(len(found))))
 
 
 def _plain(batch: pa.RecordBatch, file: _File, label_of: dict[Any, int], prefix: str, number: int) -> pa.RecordBatch:

@@ -257,3 +257,84 @@ def test_a_model_card_of_ones_own_is_read_and_its_grant_checked(tmp_path: Path) 
     path.write_text("kind: fake\ngrant: SOFT+SCORE\n")
     with pytest.raises(ConfigError, match="grant: no access named 'SCORE'; did you mean 'SCORES'"):
         model_card(str(path)).access  # noqa: B018
+
+
+# --- sweeps that build on others -----------------------------------------------------------------------------------
+
+
+def test_a_union_joins_lists_and_its_own_keys_override(tmp_path: Path) -> None:
+    first, second, both = (tmp_path / f"{name}.yaml" for name in ("first", "second", "both"))
+    first.write_text("methods: [zero_shot, craft]\nshots: [1, 2]\nviews: 3\nmethod:\n  craft: {sigma: 0.5}\n")
+    second.write_text("methods: [zero_shot, taskres]\nshots: [2, 4]\nviews: 5\nmethod:\n  craft: {popsize: 8}\n")
+    both.write_text(f"union: [{first}, {second}]\nseeds: [7]\nshots: [16]\n")
+    config = compose([f"sweep={both}"])
+    assert (config.sweep, config.methods) == ("both", ("zero_shot", "craft", "taskres"))
+    assert (config.shots, config.seeds, config.views) == ((16,), (7,), 5)
+    settings = dict(config.choice("craft", "icons").config)
+    assert (settings["sigma"], settings["popsize"]) == (0.5, 8)
+    above = tmp_path / "above.yaml"
+    above.write_text(f"union: {both}\nseeds: [1]\n")
+    assert compose([f"sweep={above}"]).methods == config.methods, "a union of a union"
+
+
+def test_a_union_that_comes_back_to_itself_or_names_nothing_is_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"union: [{two}]\n")
+    two.write_text(f"union: [{one}]\n")
+    with pytest.raises(ConfigError, match=r"its union comes back to itself \(.*one.yaml -> .*two.yaml -> .*one.yaml\)"):
+        compose([f"sweep={one}"])
+    one.write_text("union: [demoo]\n")
+    with pytest.raises(ConfigError, match="no sweep named 'demoo'; did you mean 'demo'"):
+        compose([f"sweep={one}"])
+    with pytest.raises(ConfigError, match="command: no key named 'union'"):
+        smoke("union=[demo]")
+
+
+def test_a_sweeps_settings_of_a_method_that_the_command_leaves_out_are_left_out_too(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("methods: [bbt, craft]\nmethod:\n  bbt: {sigma: 0.5}\n")
+    assert compose([f"sweep={mine}", "methods=[craft]"]).method == {}
+    with pytest.raises(ConfigError, match=r"method\.bbt: no method in this sweep named 'bbt'"):
+        compose([f"sweep={mine}", "methods=[craft]", "method.bbt.sigma=1"])
+    mine.write_text("methods: [bbt]\nmethod:\n  btb: {sigma: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"method\.btb: no method in this sweep named 'btb'; did you mean 'bbt'"):
+        compose([f"sweep={mine}"])
+
+
+ELEVEN = (
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
+    *("sun397", "dtd", "eurosat", "ucf101"),
+)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "methods", "shots", "seeds", "limits"),
+    [
+        ("craft_paper", ("zero_shot", "bbt", "craft"), (1, 2, 4, 8, 16), (1, 2, 3), (Limits(),)),
+        ("taskres_paper", ("zero_shot", "taskres"), (1, 2, 4, 8, 16), (1, 2, 3), (Limits(),)),
+        ("cbbt_paper", ("zero_shot", "cbbt_prompt", "cbbt"), (16,), (1,), (Limits(),)),
+    ],
+)
+def test_a_papers_sweep_is_its_grid(
+    sweep: str, methods: tuple[str, ...], shots: tuple[int, ...], seeds: tuple[int, ...], limits: tuple[Limits, ...]
+) -> None:
+    config = compose([f"sweep={sweep}"])
+    assert (config.methods, config.shots, config.seeds, config.allotments) == (methods, shots, seeds, limits)
+    assert tuple(card.name for card in config.datasets) == ELEVEN
+    assert (config.model.name, config.settings, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
+    for name in methods[1:]:
+        if name != "taskres":
+            assert dict(config.choice(name, "dtd").config)["paper_start"] is True
+
+
+def test_the_papers_sweep_is_the_union_of_theirs_under_one_meter() -> None:
+    config = compose(["sweep=paper"])
+    parts = [compose([f"sweep={name}_paper"]) for name in ("craft", "taskres", "cbbt")]
+    for key in ("methods", "datasets", "shots", "seeds"):
+        united = {item for part in parts for item in getattr(part, key)}
+        assert set(getattr(config, key)) - united <= {"logit_head"}, "the reference that gains are measured from"
+        assert united <= set(getattr(config, key))
+    assert config.allotments == (Limits(8000), Limits(8000, 256_000))
+    for part in parts:
+        for name in part.methods:
+            assert config.choice(name, "oxford_flowers") == part.choice(name, "oxford_flowers")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pickle
@@ -17,7 +16,8 @@ import torch
 from PIL import Image
 
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.data.images import Images, Preprocess, decode
+from pipeline.data.decode import decode
+from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import ParquetSource, opened
 from pipeline.data.split import draw, sample
 from pipeline.errors import DataError
@@ -193,46 +193,6 @@ def test_thumbnails_are_grey_means_of_the_plain_image(tmp_path: Path) -> None:
     source = write_source(tmp_path / "d.parquet", [encoded(image)], [0], ["train"], ["half"])
     wanted = torch.tensor([[200.0, 0.0, 200.0, 0.0]]) / 255
     torch.testing.assert_close(plain(source, "train").pixels(2), wanted)
-
-
-# --- decoding ------------------------------------------------------------------------------------------------------
-
-
-def noise() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
-
-
-def test_an_unreadable_image_is_a_data_error() -> None:
-    whole = encoded(noise())
-    for data in (b"", b"not an image", whole[: len(whole) // 2], whole[:30]):
-        with pytest.raises(DataError, match=f"an image of {len(data)} bytes cannot be decoded"):
-            decode(data)
-
-
-def test_damaged_bytes_are_decoded_or_named_and_nothing_else() -> None:
-    rng = random.Random(0)
-    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP"):
-        whole = encoded(noise(), kind)
-        for _ in range(150):
-            data = bytearray(whole)
-            for _ in range(rng.randint(1, 4)):
-                data[rng.randrange(min(len(data), 300))] = rng.randrange(256)
-            with contextlib.suppress(DataError):
-                assert decode(bytes(data)).mode == "RGB"
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_parts_become_white(mode: str) -> None:
-    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
-    image.putpixel((1, 0), (10, 10, 10, 255))
-    data = encoded(image.convert(mode)) if mode != "P" else encoded(image, "GIF")
-    found = decode(data)
-    assert found.getpixel((0, 0)) == (255, 255, 255)
-    assert found.getpixel((1, 0)) == pytest.approx((10, 10, 10), abs=2)
-
-
-def test_half_transparent_parts_are_blended_with_white() -> None:
-    assert decode(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 51)))).getpixel((0, 0)) == (204, 204, 204)
 
 
 # --- the transform -------------------------------------------------------------------------------------------------

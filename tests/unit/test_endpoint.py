@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import multiprocessing
 import re
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +33,8 @@ from pipeline.errors import AccessDenied, BudgetExceeded, DataError, EndpointRef
 from tests.lab import write_source
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
-ALL = Access.SOFT | Access.FEATURES
+BLACK = Access.SOFT | Access.FEATURES
+ALL = BLACK | Access.GRADIENTS
 PLENTY = Limits(1_000, 100_000)
 CLASSES = Classes(("star", "house", "umbrella"), "an icon of a {}.", ("{} icon", "a {}"))
 
@@ -184,68 +186,106 @@ def rows_for(keys: list[str], width: int = 4) -> Tensor:
     return torch.stack([torch.full((width,), float(int(key))) for key in keys])
 
 
+def missing(store: FeatureStore, keys: list[str]) -> list[int]:
+    """The positions of the keys that are not stored; those that are must be the right rows."""
+    features, absent = store.read(keys)
+    present = [i for i in range(len(keys)) if i not in absent]
+    assert torch.equal(features[present], rows_for(keys)[present])
+    return absent
+
+
 def test_features_are_shared_by_all_that_open_the_folder(tmp_path: Path) -> None:
     one, other = store_of(tmp_path), store_of(tmp_path)
-    assert one.find(["1", "2"]) == [0, 1]
+    assert missing(one, ["1", "2"]) == [0, 1]
     one.add(["1", "2"], rows_for(["1", "2"]))
-    assert other.find(["2", "3", "1"]) == [1]
-    assert torch.equal(other.read(["2", "1"]), rows_for(["2", "1"]))
+    assert missing(other, ["2", "3", "1"]) == [1]
+    other.add(["3"], rows_for(["3"]))
+    assert missing(one, ["3", "3", "1", "4"]) == [3]
+    assert len(one) == len(other) == len(list(one.folder.glob("*.arrow"))) + 1 == 3
 
 
 def test_another_model_has_other_features(tmp_path: Path) -> None:
     store_of(tmp_path).add(["1"], rows_for(["1"]))
-    assert store_of(tmp_path, model="n").find(["1"]) == [0]
+    assert missing(store_of(tmp_path, model="n"), ["1"]) == [0]
+    assert missing(store_of(tmp_path), ["1"]) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_removed_and_its_rows_are_computed_again(tmp_path: Path, damage: str) -> None:
     store = store_of(tmp_path)
     store.add(["1", "2"], rows_for(["1", "2"]))
     (path,) = store.folder.glob("*.arrow")
+    store.add(["3"], rows_for(["3"]))
     data = bytearray(path.read_bytes())
     data[data.index(rows_for(["2"]).numpy().tobytes())] ^= 1  # one bit of a feature: Arrow alone would not see it
+    path.unlink()  # a file that is mapped must not change under its readers
     path.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
     again = store_of(tmp_path)
-    assert again.find(["1", "2"]) == [0, 1]
+    assert missing(again, ["1", "2", "3"]) == [0, 1]
+    assert not path.exists() and len(again) == 1
     again.add(["1", "2"], rows_for(["1", "2"]))
-    assert store_of(tmp_path).find(["1", "2"]) == []
+    assert missing(again, ["1", "2", "3"]) == missing(store_of(tmp_path), ["1", "2", "3"]) == []
 
 
-def named_by_content(folder: Path, table: pa.Table) -> Path:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
+def test_damage_after_a_file_was_mapped_is_seen_when_its_row_is_read(tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    store.add(["1", "2"], rows_for(["1", "2"]))
+    (path,) = store.folder.glob("*.arrow")
+    assert missing(store, ["1", "2"]) == []
+    at = path.read_bytes().index(rows_for(["2"]).numpy().tobytes())
+    with path.open("r+b") as file:  # in place, so that the map sees it
+        file.seek(at)
+        file.write(b"\xff")
+    assert missing(store, ["1"]) == []
+    assert missing(store, ["2"]) == [0]
+    assert not path.exists()
+
+
+def put_beside(store: FeatureStore, table: pa.Table) -> Path:
+    """An Arrow file that reads well, with the name of one of the store's own."""
+    path = store.folder / f"{uuid.uuid4().hex}.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    data = sink.getvalue().to_pybytes()
-    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.arrow"
-    path.write_bytes(data)
     return path
+
+
+KEY = pa.array([hashlib.sha256(b"1").digest()[:16]], pa.binary(16))
+SUM = pa.array([0], pa.uint32())
+
+
+def features_of(kind: pa.DataType, width: int) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array([1.0] * width, kind), width)
 
 
 @pytest.mark.parametrize(
     "table",
     [
         pa.table({"something": ["else"]}),
-        pa.table({"key": ["1"], "feature": ["text"]}),
-        pa.table({"key": ["1"], "feature": pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 4, pa.float64()), 4)}),
-        pa.table({"key": ["1"], "feature": pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 3, pa.float32()), 3)}),
+        pa.table({"key": KEY, "feature": ["text"], "sum": SUM}),
+        pa.table({"key": KEY, "feature": features_of(pa.float64(), 4), "sum": SUM}),
+        pa.table({"key": KEY, "feature": features_of(pa.float32(), 3), "sum": SUM}),
+        pa.table({"key": KEY, "feature": features_of(pa.float32(), 4), "sum": SUM}),
+        pa.table({"key": KEY, "feature": features_of(pa.float32(), 4), "sum": SUM}, metadata={"model": "n"}),
+        pa.table({"key": KEY, "feature": features_of(pa.float32(), 4), "sum": SUM}, metadata={"model": "m"}),
     ],
-    ids=["other columns", "text", "float64", "another width"],
+    ids=["other columns", "text", "float64", "another width", "no model", "another model", "a wrong sum"],
 )
 def test_a_foreign_file_is_never_taken_for_features(tmp_path: Path, table: pa.Table) -> None:
     store = store_of(tmp_path)
-    named_by_content(store.folder, table)
+    foreign = put_beside(store, table)
     (store.folder / "notes.arrow").write_text("mine")
-    assert store.find(["1"]) == [0]
+    assert missing(store, ["1"]) == [0]
+    assert not foreign.exists()
     store.add(["1"], rows_for(["1"]))
-    assert torch.equal(store.read(["1"]), rows_for(["1"]))
+    assert missing(store, ["1"]) == missing(store_of(tmp_path), ["1"]) == []
 
 
 def _add_many(folder: Path, first: int) -> None:
     store = store_of(folder)
     for i in range(first, first + 20):
-        missing = [key for key in (str(i), str(i + 1)) if store.find([key])]
-        if missing:
-            store.add(missing, rows_for(missing))
+        keys = [str(i), str(i + 1)]
+        if absent := [keys[at] for at in missing(store, keys)]:
+            store.add(absent, rows_for(absent))
 
 
 def test_processes_and_threads_may_add_the_same_rows_at_the_same_time(tmp_path: Path) -> None:
@@ -257,10 +297,10 @@ def test_processes_and_threads_may_add_the_same_rows_at_the_same_time(tmp_path: 
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    keys = [str(i) for i in range(26)]
+    keys = [str(i) for i in range(30)]
     store = store_of(tmp_path)
-    assert store.find(keys) == []
-    assert torch.equal(store.read(keys), rows_for(keys))
+    assert missing(store, [*keys, "31"]) == [30]
+    assert len(store) == 31
     assert not list(store.folder.glob("*.tmp"))
 
 
@@ -277,6 +317,7 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         "text features": lambda: box.text_features(CLASSES.prompts()),
         "soft features": lambda: box.text_features(context(endpoint)),
         "embed_text": lambda: box.embed_text("a photo"),
+        "gradients": lambda: box.text_gradients(context(endpoint), torch.ones(2, 3, endpoint.info.feature_dim)),
     }
 
 
@@ -287,7 +328,8 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         (Access.SOFT | Access.SCORES, {"text scores", "soft scores", "embed_text"}),
         (Access.FEATURES, {"image features"}),
         (TF, {"text scores", "image features", "text features"}),
-        (ALL, {"text scores", "soft scores", "image features", "text features", "soft features", "embed_text"}),
+        (BLACK, {"text scores", "soft scores", "image features", "text features", "soft features", "embed_text"}),
+        (Access.SOFT | Access.GRADIENTS, {"gradients", "embed_text"}),
     ],
     ids=lambda value: value.label if isinstance(value, Access) else "",
 )
@@ -326,6 +368,13 @@ def test_requests_about_nothing_or_of_wrong_shapes_are_refused_and_cost_nothing(
         r"context of shape \(2, 192\)": lambda: box.scores(images, SoftPrompts(torch.zeros(2, width), ("a",))),
         "for 0 classes": lambda: box.scores(images, SoftPrompts(torch.zeros(1, 2, width), ())),
         r"expected \[P, L, 192\]": lambda: box.scores(images, SoftPrompts(torch.zeros(1, 2, 5), ("a",))),
+        r"features of shape \(1, 2, 192\), expected \(1, 1, 192\)": lambda: box.text_gradients(
+            SoftPrompts(torch.zeros(1, 2, width), ("a",)), torch.zeros(1, 2, width)
+        ),
+        "soft prompts only": lambda: box.text_gradients(CLASSES.prompts(), torch.zeros(1, 3, width)),  # type: ignore[arg-type]
+        "text features holds values": lambda: box.text_gradients(
+            SoftPrompts(torch.zeros(1, 2, width), ("a",)), torch.full((1, 1, width), torch.inf)
+        ),
         "not finite": lambda: box.text_features(SoftPrompts(torch.full((1, 2, width), torch.nan), ("a",))),
         "a prompt of 34 tokens": lambda: box.text_features(SoftPrompts(torch.zeros(1, 29, width), ("a a",), ".")),
     }
@@ -357,6 +406,7 @@ def test_prices_are_those_of_the_table(images: Images, fake: Endpoint) -> None:
     for prompts in (soft, words):
         assert price("scores", images, prompts, d) == Bill(p, p * b, p * c, p * b * c)
         assert price("text_features", None, prompts, d) == Bill(p, 0, p * c, p * c * d)
+    assert price("text_gradients", None, soft, d) == price("text_features", None, soft, d)
     assert price("image_features", images, None, d) == Bill(1, b, 0, b * d)
     assert price("image_features", images.views(5), None, d) == Bill(1, 5 * b, 0, 5 * b * d)
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from pipeline.cards import DatasetCard
-from pipeline.config import dataset_card, load, names
+from pipeline.config import dataset_card, names
 from pipeline.data.card import check_card, listing, missing, source_of
 from pipeline.data.coop import COOP
-from pipeline.data.images import decode
+from pipeline.data.decode import decode
 from pipeline.data.split import draw
 from pipeline.errors import DataError
+from pipeline.layers import load
 from tests import miniature
 from tests.miniature import IMAGENET_NAMES, MAKERS, RAW, WNIDS, put
 

@@ -189,7 +189,7 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
     ("table", "line"),
     [
         (pa.table({"picture": [b""]}), "has the columns picture: wanted image, label and split (or a file name that "),
-        (plain_table(None), "says no class names: wanted text labels, Hugging Face's ClassLabel, or a JSON list"),
+        (plain_table(None), "says no class names: wanted `classnames` in the card, text labels, Hugging Face"),
         (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: wanted one of 1 classes"),
         (plain_table({"classes": '["cat", "cat"]'}), "has 2 classes named 'cat': give each class a name of its own"),
         (

@@ -12,9 +12,12 @@ import pytest
 from methods import all_methods
 from methods.base import REGISTRY, Access, Bill, MethodInfo
 from pipeline import plan as planning
+from pipeline.blackbox.bill import total
 from pipeline.blackbox.endpoint import Endpoint
+from pipeline.config import compose
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
-from pipeline.plan import TrialSpec, as_json, method_digest, refuse_unpayable
+from pipeline.outline import outline
+from pipeline.plan import TrialSpec, method_digest, refuse_unpayable
 from tests.lab import Lab, outcome, plain_bill
 
 # --- trial ids -----------------------------------------------------------------------------------------------------
@@ -92,7 +95,7 @@ def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
     assert [(t.kind, t.name) for t in with_shift.trials[0].tests] == [("source", "icons"), ("shift", "icons_outline")]
     assert [(t.kind, t.name) for t in without.trials[0].tests] == [("source", "icons")]
     assert with_shift.trials[0].trial_id != without.trials[0].trial_id
-    assert as_json(with_shift.trials[0])["test_sets"] == ["icons", "icons_outline"]
+    assert outline(with_shift.config).records()[0]["test_sets"] == ["icons", "icons_outline"]
     listed = lab.plan("methods=[zero_shot]", "datasets=[icons]", "shift=[icons_outline]")
     assert listed.trials[0].trial_id == with_shift.trials[0].trial_id, "however it was said"
 
@@ -165,7 +168,8 @@ def test_a_prediction_asks_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_plan_as_json_says_what_each_trial_will_cost(lab: Lab) -> None:
     spec = lab.spec("taskres")
-    record = as_json(spec)
+    (record,) = outline(compose([*lab.words, "methods=[taskres]"])).records()
+    assert record["trial_id"] == spec.trial_id
     assert record["predicted_requests"] == spec.predicted.requests and record["predicted_outputs"] > 0
     assert (record["method"], record["dataset"], record["budget_requests"]) == ("taskres", "small", 300)
 
@@ -183,13 +187,15 @@ def test_a_sweep_that_the_ceiling_cannot_pay_is_refused_to_the_last_unit(
     words = ["methods=[taskres,logit_head]", "seeds=[1,2]", "budget.global.name=team"]
     needed = getattr(lab.plan(*words).total, unit)
     payable = lab.plan(*words, f"{ceiling}.{unit}={needed}")
-    refuse_unpayable(payable, payable.trials)
+    refuse_unpayable(payable.config, payable.total)
     short = lab.plan(*words, f"{ceiling}.{unit}={needed - 1}")
     with pytest.raises(BudgetExceeded) as refused:
-        refuse_unpayable(short, short.trials)
+        refuse_unpayable(short.config, short.total)
     error = refused.value
     assert (error.account, error.unit, error.asked, error.limit) == (account, unit, needed, needed - 1)
-    refuse_unpayable(short, short.trials[:-1])  # what is done already need not be paid again
+    refuse_unpayable(
+        short.config, total(t.predicted for t in short.trials[:-1])
+    )  # what is done already need not be paid again
 
 
 def test_what_is_set_aside_is_the_predicted_bill(lab: Lab) -> None:

@@ -168,14 +168,24 @@ def test_only_the_standard_text_tower_fits() -> None:
     assert not fits(object(), tokenizer), "no transformer"
 
     class Other:
-        transformer, attn_mask = net.transformer, net.attn_mask
-        text_pool_type = "last"
+        transformer, attn_mask, positional_embedding = net.transformer, net.attn_mask, net.positional_embedding
+        context_length, text_pool_type = net.context_length, "last"
 
     assert not fits(Other, tokenizer), "pooled elsewhere than at the end token"
     Other.text_pool_type = "argmax"
     assert fits(Other, tokenizer)
+    Other.context_length = net.context_length + 1
+    assert not fits(Other, tokenizer), "a place more or less than its context has"
+    Other.context_length = net.context_length
     Other.attn_mask = None
     assert not fits(Other, tokenizer), "attention that is not causal"
+    Other.attn_mask = torch.zeros_like(net.attn_mask)
+    assert not fits(Other, tokenizer), "attention to later tokens"
+
+    class Strange:
+        transformer, attn_mask = net.transformer, net.attn_mask
+
+    assert not fits(Strange, tokenizer), "no positions of its own"
 
 
 def test_a_model_that_does_not_fit_takes_whole_strings_and_grants_no_soft_prompts(

@@ -1,0 +1,162 @@
+"""What is known of a data set without asking a model: is it there, is it whole, is it what its card says?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.cards import DatasetCard
+from pipeline.data import card as cards
+from pipeline.data.coop import COOP, SplitFile
+from pipeline.data.images import not_readable
+from pipeline.data.indexed import IndexedSource
+from pipeline.data.listing import SPLITS
+from pipeline.data.source import Source
+from pipeline.errors import DataError
+
+Say = Callable[[str], None]
+EVERY_S = 5.0
+"""Seconds between two lines about progress."""
+NAMED = 5
+"""Images that a text names before it counts the rest."""
+
+
+@dataclass
+class Report:
+    """One data set. `findings` is what is wrong with a set that can be read, one line each."""
+
+    name: str
+    place: str
+    url: str
+    missing: tuple[str, ...] = ()
+    """What is not on this machine; the rest is empty then."""
+    unusable: str = ""
+    """Why it cannot be read, though it is there; the rest is empty then."""
+    classes: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    """Images by split."""
+    balance: dict[str, tuple[int, float, int]] = field(default_factory=dict)
+    """Images a class by split: least, median, most."""
+    split: str = ""
+    """How it was made."""
+    looked_at: int = 0
+    """Images that were opened."""
+    unreadable: list[str] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """(test image, train image) of the same content."""
+    findings: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """missing, unusable, findings or fine."""
+        return "missing" if self.missing else "unusable" if self.unusable else "findings" if self.findings else "fine"
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: every field, the state first."""
+        return {"name": self.name, "state": self.state, **vars(self)}
+
+    def text(self) -> str:
+        """For people, several lines."""
+        lines = [f"{self.name}: {self.state.replace('missing', 'not here')}"]
+        if self.missing:
+            lines += [*self.missing, *([f"published at {self.url}"] if self.url else [])]
+        elif self.unusable:
+            lines.append(self.unusable)
+        else:
+            lines += [f"at {self.place}", f"{self.classes:,} classes; split {self.split}"]
+            for split, count in self.counts.items():
+                least, median, most = self.balance[split]
+                lines.append(f"{split:<5} {count:>9,} images; a class has {least:,} to {most:,}, median {median:,g}")
+            if self.looked_at:
+                lines.append(f"{self.looked_at:,} images looked at")
+        for finding in self.findings:
+            lines.append(f"! {finding}")
+        lines += _some(f"unreadable: {one}" for one in self.unreadable)
+        lines += _some(f"the same image: {test} (test) and {train} (train)" for test, train in self.duplicates)
+        return "\n  ".join(lines)
+
+
+def _some(lines: Any) -> list[str]:
+    found = list(lines)
+    more = [f"... and {len(found) - NAMED:,} more (--json lists all)"] if len(found) > NAMED else []
+    return [f"  {line}" for line in found[:NAMED] + more]
+
+
+def look(card: DatasetCard, images: bool, say: Say) -> Report:
+    """Examine a data set; with `images`, every image of it is read. Raises nothing that is the data set's fault."""
+    report = None
+    for _ in range(2):  # where a file was changed since it was indexed, the second look sees it as it is now
+        report = Report(card.name, card.path if card.layout != "parquet" else str(card.file), card.url)
+        try:
+            report.missing = cards.missing(card)
+            if not report.missing:
+                _fill(report, card, cards.source_anew(card), images, say)
+            break
+        except DataError as error:
+            report.unusable = " ".join(str(error).split())
+    assert report is not None
+    return report
+
+
+def _fill(report: Report, card: DatasetCard, source: Source, images: bool, say: Say) -> None:
+    report.classes = len(source.classnames)
+    report.split = how_split(card, source)
+    if report.classes != card.classes:
+        report.findings.append(f"{report.classes:,} classes, its card says {card.classes:,}")
+    for split, said in zip(SPLITS, (card.train, card.val, card.test), strict=True):
+        labels = source.labels[source.rows_of(split)]
+        if len(labels) != said:
+            report.findings.append(f"{len(labels):,} {split} images, its card says {said:,}")
+        if not len(labels):
+            continue
+        of_class = np.bincount(labels, minlength=report.classes)
+        report.counts[split] = len(labels)
+        report.balance[split] = int(of_class.min()), float(np.median(of_class)), int(of_class.max())
+        if len(empty := np.flatnonzero(of_class == 0)):
+            first = source.classnames[empty[0]]
+            report.findings.append(f"{len(empty):,} classes have no {split} image, the first is {first!r}")
+    if images:
+        _read_images(report, source, say)
+
+
+def _read_images(report: Report, source: Source, say: Say) -> None:
+    rows = np.arange(len(source.labels))
+    report.looked_at = len(rows)
+    bad = {}
+    for row, size, reason in not_readable(source, rows, _progress(report.name, say)):
+        bad[row] = f"{source.where(row)} ({size:,} bytes, {reason})"
+    report.unreadable = list(bad.values())
+    if bad:
+        report.findings.append(f"{len(bad):,} images cannot be read")
+    train, test = (np.setdiff1d(source.rows_of(split), list(bad)) for split in ("train", "test"))
+    of_key = dict(zip(source.keys_of(train), train.tolist(), strict=True))
+    for row, key in zip(test.tolist(), source.keys_of(test), strict=True):
+        if key in of_key:
+            report.duplicates.append((source.where(row), source.where(of_key[key])))
+    if report.duplicates:
+        report.findings.append(f"{len(report.duplicates):,} test images are in train too")
+
+
+def _progress(name: str, say: Say) -> Callable[[int, int], None]:
+    began = said = time.monotonic()
+
+    def seen(done: int, n: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said > EVERY_S and done < n:
+            said, left = now, (now - began) / done * (n - done)
+            say(f"{name}: {done:,} of {n:,} images read, about {left:,.0f} s left")
+
+    return seen
+
+
+def how_split(card: DatasetCard, source: Source) -> str:
+    """For people: how train, val and test came about."""
+    if isinstance(source, IndexedSource) and source.made:
+        return source.made
+    reader = COOP.get(card.layout)
+    return f"published, {reader.split}" if isinstance(reader, SplitFile) else "as its files have it"
