@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipeline.blackbox.bill import row_columns
 from pipeline.blackbox.ledger import Ledger
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec
 from pipeline.results import FINISHED, Store
@@ -73,15 +74,29 @@ def settle_left_over(ledger: Ledger, storage_id: str, todo: Sequence[TrialSpec])
             ledger.settle(storage_id, trial.trial)
 
 
-def close_books(ledger: Ledger, storage_id: str, funded: Sequence[TrialSpec], store: Store) -> None:
-    """Every trial gets its row and gives back its rest, whatever became of its worker; a failed row states the bill."""
+def close_books(
+    ledger: Ledger, storage_id: str, funded: Sequence[TrialSpec], store: Store, lost: Mapping[str, str] | None = None
+) -> None:
+    """Every trial gets its row and gives back its rest, whatever became of its worker; a failed row states the bill.
+
+    `lost` says by trial id what ended the last worker of a trial that lost all of its workers.
+    """
     for spec in funded:
         if not finished(store, spec):
             rows = [r for r in store.rows_of(spec.trial_id) if r.method_digest == spec.method_digest]
-            lost = failed_row(spec, "its worker died again and again; the same command goes on", spec_columns(spec))
+            why = (lost or {}).get(spec.trial_id, "no more is known")
+            gone = f"its worker died again and again ({why}); the same command goes on"
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
-            store.write([replace((rows or [lost])[0], **bill)])
+            store.write([replace((rows or [failed_row(spec, gone, spec_columns(spec))])[0], **bill)])
         ledger.settle(storage_id, spec.account)
+
+
+def tidy(store: Store, trials: Sequence[TrialSpec]) -> None:
+    """Remove the checkpoints of finished cells: a worker may die when its rows are written and they are still there."""
+    found = list((store.storage / "checkpoints").glob("*.ckpt"))
+    for spec in trials:
+        if any(path.name.startswith(f"{spec.account}.") for path in found) and finished(store, spec):
+            Checkpoint(store.storage / "checkpoints", spec.account).clear()
 
 
 def problems(plan: Plan, store: Store) -> tuple[str, ...]:

@@ -23,23 +23,26 @@ class Checkpoint:
     def save(self, state: Any) -> None:
         """Write the state; the last one becomes the spare."""
         data = pickle.dumps(state)
-        if self.path.exists():
-            self.path.replace(self.before)
-        write_atomic(self.path, hashlib.sha256(data).digest() + data)
+        write_atomic(self.path, hashlib.sha256(data).digest() + data, spare=self.before)
 
     def load(self) -> Any | None:
         """The newest state that is whole, or None."""
         for path in (self.path, self.before):
-            if not path.exists():
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
                 continue
-            data = path.read_bytes()
+            except OSError as error:
+                log.warning("checkpoint %s cannot be read (%s)", path, error)
+                continue
             if hashlib.sha256(data[32:]).digest() == data[:32]:
                 try:
                     return pickle.loads(data[32:])
                 except Exception as error:  # whole, but of an older Farebox
                     log.warning("checkpoint %s cannot be read (%s): the trial starts again", path, error)
                     continue
-            log.warning("checkpoint %s is damaged: an older one is used, or the trial starts again", path)
+            log.warning("checkpoint %s is damaged: removed; an older one is used, or the trial starts again", path)
+            path.unlink(missing_ok=True)  # else it would take the place of the whole one at the next save
         return None
 
     def clear(self) -> None:

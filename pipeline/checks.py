@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,3 +133,14 @@ def _different(key: str, values: list[T]) -> tuple[T, ...]:
     if repeated:
         raise ConfigError(f"{key}: {repeated[0]!r} is listed twice")
     return tuple(values)
+
+
+def check_listening(address: str) -> None:
+    """ConfigError when nobody listens at HOST:PORT: Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error

@@ -9,7 +9,8 @@ FareboxError
  |   +- EndpointLost      the replica died; retried on another under the same id
  |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
  |   +- EndpointRefused   the request itself is wrong; never retried
- +- LedgerError        the ledger cannot be read or written, or does not add up
+ +- LedgerError        the ledger cannot be read or written, or does not add up; ends a run, the same command goes on
+ +- StorageError       a file of the sweep cannot be written: no room, read-only; likewise
  +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
 """
 
@@ -69,8 +70,17 @@ class LedgerError(FareboxError):
     """The ledger cannot be used, or does not add up."""
 
 
+class StorageError(FareboxError):
+    """A file of the sweep cannot be written; nothing that was written before is lost."""
+
+
 class TrackingError(FareboxError):
     """The MLflow mirror is behind the rows; nothing else is lost."""
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:

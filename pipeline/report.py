@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store, write_atomic
 
+AWAY_S = 60.0
+"""After a failure of MLflow, how long a run does not try it again."""
 Say = Callable[[str], None]
 
 
@@ -68,13 +71,15 @@ class Mirroring:
         self._queue.put(rows)
 
     def _work(self) -> None:
-        mirror = None
+        mirror, again = None, 0.0
         while (rows := self._queue.get()) is not None:
+            if time.monotonic() < again:
+                continue  # each try would wait for a server that is away; `publish` mirrors what was left out
             try:
                 mirror = mirror or _mirror(self.config)
                 mirror.mirror(rows, prediction_files(self.store, rows))
             except TrackingError as error:
-                self.problem = str(error)
+                self.problem, again = str(error), time.monotonic() + AWAY_S
 
     def close(self) -> None:
         """Wait for the last rows."""

@@ -2,6 +2,7 @@
 
 Files under `storage`:
     results/<trial_id>.arrow                   all rows of one trial, replaced as a whole by an atomic rename
+    errors/<trial_id>.txt                      the traceback of a trial that failed
     predictions/<trial_id>/<test_set>.arrow    image_key, label, predicted class, logits of one test set
 
 The row itself is in `row.py`; its Arrow schema is derived from it, so a column is added in one place. A file of an
@@ -11,8 +12,10 @@ absent, so its trial runs again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import traceback
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blackbox.bill import UNITS
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.row import (
     FINISHED,
     KINDS,
@@ -58,8 +61,21 @@ HALF_ABOVE = 2**24
 """Logits of more elements than this are stored as float16; the predicted class always comes from the full numbers."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that, whatever dies, `path` holds the old content or all of the new one."""
+def write_atomic(path: Path, data: bytes, spare: Path | None = None) -> None:
+    """Write so that, whatever dies, `path` holds the old content (or, if named, `spare` does) or all of the new one.
+
+    Raises StorageError, having changed nothing, when it cannot be written.
+    """
+    try:
+        _write_atomic(path, data, spare)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or make it writable, and type the same "
+            "command again; it goes on from what is there"
+        ) from error
+
+
+def _write_atomic(path: Path, data: bytes, spare: Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -67,9 +83,13 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if spare is not None:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(spare)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -108,11 +128,19 @@ class Store:
         self.results = self.storage / "results"
 
     def write(self, rows: Sequence[ResultRow]) -> Path:
-        """Replace all rows of one trial. ValueError when they are not of one trial, or name a test set twice."""
+        """Replace all rows of one trial. ValueError when they are not of one trial, or name a test set twice.
+
+        A finished trial's rows stay when a failure of the same code comes after them: the worker of a killed run may
+        live for some seconds, and fail, beside the one that took its trial over.
+        """
         ids, sets = {row.trial_id for row in rows}, [row.test_set for row in rows]
         if len(ids) != 1 or len(set(sets)) != len(sets):
             raise ValueError(f"one trial's rows, each of another test set, are wanted; got {sorted(ids)} on {sets}")
         path = self.results / f"{ids.pop()}.arrow"
+        if rows[0].status not in FINISHED and any(
+            old.status in FINISHED and old.method_digest == rows[0].method_digest for old in self.rows_of(path.stem)
+        ):
+            return path
         write_atomic(path, _ipc(to_table(rows)))
         return path
 
@@ -146,6 +174,12 @@ class Store:
         """The digest of the method's source for each trial that need not run again (done, or truncated)."""
         rows = self.read().select(["trial_id", "status", "method_digest"]).to_pylist()
         return {r["trial_id"]: r["method_digest"] for r in rows if r["status"] in FINISHED}
+
+    def write_traceback(self, trial_id: str, title: str, error: BaseException) -> Path:
+        """Keep how an error came about; the file."""
+        path = self.storage / "errors" / f"{trial_id}.txt"
+        write_atomic(path, "".join([f"{trial_id}  {title}\n\n", *traceback.format_exception(error)]).encode())
+        return path
 
     def write_predictions(
         self, trial_id: str, test_set: str, image_keys: Sequence[str], labels: np.ndarray, logits: np.ndarray

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.blackbox.ledger import Ledger
 from pipeline.books import sweep_account
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.progress import clock
 from pipeline.results import FINISHED, Store, write_atomic
 from pipeline.storage import held
@@ -47,7 +47,7 @@ class Heartbeat:
         }
         try:
             write_atomic(self.path, json.dumps(record).encode())
-        except OSError:
+        except StorageError:
             return
 
 

@@ -14,6 +14,9 @@ from typing import IO
 from pipeline.errors import ConfigError
 from pipeline.results import write_atomic
 
+PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
+"""Where files are written under a storage."""
+
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +56,9 @@ def alone(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             log.warning("%s has no file locks: do not run two sweeps in it at once", folder)
+        for part in PARTS:
+            for half_written in folder.glob(f"{part}.*.tmp"):  # of a killed run
+                half_written.unlink(missing_ok=True)
         yield
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 import uuid
 import warnings
@@ -27,16 +26,17 @@ from ray import tune
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, gpu_share, loads
-from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account
+from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
+from pipeline.checks import check_listening
 from pipeline.config import Config
-from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError
+from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError, StorageError, first_line
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.results import Store
 from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable, open_storage
-from pipeline.trial import failed_row, run_trial, spec_columns
+from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the rows are ours; Tune's csv and json are not read
@@ -48,6 +48,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
+STOPS = "stops"
+"""In a trial's result: the error that ends the whole sweep."""
 START_S = 600
 """How long replicas may take to load their model."""
 OBJECT_STORE = 512 * 2**20
@@ -82,19 +84,22 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial to its rows, and give back what it did not spend."""
+        """Run the trial to its rows, and give back what it did not spend; or say why the whole sweep must stop."""
         spec: TrialSpec = self.shared["specs"][self.index]
         store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
-        if not finished(store, spec):  # else an earlier worker wrote its rows, and died before it could say so
-            try:
-                run_trial(spec, self.pool, storage, store, self.shared["checkpoint_s"], threads=self.shared["threads"])
-            except Exception as error:  # a method's own bug must not stop the other trials
-                log = store.storage / "errors" / f"{spec.trial_id}.txt"
-                _write_traceback(log, error)
-                message = f"{type(error).__name__}: {_first_line(error)} (traceback in {log})"
-                store.write([failed_row(spec, message, spec_columns(spec))])
-        with contextlib.suppress(LedgerError):  # the driver settles what is open at the end
-            self.ledger.settle(storage, spec.account)
+        try:
+            if not finished(store, spec):  # else an earlier worker wrote its rows, and died before it could say so
+                try:
+                    threads, every_s = self.shared["threads"], self.shared["checkpoint_s"]
+                    run_trial(spec, self.pool, storage, store, every_s, threads=threads)
+                except (LedgerError, StorageError):
+                    raise
+                except Exception as error:  # a method's own bug must not stop the other trials
+                    write_failure(spec, error, store, spec_columns(spec))
+            if finished(store, spec):  # a failure of a killed run's worker must not close what a new one goes on with
+                self.ledger.settle(storage, spec.account)
+        except (LedgerError, StorageError) as error:
+            return {"done": True, STOPS: error}
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -102,6 +107,21 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: see save_checkpoint."""
+
+
+class _Stop(tune.Stopper):  # type: ignore[misc]
+    """Ends the sweep when a trial met what no other can go on without: no ledger, no room on the disk."""
+
+    met = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Look at a trial's result."""
+        self.met = self.met or STOPS in result
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials are ended."""
+        return self.met
 
 
 class _Under(tune.Callback):  # type: ignore[misc]
@@ -152,6 +172,7 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
     with contextlib.closing(ledger):
         settle_left_over(ledger, storage_id, todo)
         if not todo:
+            tidy(store, plan.trials)
             return Outcome(plan, 0, kept, problems(plan, store))
         funded, unfunded = reserve(ledger, plan, todo, storage_id)
         for spec in todo:
@@ -162,12 +183,13 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
         if funded:
             try:
                 with _ray(config, storage_id) as (replicas, ledger_actor):
-                    _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
+                    lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
             except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                 for spec in funded:
                     ledger.settle(storage_id, spec.account)
                 raise
-            close_books(ledger, storage_id, funded, store)
+            close_books(ledger, storage_id, funded, store, lost)
+        tidy(store, plan.trials)
     return Outcome(plan, len(funded), kept, problems(plan, store))
 
 
@@ -180,7 +202,7 @@ def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
         try:
             yield replicas, ledger
         except ray.exceptions.RayError as error:
-            raise EndpointLost(f"Ray was lost ({_first_line(error)}): the same command goes on") from error
+            raise EndpointLost(f"Ray was lost ({first_line(error)}): the same command goes on") from error
     finally:
         ray.shutdown()
 
@@ -188,7 +210,7 @@ def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
 def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
     if config.address is not None:
-        _knock(config.address)
+        check_listening(config.address)
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         with warnings.catch_warnings():
@@ -201,7 +223,7 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
             )
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
         where = "on this machine" if config.address is None else f"at address={config.address}"
-        raise ConfigError(f"Ray did not start {where}: {_first_line(error)}") from error
+        raise ConfigError(f"Ray did not start {where}: {first_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     try:
@@ -234,17 +256,6 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _knock(address: str) -> None:
-    """ConfigError when nobody listens at HOST:PORT: Ray itself would wait for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # auto
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
-
-
 def _tune(
     config: Config,
     funded: Sequence[TrialSpec],
@@ -254,7 +265,8 @@ def _tune(
     ledger: Ledger,
     store: Store,
     mirror: Mirroring,
-) -> None:
+) -> dict[str, str]:
+    """Run the trials; what ended the last worker of those that lost all of theirs. Raises what stops the sweep."""
     shared = {
         "specs": list(funded),
         "replicas": list(replicas),
@@ -282,13 +294,20 @@ def _tune(
                     storage_path=str(scratch),
                     verbose=0,
                     callbacks=[_Under(heart.running)],
+                    stop=_Stop(),
                     failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
                 ),
             )
-            tuner.fit()
+            ended = list(tuner.fit())
+    except OSError as error:
+        raise StorageError(f"{scratch} cannot be written ({error.strerror or error}): make room, then go on") from error
     finally:
         watch.close()
         shutil.rmtree(scratch, ignore_errors=True)
+    for result in ended:
+        if STOPS in (result.metrics or {}):
+            raise result.metrics[STOPS]
+    return {funded[r.config["index"]].trial_id: str(r.error).strip().splitlines()[-1] for r in ended if r.error}
 
 
 @contextlib.contextmanager
@@ -296,14 +315,3 @@ def _quiet() -> Iterator[None]:
     """Tune prints its own tables to stdout, whatever its verbosity; ours is the progress line."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _write_traceback(path: Path, error: BaseException) -> None:
-    import traceback
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)))

@@ -25,7 +25,7 @@ from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
-from pipeline.errors import BudgetExceeded, FareboxError
+from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, StorageError, first_line
 from pipeline.plan import TrialSpec
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
@@ -73,7 +73,10 @@ def few_shot_task(spec: TrialSpec) -> FewShotTask:
 def run_trial(
     spec: TrialSpec, pool: Pool, storage: str, store: Store, checkpoint_s: float = 20.0, threads: int = 1
 ) -> list[ResultRow]:
-    """Run, or continue, a trial to its rows, which are written to the store. Errors of ours become a `failed` row."""
+    """Run, or continue, a trial to its rows, which are written to the store. Errors of ours become a `failed` row.
+
+    Raises LedgerError and StorageError: without the ledger or the storage no other trial can go on either.
+    """
     checkpoint = Checkpoint(store.storage / "checkpoints", spec.account)
     state = checkpoint.load() or State(spec.choice.build(), Meter())
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
@@ -81,10 +84,10 @@ def run_trial(
     try:
         _fit(spec, state, box, checkpoint, checkpoint_s)
         rows = [_score(spec, state, box, test, store, common) for test in spec.tests]
-    except FareboxError as error:
-        rows = [failed_row(spec, f"{type(error).__name__}: {error}", common | row_columns(state.meter.bills))]
-        store.write(rows)  # the checkpoint stays: the same command goes on from it
-        return rows
+    except (LedgerError, StorageError):
+        raise
+    except FareboxError as error:  # the checkpoint stays: the same command goes on from it
+        return [write_failure(spec, error, store, common | row_columns(state.meter.bills))]
     store.write(rows)
     checkpoint.clear()
     return rows
@@ -166,6 +169,14 @@ def _score(
         predictions_file=file,
         predictions_digest=digest,
     )
+
+
+def write_failure(spec: TrialSpec, error: Exception, store: Store, columns: dict[str, Any]) -> ResultRow:
+    """Write the row of a trial that an error ended: the cause in one line, which names the file of its traceback."""
+    file = store.write_traceback(spec.trial_id, spec.name, error)
+    row = failed_row(spec, f"{type(error).__name__}: {first_line(error)} (traceback in {file})", columns)
+    store.write([row])
+    return row
 
 
 def failed_row(spec: TrialSpec, error: str, common: dict[str, Any], status: str = "failed") -> ResultRow:

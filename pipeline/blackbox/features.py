@@ -9,8 +9,10 @@ its rows are computed again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import time
 import uuid
 import zlib
 from collections.abc import Iterable, Sequence
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 2
 """In the folder's name, so that files laid out otherwise are left alone."""
+STALE_S = 3600
+"""Age of a half-written file at which nobody is at work on it any more."""
 _KEY = np.dtype("S16")
 _FILE_BITS = 32  # a place is (file number << 32) + row
 NOWHERE = -1
@@ -62,6 +66,10 @@ class FeatureStore:
         label = self.folder / "model.txt"
         if not label.exists():
             label.write_text(model + "\n")
+        for half_written in self.folder.glob("*.tmp"):  # of a replica that was killed; one at work takes seconds
+            with contextlib.suppress(OSError):
+                if time.time() - half_written.stat().st_mtime > STALE_S:
+                    half_written.unlink()
         self.feature_dim = feature_dim
         self.schema = pa.schema(
             [("key", pa.binary(_KEY.itemsize)), ("feature", pa.list_(pa.float32(), feature_dim)), ("sum", pa.uint32())],
@@ -93,7 +101,7 @@ class FeatureStore:
         return torch.from_numpy(features), np.flatnonzero(places == NOWHERE).tolist()
 
     def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
-        """Store rows: in the folder, for all who share it, when this returns."""
+        """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room."""
         digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype=np.float32)
         raw = [digest.tobytes() for digest in digests.view("V16")]
         columns = [
@@ -103,9 +111,15 @@ class FeatureStore:
         ]
         path = self.folder / f"{uuid.uuid4().hex}.arrow"
         temporary = path.with_suffix(".tmp")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=self.schema))
-        temporary.replace(path)
+        try:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
+                writer.write_batch(pa.record_batch(columns, schema=self.schema))
+            temporary.replace(path)
+        except OSError as error:  # the disk is full: what is not stored is computed again, no answer waits for it
+            log.warning("features are not stored in %s (%s)", self.folder, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return
         self._open([path])
 
     def _find(self, digests: np.ndarray) -> np.ndarray:

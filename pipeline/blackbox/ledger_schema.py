@@ -148,7 +148,7 @@ class Store:
             with self._turn, engine.begin() as db:
                 yield db
         except SQLAlchemyError as exc:
-            raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}") from exc
+            raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}{_advice(exc)}") from exc
 
     def insert_new(self, table: Table) -> sa.Insert:
         """INSERT that leaves a row alone which is there already."""
@@ -163,6 +163,16 @@ class Store:
 
 def _first_line(exc: BaseException) -> str:
     return str(getattr(exc, "orig", None) or exc).strip().split("\n")[0]
+
+
+def _advice(exc: BaseException) -> str:
+    """What a person can do about it."""
+    said = _first_line(exc)
+    if "malformed" in said or "not a database" in said:
+        return " (it is damaged): put a copy of it back, or run in another storage=DIR; the results here stay readable"
+    if "full" in said or "readonly" in said or "disk I/O" in said:
+        return ": make room, or make it writable, and type the same command again; it goes on from what is there"
+    return ""
 
 
 def _prepare_memory(connection: Any, _record: object) -> None:

@@ -3,8 +3,8 @@
     python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json faults.json
 
 A run is one sweep, `fake` and `tiny` in turn, on two replicas with two trials at a time, and ceilings that hold exactly
-what the sweep costs. While it works, replicas, the ledger's actor, trials' workers and the driver are killed: by a clock,
-and at named points (points.py) that are drawn anew each time the command is started. The command is started again, the
+what the sweep costs. While it works, replicas, the ledger's actor, trials' workers and the driver are killed: by a
+clock, and at named points (points.py) that are drawn anew each time the command is started. It is started again, the
 same, when its driver was killed. More runs follow until there were --kills kills. At the end a soak of the ledger
 (soak.py). Exit code 1 when anything differs.
 """
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def sweep_words(model: str, card: Path, quick: bool) -> list[str]:
 
 def facts(storage: Path) -> dict[str, Any]:
     """All that must not depend on who died: rows with predictions, the leaderboard, the ledger."""
-    rows = [asdict_of(r) for path in sorted((storage / "results").iterdir()) for r in Store(storage).rows_of(path.stem)]
+    rows = [outcome(r) for path in sorted((storage / "results").iterdir()) for r in Store(storage).rows_of(path.stem)]
     board = json.loads(here("leaderboard", f"storage={storage}", "--format", "json"))
     ledger = books(storage)
     accounts = [{k: v for k, v in a.items() if k != "name"} for a in ledger.pop("accounts")]
@@ -85,11 +85,6 @@ def facts(storage: Path) -> dict[str, Any]:
         "leaderboard": [{k: v for k, v in record.items() if k != "seconds"} for record in board],
         "ledger": ledger | {"accounts": accounts},
     }
-
-
-def asdict_of(row: Any) -> dict[str, Any]:
-    """A row without wall times."""
-    return outcome(row)
 
 
 class Disturbed:
@@ -108,7 +103,7 @@ class Disturbed:
             code, printed = self._once(began + LONGEST * self.quiet_s + 120)
             if code != -signal.SIGKILL or self.hung:
                 return code, printed
-            if not self.marks.exists() or self._struck() <= self._seen and not self._driver_killed:
+            if self._struck() <= self._seen and not self._driver_killed:
                 return code, "killed by something else\n" + printed
 
     def _once(self, deadline: float) -> tuple[int, str]:

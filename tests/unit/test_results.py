@@ -16,7 +16,7 @@ import pipeline.results
 import pipeline.row
 from methods.base import Bill
 from pipeline.blackbox.bill import Phase, row_columns
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.results import SCHEMA, DamagedFileWarning, ResultRow, Store, to_rows, to_table
 from tests.synthetic import make, sweep
 
@@ -85,7 +85,7 @@ def test_an_interrupted_write_leaves_the_old_rows(tmp_path: Path, monkeypatch: p
         raise OSError("disk full")
 
     monkeypatch.setattr(pipeline.results.os, "fsync", die)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"results/.*\.arrow cannot be written \(disk full\): make room"):
         store.write([make(accuracy=50.0)])
     assert store.read()["accuracy"].to_pylist() == [40.0]
     assert len(list(store.results.iterdir())) == 1

@@ -379,8 +379,12 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.load() == {"step": 2}
     checkpoint.path.write_bytes(b"")
     assert checkpoint.load() == {"step": 1}
-    checkpoint.path.unlink()  # killed between the two renames
-    assert checkpoint.load() == {"step": 1}
+    checkpoint.save({"step": 3})
+    checkpoint.path.write_bytes(b"")
+    assert checkpoint.load() == {"step": 1}  # a damaged one never takes the place of a whole one
+    checkpoint.save({"step": 4})
+    checkpoint.path.replace(checkpoint.before)  # killed between the two renames
+    assert checkpoint.load() == {"step": 4}
     checkpoint.clear()
     assert checkpoint.load() is None and not list((tmp_path / "c").iterdir())
 
@@ -441,7 +445,10 @@ def test_a_method_that_never_starts_has_failed_with_its_bill(lab: Lab) -> None:
 def test_a_method_that_asks_beyond_its_access_has_failed_with_its_bill(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Intruder))
     assert row.status == "failed" and row.accuracy is None
-    assert row.error == "AccessDenied: image_features needs FEATURES, the method declares TEXT+SCORES"
+    file = lab.store.storage / "errors" / f"{row.trial_id}.txt"
+    said = "AccessDenied: image_features needs FEATURES, the method declares TEXT+SCORES"
+    assert row.error == f"{said} (traceback in {file})"
+    assert row.trial_id in (written := file.read_text()) and "Traceback" in written and said in written
     assert plain_bill(row) == ONE * 2
     assert lab.store.rows_of(row.trial_id) == [row]
 

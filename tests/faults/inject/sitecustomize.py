@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any
 
 FAULTS: list[dict[str, Any]] = json.loads(os.environ.get("FAREBOX_FAULTS", "[]"))
@@ -35,8 +36,6 @@ FOLDER = os.environ.get("FAREBOX_FAULTS_FOLDER", "")
 def strike(fault: dict[str, Any], arguments: tuple[Any, ...] = ()) -> None:
     """End this process, if no other was ended by this fault."""
     mark = f"{FOLDER}/{fault['name']}"
-    if os.path.exists(mark):
-        return
     if fault.get("paid"):
         wait_until_paid(fault["ledger"], arguments)
     try:
@@ -114,11 +113,10 @@ def fill_disk(faults: list[dict[str, Any]]) -> None:
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{fd}")
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
         for fault in faults:
-            if re.search(fault["fsync"], path) and os.path.exists(f"{FOLDER}/full"):
-                with open(f"{FOLDER}/{fault['name']}", "w"):
-                    pass
+            if re.search(fault["fsync"], path) and Path(FOLDER, "full").exists():
+                Path(FOLDER, fault["name"]).touch()
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(fd)
 
