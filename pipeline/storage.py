@@ -56,10 +56,16 @@ def alone(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             log.warning("%s has no file locks: do not run two sweeps in it at once", folder)
-        for part in PARTS:
-            for half_written in folder.glob(f"{part}.*.tmp"):  # of a killed run
-                half_written.unlink(missing_ok=True)
+        _clear_half_written(folder)  # of a killed run
         yield
+        _clear_half_written(folder)  # of killed workers
+
+
+def _clear_half_written(folder: Path) -> None:
+    for part in PARTS:
+        for path in folder.glob(f"{part}.*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def held(folder: Path) -> bool:

@@ -202,7 +202,7 @@ def disturb(model: str, words: Sequence[str], rng: random.Random, kills: int, qu
 
 def leftovers(storage: Path) -> list[Path]:
     """What a finished sweep must not leave."""
-    return [*(storage / "checkpoints").glob("*"), *storage.rglob("*.tmp"), *storage.glob("tune")]
+    return [*(storage / "checkpoints").glob("*.ckpt"), *storage.rglob("*.tmp"), *storage.glob("tune")]
 
 
 @dataclass
