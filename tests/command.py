@@ -11,9 +11,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.cli import main
 
@@ -23,9 +23,13 @@ PATIENCE = 240.0
 """Seconds that one command may take on a busy machine."""
 
 
-def farebox(*words: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+def farebox(
+    *words: str, expect: int | None = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and check its exit code."""
-    done = subprocess.run([*FAREBOX, *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        [*FAREBOX, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -46,12 +50,13 @@ def records(storage: Path) -> list[dict[str, Any]]:
 class Running:
     """A command under way, in a process group of its own, and the processes below it (Linux: from /proc)."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, env: Mapping[str, str] | None = None, output: IO[str] | None = None) -> None:
         self.process = subprocess.Popen(
             [*FAREBOX, *words],
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env=env,
+            stdout=output or subprocess.PIPE,
+            stderr=subprocess.STDOUT if output else subprocess.PIPE,
             text=True,
             start_new_session=True,
         )

@@ -1,0 +1,71 @@
+"""The named points at which a process of a sweep is killed, and commands that run with such faults."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.command import ROOT
+
+INJECT = ROOT / "tests" / "faults" / "inject"
+
+ENDPOINT, LEDGER, TRIAL = "pipeline.blackbox.endpoint", "pipeline.blackbox.ledger", "pipeline.trial"
+POINTS: dict[str, dict[str, Any]] = {
+    "replica.loading": {"module": ENDPOINT, "function": "Endpoint.__init__", "moment": "after"},
+    "replica.before_charge": {"module": ENDPOINT, "function": "Endpoint.check", "moment": "before"},
+    "replica.after_charge": {"module": ENDPOINT, "function": "Endpoint.compute", "moment": "before", "paid": True},
+    "replica.after_compute": {"module": ENDPOINT, "function": "Endpoint.compute", "moment": "after", "paid": True},
+    "replica.storing_features": {"rename": r"/features[^/]*/.*\.arrow$"},
+    "ledger.before_commit": {"module": LEDGER, "function": "_Batch.save", "moment": "after"},
+    "ledger.after_commit": {"module": LEDGER, "function": "Ledger.charge", "moment": "after"},
+    "trial.at_a_call": {"module": "pipeline.blackbox.client", "function": "MeteredBox._send", "moment": "after"},
+    "trial.between_steps": {"module": TRIAL, "function": "_mark_curve", "moment": "before"},
+    "trial.before_checkpoint": {"module": "pipeline.checkpoint", "function": "Checkpoint.save", "moment": "before"},
+    "trial.checkpoint_written": {"rename": r"\.before\.ckpt$"},
+    "trial.between_renames": {"rename": r"/[0-9a-f]+\.[0-9a-f]+\.ckpt$"},
+    "trial.after_checkpoint": {"module": "pipeline.checkpoint", "function": "Checkpoint.save", "moment": "after"},
+    "trial.scoring": {"rename": "/predictions/"},
+    "trial.row_written": {"rename": "/results/"},
+    "trial.after_row": {"module": "pipeline.results", "function": "Store.write", "moment": "after"},
+    "driver.reserving": {"module": LEDGER, "function": "Ledger.reserve", "moment": "after"},
+    "driver.reserved": {"module": "pipeline.books", "function": "reserve", "moment": "after"},
+    "driver.closing": {"module": "pipeline.books", "function": "close_books", "moment": "before"},
+    "driver.settling": {"module": LEDGER, "function": "Ledger.settle", "moment": "after"},
+    "driver.publishing": {"module": "pipeline.report", "function": "publish", "moment": "before"},
+    "driver.writing_the_page": {"rename": r"/leaderboard/.*\.html$"},
+}
+"""What inject/sitecustomize.py is told for each. A rename that is struck leaves a whole file beside its place."""
+
+
+@dataclass
+class Faults:
+    """Faults for one command: the environment that brings them about, and which of them happened."""
+
+    folder: Path
+    storage: Path
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def at(self, point: str, nth: int = 1) -> Faults:
+        """Kill the process that passes the point for the nth time. Only the first such process is killed."""
+        return self.add({**POINTS[point], "name": f"{point}.{nth}", "nth": nth, "ledger": f"{self.storage}/ledger.db"})
+
+    def add(self, fault: dict[str, Any]) -> Faults:
+        """Any fault that inject/sitecustomize.py knows."""
+        self.told.append(fault)
+        return self
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the command's process; its Ray workers inherit it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join([str(INJECT), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        words = {"FAREBOX_FAULTS": json.dumps(self.told), "FAREBOX_FAULTS_FOLDER": str(self.folder)}
+        return {**os.environ, **words, "PYTHONPATH": path}
+
+    @property
+    def happened(self) -> set[str]:
+        """Names of the faults that struck."""
+        return {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
