@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,8 +28,8 @@ def trials(say: Say) -> Figure:
         run_cells(folder, "first", 1)  # stores the images, warms the disk's cache
         taken = []
         for i in range(PAIRS):
-            (one,) = seconds_of(lambda i=i: run_cells(folder, f"one{i}", 1))
-            (more,) = seconds_of(lambda i=i: run_cells(folder, f"more{i}", 1 + CELLS))
+            (one,) = seconds_of(partial(run_cells, folder, f"one{i}", 1))
+            (more,) = seconds_of(partial(run_cells, folder, f"more{i}", 1 + CELLS))
             taken.append((one, more))
             say(f"  pair {i + 1} of {PAIRS}: {one:.4g} s with 1 cell, {more:.4g} s with {1 + CELLS}")
     cells = [(more - one) / CELLS for one, more in taken]
