@@ -16,7 +16,7 @@ from methods import all_methods
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.config import Config, dataset_card, load, model_card, names
-from pipeline.errors import ConfigError, TrackingError
+from pipeline.errors import ConfigError, TrackingError, masked
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.plan import Plan
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
@@ -105,7 +105,7 @@ def sync(config: Config, say: Say) -> None:
     """Rebuild the MLflow mirror from the rows on disk."""
     store = _store(config)
     mirror = _mirror(_of_rows(config, store.read()))
-    say(f"{mirror.sync(store)} trials are in MLflow at {config.mlflow}")
+    say(f"{mirror.sync(store)} trials are in MLflow at {masked(config.mlflow)}")
     folder = config.storage / "leaderboard"
     if folder.is_dir():
         mirror.sweep_run(folder)

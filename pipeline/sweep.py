@@ -284,6 +284,7 @@ def _tune(
                 ),
             )
             tuner.fit()
+        heart.clear()
     finally:
         watch.close()
         shutil.rmtree(scratch, ignore_errors=True)
