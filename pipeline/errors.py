@@ -16,6 +16,7 @@ FareboxError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -71,6 +72,11 @@ class LedgerError(FareboxError):
 
 class TrackingError(FareboxError):
     """The MLflow mirror is behind the rows; nothing else is lost."""
+
+
+def masked(text: str) -> str:
+    """The text with the password of every URL in it left out."""
+    return re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:

@@ -50,6 +50,10 @@ class Heartbeat:
         except OSError:
             return
 
+    def clear(self) -> None:
+        """The run came to its end: the rows say all."""
+        self.path.unlink(missing_ok=True)
+
 
 def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     """One record: is the driver alive; trials running, waiting, done, failed; replicas; accounts; seconds left."""

@@ -286,6 +286,7 @@ def _tune(
                 ),
             )
             tuner.fit()
+        heart.clear()
     finally:
         watch.close()
         shutil.rmtree(scratch, ignore_errors=True)

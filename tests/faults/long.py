@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class Disturbed:
             code, printed = self._once(began + LONGEST * self.quiet_s + 120)
             if code != -signal.SIGKILL or self.hung:
                 return code, printed
-            if not self.marks.exists() or self._struck() <= self._seen and not self._driver_killed:
+            if not self.marks.exists() or (self._struck() <= self._seen and not self._driver_killed):
                 return code, "killed by something else\n" + printed
 
     def _once(self, deadline: float) -> tuple[int, str]:
