@@ -8,6 +8,7 @@ Cost: a generation scores P candidates on one fixed view of the N training image
 of that epoch: P + 1 requests, (P + 1) * N images, (P + 1) * C prompts, (P + 1) * N * C outputs. P = 40: 41 requests,
     195 generations at 8,000 requests; the paper counts the candidates only, so 200.
     Within an allotment as many generations as it pays, none at worst: then prediction is the template's raw scores.
+    `together=False`: P requests a generation, then one for each view that the refiner learns from.
 Prediction asks 1 prompt set about each image; the refiner runs on the client.
 Paper: Wang et al., Connecting the Dots: Collaborative Fine-tuning for Black-Box Vision-Language Models,
 arXiv:2402.04050, as in its released main_craft.py (means are over images, logits are scores):
@@ -52,7 +53,7 @@ from methods.base import (
     with_templates,
 )
 from methods.evolution import PromptSearch, plan_generations
-from methods.optim import epoch_view, mean_cross_entropy, training_views, with_context
+from methods.optim import EpochViews, epoch_view, mean_cross_entropy, training_views, views_wanted, with_context
 from methods.refiner import Refiner, kl_divergence
 
 
@@ -91,6 +92,8 @@ class CraFT(Method):
         """The refiner's mini-batch."""
         hidden: int = 256
         """H: width of the refiner."""
+        together: bool = True
+        """False: an ablation, the search alone first, then the refiner on its prompt, as many epochs as generations."""
         second_ask: bool = False
         """The released code's prompt: the average of a second, unscored population, not the mean of the search."""
         paper_start: bool = False
@@ -118,30 +121,37 @@ class CraFT(Method):
         self.ctx_LE = self.search.p0_LE
         self.trainable_params = c.intrinsic_dim + self.refiner.n_params
         self.generation = 0
-        self.generations = self._generations(TaskShape.of(task, box.feature_dim), box.remaining)
+        shape = TaskShape.of(task, box.feature_dim)
+        self.generations = self._generations(shape, box.remaining)
+        if not c.together:
+            self.epoch = 0
+            self.views = EpochViews(task, max(1, views_wanted(shape, self.generations)), self.generations)
         self.papers_count = c.popsize * self.generations
         self.notes |= {"generations": self.generations, "start": self.classes.template}
 
     def step(self, box: BlackBox) -> bool:
         """One generation of the prompt, then one epoch of the refiner."""
         if self.generation == self.generations:
-            return False
+            return not self.config.together and self._refine_after(box)
         candidates_PLE = self.search.ask()
         self.search.tell(self._fitness(box, candidates_PLE))
         self.ctx_LE = self.search.mean(self.config.second_ask)
-
-        view = epoch_view(self.task, self.generation)
-        raw_NC = box.scores(view, self.classes.soft(self.ctx_LE.unsqueeze(0)))[0]
         self.generation += 1
-        self.refiner.train_epoch(raw_NC, self.task.train.labels, self.generator, weight=self._refiner_weight())
+        if not self.config.together:
+            return True
+
+        self._refine(self._raw(box, epoch_view(self.task, self.generation - 1)), self.generation)
         return self.generation < self.generations
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-        raw_BC = box.scores(images, self.classes.soft(self.ctx_LE.unsqueeze(0)))[0]
+        raw_BC = self._raw(box, images)
         return self.refiner.refine(raw_BC) if self.generations else raw_BC  # never through an untrained network
 
     def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return self._one_generation(shape) * self._generations(shape, remaining)
+        generations = self._generations(shape, remaining)
+        counted = self.config.together or shape.fresh_views or not generations
+        apart = 0 if counted else views_wanted(shape, generations)
+        return self._one_generation(shape) * generations + Bill.scores(apart, shape.n_train, shape.n_classes)
 
     def deployed(self) -> dict[str, Tensor]:
         weights = {f"refiner_{i}": w.detach() for i, w in enumerate(self.refiner.weights())}
@@ -152,19 +162,40 @@ class CraFT(Method):
         labels_N, total_P = self.task.train.labels, torch.zeros(len(candidates_PLE))
         for rows, raw_PBC in box.score_blocks(self.fixed_view, self.classes.soft(candidates_PLE)):
             labels_B = labels_N[rows]
-            values_P = fitness(raw_PBC, self.refiner.refine(raw_PBC), labels_B, self.config.weight)
+            refined_PBC = self.refiner.refine(raw_PBC) if self.config.together else raw_PBC
+            values_P = fitness(raw_PBC, refined_PBC, labels_B, self.config.weight)
             total_P += values_P * (len(labels_B) / len(labels_N))
         return total_P
 
-    def _refiner_weight(self) -> float:
-        """The KL weight of the present epoch: candidates so far against 1/n of all that will be asked."""
+    def _raw(self, box: BlackBox, images: ImageSet) -> Tensor:
+        """The scores [B, C] of the present prompt."""
+        return box.scores(images, self.classes.soft(self.ctx_LE.unsqueeze(0)))[0]
+
+    def _refiner_weight(self, epoch: int) -> float:
+        """The KL weight of an epoch, numbered from 1: as many generations' candidates against 1/n of all."""
         c = self.config
-        in_force = c.popsize * self.generation <= c.popsize * self.generations // c.n
-        return c.weight if in_force else 0.0
+        return c.weight if c.popsize * epoch <= c.popsize * self.generations // c.n else 0.0
+
+    def _refine(self, raw_NC: Tensor, epoch: int) -> None:
+        weight = self._refiner_weight(epoch)
+        self.refiner.train_epoch(raw_NC, self.task.train.labels, self.generator, weight=weight)
+
+    def _refine_after(self, box: BlackBox) -> bool:
+        """An epoch of the refiner after the search; False when as many as the generations are done."""
+        if self.epoch == self.generations:
+            return False
+        raw_NC = self.views.of(self.epoch, lambda images: self._raw(box, images))
+        self.epoch += 1
+        self._refine(raw_NC, self.epoch)
+        return self.epoch < self.generations
 
     def _one_generation(self, shape: TaskShape) -> Bill:
-        return Bill.scores(self.config.popsize + 1, shape.n_train, shape.n_classes)
+        """The candidates, and one prompt set more where the refiner asks in the same generation or for a fresh view."""
+        asks = self.config.together or shape.fresh_views
+        return Bill.scores(self.config.popsize + asks, shape.n_train, shape.n_classes)
 
     def _generations(self, shape: TaskShape, remaining: Remaining) -> int:
         c = self.config
+        if not c.together and not shape.fresh_views:  # set the refiner's views aside first
+            remaining = remaining.minus(Bill.scores(max(1, shape.views), shape.n_train, shape.n_classes))
         return plan_generations(c.generations, c.popsize, shape.shots, self._one_generation(shape), remaining)

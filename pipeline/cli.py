@@ -158,7 +158,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
     name, *rest = arguments.bench or [None]
     for each in [name] if name else [n for n in harness.names() if n not in harness.ON_REQUEST]:
-        figure = harness.load(each)(_say_aside, *rest)
+        figure = harness.run(each, rest, _say_aside)
         print(json.dumps(figure.record()) if arguments.json else figure.table(), flush=True)
     return 0
 

@@ -17,6 +17,7 @@ FareboxError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -81,6 +82,11 @@ class TrackingError(FareboxError):
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def masked(text: str) -> str:
+    """The text with the password of every URL in it left out."""
+    return re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:

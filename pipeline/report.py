@@ -18,7 +18,7 @@ from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.config import Config, dataset_card, model_card, names
-from pipeline.errors import ConfigError, TrackingError
+from pipeline.errors import ConfigError, TrackingError, masked
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
@@ -119,7 +119,7 @@ def sync(config: Config, say: Say) -> None:
     """Rebuild the MLflow mirror from the rows on disk."""
     store = _store(config)
     mirror = _mirror(_of_rows(config, store.read()))
-    say(f"{mirror.sync(store)} trials are in MLflow at {config.mlflow}")
+    say(f"{mirror.sync(store)} trials are in MLflow at {masked(config.mlflow)}")
     folder = config.storage / "leaderboard"
     if folder.is_dir():
         mirror.sweep_run(folder)

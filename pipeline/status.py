@@ -50,6 +50,10 @@ class Heartbeat:
         except StorageError:
             return
 
+    def clear(self) -> None:
+        """The run came to its end: the rows say all."""
+        self.path.unlink(missing_ok=True)
+
 
 def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     """One record: is the driver alive; trials running, waiting, done, failed; replicas; accounts; seconds left."""
@@ -95,8 +99,10 @@ def shown(record: dict[str, Any]) -> str:
     elif record["alive"]:
         ago = max(0.0, time.time() - driver["at"])
         text = [f"running: process {driver['pid']} on {driver['host']}, heard {ago:.0f} s ago"]
-    else:
+    elif record["waiting"] or record["failed"] or not record["done"]:
         text = ["not running: no driver holds this storage; the same `farebox run` command continues"]
+    else:
+        text = ["finished: every trial of the last run has its rows"]
     text.append(
         f"trials: {len(record['running'])} running, {record['waiting']} waiting, {record['done']} done, "
         f"{len(record['failed'])} failed"

@@ -299,6 +299,7 @@ def _tune(
                 ),
             )
             ended = list(tuner.fit())
+        heart.clear()
     except OSError as error:
         raise StorageError(f"{scratch} cannot be written ({error.strerror or error}): make room, then go on") from error
     finally:

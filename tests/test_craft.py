@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import kl_div
 
 from methods.base import Remaining, TaskShape
+from methods.bbt import BBT
 from methods.craft import CraFT, fitness
 from methods.refiner import Refiner
 from methods.testing import ToyBox, fit, toy_task
@@ -96,10 +97,8 @@ def test_generations_and_bill(remaining: Remaining, shots: int, generations: int
 def test_the_refiners_kl_term_is_dropped_after_the_first_nth_of_the_candidates() -> None:
     def weights(n: int, generations: int) -> list[float]:
         method = CraFT(CraFT.Config(n=n, weight=0.1))
-        method.generations, seen = generations, []
-        for method.generation in range(1, generations + 1):
-            seen.append(method._refiner_weight())
-        return seen
+        method.generations = generations
+        return [method._refiner_weight(epoch) for epoch in range(1, generations + 1)]
 
     assert weights(4, 200) == [0.1] * 50 + [0.0] * 150
     assert weights(1, 10) == [0.1] * 10
@@ -156,3 +155,23 @@ def test_it_learns_the_toy_task() -> None:
         return (logits.argmax(1) == test.labels).float().mean().item()
 
     assert accuracy(method.predict(test.images, box)) > accuracy(start) + 0.1
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "allotment", [Remaining(400, 40_000), Remaining(60), Remaining(images=3_000), Remaining(requests=30)]
+)
+def test_without_collaboration_the_search_is_bbts_and_the_refiner_comes_after(
+    fresh: bool, allotment: Remaining
+) -> None:
+    task, _ = toy_task(fresh_views=fresh)
+    apart, box = CraFT(CraFT.Config(together=False, intrinsic_dim=20)), ToyBox(CraFT.info.access, allotment)
+    predicted = apart.bill(TaskShape.of(task, box.feature_dim), allotment)
+    fit(apart, task, box)
+    assert box.bill == predicted and min(box.remaining) >= 0
+    bbt = BBT(BBT.Config(intrinsic_dim=20, generations=apart.generations or 1))
+    if apart.generations:
+        fit(bbt, task, ToyBox(BBT.info.access))
+        assert torch.equal(apart.ctx_LE, bbt.ctx_LE), "the refiner has no say in the search"
+        views = apart.generations if fresh else min(3, apart.generations)
+        assert box.calls == ["scores"] * (apart.generations + views)

@@ -7,6 +7,7 @@ machine, and returns a `Figure`; absolute times depend on the machine, ratios of
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import time
@@ -111,6 +112,23 @@ def load(name: str) -> Run:
         raise ConfigError(did_you_mean("bench", name, names()))
     importlib.import_module(f"{package.__name__}.{name}")
     return REGISTRY[name]
+
+
+def run(name: str, words: Sequence[str], say: Say) -> Figure:
+    """Run a bench with the words after its name. ConfigError when it takes other words, before anything runs."""
+    function = load(name)
+    signature = inspect.signature(function)
+    try:
+        signature.bind(say, *words)
+    except TypeError:
+        _, *wanted = signature.parameters.values()
+        usage = [f"[{p.name} ...]" if p.kind is p.VAR_POSITIONAL else p.name.upper() for p in wanted]
+        found = " ".join(words) or "nothing"
+        raise ConfigError(
+            f"bench {name}: found {found!r}, wanted {' '.join(usage) or 'no words'}: farebox bench "
+            + " ".join([name, *usage])
+        ) from None
+    return function(say, *words)
 
 
 def paired(

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from pipeline.blackbox.bill import LIMITED, PAID, UNITS, Phase
-from pipeline.errors import LedgerError
+from pipeline.errors import LedgerError, masked
 
 SCHEMA = 1
 BUSY_S = 30.0
@@ -162,7 +162,7 @@ class Store:
 
 
 def _first_line(exc: BaseException) -> str:
-    return str(getattr(exc, "orig", None) or exc).strip().split("\n")[0]
+    return masked(str(getattr(exc, "orig", None) or exc).strip().split("\n")[0])
 
 
 def _advice(exc: BaseException) -> str:
