@@ -128,9 +128,8 @@ class Disturbed:
                 if time.monotonic() > deadline:
                     self.hung = True
                     running.process.kill()
-                elif time.monotonic() > due and self.total < self.kills:
-                    if self._kill(running):
-                        due = time.monotonic() + self._pause()
+                elif time.monotonic() > due and self.total < self.kills and self._kill(running):
+                    due = time.monotonic() + self._pause()
             running.process.wait()
             self.left += following
             printed.seek(0)

@@ -133,5 +133,5 @@ if FAULTS:
     sys.meta_path.insert(0, Finder())
     if renames := [f for f in FAULTS if "rename" in f]:
         watch_renames(renames)
-    if full := [f for f in FAULTS if "fsync" in f]:
-        fill_disk(full)
+    if syncs := [f for f in FAULTS if "fsync" in f]:
+        fill_disk(syncs)
