@@ -8,6 +8,7 @@ for a GPU, and says nothing about one.
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,27 @@ class Unmetered:
     async def ask(self, request: Request) -> Any:
         """The answer."""
         return await self.server.ask(request)
+
+
+@ray.remote(num_cpus=0)
+class Caller:
+    """A trial's client in a process of its own."""
+
+    def __init__(self, replicas: Sequence[Any]) -> None:
+        self.pool = RayPool(replicas)
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+    def do(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function with its pool."""
+        return function(self.pool, *args)
+
+
+def get(reference: Any) -> Any:
+    """What a call to an actor gave."""
+    return ray.get(reference)
 
 
 async def _for_nothing(charges: Sequence[Charge]) -> list[Receipt]:
