@@ -29,7 +29,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-faults: setup
-	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json faults.json
+	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json runs/faults.json
 
 test-postgres: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres]'

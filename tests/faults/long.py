@@ -1,6 +1,6 @@
 """Random kills over whole runs: does every run end with the same leaderboard and ledger as an undisturbed one?
 
-    python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json faults.json
+    python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json runs/faults.json
 
 A run is one sweep, `fake` and `tiny` in turn, on two replicas with two trials at a time, and ceilings that hold exactly
 what the sweep costs. While it works, replicas, the ledger's actor, trials' workers and the driver are killed: by a
@@ -296,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
     print(json.dumps(found, indent=1))
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     bad = found["differing"] or found["hangs"] or found["soak"]["problems"]
     if not bad:
