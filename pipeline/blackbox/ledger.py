@@ -216,6 +216,7 @@ class Ledger:
         Charges must add up to the trials' totals and these to the accounts', within every limit and allotment. With
         `rows`, the results of a sweep (of `storage`; needed where a ledger is shared), their bills must be the trials'.
         """
+        self._store.check()
         with self._store.read() as db:
             return ledger_audit.problems(db, rows, storage)
 

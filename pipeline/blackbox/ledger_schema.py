@@ -29,6 +29,7 @@ from pipeline.errors import LedgerError, masked
 SCHEMA = 1
 BUSY_S = 30.0
 """How long a transaction waits for another process's before it gives up."""
+DAMAGED = " (it is damaged): put a copy of it back, or run in another storage=DIR; the results here stay readable"
 OPENING = 0xFA2EB0C5
 """PostgreSQL's lock number for the making of the tables."""
 BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
@@ -150,6 +151,14 @@ class Store:
         except SQLAlchemyError as exc:
             raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}{_advice(exc)}") from exc
 
+    def check(self) -> None:
+        """Raise LedgerError for a damaged file, as far as its structure tells."""
+        if self.dialect == "sqlite":
+            with self.read() as db:
+                found = str(db.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+                if found != "ok":
+                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {' '.join(found.split())}")
+
     def insert_new(self, table: Table) -> sa.Insert:
         """INSERT that leaves a row alone which is there already."""
         if self.dialect == "sqlite":
@@ -169,7 +178,7 @@ def _advice(exc: BaseException) -> str:
     """What a person can do about it."""
     said = _first_line(exc)
     if "malformed" in said or "not a database" in said:
-        return " (it is damaged): put a copy of it back, or run in another storage=DIR; the results here stay readable"
+        return DAMAGED
     if "full" in said or "readonly" in said or "disk I/O" in said:
         return ": make room, or make it writable, and type the same command again; it goes on from what is there"
     return ""

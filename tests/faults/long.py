@@ -1,6 +1,6 @@
 """Random kills over whole runs: does every run end with the same leaderboard and ledger as an undisturbed one?
 
-    python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json faults.json
+    python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json runs/faults.json
 
 A run is one sweep, `fake` and `tiny` in turn, on two replicas with two trials at a time, and ceilings that hold exactly
 what the sweep costs. While it works, replicas, the ledger's actor, trials' workers and the driver are killed: by a
@@ -44,6 +44,8 @@ LATEST = {
     **{"driver.reserving": 8, "driver.settling": 8},
 }
 """A point is passed so often in a process that a kill is drawn up to here; 1 where it is not named."""
+NAMED = 4
+"""Points that are drawn for each start of the command."""
 LONGEST = 20
 """Undisturbed runs' times after which a run is taken to hang."""
 
@@ -94,13 +96,15 @@ class Disturbed:
         self.storage, self.rng, self.kills, self.quiet_s = folder / "storage", rng, kills, quiet_s
         self.words = ("run", *words, f"storage={self.storage}")
         self.marks, self.left, self.sent = folder / "marks", [], Counter[str]()
-        self.starts, self.hung = 0, False
+        self.starts, self.hung, self.next = 0, False, self._draw()
 
     def run(self) -> tuple[int, str]:
         """Start the command again and again; the last exit code and what was printed."""
         began = time.monotonic()
         while True:
             code, printed = self._once(began + LONGEST * self.quiet_s + 120)
+            if code == 3 and "its worker died again and again" in printed and self.starts < LONGEST:
+                continue  # as it says: the same command goes on
             if code != -signal.SIGKILL or self.hung:
                 return code, printed
             if self._struck() <= self._seen and not self._driver_killed:
@@ -111,7 +115,7 @@ class Disturbed:
         self._seen, self._driver_killed = self._struck(), False
         faults = Faults(self.marks, self.storage)
         if self.total < self.kills:
-            for point in self.rng.sample(sorted(POINTS), 4):
+            for point in self.rng.sample(sorted(POINTS), NAMED):
                 faults.at(point, self.rng.randint(1, LATEST.get(point, 1)))
                 faults.told[-1]["name"] += f".{self.starts}"
         with tempfile.TemporaryFile("w+") as printed:
@@ -124,19 +128,25 @@ class Disturbed:
                 if time.monotonic() > deadline:
                     self.hung = True
                     running.process.kill()
-                elif time.monotonic() > due and self.total < self.kills:
-                    self._kill(running)
+                elif time.monotonic() > due and self.total < self.kills and self._kill(running):
                     due = time.monotonic() + self._pause()
             running.process.wait()
             self.left += following
             printed.seek(0)
             return running.process.returncode, printed.read()
 
+    def _draw(self) -> str:
+        return self.rng.choices(list(OUTSIDE), list(OUTSIDE.values()))[0]
+
     def _pause(self) -> float:
         return self.rng.uniform(0.3, 1.7) * self.quiet_s / self.kills
 
-    def _kill(self, running: Running) -> None:
-        title = self.rng.choices(list(OUTSIDE), list(OUTSIDE.values()))[0]
+    def _kill(self, running: Running) -> bool:
+        """Kill what is next; False while it is not there."""
+        title = self.next
+        if title != "driver" and not running.below(title):
+            return False  # it is being started: it is waited for, else most kills would be the driver's
+        self.next = self._draw()
         if title == "driver":
             self.sent[title] += 1
             self._driver_killed = True
@@ -145,6 +155,7 @@ class Disturbed:
             with contextlib.suppress(ProcessLookupError):
                 kill(self.rng.choice(found))
                 self.sent[title] += 1
+        return True
 
     def _struck(self) -> int:
         return len(list(self.marks.iterdir())) if self.marks.exists() else 0
@@ -285,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
     print(json.dumps(found, indent=1))
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     bad = found["differing"] or found["hangs"] or found["soak"]["problems"]
     if not bad:

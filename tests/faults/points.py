@@ -40,6 +40,17 @@ POINTS: dict[str, dict[str, Any]] = {
 """What inject/sitecustomize.py is told for each. A rename that is struck leaves a whole file beside its place."""
 
 
+FULL: dict[str, dict[str, Any]] = {
+    "checkpoint": {"fsync": "/checkpoints/"},
+    "row": {"fsync": "/results/"},
+    "ledger": {
+        **{"module": "pipeline.blackbox.ledger_schema", "function": "_prepare_file"},
+        "pragma": "max_page_count = 1",  # the file cannot grow: SQLite says that the disk is full
+    },
+}
+"""Places where the disk can be full."""
+
+
 @dataclass
 class Faults:
     """Faults for one command: the environment that brings them about, and which of them happened."""
@@ -56,6 +67,14 @@ class Faults:
         """Any fault that inject/sitecustomize.py knows."""
         self.told.append(fault)
         return self
+
+    def full(self, place: str | None) -> None:
+        """The disk is full there, and nowhere else, from now on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for flag in self.folder.glob("full.*"):
+            flag.unlink()
+        if place is not None:
+            (self.folder / f"full.{place}").touch()
 
     @property
     def environment(self) -> dict[str, str]:

@@ -204,6 +204,18 @@ def test_features_are_shared_by_all_that_open_the_folder(tmp_path: Path) -> None
     assert len(one) == len(other) == len(list(one.folder.glob("*.arrow"))) + 1 == 3
 
 
+def test_a_full_disk_costs_features_their_place_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, row = FeatureStore(tmp_path, "m", 4), torch.ones(1, 4)
+    with monkeypatch.context() as full:
+        full.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        store.add(["a"], row)
+    assert store.read(["a"])[1] == [0] and not list(store.folder.glob("*.tmp"))
+    store.add(["a"], row)
+    assert store.read(["a"])[1] == [] and torch.equal(store.read(["a"])[0], row)
+
+
 def test_another_model_has_other_features(tmp_path: Path) -> None:
     store_of(tmp_path).add(["1"], rows_for(["1"]))
     assert missing(store_of(tmp_path, model="n"), ["1"]) == [0]

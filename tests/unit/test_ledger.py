@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from methods.base import Bill
+from pipeline.blackbox import ledger as ledger_module
 from pipeline.blackbox.bill import PAID, AccountRecord, Phase, paid, row_columns
 from pipeline.blackbox.ledger import Charge, Ledger, Limits, Receipt
 from pipeline.blackbox.ledger_schema import metadata
@@ -357,8 +358,38 @@ def test_a_ledger_that_cannot_be_used_says_so_in_one_line(bad: str, says: str) -
 def test_a_damaged_file_is_a_ledger_error(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     file.write_bytes(b"this is no database" * 100)
-    with pytest.raises(LedgerError, match="not a database"):
+    with pytest.raises(LedgerError, match=r"ledger\.db cannot be used: file is not a database .*put a copy of it back"):
         Ledger(f"sqlite:///{file}")
+
+
+@sqlite_only
+def test_damage_in_the_middle_of_the_file_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{file}")
+    ledger.charge([ask(n, phase=Phase.EVALUATE) for n in range(500)])
+    assert ledger.verify() == []
+    ledger.close()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + bytes(8192) + whole[len(whole) // 2 + 8192 :])
+    with pytest.raises(LedgerError, match=r"malformed .*put a copy of it back"):
+        Ledger(f"sqlite:///{file}").verify()
+
+
+@sqlite_only
+def test_a_full_disk_is_told_and_room_lets_the_same_charges_go_on(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    calls = [ask(n, phase=Phase.EVALUATE) for n in range(2000)]
+    ledger.charge(calls[:100])
+    before = ledger.trials()
+    with ledger._store.write() as db:
+        db.exec_driver_sql("PRAGMA max_page_count = 1")  # the file cannot grow any more
+    with pytest.raises(LedgerError, match=r"database or disk is full: make room.*the same command again"):
+        ledger.charge(calls)
+    assert ledger.trials() == before
+    ledger.close()  # the limit belonged to the connection
+    assert statuses(ledger.charge(calls)) == ["replayed"] * 100 + ["charged"] * 1900
+    assert ledger.verify() == []
+    ledger.close()
 
 
 def test_a_ledger_of_another_schema_is_refused(url: str) -> None:
@@ -446,6 +477,16 @@ CALLS = st.tuples(
 )
 
 
+def killed(save: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A batch's `save` after which its process is no more."""
+
+    def saved(batch: Any) -> None:
+        save(batch)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return saved
+
+
 class Books(RuleBasedStateMachine):
     """Two ledgers on one file against a plain model that adds up its whole history for every question."""
 
@@ -453,6 +494,7 @@ class Books(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
         self.url = empty(Path(self.folder.name))
+        self.time = time.time
         self.ledgers = [Ledger(self.url), Ledger(self.url)]
         self.limits = {"sweep": Limits(requests=14), "team": Limits(images=150)}
         for name, limits in self.limits.items():
@@ -465,6 +507,7 @@ class Books(RuleBasedStateMachine):
         self.live: dict[tuple[str, int, str], tuple[Phase, Bill, bool]] = {}
 
     def teardown(self) -> None:
+        time.time = self.time
         for ledger in self.ledgers:
             ledger.close()
         self.folder.cleanup()
@@ -592,6 +635,29 @@ class Books(RuleBasedStateMachine):
         """The object is gone with all that it had in memory."""
         self.ledgers[which].close()
         self.ledgers[which] = Ledger(self.url)
+
+    @precondition(lambda self: self.opened)
+    @rule(calls=st.lists(CALLS, min_size=2, max_size=8), bill=BILLS)
+    def kill(self, calls: list[tuple[str, int, str, Phase]], bill: Bill) -> None:
+        """A process is killed with a transaction's every statement done and nothing committed."""
+        charges = [
+            Charge("s", t, n, f"{d}{p.value}", p, self.bills.get((t, n, d, p), bill))
+            for t, n, d, p in dict.fromkeys(calls)
+        ]
+        child = os.fork()
+        if not child:
+            try:
+                ledger_module._Batch.save = killed(ledger_module._Batch.save)  # type: ignore[method-assign]
+                Ledger(self.url).charge(charges)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    @rule(seconds=st.sampled_from([-4e7, -1.0, 1.0, 4e7]))
+    def clock(self, seconds: float) -> None:
+        """The machine's clock is set."""
+        now = time.time
+        time.time = lambda: now() + seconds
 
     @invariant()
     def the_books_are_right(self) -> None:

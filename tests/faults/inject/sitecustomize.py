@@ -5,7 +5,8 @@ fault names a function of the product, or a rename by its target, and the how-ma
 
     {"name": "...", "module": "pipeline.trial", "function": "run_trial", "moment": "before" or "after", "nth": 3}
     {"name": "...", "rename": "/results/", "nth": 1}              just before a file is put in its place (a pattern)
-    {"name": "...", "fsync": "/checkpoints/"}                     no space left, for as long as FOLDER/full is there
+    {"name": "...", "fsync": "/checkpoints/"}                     no space left, while FOLDER/full.NAME is there
+    {"name": "...", "module": "...", "function": "...", "pragma": "..."}   likewise: set on the connection that it takes
 
 The first two end their process with SIGKILL, once in all processes that share FAREBOX_FAULTS_FOLDER: a file named after
 the fault is left there, by which a test knows that it happened. "paid": true waits until the ledger at "ledger" holds
@@ -59,6 +60,10 @@ def wait_until_paid(ledger: str, arguments: tuple[Any, ...]) -> None:
         time.sleep(0.005)
 
 
+def full(fault: dict[str, Any]) -> bool:
+    return Path(FOLDER, f"full.{fault['name']}").exists()
+
+
 def wrap(module: Any, fault: dict[str, Any]) -> None:
     *path, name = fault["function"].split(".")
     owner = module
@@ -67,10 +72,12 @@ def wrap(module: Any, fault: dict[str, Any]) -> None:
     inner, count = getattr(owner, name), itertools.count(1)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
-        due = next(count) == fault["nth"]
+        due = next(count) == fault.get("nth")
         if due and fault["moment"] == "before":
             strike(fault, args)
         result = inner(*args, **kwargs)
+        if "pragma" in fault and full(fault):
+            args[0].execute(f"PRAGMA {fault['pragma']}")
         if due and fault["moment"] == "after":
             strike(fault, args)
         return result
@@ -115,8 +122,7 @@ def fill_disk(faults: list[dict[str, Any]]) -> None:
     def fsync(fd: int) -> None:
         path = str(Path(f"/proc/self/fd/{fd}").readlink())
         for fault in faults:
-            if re.search(fault["fsync"], path) and Path(FOLDER, "full").exists():
-                Path(FOLDER, fault["name"]).touch()
+            if re.search(fault["fsync"], path) and full(fault):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(fd)
 
@@ -127,5 +133,5 @@ if FAULTS:
     sys.meta_path.insert(0, Finder())
     if renames := [f for f in FAULTS if "rename" in f]:
         watch_renames(renames)
-    if full := [f for f in FAULTS if "fsync" in f]:
-        fill_disk(full)
+    if syncs := [f for f in FAULTS if "fsync" in f]:
+        fill_disk(syncs)
