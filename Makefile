@@ -1,7 +1,7 @@
 # make demo    environment, install, a small sweep of every method, its leaderboard (a second time: nothing runs again)
 # make test    environment, install, the test suite
 # make check   lint, format, types
-# make test-faults  hours: 20 runs of a sweep with at least 200 random kills, then a million charges under kills
+# make test-faults  hours: kills at named points, 20 runs of a sweep with at least 200 random kills, then a million charges under kills
 # make test-postgres  the ledger's tests on a PostgreSQL server of its own (root installs Debian's package)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
 # make golden  write the golden values anew (review the difference, and say why in the commit)
@@ -29,6 +29,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-faults: setup
+	$(BIN)/python -m pytest tests/faults/at_points.py
 	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json runs/faults.json
 
 test-postgres: setup
