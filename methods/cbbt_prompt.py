@@ -53,7 +53,7 @@ from methods.base import (
     torch_generator,
     with_templates,
 )
-from methods.optim import cosine_lr, epoch_view, mean_cross_entropy, shuffled_batches, with_context
+from methods.optim import epoch_view, mean_cross_entropy, shuffled_batches, warm_cosine_lr, with_context
 
 
 class Plan(NamedTuple):
@@ -169,9 +169,9 @@ class CBBTPrompt(Method):
 
     def _move(self, optimizer: torch.optim.Optimizer) -> None:
         """A step at the schedule's learning rate: warm-up for one epoch, then cosine."""
-        c, epoch = self.config, self._schedule_epoch()
+        c = self.config
         for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(c.lr, epoch - 1, c.epochs) if epoch else c.warmup_lr
+            group["lr"] = warm_cosine_lr(c.lr, c.warmup_lr, self._schedule_epoch(), c.epochs)
         optimizer.step()
 
     def _batches_per_epoch(self, n_train: int) -> int:

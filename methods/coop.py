@@ -48,7 +48,7 @@ from methods.base import (
     torch_generator,
     with_templates,
 )
-from methods.optim import EpochViews, cosine_lr, shuffled_batches, training_views, views_wanted, with_context
+from methods.optim import EpochViews, shuffled_batches, training_views, views_wanted, warm_cosine_lr, with_context
 
 
 class Plan(NamedTuple):
@@ -131,7 +131,7 @@ class CoOp(Method):
 
     def learning_rate(self, epoch: int) -> float:
         """The rate of an epoch of the published schedule: warm-up for one, then a cosine that starts after it."""
-        return cosine_lr(self.config.lr, epoch - 1, self.epochs) if epoch else self.config.warmup_lr
+        return warm_cosine_lr(self.config.lr, self.config.warmup_lr, epoch, self.epochs)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         named = with_templates(classes or self.classes, self.classes.template)

@@ -24,6 +24,12 @@ def cosine_lr(base: float, step: int, total: int) -> float:
     return base * (1 + math.cos(math.pi * step / total)) / 2
 
 
+def warm_cosine_lr(base: float, warmup: float, epoch: int, total: int, warmup_epochs: int = 1) -> float:
+    """Dassl's rate of an epoch: `warmup` in the first ones, then a cosine over `total` epochs, begun after them."""
+    after = epoch - warmup_epochs
+    return warmup if after < 0 else cosine_lr(base, after, total)
+
+
 def affordable(wanted: int, one: Bill, remaining: Remaining) -> int:
     """As many of `one` as `remaining` pays, at most `wanted`, at least one (which the box may then refuse)."""
     times = remaining.affords(one)

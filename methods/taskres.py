@@ -48,7 +48,7 @@ from methods.base import (
     method,
     torch_generator,
 )
-from methods.optim import EpochViews, affordable, cosine_lr, shuffled_batches, training_views, views_wanted
+from methods.optim import EpochViews, affordable, shuffled_batches, training_views, views_wanted, warm_cosine_lr
 
 
 @method(name="taskres", access=Access.TEXT | Access.FEATURES, paper="arXiv:2211.10277")
@@ -107,8 +107,8 @@ class TaskRes(Method):
 
     def learning_rate(self, epoch: int) -> float:
         """The rate of one whole epoch: the warm-up's constant, then a cosine over `epochs` that starts after it."""
-        after = epoch - self.config.warmup_epochs
-        return self.config.warmup_lr if after < 0 else cosine_lr(self.config.lr, after, self.epochs)
+        c = self.config
+        return warm_cosine_lr(c.lr, c.warmup_lr, epoch, self.epochs, c.warmup_epochs)
 
     def classifier(self) -> Tensor:
         """t' = t + alpha * x at unit length, [C, D]."""

@@ -25,7 +25,7 @@ from pipeline.cards import DatasetCard as DatasetCard
 from pipeline.cards import ModelCard as ModelCard
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts import LAYOUTS
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.layers import Kind, load, merged
 from pipeline.layers import file_of as file_of
 from pipeline.layers import names as names
@@ -166,7 +166,7 @@ def method_choice(name: str, dataset: str, settings: str, overrides: Mapping[str
     try:
         typed = OmegaConf.merge(OmegaConf.structured(info.cls.Config), values)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"method {name!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"method {name!r}: {first_line(error)}") from error
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
     return MethodChoice(name, info, config)

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from methods import all_methods
 from pipeline import checks
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, did_you_mean, first_line
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "conf"
 _INSTALLED = Path(__file__).resolve().parent / "_conf"
@@ -84,7 +84,7 @@ def merged(words: Sequence[str]) -> dict[str, Any]:
         whole.sweep = Path(sweep).stem
         raw = cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(first_line(error)) from error
     raw["method"] = _settings_of_methods(raw, chosen, typed)
     return raw
 

@@ -79,29 +79,27 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._show(last=True)
+        count, elapsed = self.count(), time.monotonic() - self.began
+        self._show(count, elapsed, self._seconds_left(count, elapsed), last=True)
 
     def _loop(self) -> None:
         every, ticks = 1 if self.terminal else 10, 0
         while not self._stop.wait(1.0):
             ticks += 1
-            self.beat(self._seconds_left(self.count(), time.monotonic() - self.began))
+            count, elapsed = self.count(), time.monotonic() - self.began
+            left_s = self._seconds_left(count, elapsed)
+            self.beat(left_s)
             if ticks % every == 0:
-                self._show()
+                self._show(count, elapsed, left_s)
 
-    def _show(self, last: bool = False) -> None:
-        count = self.count()
-        elapsed = time.monotonic() - self.began
+    def _show(self, count: Count, elapsed: float, left_s: float | None, last: bool = False) -> None:
+        left = "time left unknown" if left_s is None else f"about {clock(left_s)} left"
         line = (
             f"{count.done}/{self.trials} trials   {count.requests:,}/{self.requests:,} requests   "
-            f"{clock(elapsed)} gone   {self._left(count, elapsed)}"
+            f"{clock(elapsed)} gone   {left}"
         )
         start, end = ("\r\033[K", "\n" if last else "") if self.terminal else ("", "\n")
         print(start + line, end=end, file=sys.stderr, flush=True)
-
-    def _left(self, count: Count, elapsed: float) -> str:
-        seconds = self._seconds_left(count, elapsed)
-        return "time left unknown" if seconds is None else f"about {clock(seconds)} left"
 
     def _seconds_left(self, count: Count, elapsed: float) -> float | None:
         """If work goes on at the pace so far; a trial's own work counts as that of some requests."""

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blackbox.bill import UNITS
-from pipeline.errors import DataError, StorageError
+from pipeline.errors import DataError, StorageError, first_line
 from pipeline.row import (
     FINISHED,
     KINDS,
@@ -159,8 +159,7 @@ class Store:
             try:
                 tables.append(_read_rows(path))
             except (OSError, ValueError, pa.ArrowException) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                damaged.append(f"{path}: {first}; treated as absent, its trial will run again")
+                damaged.append(f"{path}: {first_line(error)}; treated as absent, its trial will run again")
         return Scan(pa.concat_tables(tables), damaged)
 
     def read(self) -> pa.Table:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
-from pipeline.errors import TrackingError, masked
+from pipeline.errors import TrackingError, first_line, masked
 from pipeline.results import PHASES, UNITS, ResultRow, Store, to_rows
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
@@ -229,8 +229,7 @@ def _mapped(what: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise TrackingError(masked(f"{what}: {type(error).__name__}: {first}")) from error
+        raise TrackingError(masked(f"{what}: {type(error).__name__}: {first_line(error)}")) from error
 
 
 def _metrics(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:

@@ -62,8 +62,9 @@ class Figure:
 
     def table(self) -> str:
         """For people: the figure on the first line, then its detail, aligned."""
-        main, unit = (self.ratio, "x") if self.ratio is not None else (self.value, f" {self.unit}".rstrip())
-        spread = f"({_words(self.low)} to {_words(self.high)}, {self.pairs} pairs)"
+        ratio = self.ratio is not None
+        main, unit, runs = (self.ratio, "x", "pairs") if ratio else (self.value, f" {self.unit}".rstrip(), "times")
+        spread = f"({_words(self.low)} to {_words(self.high)}, {self.pairs} {runs})"
         rows = [(label, _words(value)) for label, value in self.detail.items()]
         width = max((len(label) for label, _ in rows), default=0)
         return "\n".join(

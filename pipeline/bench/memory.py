@@ -115,7 +115,7 @@ def score_a_population(pool: RayPool, storage: str, trial: str, turn: int) -> fl
     """CraFT's fitness of one population, in the client's process; the best of it."""
     torch.set_num_threads(1)
     box = MeteredBox(pool, storage, trial, Access.SOFT | Access.SCORES, Limits())
-    box.meter.call = 1 + turn  # call 0 opened the trial
+    box.meter.call = turn  # each turn is another call of one trial
     generator = torch.Generator().manual_seed(turn)
     ctx_PLE = torch.randn(P, 4, box.token_dim, generator=generator)
     images = Images.plain(cast(Source, Numbered()), "train", np.arange(N), "crop")

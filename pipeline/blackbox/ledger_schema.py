@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from pipeline.blackbox.bill import LIMITED, PAID, UNITS, Phase
-from pipeline.errors import LedgerError, masked
+from pipeline.errors import LedgerError, first_line, masked
 
 SCHEMA = 1
 BUSY_S = 30.0
@@ -171,7 +171,8 @@ class Store:
 
 
 def _first_line(exc: BaseException) -> str:
-    return masked(str(getattr(exc, "orig", None) or exc).strip().split("\n")[0])
+    """What the database said, under SQLAlchemy's wrapping."""
+    return masked(first_line(getattr(exc, "orig", None) or exc))
 
 
 def _advice(exc: BaseException) -> str:
