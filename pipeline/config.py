@@ -31,6 +31,9 @@ from pipeline.layers import file_of as file_of
 from pipeline.layers import names as names
 from pipeline.layers import own_folder as own_folder
 
+METHOD_KEYS = {"method": str, "config": dict, "per_dataset": dict}
+"""What a conf/method file holds."""
+
 
 @dataclass(frozen=True)
 class GlobalBudget:
@@ -94,6 +97,7 @@ class Config:
     stale: str
     mlflow: str
     features: Path
+    variants: Mapping[str, Mapping[str, Any]]
     method: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -103,7 +107,7 @@ class Config:
 
     def choice(self, name: str, dataset: str) -> MethodChoice:
         """The method `name` with the settings that hold on `dataset`."""
-        return method_choice(name, dataset, self.settings, self.method.get(name, {}))
+        return method_choice(name, dataset, self.settings, self.method.get(name, {}), self.variants.get(name))
 
 
 def model_card(name: str) -> ModelCard:
@@ -147,9 +151,14 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
         raise ConfigError(f"{file_of(kind, name)}: {error}") from error
 
 
-def method_choice(name: str, dataset: str, settings: str, overrides: Mapping[str, Any]) -> MethodChoice:
-    """Resolve a method name: its file's config, then the paper's per-dataset settings if asked, then overrides."""
-    file = load("method", name)
+def method_choice(
+    name: str, dataset: str, settings: str, overrides: Mapping[str, Any], variant: Mapping[str, Any] | None = None
+) -> MethodChoice:
+    """Resolve a method name: its file's config, then the paper's per-dataset settings if asked, then overrides.
+
+    `variant`: what stands in the file's place, where a sweep defines the name itself.
+    """
+    file = load("method", name) if variant is None else variant
     registered = all_methods()
     base = file.get("method", name)
     if base not in registered:
@@ -180,8 +189,10 @@ def compose(words: Sequence[str]) -> Config:
 def _resolve(raw: dict[str, Any]) -> Config:
     budget = raw["budget"]
     methods = checks.words("methods", raw["methods"])
+    variants = _variants(raw["variants"])
     for name in methods:
-        load("method", name)
+        if name not in variants:
+            load("method", name)
     storage = Path(checks.text("storage", raw["storage"])).absolute()
     data = DataOptions(
         checks.maybe_text("data.root", raw["data"]["root"]),
@@ -221,6 +232,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
         mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
         features=Path(features).absolute() if features else storage.parent / "features",
+        variants=variants,
         method=raw["method"],
     )
     for card in config.datasets:
@@ -229,3 +241,17 @@ def _resolve(raw: dict[str, Any]) -> Config:
                 f"{card.name!r} is a test-only set: fit on datasets=[{card.shift_of}] (shift=true scores it)"
             )
     return config
+
+
+def _variants(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A sweep's own variants of methods: under names of their own, with the keys of a conf/method file."""
+    for name, file in raw.items():
+        if name in names("method"):
+            raise ConfigError(f"variants.{name}: there is a method of that name: give the variant another")
+        for key, value in file.items():
+            if key not in METHOD_KEYS:
+                raise ConfigError(f"variants.{name}: " + did_you_mean("key", key, METHOD_KEYS))
+            if not isinstance(value, METHOD_KEYS[key]):
+                wanted = "a method's name" if key == "method" else "SETTING=VALUE under it"
+                raise ConfigError(f"variants.{name}.{key}={value}: expected {wanted}")
+    return raw

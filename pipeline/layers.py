@@ -23,6 +23,8 @@ _INSTALLED = Path(__file__).resolve().parent / "_conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
 
 Kind = Literal["sweep", "model", "dataset", "method"]
+BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
+"""Keys of base.yaml under which a method's name stands, and what under that."""
 
 
 def own_folder(kind: Kind) -> Path:
@@ -130,8 +132,8 @@ def _check_keys(where: str, layer: Mapping[str, Any], known: Mapping[str, Any], 
         if isinstance(value, dict) != nested:
             wanted = f"keys under it, as in {prefix}{key}.KEY=VALUE" if nested else "a value or a list"
             raise ConfigError(f"{where}: {prefix}{key}={value}: expected {wanted}")
-        if nested and key != "method":
+        if nested and key not in BY_NAME:
             _check_keys(where, value, known[key], f"{prefix}{key}.")
-        for name, settings in value.items() if key == "method" else ():
+        for name, settings in value.items() if key in BY_NAME else ():
             if not isinstance(settings, dict):
-                raise ConfigError(f"{where}: method.{name}={settings}: expected method.{name}.SETTING=VALUE")
+                raise ConfigError(f"{where}: {key}.{name}={settings}: expected {key}.{name}.{BY_NAME[key]}=VALUE")

@@ -176,6 +176,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "stale": ("keep", "stale"),
     "mlflow": ("http://host", "mlflow"),
     "features": ("elsewhere", "features"),
+    "variants": ("{mine: {method: taskres}}", "variants"),
     "method": ("{zero_shot: {}}", "method"),
 }
 """Each key of conf/base.yaml: another value, and the field of Config that it turns."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,38 @@ def test_a_variant_is_a_file_that_names_a_method_and_settings(tmp_path: Path) ->
     path.write_text("method: taskrse\n")
     with pytest.raises(ConfigError, match="no method named 'taskrse'; did you mean 'taskres'"):
         method_choice(str(path), "icons", "default", {})
+
+
+VARIANT = "variants={slow: {method: taskres, config: {alpha: 0.1, epochs: 7}}}"
+
+
+def test_a_sweep_may_define_variants_of_its_own() -> None:
+    config = smoke(VARIANT, "methods=[taskres,slow]", "method.slow.alpha=0.2")
+    assert config.methods == ("taskres", "slow")
+    choice = config.choice("slow", "digits")
+    assert (choice.name, choice.info.name) == ("slow", "taskres")
+    settings = dict(choice.config)
+    assert (settings["alpha"], settings["epochs"]) == (0.2, 7), "overrides reach it as they reach any method"
+    assert dict(config.choice("taskres", "digits").config)["epochs"] is None
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "variants={craft: {method: taskres}}",
+            "variants.craft: there is a method of that name: give the variant anot",
+        ),
+        ("variants={mine: {methd: taskres}}", "variants.mine: no key named 'methd'; did you mean 'method'?"),
+        ("variants={mine: {config: 3}}", "variants.mine.config=3: expected SETTING=VALUE under it"),
+        ("variants.mine=3", "variants.mine=3: expected variants.mine.config.SETTING=VALUE"),
+        ("variants={mine: {method: taskrse}}", "no method named 'taskrse'; did you mean 'taskres'"),
+        ("variants={mine: {method: taskres, config: {alhpa: 1}}}", "no setting named 'alhpa'; did you mean 'alpha'?"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        smoke(word, "methods=[mine]").choice("mine", "digits")
 
 
 # --- cards ---------------------------------------------------------------------------------------------------------
