@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,17 @@ from pipeline.blackbox.bill import LIMITED, Limits
 from pipeline.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
+    | {f"fuse.{name}" for name in ("sshfs", "ceph", "glusterfs", "s3fs", "gcsfuse", "rclone")}
+)
+"""File systems of other machines. Not 9p, virtiofs or overlay: containers and virtual machines have local disks so."""
+SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?:][^?]*)")
+INSTEAD = {
+    "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
+    "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
+}
 
 
 def whole(key: str, value: Any, minimum: int = 1) -> int:
@@ -144,3 +156,32 @@ def check_listening(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
+
+
+def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:
+    """ConfigError when a SQLite file lies on a network file system; `urls` are by the key that moves them.
+
+    SQLite's write-ahead log has its index in memory that all its processes share, so "WAL does not work over a network
+    filesystem" (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
+    Where there is no table of mounts (not Linux), nothing is refused.
+    """
+    found = {key: _network(Path(m[1]), mounts) for key, url in urls.items() if (m := SQLITE.match(url))}
+    if bad := {key: kind for key, kind in found.items() if kind}:
+        raise ConfigError(
+            f"{' and '.join(urls[key] for key in bad)} would lie on a network file system "
+            f"({', '.join(sorted(set(bad.values())))}), where SQLite loses its locks and its log: "
+            "name a local disk or a server, " + " ".join(f"{key}={INSTEAD[key]}" for key in bad)
+        )
+
+
+def _network(path: Path, mounts: Path) -> str | None:
+    """The kind of the network file system that a path lies on; None for any other."""
+    try:
+        lines = [line.split() for line in mounts.read_text(errors="surrogateescape").splitlines()]
+    except OSError:
+        return None
+    places = [(Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), line[1])), line[2]) for line in lines]
+    real = path.resolve()
+    over = [(len(at.parts), n, kind) for n, (at, kind) in enumerate(places) if real.is_relative_to(at)]
+    kind = max(over)[2] if over else ""  # the deepest mount; of several at one place, the last
+    return kind if kind in NETWORK else None

@@ -27,7 +27,7 @@ from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, gpu_share, loads
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
-from pipeline.checks import check_listening
+from pipeline.checks import check_listening, refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError, StorageError, first_line
 from pipeline.outline import refuse_absent
@@ -143,6 +143,7 @@ class _Under(tune.Callback):  # type: ignore[misc]
 
 def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
+    refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     refuse_absent(config)
     plan = make_plan(config)
     storage_id = open_storage(config.storage)
