@@ -161,8 +161,8 @@ def check_listening(address: str) -> None:
 def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:
     """ConfigError when a SQLite file lies on a network file system; `urls` are by the key that moves them.
 
-    SQLite's write-ahead log has its index in memory that all its processes share, so "WAL does not work over a network
-    filesystem" (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
+    The index of SQLite's write-ahead log is memory that its processes share, which two machines cannot
+    (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
     Where there is no table of mounts (not Linux), nothing is refused.
     """
     found = {key: _network(Path(m[1]), mounts) for key, url in urls.items() if (m := SQLITE.match(url))}

@@ -126,9 +126,9 @@ def ui(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    command = report.ui_command(compose(arguments.words), arguments.port)
+    command, environment = report.ui_command(compose(arguments.words), arguments.port)
     _say(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
-    os.execvp(command[0], command)
+    os.execvpe(command[0], command, os.environ | environment)
 
 
 def methods(arguments: argparse.Namespace) -> int:

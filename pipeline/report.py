@@ -125,8 +125,8 @@ def sync(config: Config, say: Say) -> None:
         mirror.sweep_run(folder)
 
 
-def ui_command(config: Config, port: int) -> list[str]:
-    """The command that serves MLflow's pages for this sweep."""
+def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours."""
     from pipeline.tracking import ui_command as command
 
     _store(config)

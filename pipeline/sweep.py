@@ -228,7 +228,8 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     try:
-        resources = ray.cluster_resources()
+        if not (resources := ray.cluster_resources()).get("CPU"):
+            raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
         gpus = int(resources.get("GPU", 0))
         count = config.replicas
         if count == "auto":

@@ -191,11 +191,14 @@ class Mirror:
             self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", json.dumps(VIEW))
 
 
-def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
-    """The command that serves MLflow's pages over this store."""
+def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
+    """The command that serves MLflow's pages over this store, and what its environment needs beside ours.
+
+    The store's URI may hold a password: as an argument, every user of the machine could read it.
+    """
     _quiet()
-    serve = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
-    return [*serve, "--host", host, "--port", str(port), "--workers", "1"]
+    serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    return serve, {"MLFLOW_BACKEND_STORE_URI": tracking_uri}
 
 
 def _quiet() -> None:

@@ -194,7 +194,8 @@ def test_every_failure_of_mlflow_is_a_tracking_error(tmp_path: Path) -> None:
     assert issubclass(TrackingError, FareboxError)
 
 
-def test_the_ui_command_serves_this_store_on_this_machine() -> None:
-    words = ui_command("sqlite:////s/mlflow.db", 5001)
+def test_the_ui_command_serves_this_store_on_this_machine_and_shows_no_password() -> None:
+    words, environment = ui_command("postgresql://me:secret@host/runs", 5001)
     assert words[:4] == [sys.executable, "-m", "mlflow", "server"]
-    assert " ".join(words[4:]) == "--backend-store-uri sqlite:////s/mlflow.db --host 127.0.0.1 --port 5001 --workers 1"
+    assert " ".join(words[4:]) == "--host 127.0.0.1 --port 5001 --workers 1"
+    assert environment == {"MLFLOW_BACKEND_STORE_URI": "postgresql://me:secret@host/runs"}
