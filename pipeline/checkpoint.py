@@ -14,7 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The state of one trial under `folder`. Only files that this sweep wrote are loaded, after a digest check."""
+    """The state of one trial under `folder`, the sweep's own.
+
+    The digest in a file finds damage; it does not prove who wrote it. A checkpoint is a pickle, which runs code when it
+    is loaded: whoever may write to the storage may run code as its user.
+    """
 
     def __init__(self, folder: Path, trial: str) -> None:
         self.path = folder / f"{trial}.ckpt"
