@@ -50,7 +50,8 @@ class EpochViews:
     """One view of the training images for each epoch: n different ones, then again (epoch e learns view e mod n).
 
     A view's answer is asked for in the epoch that first needs it, unless `bank_VNX` already holds them all. Answers are
-    kept only when a later epoch comes back to them, and the images only until all views are asked about.
+    kept for that epoch's batches, longer only when a later epoch comes back to them, and the images only until all
+    views are asked about.
     """
 
     def __init__(self, task: FewShotTask, n: int, epochs: int, bank_VNX: Tensor | None = None) -> None:
@@ -58,17 +59,22 @@ class EpochViews:
         self.kept: list[Tensor] = [] if bank_VNX is None else [view_NX.clone() for view_NX in bank_VNX]
         self.images = None if bank_VNX is not None else task.train.images
         self.fixed = None if bank_VNX is not None or task.fresh_views else training_views(task, n)
+        self.latest: tuple[int, Tensor] | None = None
 
     def of(self, epoch: int, ask: Callable[[ImageSet], Tensor]) -> Tensor:
         """The answer [N, ...] that epoch `epoch` learns from; `ask` is called where it is new."""
         if epoch < len(self.kept) or epoch >= self.n:
             return self.kept[epoch % self.n]
+        if self.latest is not None and self.latest[0] == epoch:
+            return self.latest[1]
         assert self.images is not None
         n = len(self.images)
         view = self.images.views(1, seed=epoch + 1) if self.fixed is None else self.fixed[epoch * n : (epoch + 1) * n]
         answer: Tensor = ask(view)
         if self.epochs > self.n:
             self.kept.append(answer)
+        else:
+            self.latest = epoch, answer
         if epoch + 1 == self.n:
             self.images = self.fixed = None
         return answer
