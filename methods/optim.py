@@ -49,35 +49,30 @@ def training_views(task: FewShotTask, n: int) -> ImageSet:
 class EpochViews:
     """One view of the training images for each epoch: n different ones, then again (epoch e learns view e mod n).
 
-    A view's answer is asked for in the epoch that first needs it, unless `bank_VNX` already holds them all. Answers are
-    kept for that epoch's batches, longer only when a later epoch comes back to them, and the images only until all
-    views are asked about.
+    A view's answer is asked for in the epoch that first needs it, unless `bank_VNX` already holds them all. It is kept
+    until the next one where no later epoch comes back to it, and the images until all views are asked about.
     """
 
     def __init__(self, task: FewShotTask, n: int, epochs: int, bank_VNX: Tensor | None = None) -> None:
         self.n, self.epochs, self.fresh = n, epochs, task.fresh_views
-        self.kept: list[Tensor] = [] if bank_VNX is None else [view_NX.clone() for view_NX in bank_VNX]
+        self.kept: dict[int, Tensor] = {} if bank_VNX is None else {v: view.clone() for v, view in enumerate(bank_VNX)}
         self.images = None if bank_VNX is not None else task.train.images
         self.fixed = None if bank_VNX is not None or task.fresh_views else training_views(task, n)
-        self.latest: tuple[int, Tensor] | None = None
 
     def of(self, epoch: int, ask: Callable[[ImageSet], Tensor]) -> Tensor:
         """The answer [N, ...] that epoch `epoch` learns from; `ask` is called where it is new."""
-        if epoch < len(self.kept) or epoch >= self.n:
-            return self.kept[epoch % self.n]
-        if self.latest is not None and self.latest[0] == epoch:
-            return self.latest[1]
-        assert self.images is not None
-        n = len(self.images)
-        view = self.images.views(1, seed=epoch + 1) if self.fixed is None else self.fixed[epoch * n : (epoch + 1) * n]
-        answer: Tensor = ask(view)
-        if self.epochs > self.n:
-            self.kept.append(answer)
-        else:
-            self.latest = epoch, answer
-        if epoch + 1 == self.n:
-            self.images = self.fixed = None
-        return answer
+        v = epoch % self.n
+        if v not in self.kept:
+            assert self.images is not None
+            n = len(self.images)
+            view = self.images.views(1, seed=v + 1) if self.fixed is None else self.fixed[v * n : (v + 1) * n]
+            answer = ask(view)
+            if self.epochs <= self.n:
+                self.kept.clear()
+            self.kept[v] = answer
+            if v + 1 == self.n:
+                self.images = self.fixed = None
+        return self.kept[v]
 
 
 def epoch_view(task: FewShotTask, epoch: int) -> ImageSet:

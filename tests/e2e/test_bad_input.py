@@ -113,21 +113,14 @@ def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: P
 
 
 def test_sqlite_on_a_network_file_system_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.checks.NETWORK", {kind(command.storage)})
+    here = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
+    monkeypatch.setattr("pipeline.checks.NETWORK", here)
     said = command.refused()
     assert (
         f"{command.storage / 'ledger.db'} and sqlite:///{command.storage / 'mlflow.db'} would lie on a network" in said
     )
     assert "budget.global.url=sqlite:////LOCAL/ledger.db (or postgresql" in said and "mlflow=" in said
     assert not command.storage.exists()
-
-
-def kind(path: Path) -> str:
-    """Of the file system on which a path lies."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    return max((len(Path(at).parts), n, kind) for n, (_, at, kind, *_) in enumerate(mounts) if path.is_relative_to(at))[
-        2
-    ]
 
 
 def test_a_cluster_that_is_not_there_is_refused(command: Command) -> None:
