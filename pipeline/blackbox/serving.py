@@ -24,7 +24,8 @@ from pipeline.errors import BudgetExceeded, EndpointBusy, FareboxError
 TAKEN = 64
 """Requests that a replica takes before it is busy."""
 HELD = 2
-"""Answers in its memory: one that is computed, and one that waits for its charge. Each has 64 MiB at most."""
+"""Answers in its memory: one that is computed, and one that waits for its charge. A block of scores or of image
+features has 64 MiB at most; prompt features come whole, up to `endpoint.TEXT_BYTES`."""
 
 Paid = Receipt | BudgetExceeded | FareboxError
 Charging = Callable[[list[Charge]], Awaitable[Sequence[Receipt | BudgetExceeded]]]
