@@ -25,7 +25,7 @@ from ray import tune
 
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, gpu_share, loads
+from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, loads, replica_resources
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
 from pipeline.checks import check_listening, refuse_network_sqlite
 from pipeline.config import Config
@@ -230,10 +230,7 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
     try:
         if not (resources := ray.cluster_resources()).get("CPU"):
             raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
-        gpus = int(resources.get("GPU", 0))
-        count = config.replicas
-        if count == "auto":
-            count = gpus or max(1, int(resources["CPU"]) // config.threads)
+        count, gpus = replica_resources(config.replicas, resources, config.threads)
         home = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )  # a SQLite ledger is a file on this node
@@ -241,8 +238,8 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
         ledger = LedgerActor.options(  # type: ignore[attr-defined]
             name=name, scheduling_strategy=home
         ).remote(config.ledger_url)
-        replica = Replica.options(num_gpus=gpu_share(gpus, int(count)))  # type: ignore[attr-defined]
-        replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(int(count))]
+        replica = Replica.options(num_gpus=gpus)  # type: ignore[attr-defined]
+        replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(count)]
         for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
             if isinstance(info, FareboxError):
                 raise ConfigError(f"the endpoint did not start: {info}") from info

@@ -35,7 +35,7 @@ from pipeline.config import ModelCard, dataset_card
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
 
-GENERATIONS, SHOTS, IMAGES_TIMED = 2, 16, 16
+GENERATIONS, SHOTS, IMAGES_TIMED = 2, 16, 8
 PLENTY = Limits(10**6, 10**9)
 
 

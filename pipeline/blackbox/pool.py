@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,13 @@ class Replica:
         if isinstance(result, FareboxError):
             raise result
         return result
+
+
+def replica_resources(wanted: int | str, resources: Mapping[str, float], threads: int) -> tuple[int, float]:
+    """(count, GPUs of each): one replica for each GPU that Ray has, else one for each `threads` cores."""
+    gpus = int(resources.get("GPU", 0))
+    count = (gpus or max(1, int(resources["CPU"]) // threads)) if wanted == "auto" else wanted
+    return int(count), gpu_share(gpus, int(count))
 
 
 def gpu_share(gpus: int, replicas: int) -> float:

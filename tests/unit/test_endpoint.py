@@ -6,9 +6,11 @@ import hashlib
 import itertools
 import multiprocessing
 import re
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ from methods.base import Access, Bill, Classes, SoftPrompts, TextPrompts
 from pipeline.blackbox import client
 from pipeline.blackbox.bill import Charge, Limits, Phase
 from pipeline.blackbox.client import Meter, MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, Kind, Request, price
+from pipeline.blackbox.endpoint import Answer, Endpoint, Kind, Request, price
 from pipeline.blackbox.features import FeatureStore
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
+from pipeline.blackbox.model import device_for
 from pipeline.config import ModelCard, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import ParquetSource
-from pipeline.errors import AccessDenied, BudgetExceeded, DataError, EndpointRefused
+from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, EndpointRefused
 from tests.lab import write_source
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
@@ -173,6 +176,61 @@ def test_a_call_of_which_only_the_first_block_is_read_is_charged_whole(
     box.image_features(images)
     assert box.meter.bills[Phase.ADAPT] == Bill.scores(1, 40, 3) + Bill.image_features(40, 192)
     assert ledger.trial_bill("s", "t") == box.meter.bills
+
+
+def test_of_an_answer_in_blocks_the_client_holds_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, fake: Endpoint, images: Images
+) -> None:
+    class Zeros:
+        info = fake.info
+
+        def ask(self, request: Request) -> Answer:
+            assert request.images is not None
+            return Answer(np.zeros((200, len(request.images), 3), np.float32))
+
+        def embed_text(self, text: str) -> np.ndarray:
+            raise NotImplementedError
+
+    block = 2**20
+    monkeypatch.setattr(client, "BLOCK_BYTES", block)
+    many = images[[i % len(images) for i in range(16 * block // (4 * 200 * 3))]]
+    box = MeteredBox(Zeros(), "s", "t", ALL, Limits())
+    tracemalloc.start()
+    try:
+        blocks = sum(1 for _ in box.score_blocks(many, context(fake, p=200)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert blocks in (16, 17)
+    assert peak < 4 * block  # what comes, what is handed out, and the one before that the caller still names
+
+
+# --- devices and precisions ----------------------------------------------------------------------------------------
+
+
+def test_a_gpu_is_taken_where_one_is_seen_and_fp32_stays_fp32_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = model_card("tiny")
+    assert device_for(card) == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_for(replace(card, precision="fp16")) == torch.device("cuda")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_half_precision_of_a_gpu_is_refused_without_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.* take fp32 or bf16"):
+        fresh(tmp_path, replace(model_card("tiny"), precision="fp16"))
+
+
+def test_image_features_in_bfloat16_are_near_those_in_float32_and_stored_apart(
+    tmp_path: Path, tiny: Endpoint, images: Images
+) -> None:
+    half = fresh(tmp_path, replace(model_card("tiny"), precision="bf16"))
+    wanted, found = (torch.from_numpy(ask(e, "image_features", images)) for e in (tiny, half))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+    assert not torch.equal(found, wanted)
+    assert torch.equal(torch.from_numpy(ask(fresh(tmp_path), "image_features", images)), wanted)
 
 
 # --- the feature store ---------------------------------------------------------------------------------------------
