@@ -84,7 +84,7 @@ class CBBTPrompt(Method):
         """Settings: those of the released configs, and two for allotments that cannot pay them."""
 
         directions: int = 256
-        """Q: perturbed prompts a step in the published schedule, and at most."""
+        """Q: perturbed prompts a step in the published schedule, and at most; 0: the prompt stays as it starts."""
         min_directions: int = 4
         """When scaled: never fewer directions than this, rather fewer steps."""
         min_steps: int = 150
@@ -117,7 +117,7 @@ class CBBTPrompt(Method):
         self.learned_TE = ctx_LE[-c.learned_tokens :].clone().requires_grad_()
         self.h = max(1 / self.learned_TE.numel(), 0.001)
         self.optimizer = torch.optim.Adam([self.learned_TE], lr=c.lr, weight_decay=c.weight_decay)
-        self.trainable_params = self.learned_TE.numel()
+        self.trainable_params = self.learned_TE.numel() if c.directions else 0
         self.plan = self._plan(TaskShape.of(task, box.feature_dim), box.remaining)
         self.notes |= {**self.plan._asdict(), "start": self.classes.template}
         self.done, self.epoch, self.batches = 0, -1, list[Tensor]()
@@ -131,12 +131,13 @@ class CBBTPrompt(Method):
             self.batches = list(shuffled_batches(n, size, self.generator, drop_last=True))
             self.epoch += 1
         u_QTE = sphere(self.plan.directions, self.learned_TE.shape, self.generator)
-        offsets_PTE = torch.cat([torch.zeros_like(u_QTE[:1]), self.h * u_QTE])
+        offsets_PTE = torch.cat([torch.zeros(1, *u_QTE.shape[1:]), self.h * u_QTE])
         losses_P = self._losses(box, self._prompts(self.classes, offsets_PTE), self.batches.pop(0))
 
-        self.learned_TE.grad = estimated_gradient(losses_P, u_QTE, self.h)
-        torch.nn.utils.clip_grad_norm_([self.learned_TE], self.config.max_grad_norm)
-        self._move(self.optimizer)
+        if self.plan.directions:
+            self.learned_TE.grad = estimated_gradient(losses_P, u_QTE, self.h)
+            torch.nn.utils.clip_grad_norm_([self.learned_TE], self.config.max_grad_norm)
+            self._move(self.optimizer)
         self.done += 1
         return self.done < self.plan.steps
 

@@ -215,3 +215,14 @@ def test_it_learns_the_toy_task(cls: type[CBBTPrompt]) -> None:
     box.allotment = Remaining()
     before = cross_entropy(box.scores(test.images, task.classes.prompts())[0], test.labels)
     assert cross_entropy(method.predict(test.images, box), test.labels) < 0.9 * before
+
+
+def test_without_directions_the_prompt_stays_and_the_adapter_learns_alone() -> None:
+    task, _ = toy_task()
+    method = CBBT(CBBT.Config(directions=0, min_directions=0, epochs=20, lr=0.05))
+    box = ToyBox(CBBT.info.access)
+    steps = fit(method, task, box)
+    start = box.embed_text(method.classes.context)
+    assert torch.equal(method.deployed()["ctx_LE"], start)
+    assert method.adapter_joined and method.trainable_params == 2 * method.adapter.w1_DH.numel()
+    assert box.bill.requests == steps + 1

@@ -63,14 +63,14 @@ def test_the_residual_is_that_of_the_plain_loop(batch: int, alpha: float, fresh:
     assert steps == 7
     expected = plain_loop(seed=11, views=7 if fresh else 3, epochs=7, batch=batch, alpha=alpha, fresh=fresh)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(method.residual_CD.detach(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(method.residual_XD.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_logits_are_scaled_cosines_to_the_shifted_text() -> None:
     task, test = toy_task()
     method, box = build(epochs=5), ToyBox(GRANT)
     fit(method, task, box)
-    t = box.towers.text_features(task.classes.prompts())[0] + 0.5 * method.residual_CD.detach()
+    t = box.towers.text_features(task.classes.prompts())[0] + 0.5 * method.residual_XD.detach()
     f = box.towers.image_features(test.images.pixels_BX)  # type: ignore[attr-defined]
     cosine = f @ t.T / (f.norm(dim=1, keepdim=True) * t.norm(dim=1))
     torch.testing.assert_close(method.predict(test.images, box), 20.0 * cosine, rtol=1e-4, atol=1e-4)
@@ -121,10 +121,10 @@ def test_an_unpickled_method_trains_its_own_residual() -> None:
     method.start(task, box, np.random.default_rng(0))
     method.step(box)
     again: TaskRes = pickle.loads(pickle.dumps(method))
-    assert again.optimizer.param_groups[0]["params"][0] is again.residual_CD
-    before = again.residual_CD.detach().clone()
+    assert again.optimizer.param_groups[0]["params"][0] is again.residual_XD
+    before = again.residual_XD.detach().clone()
     again.step(box)
-    assert not torch.equal(before, again.residual_CD)
+    assert not torch.equal(before, again.residual_XD)
 
 
 @pytest.mark.parametrize(
@@ -147,3 +147,55 @@ def test_views_are_cut_to_the_allotment_and_epochs_are_not(allotment: Remaining,
     assert method.notes["views"] == views
     assert box.bill == predicted
     assert box.bill.images == 20 * views
+
+
+# --- the paper's own comparisons -----------------------------------------------------------------------------------
+
+
+def test_alpha_of_zero_is_zero_shot_on_any_image() -> None:
+    task, test = toy_task()
+    method, box = build(epochs=5, alpha=0.0), ToyBox(GRANT | Access.SCORES)
+    fit(method, task, box)
+    assert method.turned_degrees() < 0.1
+    torch.testing.assert_close(method.predict(test.images, box), box.scores(test.images, task.classes.prompts())[0])
+
+
+def test_the_enhanced_base_is_a_map_of_the_text_features_that_is_learned_first_and_then_fixed() -> None:
+    task, _ = toy_task(views=2)
+    method, box = build(enhanced=True, base_epochs=3, epochs=2, batch_size=256), ToyBox(GRANT)
+    method.start(task, box, np.random.default_rng(5))
+    t = box.towers.text_features(task.classes.prompts())[0]
+    order = torch.Generator().manual_seed(int(np.random.default_rng(5).integers(2**63 - 1)))
+    map_DD = torch.eye(t.shape[1], requires_grad=True)
+    adam = torch.optim.Adam([map_DD], weight_decay=5e-4)
+    for epoch in range(3):
+        f = box.towers.image_features(task.train.images.views(2).pixels_BX)[  # type: ignore[attr-defined]
+            (epoch % 2) * len(task.train.labels) :
+        ][: len(task.train.labels)]
+        adam.param_groups[0]["lr"] = (1e-5, 2e-4, 2e-4 * 0.5 * (1 + math.cos(math.pi / 3)))[epoch]
+        picked = torch.randperm(len(f), generator=order)
+        logits = 20.0 * f[picked] @ torch.nn.functional.normalize(t @ map_DD, dim=1).T
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(logits, task.train.labels[picked]).backward()
+        adam.step()
+        assert torch.count_nonzero(method.residual_XD) == 0
+        method.step(box)
+    mapped = torch.nn.functional.normalize(t @ map_DD, dim=1).detach()
+    torch.testing.assert_close(method.base().detach(), mapped, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(mapped, t, atol=1e-4)
+    while method.step(box):
+        pass
+    torch.testing.assert_close(method.base(), mapped, rtol=1e-4, atol=1e-6)
+    assert torch.count_nonzero(method.residual_XD)
+    assert method.trainable_params == t.shape[1] ** 2 + t.numel()
+
+
+def test_the_image_residual_is_one_offset_for_all_images_and_leaves_the_classifier() -> None:
+    task, test = toy_task()
+    method, box = build(image_side=True, epochs=6), ToyBox(GRANT)
+    fit(method, task, box)
+    t = box.towers.text_features(task.classes.prompts())[0]
+    assert torch.equal(method.classifier(), t) and method.trainable_params == t.shape[1]
+    f = box.towers.image_features(test.images.pixels_BX) + 0.5 * method.residual_XD.detach()  # type: ignore[attr-defined]
+    torch.testing.assert_close(method.predict(test.images, box), 20.0 * f @ t.T / f.norm(dim=1, keepdim=True))
+    assert set(method.deployed()) == {"classifier_CD", "residual_XD"}
