@@ -1,7 +1,7 @@
 """TaskRes: a residual on the text features, learned on cached image features.
 
-What is learned: x [C, D], zero at first, so that the start is zero-shot; C * D numbers. Of the paper's own comparisons,
-`enhanced` first learns a map W [D, D] of the text features, D * D numbers more; `image_side` learns x [1, D] (X: C or 1).
+What is learned: x [C, D], zero at first, so that the start is zero-shot; C * D numbers. The paper's own comparisons are
+settings: `enhanced` first learns a map W [D, D] of the text features; `image_side` learns x [1, D] (X: C or 1 rows).
 Shapes: B images in a call, C classes, D feature width, N training images, V views, E epochs.
 Cost: 1 request (C prompts) for the text features; then V * N image rows, in 1 request for V fixed views, or in V
 requests of N rows, one an epoch, for fresh views (V = E). Prediction asks features: 1 request, B image rows a call.
@@ -16,9 +16,9 @@ during the warm-up and counts from 0 when that ends, over E and not E - 1 epochs
 
 The loader drops the short last batch when there is more than a batch of images. The last epoch's x is used.
 
-The enhanced base is the paper's t after CLIP's text projection has been tuned on the task's own images: t W, with W [D, D]
-from the identity, trained alone for `base_epochs` and then fixed, beneath x. W follows the projection, so where that is of
-full rank every tuned projection is some W: what took white-box access in the paper takes features here.
+The enhanced base is the paper's t after CLIP's text projection has been tuned on the task's own images: t W, with W
+[D, D] from the identity, trained alone for `base_epochs` and then fixed beneath x. W follows the projection, so where
+that has full row rank every tuned projection is some W: what took the white box in the paper takes features here.
 The image residual moves the image feature instead, by one x for all classes: cos(f + alpha * x, t_c).
 
 Within the allotment: all E epochs are always run, since they cost nothing here. V = the fixed views that the task

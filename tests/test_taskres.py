@@ -169,7 +169,9 @@ def test_the_enhanced_base_is_a_map_of_the_text_features_that_is_learned_first_a
     map_DD = torch.eye(t.shape[1], requires_grad=True)
     adam = torch.optim.Adam([map_DD], weight_decay=5e-4)
     for epoch in range(3):
-        f = box.towers.image_features(task.train.images.views(2).pixels_BX)[  # type: ignore[attr-defined]
+        f = box.towers.image_features(
+            task.train.images.views(2).pixels_BX
+        )[  # type: ignore[attr-defined]
             (epoch % 2) * len(task.train.labels) :
         ][: len(task.train.labels)]
         adam.param_groups[0]["lr"] = (1e-5, 2e-4, 2e-4 * 0.5 * (1 + math.cos(math.pi / 3)))[epoch]

@@ -183,7 +183,9 @@ def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
     path = folder / f"{arch}.pt"
     if not path.exists():
         write_random_weights(arch, path)
-    return ModelCard(name=f"random {arch}", kind="open_clip", arch=arch, weights=str(path))
+    return ModelCard(
+        name=f"random {arch}", kind="open_clip", arch=arch, weights=str(path), grant="SOFT+FEATURES+GRADIENTS"
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
-from pipeline.blackbox.endpoint import Answer, Endpoint, Request
+from pipeline.blackbox.endpoint import Answer, ModelInfo, Request
 from pipeline.blackbox.ledger import Ledger
 from pipeline.errors import BudgetExceeded, FareboxError
+
+
+class Answering(Protocol):
+    """An `Endpoint`, or something that passes calls on to one."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's constants."""
+        ...
+
+    def check(self, request: Request) -> None:
+        """Refuse what cannot or may not be answered."""
+        ...
+
+    def compute(self, request: Request) -> Answer:
+        """The answer."""
+        ...
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """[L, E]"""
+        ...
 
 
 class LocalPool:
     """Answers as the Ray replicas do (pool.py): same checks, same charges, same bits."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
+    def __init__(self, endpoint: Answering, ledger: Ledger) -> None:
         self.endpoint, self.ledger = endpoint, ledger
         self.info = endpoint.info
 

@@ -86,7 +86,16 @@ def test_the_cost_of_a_trial_is_measured_in_a_process_of_its_own(
     assert list(record) == ["name", "value", "unit", "low", "high", "pairs", "detail"]
     assert record["unit"] == "s/trial" and 0 < record["low"] <= record["value"] <= record["high"]
     detail = record["detail"]
-    assert 0 < detail["before the trial, GiB"] <= detail["peak memory, GiB"] < 16
+    assert 0 <= detail["client's memory, MiB"] < 4096 and 0 <= detail["endpoint's memory, MiB"] < 4096
+    assert detail["requests"] == 0 and detail["accuracy"] > 0
+
+
+def test_the_cost_of_single_steps_is_measured_with_weights_that_were_never_trained() -> None:
+    asked = cost.Asked("coop", ("shots=1", "views=1"), steps=2, arch="ViT-B-32")
+    found = cost.of(asked)
+    assert found.steps == 2 and found.accuracy is None and found.requests == 1 + 2 * 2
+    assert found.endpoint_mib > 577, "the weights alone"
+    assert found.client_mib < 200, "the client holds no model"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,8 @@ def test_the_cost_of_a_trial_is_measured_in_a_process_of_its_own(
         (["features", "model=fake"], "bench features: found 'model=fake', wanted no words"),
         (["cost"], "bench cost: found 'nothing', wanted METHOD [words ...]"),
         (["cost", "model=fake"], "found 'model=fake', wanted a method first"),
+        (["cost", "craft", "steps=none"], "found steps=none, wanted a number of 1 or more"),
+        (["cost", "craft", "arch=ViT-B-33"], "no architecture 'ViT-B-33'"),
         (["cost", "crfat"], "did you mean 'craft'"),
         (["cost", "craft", "shots=[1,2]"], "2 trials, wanted one"),
         (["cost", "craft", "method.craft.popsiz=3"], "did you mean 'popsize'"),
