@@ -1,10 +1,10 @@
 """Seconds and memory of one trial alone: figures to quote, as a row's are not.
 
 `farebox bench cost METHOD [steps=N] [arch=NAME] [key=value ...]`: the words are those of `farebox run` and must leave
-one trial. It runs without Ray, its ledger in the client's process, its endpoint in another, so that each side's memory is
-told apart; nothing is stored before. Memory is what a process held at its peak beyond what it held before: the client
-before the trial began, the endpoint before it loaded the model. Of a white-box method the endpoint's is what its user
-would hold.
+one trial. It runs without Ray, its ledger in the client's process, its endpoint in another, so that each side's memory
+is told apart; nothing is stored before. Memory is what a process held at its peak beyond what it held before: the
+client before the trial began, the endpoint before it loaded the model. Of a white-box method the endpoint's is what its
+user would hold.
 
 `steps=N` makes the first N steps and scores nothing; `arch=NAME` takes an open_clip architecture with weights that were
 never trained: for models that are not at hand, or take hours, time a step and memory are all the same.
@@ -34,6 +34,7 @@ from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
+from pipeline.blackbox.model import feature_dim
 from pipeline.config import Config, ModelCard, compose
 from pipeline.errors import ConfigError
 from pipeline.plan import TrialSpec, make_plan
@@ -122,6 +123,8 @@ def one_trial(asked: Asked, folder: Path) -> tuple[TrialSpec, Config]:
         raise ConfigError(
             f"bench cost: found {asked.method!r}, wanted a method first, as in: farebox bench cost taskres"
         )
+    if asked.arch:
+        feature_dim(ModelCard(name=asked.arch, kind="open_clip", arch=asked.arch))  # refuses an unknown one
     words = ["sweep=smoke", *DEFAULTS, f"methods=[{asked.method}]", f"storage={folder / 'storage'}", *asked.words]
     trials = make_plan(compose(words))
     if len(trials.trials) != 1:
