@@ -17,7 +17,7 @@ class Checkpoint:
     """The state of one trial under `folder`, the sweep's own.
 
     The digest in a file finds damage; it does not prove who wrote it. A checkpoint is a pickle, which runs code when it
-    is loaded: whoever may write to the storage may run code as its user.
+    is loaded: whoever may write to the storage may run code as its user. A link to elsewhere is not followed.
     """
 
     def __init__(self, folder: Path, trial: str) -> None:
@@ -32,6 +32,9 @@ class Checkpoint:
     def load(self) -> Any | None:
         """The newest state that is whole, or None."""
         for path in (self.path, self.before):
+            if path.is_symlink():
+                log.warning("checkpoint %s is a link: not followed", path)
+                continue
             try:
                 data = path.read_bytes()
             except FileNotFoundError:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blackbox.bill import UNITS
-from pipeline.errors import DataError, StorageError, first_line
+from pipeline.errors import DataError, StorageError, first_line, masked
 from pipeline.row import (
     FINISHED,
     KINDS,
@@ -177,7 +177,7 @@ class Store:
     def write_traceback(self, trial_id: str, title: str, error: BaseException) -> Path:
         """Keep how an error came about; the file."""
         path = self.storage / "errors" / f"{trial_id}.txt"
-        write_atomic(path, "".join([f"{trial_id}  {title}\n\n", *traceback.format_exception(error)]).encode())
+        write_atomic(path, masked("".join([f"{trial_id}  {title}\n\n", *traceback.format_exception(error)])).encode())
         return path
 
     def write_predictions(

@@ -161,7 +161,7 @@ class OpenClipModel:
             self.net = open_clip.create_model(
                 card.arch, pretrained=str(checkpoint or card.weights), precision=card.precision, device=self.device
             )
-        except Exception as error:  # open_clip raises plain RuntimeErrors of many kinds
+        except Exception as error:  # RuntimeErrors of many kinds; a file whose pickle would run code is one of them
             raise DataError(f"model {card.name!r}: open_clip cannot load {card.weights!r}: {error}") from error
         self.net.eval().requires_grad_(False)
         self.identity, self.grant = identity(card), card.access
