@@ -5,7 +5,6 @@ points.py lists the points. The undisturbed run has no MLflow to talk to, which 
 
 from __future__ import annotations
 
-import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.config import model_card
 from pipeline.results import DamagedFileWarning, Store
 from pipeline.trial import run_trial, spec_columns, write_failure
 from tests.command import farebox, here
-from tests.faults.long import Quiet, disturb, facts, leftovers, sweep_words
+from tests.faults.long import Quiet, facts, leftovers, sweep_words
 from tests.faults.points import FULL, Faults
 from tests.faults.soak import soak
 from tests.lab import STORAGE, Lab, outcome, plain_bill
@@ -95,12 +94,6 @@ def test_a_full_disk_stops_the_run_in_one_line_and_room_lets_it_go_on(
     farebox(*command, env=faults.environment)
     assert facts(storage) == quiet.facts
     assert leftovers(storage) == []
-
-
-def test_random_kills_change_nothing(words: list[str], quiet: Quiet, tmp_path: Path) -> None:
-    run = disturb("fake", words, random.Random(7), 3, quiet, tmp_path)
-    assert (run.differs, run.hung) == ([], False)
-    assert run.kills.total() >= 1
 
 
 def test_the_ledger_under_load_kills_and_clock_steps() -> None:
