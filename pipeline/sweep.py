@@ -12,9 +12,8 @@ import os
 import shutil
 import signal
 import threading
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from ray import tune
 
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, loads, replica_resources
+from pipeline.blackbox.pool import NAMESPACE, RayPool, RemoteLedger, Say, loads, start
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
 from pipeline.checks import check_listening, refuse_network_sqlite
 from pipeline.config import Config
-from pipeline.errors import ConfigError, EndpointLost, FareboxError, LedgerError, StorageError, first_line
+from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
@@ -50,8 +49,6 @@ ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
 STOPS = "stops"
 """In a trial's result: the error that ends the whole sweep."""
-START_S = 600
-"""How long replicas may take to load their model."""
 OBJECT_STORE = 512 * 2**20
 """Bytes of shared memory for a Ray of our own: answers are at most 64 MiB, and few are under way."""
 
@@ -141,7 +138,7 @@ class _Under(tune.Callback):  # type: ignore[misc]
     on_trial_error = on_trial_complete
 
 
-def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
+def run(config: Config, say: Say, mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     refuse_absent(config)
@@ -152,7 +149,7 @@ def run(config: Config, say: Callable[[str], None], mirror: Mirroring) -> Outcom
         return _run(plan, storage_id, say, mirror)
 
 
-def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirroring) -> Outcome:
+def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = pending(plan, store)
     kept = len(plan.trials) - len(todo)
@@ -183,7 +180,7 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
         say(f"{len(funded)} trials to run, {kept} done before; {asked.requests:,} requests predicted")
         if funded:
             try:
-                with _ray(config, storage_id) as (replicas, ledger_actor):
+                with _ray(config, storage_id, say) as (replicas, ledger_actor):
                     lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
             except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                 for spec in funded:
@@ -195,11 +192,11 @@ def _run(plan: Plan, storage_id: str, say: Callable[[str], None], mirror: Mirror
 
 
 @contextlib.contextmanager
-def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
+def _ray(config: Config, storage_id: str, say: Say) -> Iterator[tuple[list[Any], Any]]:
     """Ray, the ledger actor and the replicas, for as long as the sweep runs. They live outside the trials' groups."""
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is told by rows and by errors of ours
     try:
-        replicas, ledger = _start(config, storage_id)
+        replicas, ledger = _start(config, storage_id, say)
         try:
             yield replicas, ledger
         except ray.exceptions.RayError as error:
@@ -208,7 +205,7 @@ def _ray(config: Config, storage_id: str) -> Iterator[tuple[list[Any], Any]]:
         ray.shutdown()
 
 
-def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
+def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
     if config.address is not None:
         check_listening(config.address)
@@ -227,27 +224,9 @@ def _start(config: Config, storage_id: str) -> tuple[list[Any], Any]:
         raise ConfigError(f"Ray did not start {where}: {first_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
-    try:
-        if not (resources := ray.cluster_resources()).get("CPU"):
-            raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
-        count, gpus = replica_resources(config.replicas, resources, config.threads)
-        home = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )  # a SQLite ledger is a file on this node
-        name = f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"  # a killed driver's actor may still be there for a moment
-        ledger = LedgerActor.options(  # type: ignore[attr-defined]
-            name=name, scheduling_strategy=home
-        ).remote(config.ledger_url)
-        replica = Replica.options(num_gpus=gpus)  # type: ignore[attr-defined]
-        replicas = [replica.remote(config.model, str(config.features), config.threads, name) for _ in range(count)]
-        for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
-            if isinstance(info, FareboxError):
-                raise ConfigError(f"the endpoint did not start: {info}") from info
-    except ray.exceptions.GetTimeoutError as error:
-        raise ConfigError(f"the endpoint did not start within {START_S} s") from error
-    except ray.exceptions.RayError as error:  # the last line of Ray's account is the cause
-        raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
-    return replicas, ledger
+    if not ray.cluster_resources().get("CPU"):
+        raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
+    return start(config.model, config.features, config.threads, config.replicas, config.ledger_url, storage_id, say)
 
 
 def _interrupt(*_: object) -> None:
@@ -277,6 +256,8 @@ def _tune(
     }
     cores = int(ray.cluster_resources()["CPU"])
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
+    # On a cluster cores may join: then what Ray has decides how many trials run, and no number of ours.
+    growing = config.address is not None and config.concurrency == "auto"
     watch = Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
     heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
     scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
@@ -287,7 +268,7 @@ def _tune(
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(TrialRunner, shared=shared), {"cpu": min(1.0, cores / slots)}),
                 param_space={"index": tune.grid_search(list(range(len(funded))))},
-                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=slots),
+                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=None if growing else slots),
                 run_config=tune.RunConfig(
                     name="trials",
                     storage_path=str(scratch),

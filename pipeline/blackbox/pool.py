@@ -10,6 +10,7 @@ import contextlib
 import math
 import random
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,27 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blackbox.bill import Charge, Receipt
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.serving import Server
 from pipeline.config import ModelCard
-from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointLost, FareboxError, LedgerError
+from pipeline.errors import BudgetExceeded, ConfigError, EndpointBusy, EndpointLost, FareboxError, LedgerError
 
 NAMESPACE = "farebox"
+Say = Callable[[str], None]
 RETRY_S = 120.0
-"""How long a caller waits for a lost replica or ledger to come back before the trial fails."""
+"""How long a caller waits for a lost ledger to come back before the trial fails."""
+REPLICA_S = 600.0
+"""The same for a replica: an autoscaler takes minutes to replace its node."""
 ANSWER_S = 3600.0
 """How long a caller waits for a replica that is alive: far above any honest answer, so that nothing hangs for ever."""
+START_S = 600.0
+"""How long replicas may take to load their model, and others to give back what the run needs."""
+SAY_S = 10.0
+"""Seconds between two lines about waiting."""
 UNKNOWN = math.inf
 """The load of a replica that has not told it."""
 
@@ -113,6 +122,48 @@ class Replica:
         return result
 
 
+def start(
+    model: ModelCard, features: Path, threads: int, wanted: int | str, ledger_url: str, storage_id: str, say: Say
+) -> tuple[list[Any], Any]:
+    """The replicas, loaded, and the ledger's actor. ConfigError, of one line, when they do not start."""
+    count, gpus = replica_resources(wanted, ray.cluster_resources(), threads)
+    wait_for_room({"CPU": 1.0, "GPU": count * gpus}, say)
+    home = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    name = f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"  # a killed driver's actor may still be there for a moment
+    ledger = LedgerActor.options(name=name, scheduling_strategy=home).remote(ledger_url)  # type: ignore[attr-defined]
+    replica = Replica.options(num_gpus=gpus, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
+    replicas = [replica.remote(model, str(features), threads, name) for _ in range(count)]
+    try:
+        for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
+            if isinstance(info, FareboxError):
+                raise ConfigError(f"the endpoint did not start: {info}") from info
+    except GetTimeoutError as error:
+        raise ConfigError(f"the endpoint did not start within {START_S:.0f} s") from error
+    except RayError as error:  # the last line of Ray's account is the cause
+        raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
+    return replicas, ledger
+
+
+def wait_for_room(needed: Mapping[str, float], say: Say, patience_s: float = START_S) -> None:
+    """Wait while others on the cluster hold what the run needs; ConfigError when nothing is given back in time.
+
+    Without it Ray would queue the actors, and Tune its trials, for ever and in silence.
+    """
+    began = said = time.monotonic()
+    while lacking := {kind: n for kind, n in needed.items() if ray.available_resources().get(kind, 0) + 1e-3 < n}:
+        words = " and ".join(f"{n:g} {kind}" for kind, n in lacking.items())
+        have = ", ".join(f"{kind} {ray.cluster_resources().get(kind, 0):g}" for kind in needed)
+        if time.monotonic() - began > patience_s:
+            raise ConfigError(
+                f"waited {patience_s:.0f} s for {words} that others hold (the cluster has {have}): end their work, add "
+                "a node, or ask for fewer replicas=N"
+            )
+        if time.monotonic() - said > SAY_S or said == began:
+            said = time.monotonic()
+            say(f"waiting for {words}, which others on this cluster hold (it has {have})")
+        time.sleep(0.5)
+
+
 def replica_resources(wanted: int | str, resources: Mapping[str, float], threads: int) -> tuple[int, float]:
     """(count, GPUs of each): one replica for each GPU that Ray has, else one for each `threads` cores."""
     gpus = int(resources.get("GPU", 0))
@@ -172,7 +223,7 @@ class RayPool:
         return np.asarray(answer)
 
     def _get(self, send: Any) -> Any:
-        deadline = time.monotonic() + RETRY_S
+        deadline = time.monotonic() + REPLICA_S
         while True:
             try:
                 return ray.get(send(self.home), timeout=ANSWER_S)
@@ -180,7 +231,7 @@ class RayPool:
                 raise EndpointBusy(f"a replica took a request and did not answer within {ANSWER_S:.0f} s") from error
             except RayActorError as error:
                 if time.monotonic() > deadline:
-                    raise EndpointLost(f"no replica answered within {RETRY_S:.0f} s: {_line(error)}") from error
+                    raise EndpointLost(f"no replica answered within {REPLICA_S:.0f} s: {_line(error)}") from error
                 time.sleep(0.2)
                 self._move()
             except RayError as error:

@@ -1,0 +1,110 @@
+"""A cluster of several nodes, faked on one machine: replicas spread, a node dies, another joins and is used.
+
+Ray is told to miss a node after a second and not, as by itself, after some 16 s: else the test would mostly wait.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pipeline.blackbox.pool import wait_for_room
+from pipeline.errors import ConfigError
+from pipeline.results import Store
+from tests.command import Running, books, charges, here, processes, wait_until
+from tests.lab import Lab, outcome
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+QUICK = {"health_check_period_ms": 300, "health_check_timeout_ms": 300, "health_check_failure_threshold": 3}
+METHODS = "methods=[zero_shot,logit_head,craft]"
+WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=1100", "method.craft.popsize=6")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head with a core, and two nodes with a core and a GPU each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "_system_config": QUICK})
+    yield made
+    made.shutdown()
+
+
+def below(node: Any, title: str) -> list[int]:
+    """Processes of a node with such a title."""
+    table, found, last = processes(), [], {p.process.pid for ps in node.all_processes.values() for p in ps}
+    while last:
+        last = {pid for pid, (parent, _) in table.items() if parent in last}
+        found += last
+    return [pid for pid in found if table[pid][1].startswith(title)]
+
+
+def replicas(storage: Path) -> list[int | None]:
+    """What `farebox status` says of them."""
+    found: list[int | None] = json.loads(here("status", f"storage={storage}", "--json"))["replicas"]
+    return found
+
+
+def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
+    cluster: Cluster, lab: Lab, tmp_path: Path
+) -> None:
+    storage = tmp_path / "sweep"
+    kept, dying = (cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2))
+    words = ("run", "sweep=smoke", "model=fake", f"datasets=[{lab.card}]", METHODS, *WORDS)
+    run = Running(*words, f"storage={storage}", f"address={cluster.address}", "checkpoint_s=0.3")
+    run.wait_for(lambda: charges(storage) > 20, "20 charges")
+    assert [len(below(node, "ray::Replica")) for node in (kept, dying)] == [1, 1], "one on each GPU"
+    assert not below(cluster.head_node, "ray::Replica")
+    run.wait_for(lambda: below(dying, "ray::ResourceTrainable"), "a trial on the node that will die")
+
+    cluster.remove_node(dying, allow_graceful=False)
+    died, paid = time.monotonic(), charges(storage)
+    run.wait_for(lambda: charges(storage) > paid + 10, "charges after the node's death")
+    went_on = time.monotonic() - died
+
+    joined, began = cluster.add_node(num_cpus=1, num_gpus=1), time.monotonic()
+    run.wait_for(lambda: below(joined, "ray::Replica"), "the lost replica on the new node")
+    back = time.monotonic() - began
+    run.wait_for(lambda: below(joined, "ray::ResourceTrainable"), "a trial on the new node")
+    used = time.monotonic() - began
+    code, out, err = run.end()
+    assert code == 0, f"{out}\n{err}"
+    assert "Traceback" not in out + err
+    print(f"went on {went_on:.1f} s after the kill; replica back {back:.1f} s, a trial {used:.1f} s after the join")
+
+    specs = lab.plan(METHODS, *WORDS).trials
+    wanted = {row.trial_id: outcome(row) for spec in specs for row in lab.run(spec)}
+    found = {spec.trial_id: outcome(row) for spec in specs for row in Store(storage).rows_of(spec.trial_id)}
+    assert found == wanted
+    here("ledger", f"storage={storage}")
+    assert books(storage)["phases"]["replay"]["requests"] == 0
+    assert books(storage)["open_trials"] == 0
+
+
+def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: Cluster) -> None:
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    try:
+        said: list[str] = []
+        wait_for_room({"CPU": 1}, said.append)
+        assert said == []
+
+        @ray.remote(num_cpus=1)
+        class Other:
+            def here(self) -> None: ...
+
+        other = Other.remote()
+        ray.get(other.here.remote())
+        wait_until(lambda: ray.available_resources().get("CPU", 0) < 1, "the core is taken", 30)
+        with pytest.raises(ConfigError, match=r"waited 2 s for 1 CPU that others hold \(the cluster has CPU 1\): end"):
+            wait_for_room({"CPU": 1}, said.append, patience_s=2)
+        assert said == ["waiting for 1 CPU, which others on this cluster hold (it has CPU 1)"]
+        ray.kill(other)
+        wait_for_room({"CPU": 1}, said.append, patience_s=30)
+    finally:
+        ray.shutdown()
