@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Mapping
@@ -156,6 +157,12 @@ def check_listening(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
+
+
+def close_ray_token(home: Path) -> None:
+    """Let nobody else read the token that opens our Ray; Ray itself leaves its file open to all of the machine."""
+    with contextlib.suppress(OSError):
+        (home / ".ray" / "auth_token").chmod(0o600)
 
 
 def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:

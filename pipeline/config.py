@@ -158,7 +158,7 @@ def method_choice(
 
     `variant`: what stands in the file's place, where a sweep defines the name itself.
     """
-    file = load("method", name) if variant is None else variant
+    file = _checked(str(file_of("method", name)), load("method", name)) if variant is None else variant
     registered = all_methods()
     base = file.get("method", name)
     if base not in registered:
@@ -179,6 +179,18 @@ def method_choice(
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
     return MethodChoice(name, info, config)
+
+
+def _checked(where: str, file: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a conf/method file, or a variant in its place, holds; ConfigError for a key or a value that it cannot."""
+    for key, value in file.items():
+        if key not in METHOD_KEYS:
+            raise ConfigError(f"{where}: " + did_you_mean("key", key, METHOD_KEYS))
+        empty = value is None and key != "method"  # `config:` with nothing under it
+        if not empty and not isinstance(value, METHOD_KEYS[key]):
+            wanted = "a method's name" if key == "method" else "SETTING=VALUE under it"
+            raise ConfigError(f"{where}.{key}={value}: expected {wanted}")
+    return file
 
 
 def compose(words: Sequence[str]) -> Config:
@@ -248,10 +260,5 @@ def _variants(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for name, file in raw.items():
         if name in names("method"):
             raise ConfigError(f"variants.{name}: there is a method of that name: give the variant another")
-        for key, value in file.items():
-            if key not in METHOD_KEYS:
-                raise ConfigError(f"variants.{name}: " + did_you_mean("key", key, METHOD_KEYS))
-            if not isinstance(value, METHOD_KEYS[key]):
-                wanted = "a method's name" if key == "method" else "SETTING=VALUE under it"
-                raise ConfigError(f"variants.{name}.{key}={value}: expected {wanted}")
+        _checked(f"variants.{name}", file)
     return raw

@@ -26,7 +26,7 @@ from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, RayPool, RemoteLedger, Say, loads, start
 from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
-from pipeline.checks import check_listening, refuse_network_sqlite
+from pipeline.checks import check_listening, close_ray_token, refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
 from pipeline.outline import refuse_absent
@@ -209,6 +209,8 @@ def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
     if config.address is not None:
         check_listening(config.address)
+    elif (mode := os.environ.setdefault("RAY_AUTH_MODE", "token")) != "token":
+        say(f"RAY_AUTH_MODE={mode}: whoever reaches this machine's ports may run code here while this runs")
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         with warnings.catch_warnings():
@@ -222,6 +224,8 @@ def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
         where = "on this machine" if config.address is None else f"at address={config.address}"
         raise ConfigError(f"Ray did not start {where}: {first_line(error)}") from error
+    if config.address is None:
+        close_ray_token(Path.home())
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     if not ray.cluster_resources().get("CPU"):

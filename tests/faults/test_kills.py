@@ -8,7 +8,10 @@ be equal to the bit.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +255,17 @@ def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> N
         RayPool(actors.replicas)
     for actor in actors.all:
         ray.kill(actor)
+
+
+def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
+    join = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False); print('in')"
+    command = [sys.executable, "-c", join, ray.get_runtime_context().gcs_address]
+    wrong = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    ours, other = (
+        subprocess.run(command, env=env, capture_output=True, text=True, check=False) for env in (os.environ, wrong)
+    )
+    assert (ours.returncode, ours.stdout) == (0, "in\n"), ours.stderr
+    assert other.returncode != 0 and other.stdout == "" and "Failed to connect" in other.stderr
 
 
 @ray.remote(num_cpus=0, max_concurrency=4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checks import refuse_network_sqlite
+from pipeline.checks import close_ray_token, refuse_network_sqlite
 from pipeline.errors import ConfigError
 
 MOUNTS = r"""
@@ -62,3 +62,13 @@ def test_other_places_are_taken(url: str, mounts: Path) -> None:
 
 def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
     refuse_network_sqlite({"budget.global.url": "sqlite:////shared/ledger.db"}, tmp_path / "none")
+
+
+def test_rays_token_is_the_users_alone(tmp_path: Path) -> None:
+    close_ray_token(tmp_path)  # there is none yet
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    close_ray_token(tmp_path)
+    assert token.stat().st_mode & 0o777 == 0o600

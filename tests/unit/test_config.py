@@ -255,6 +255,22 @@ def test_a_variant_that_cannot_be_is_refused(word: str, message: str) -> None:
         smoke(word, "methods=[mine]").choice("mine", "digits")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: taskres\nconfg: {alpha: 0.1}\n", "no key named 'confg'; did you mean 'config'?"),
+        ("method: taskres\nconfig: 3\n", "own.yaml.config=3: expected SETTING=VALUE under it"),
+        ("method:\n", "own.yaml.method=None: expected a method's name"),
+    ],
+)
+def test_a_methods_file_is_checked_as_a_variant_is(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        method_choice(str(tmp_path / "own.yaml"), "digits", "default", {})
+    (tmp_path / "own.yaml").write_text("method: taskres\nconfig:\n")
+    assert method_choice(str(tmp_path / "own.yaml"), "digits", "default", {}).info.name == "taskres"
+
+
 # --- cards ---------------------------------------------------------------------------------------------------------
 
 
