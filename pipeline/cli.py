@@ -163,6 +163,23 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def claims(arguments: argparse.Namespace) -> int:
+    """What the seed papers claim, measured here: runs what is missing (under an hour), prints each verdict and why."""
+    from pathlib import Path
+
+    from pipeline.claims import table
+    from pipeline.claims.evidence import Evidence
+
+    papers = [word for word in arguments.words if "=" not in word]
+    storage = [word.partition("=")[2] for word in arguments.words if word.startswith("storage=")]
+    words = [word for word in arguments.words if "=" in word and not word.startswith("storage=")]
+    evidence = Evidence(Path(storage[-1] if storage else "runs/claims").absolute(), words, _say_aside)
+    rows = table.find(papers, evidence)
+    print(json.dumps(table.records(rows), indent=1) if arguments.json else table.text(rows))
+    _say_aside(f"\nwritten to {evidence.storage}: {', '.join(table.write(rows, evidence))}")
+    return 0
+
+
 def data(arguments: argparse.Namespace) -> int:
     """Your own images, and what is known of all data sets: add, check, show, export-split."""
     from pipeline import data_commands
@@ -208,6 +225,9 @@ def _parser() -> argparse.ArgumentParser:
     benches = verb(bench, words=False)
     benches.add_argument("--json", action="store_true", help="one object a line, one for each bench")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="pipeline/bench/ has one module for each")
+    measured = verb(claims, words=False)
+    measured.add_argument("--json", action="store_true", help="one record for each claim")
+    measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help="craft, taskres, cbbt; words for sweeps")
     _data_parsers(verb(data, words=False))
     for listing in (methods, datasets, models):
         verb(listing, words=False).add_argument("--json", action="store_true", help="as JSON")

@@ -209,7 +209,7 @@ def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
     if config.address is not None:
         check_listening(config.address)
-    elif (mode := os.environ.setdefault("RAY_AUTH_MODE", "token")) != "token":
+    elif (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
         say(f"RAY_AUTH_MODE={mode}: whoever reaches this machine's ports may run code here while this runs")
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:

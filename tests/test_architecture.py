@@ -81,7 +81,7 @@ def test_methods_are_the_pure_core(path: Path) -> None:
         ("open_clip", {"pipeline/blackbox/model.py"}),
         ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/blackbox/ledger")}),
         ("omegaconf", {"pipeline/config.py", "pipeline/layers.py"}),
-        ("matplotlib", {"pipeline/figures.py"}),
+        ("matplotlib", {"pipeline/figures.py", "pipeline/claims/figures.py"}),
     ],
 )
 def test_a_large_dependency_is_imported_in_its_own_place(package: str, allowed: set[str]) -> None:
@@ -376,7 +376,8 @@ def test_the_drawn_tree_of_errors_is_the_tree_of_classes() -> None:
 
 
 VERBS = frozenset(
-    {"run", "plan", "status", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models", "bench", "data"}
+    {"run", "plan", "status", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models", "bench", "claims"}
+    | {"data"}
 )
 """Scripts rely on them: a verb is added here on purpose, and never taken away."""
 

@@ -256,3 +256,28 @@ def test_the_plan_is_a_table_that_asks_nothing(swept: Swept, tmp_path: Path) -> 
     assert out.splitlines()[0].split()[:2] == ["method", "data"]
     assert out.splitlines()[-1].startswith("total")
     assert not (tmp_path / "none").exists()
+
+
+# --- what the papers claim -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_claims_run_what_is_missing_once_and_are_written_with_their_evidence(tmp_path: Path) -> None:
+    words = ("claims", "cbbt", f"storage={tmp_path}", "model=fake", "datasets=[icons]", "seeds=[1,2]", "views=1")
+    words = (*words, "budget.requests=200", "curve=3", "--json")
+    first, again = farebox(*words), farebox(*words)
+    assert "nothing to run: all 16 trials" in again.stderr and "nothing to run" not in first.stderr
+    found = json.loads(first.stdout)
+    assert json.loads(again.stdout) == found
+    assert {r["paper"] for r in found} == {"cbbt"} and len(found) == 8
+    (near,) = [r for r in found if r["claim"] == "approximation"]
+    low, high = near["measured"]["low"], near["measured"]["high"]
+    assert (near["verdict"] == "reproduced") == (low > 0.5) and low <= high
+    (grid,) = [r for r in found if r["claim"] == "eleven_data_sets"]
+    assert grid["verdict"] == "not testable on this machine" and grid["command"] == "farebox plan sweep=cbbt_paper"
+    written = json.loads((tmp_path / "claims.json").read_text())
+    assert written["claims"] == found and written["made"]["date"]
+    assert (tmp_path / "cbbt_gradients.png").read_bytes().startswith(b"\x89PNG")
+    assert "| " in (tmp_path / "claims.md").read_text()
+    assert "did you mean 'taskres'" in farebox("claims", "taskrse", expect=2).stderr

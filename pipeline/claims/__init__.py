@@ -1,0 +1,1 @@
+"""What the seed papers claim beyond a table of accuracies, measured here: `farebox claims` (docs/claims.md)."""

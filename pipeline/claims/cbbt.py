@@ -1,0 +1,113 @@
+"""What CBBT claims (arXiv:2312.15901), and what its released code does with the test set."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.claims.claim import Finding, Measured, claim, judge, not_testable
+from pipeline.claims.evidence import Evidence
+from pipeline.claims.gradients import cosines
+from pipeline.results import ResultRow
+
+SWEEP = "cbbt_claims"
+COMMAND = f"farebox run sweep={SWEEP}"
+DIRECTIONS = {4: "cbbt_q4", 16: "cbbt_q16", 52: "cbbt_prompt", 256: "cbbt_q256"}
+"""Directions a step, as the 8,000 requests of the sweep make them (52: 150 steps, the rule of `cbbt_prompt`)."""
+
+
+def _over(e: Evidence, method: str, reference: str) -> Measured:
+    return Measured.over_seeds(e.gains(SWEEP, method, reference))
+
+
+def gradients(e: Evidence) -> dict[str, Any]:
+    """Cosines of the estimate to the true gradient."""
+    return e.measure("gradients", ["cbbt_prompt"], lambda: cosines(e.words))
+
+
+@claim(
+    "cbbt",
+    "abstract",
+    "cosine to the true gradient at the paper's 256 directions and h = 1/d above 0.5, embedded model",
+    "farebox claims cbbt",
+)
+def approximation(e: Evidence) -> Finding:
+    """Perturbed prompts approximate the gradient well."""
+    values = gradients(e)
+    found = Measured.over_seeds(values["by_directions"]["256"], "cosine")
+    means = {q: Measured.over_seeds(v).value for q, v in values["by_directions"].items()}
+    return judge(
+        found, above=0.5, ours=f"{found}; by directions " + ", ".join(f"{q}: {m:.2f}" for q, m in means.items())
+    )
+
+
+@claim(
+    "cbbt",
+    "released code",
+    "cosine at h = 1/d less that at a tenth of it above -0.05, 256 directions",
+    "farebox claims cbbt",
+)
+def step_size(e: Evidence) -> Finding:
+    """The step h = max(1/d, 0.001) is small enough."""
+    by_step = gradients(e)["by_step"]
+    found = Measured.over_seeds([a - b for a, b in zip(by_step["1.0"], by_step["0.1"], strict=True)], "cosine")
+    means = {h: Measured.over_seeds(v).value for h, v in by_step.items()}
+    return judge(found, above=-0.05, ours=f"{found}; by h d " + ", ".join(f"{h}: {m:.2f}" for h, m in means.items()))
+
+
+@claim("cbbt", "released code", "256 directions over 4 at the same 8,000 requests above 0", COMMAND)
+def directions(e: Evidence) -> Finding:
+    """256 directions a step are worth their queries."""
+    found = _over(e, "cbbt_q256", "cbbt_q4")
+    means = {q: Measured.over_seeds(list(e.by_seed(SWEEP, name).values())).value for q, name in DIRECTIONS.items()}
+    return judge(found, above=0, ours=f"{found}; " + ", ".join(f"{q}: {m:.1f}" for q, m in means.items()))
+
+
+@claim("cbbt", "abstract", "cbbt over cbbt_prompt above 0", COMMAND)
+def adapter(e: Evidence) -> Finding:
+    """The adapter adds to the prompt."""
+    return judge(_over(e, "cbbt", "cbbt_prompt"), above=0)
+
+
+@claim("cbbt", "abstract", "cbbt over cbbt_adapter above 0", COMMAND)
+def both(e: Evidence) -> Finding:
+    """Prompt and adapter together are better than the adapter alone."""
+    found, alone = _over(e, "cbbt", "cbbt_adapter"), _over(e, "cbbt_adapter", "zero_shot")
+    both_steps, steps = (
+        Measured.over_seeds(list(e.by_seed(SWEEP, m, lambda row: json.loads(row.notes)["steps"]).values())).value
+        for m in ("cbbt", "cbbt_adapter")
+    )
+    beside = f"the adapter alone makes {steps:.0f} steps, {alone} over zero_shot; both make {both_steps:.0f} steps"
+    return judge(found, above=0, ours=f"{found}; {beside}")
+
+
+@claim("cbbt", "abstract", "cbbt over bbt above 0", COMMAND)
+def over_bbt(e: Evidence) -> Finding:
+    """Better than the black-box rivals of its time (BBT)."""
+    found, prompt = _over(e, "cbbt", "bbt"), _over(e, "cbbt_prompt", "bbt")
+    return judge(found, above=0, ours=f"{found}; the prompt alone {prompt}")
+
+
+@claim("cbbt", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=cbbt_paper")
+def eleven_data_sets(e: Evidence) -> Finding:
+    """Effective on eleven data sets."""
+    return not_testable(e.lacking("cbbt_paper"))
+
+
+@claim(
+    "cbbt",
+    "released code",
+    "what that choice would add to cbbt_prompt, best of 15 points of the curve less the last: above 0",
+    COMMAND,
+)
+def test_set_choice(e: Evidence) -> Finding:
+    """Its epoch is the one that is best on the test set."""
+    found = Measured.over_seeds(list(e.by_seed(SWEEP, "cbbt_prompt", leak).values()))
+    with_adapter = Measured.over_seeds(list(e.by_seed(SWEEP, "cbbt", leak).values()))
+    return judge(found, above=0, ours=f"{found}; cbbt {with_adapter}")
+
+
+def leak(row: ResultRow) -> float | None:
+    """Points that the best point of a row's curve has over its result."""
+    curve = [accuracy for _, _, accuracy in json.loads(row.curve)]
+    return max(*curve, row.accuracy) - row.accuracy if curve and row.accuracy is not None else None

@@ -1,0 +1,129 @@
+"""What CraFT claims (arXiv:2402.04050)."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from pipeline.bench.cost import Asked, Cost, of
+from pipeline.claims.claim import Finding, Measured, claim, judge, not_testable
+from pipeline.claims.evidence import Evidence
+
+SWEEP = "craft_ablation"
+COMMAND = f"farebox run sweep={SWEEP}"
+BIG = ("RN50", "ViT-B-16")
+RUNS = 3
+FEW = ("shots=1", "views=1")
+"""Words for a model whose single steps are timed: neither depends on the number of images, which are encoded once."""
+
+
+def _over(e: Evidence, reference: str) -> Measured:
+    return Measured.over_seeds(e.gains(SWEEP, "craft", reference))
+
+
+@claim(
+    "craft",
+    "abstract",
+    "craft over zero_shot, mean of the embedded sets, above 0; how far from 12 is beside it",
+    COMMAND,
+)
+def gain(e: Evidence) -> Finding:
+    """+12 points over zero-shot with 16 shots and 8,000 queries."""
+    found = _over(e, "zero_shot")
+    reached = found.high is not None and found.low is not None and found.low <= 12 <= found.high
+    return judge(found, above=0, ours=f"{found}; 12 is {'inside' if reached else 'outside'} the interval")
+
+
+@claim("craft", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=craft_paper")
+def fifteen_data_sets(e: Evidence) -> Finding:
+    """Better than other black-box tuning (BBT) on 15 data sets."""
+    return not_testable(e.lacking("craft_paper"))
+
+
+@claim("craft", "experiments", "craft over bbt above 0", COMMAND)
+def over_bbt(e: Evidence) -> Finding:
+    """Better than BBT, which searches the prompt alone."""
+    return judge(_over(e, "bbt"), above=0)
+
+
+@claim("craft", "ablation", "craft over logit_head above 0", COMMAND)
+def over_refiner_alone(e: Evidence) -> Finding:
+    """Better than the prediction refiner alone."""
+    return judge(_over(e, "logit_head"), above=0)
+
+
+@claim("craft", "ablation", "craft over craft_no_kl above 0", COMMAND)
+def consistency_loss(e: Evidence) -> Finding:
+    """The consistency loss helps."""
+    return judge(_over(e, "craft_no_kl"), above=0)
+
+
+@claim("craft", "ablation", "craft over craft_apart above 0", COMMAND)
+def collaboration(e: Evidence) -> Finding:
+    """Training prompt and refiner together helps."""
+    return judge(_over(e, "craft_apart"), above=0)
+
+
+@claim("craft", "abstract", "coop over craft below 1.62", COMMAND)
+def gap_to_white_box(e: Evidence) -> Finding:
+    """Within 1.62 points of white-box tuning."""
+    return judge(Measured.over_seeds(e.gains(SWEEP, "coop", "craft")), below=1.62)
+
+
+@claim(
+    "craft",
+    "abstract",
+    "time of CoOp's fit over CraFT's, each alone on one thread, above 1: the embedded model, and by single steps RN50 "
+    "and ViT-B/16 with random weights",
+    "farebox bench cost craft; farebox bench cost coop arch=RN50 steps=2 shots=1 views=1",
+)
+def faster(e: Evidence) -> Finding:
+    """Trains faster than white-box tuning."""
+    runs = list(zip(tiny(e, "coop"), tiny(e, "craft"), strict=True))
+    ratios = [median(white["fit_s"] / black["fit_s"] for white, black in runs)]
+    said = [f"tiny {runs[0][0]['fit_s']:.1f} s against {runs[0][1]['fit_s']:.1f}"]
+    for arch in BIG:
+        white, black = whole_fit(e, "coop", arch), whole_fit(e, "craft", arch)
+        ratios.append(white / black)
+        said.append(f"{arch} {white:,.0f} s against {black:,.0f}")
+    found = Measured.of_runs(ratios, "times")
+    return judge(found, above=1, ours=f"{found}: {'; '.join(said)}")
+
+
+@claim(
+    "craft",
+    "abstract",
+    "peak memory of CoOp's side (model, activations) over that of CraFT's client, above 80: RN50 and ViT-B/16, "
+    "random weights",
+    "farebox bench cost craft arch=RN50 steps=2 shots=1 views=1; the same of coop",
+)
+def memory(e: Evidence) -> Finding:
+    """About 1/80 of the memory on the client."""
+    ratios, said = [], []
+    for arch in BIG:
+        white, black = big(e, "coop", arch), big(e, "craft", arch)
+        ratios.append(white["endpoint_mib"] / black["client_mib"])
+        said.append(f"{arch} {white['endpoint_mib']:,.0f} MiB against {black['client_mib']:,.1f}")
+    kept = tiny(e, "craft")[0]["client_bytes"]
+    found = Measured.of_runs(ratios, "times")
+    return judge(found, above=80, ours=f"{found}: {'; '.join(said)}; CraFT keeps {kept:,} bytes when deployed")
+
+
+def tiny(e: Evidence, method: str) -> list[dict[str, float]]:
+    """Whole trials alone on the embedded model: digits, 16 shots."""
+    return e.measure(f"cost_{method}", [method], lambda: [_kept(of(Asked(method))) for _ in range(RUNS)])
+
+
+def big(e: Evidence, method: str, arch: str) -> dict[str, float]:
+    """A start and two steps of a model with random weights."""
+    asked = Asked(method, FEW, steps=2, arch=arch)
+    return e.measure(f"cost_{method}_{arch}", [method], lambda: _kept(of(asked)))
+
+
+def whole_fit(e: Evidence, method: str, arch: str) -> float:
+    """Seconds of as many steps as the trial on the embedded model makes, encoding of the images left out."""
+    return tiny(e, method)[0]["steps"] * big(e, method, arch)["step_s"]
+
+
+def _kept(cost: Cost) -> dict[str, float]:
+    found = cost._asdict() | {"fit_s": cost.start_s + cost.steps * cost.step_s}
+    return {k: v for k, v in found.items() if v is not None}

@@ -1,0 +1,95 @@
+"""How near CBBT's estimated gradient comes to the true one, which the white box gives.
+
+At the prompt where CBBT starts, on the training images of a trial: cosine of the two gradients in the learned token,
+against the number of directions Q at CBBT's own step h = 1/d, and against h at the paper's Q. For a smooth loss and a
+small h the squared cosine of Q random directions in d dimensions is near Q / (Q + d + 1).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from methods.base import SoftPrompts, torch_generator
+from methods.cbbt_prompt import estimated_gradient, sphere
+from methods.optim import mean_cross_entropy, with_context
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.config import compose
+from pipeline.data.images import as_images
+from pipeline.plan import TrialSpec, make_plan
+from pipeline.trial import few_shot_task
+
+DIRECTIONS = (1, 4, 16, 64, 256)
+STEPS = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""h in units of 1/d."""
+REPEATS = 4
+"""Independent sets of directions for each trial and each Q."""
+
+
+class Start:
+    """The loss of one trial's training images as a function of the last context token, at CBBT's start."""
+
+    def __init__(self, spec: TrialSpec, endpoint: Endpoint) -> None:
+        task = few_shot_task(spec)
+        self.model, self.labels_N = endpoint.model, task.train.labels
+        self.classes = with_context(task.classes)
+        self.ctx_LE = self.model.embed_text(self.classes.context)
+        self.image_ND = self.model.encode_images(as_images(task.train.images))
+        self.d = self.ctx_LE.shape[1]
+
+    def losses(self, offsets_PE: Tensor) -> Tensor:
+        """[P], with these offsets of the token."""
+        ctx_PLE = self.ctx_LE.repeat(len(offsets_PE), 1, 1)
+        ctx_PLE[:, -1] += offsets_PE
+        text_PCD = self.model.encode_prompts(self._soft(ctx_PLE))
+        return mean_cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD.transpose(1, 2), self.labels_N)
+
+    def gradient(self) -> Tensor:
+        """The true one in the token, [E]."""
+        prompts = self._soft(self.ctx_LE[None])
+        text_PCD = self.model.encode_prompts(prompts).clone().requires_grad_()
+        loss = cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD[0].T, self.labels_N)
+        (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
+        return self.model.text_gradients(prompts, upstream_PCD)[0, -1]
+
+    def estimates(self, q: int, h: float, times: int, generator: torch.Generator) -> Tensor:
+        """[times, E], each from q directions of its own."""
+        u_QTE = sphere(q * times, torch.Size((1, self.d)), generator)
+        losses_P = self.losses(torch.cat([torch.zeros(1, self.d), h * u_QTE[:, 0]]))
+        each = zip(losses_P[1:].view(times, q), u_QTE.view(times, q, 1, self.d), strict=True)
+        return torch.stack([estimated_gradient(torch.cat([losses_P[:1], some]), u, h)[0] for some, u in each])
+
+    def _soft(self, ctx_PLE: Tensor) -> SoftPrompts:
+        return self.classes.soft(ctx_PLE)
+
+
+def cosines(words: Sequence[str]) -> dict[str, Any]:
+    """Of each seed the mean cosine over the data sets: `by_directions` at h = 1/d, `by_step` at 256 directions; `d`."""
+    torch.set_num_threads(1)  # the estimate's rounding depends on it
+    with tempfile.TemporaryDirectory() as folder:
+        config = compose(["sweep=cbbt_claims", *words, "methods=[cbbt_prompt]", f"storage={folder}/storage"])
+        endpoint = Endpoint(config.model, Path(folder) / "features")
+        starts = [(spec.seed, Start(spec, endpoint)) for spec in make_plan(config).trials]
+    d = starts[0][1].d
+    found: dict[str, dict[str, dict[int, list[float]]]] = {"by_directions": {}, "by_step": {}}
+    for seed, start in starts:
+        generator, true_E = torch_generator(np.random.default_rng(seed)), start.gradient()
+        for axis, points in (
+            ("by_directions", [(str(q), q, 1 / d) for q in DIRECTIONS]),
+            ("by_step", [(str(step), DIRECTIONS[-1], step / d) for step in STEPS]),
+        ):
+            for label, q, h in points:
+                cosine = cosine_similarity(start.estimates(q, h, REPEATS, generator), true_E[None]).mean()
+                found[axis].setdefault(label, {}).setdefault(seed, []).append(float(cosine))
+    by_seed = {
+        axis: {label: [float(np.mean(v)) for v in seeds.values()] for label, seeds in points.items()}
+        for axis, points in found.items()
+    }
+    return {"d": d, **by_seed}

@@ -1,0 +1,93 @@
+"""The table of claims: found, printed, and written beside its evidence as JSON, markdown and pictures."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from pipeline.bench.harness import machine
+from pipeline.claims import cbbt, craft, taskres  # noqa: F401  they register their claims
+from pipeline.claims.claim import PAPERS, REGISTRY, Claim, Finding
+from pipeline.claims.evidence import Evidence
+from pipeline.claims.figures import draw
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.results import write_atomic
+
+Row = tuple[Claim, Finding]
+WIDTH = 116
+
+
+def find(papers: Sequence[str], evidence: Evidence) -> list[Row]:
+    """Every claim of these papers (of all, when none is named) with its finding; what is missing is run first."""
+    for paper in papers:
+        if paper not in PAPERS:
+            raise ConfigError(did_you_mean("paper", paper, PAPERS))
+    chosen = [claim for claim in REGISTRY if not papers or claim.paper in papers]
+    chosen.sort(key=lambda claim: list(PAPERS).index(claim.paper))
+    return [(claim, claim.find(evidence)) for claim in chosen]
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One for each claim."""
+    return [
+        {
+            "paper": claim.paper,
+            "claim": claim.name,
+            "where": claim.where,
+            "says": claim.says,
+            "tested": claim.tested,
+            "verdict": str(finding.verdict),
+            "ours": finding.ours,
+            "why": finding.why,
+            "measured": finding.measured._asdict() if finding.measured else None,
+            "command": claim.command,
+        }
+        for claim, finding in rows
+    ]
+
+
+def text(rows: Sequence[Row]) -> str:
+    """For the terminal."""
+    blocks = []
+    for paper, group in groupby(rows, key=lambda row: row[0].paper):
+        blocks.append(PAPERS[paper])
+        for claim, finding in group:
+            lines = [f"{finding.verdict.upper()}  {claim.says} ({claim.where})"]
+            body = [f"tested: {claim.tested}", *([f"ours: {finding.ours}"] if finding.ours else []), finding.why]
+            body.append(claim.command)
+            for line in body:
+                lines += textwrap.wrap(line, WIDTH, initial_indent="    ", subsequent_indent="      ")
+            blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for each paper."""
+    blocks = []
+    for paper, group in groupby(rows, key=lambda row: row[0].paper):
+        lines = [f"## {PAPERS[paper]}", "", "| the paper says | tested here | ours | verdict | command |"]
+        lines.append("|---|---|---|---|---|")
+        for claim, finding in group:
+            verdict = f"**{finding.verdict}**: {finding.why}"
+            cells = (f"{claim.says} ({claim.where})", claim.tested, finding.ours, verdict, f"`{claim.command}`")
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def write(rows: Sequence[Row], evidence: Evidence) -> list[str]:
+    """claims.json, claims.md and the pictures, in the folder of the evidence; their names."""
+    made = {"date": datetime.now(UTC).date().isoformat(), **machine()}
+    where = ", ".join(f"{k} {v}" for k, v in made.items())
+    files = {
+        "claims.json": json.dumps({"made": made, "claims": records(rows)}, indent=1).encode(),
+        "claims.md": f"Made: {where}.\n\n{markdown(rows)}".encode(),
+        **draw({claim.paper for claim, _ in rows}, evidence),
+    }
+    for name, data in files.items():
+        write_atomic(evidence.storage / name, data)
+    return list(files)

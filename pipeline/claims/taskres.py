@@ -1,0 +1,117 @@
+"""What TaskRes claims (arXiv:2211.10277)."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+from pipeline.claims.claim import Finding, Measured, claim, judge, not_testable
+from pipeline.claims.evidence import Evidence
+from pipeline.results import ResultRow
+
+SWEEP = "taskres_claims"
+COMMAND = f"farebox run sweep={SWEEP}"
+ALPHAS = {
+    0.0: "taskres_a0",
+    0.1: "taskres_a01",
+    0.3: "taskres_a03",
+    0.5: "taskres",
+    0.7: "taskres_a07",
+    1.0: "taskres_a1",
+}
+
+
+def _over(e: Evidence, reference: str, method: str = "taskres", shots: int = 16, kind: str = "source") -> Measured:
+    return Measured.over_seeds(e.gains(SWEEP, method, reference, shots=shots, kind=kind))
+
+
+@claim("taskres", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=taskres_paper")
+def eleven_data_sets(e: Evidence) -> Finding:
+    """Clearly better than earlier tuning methods on 11 data sets."""
+    return not_testable(e.lacking("taskres_paper"))
+
+
+@claim("taskres", "abstract", "taskres over coop above 0, 16 shots", COMMAND)
+def over_prompt_tuning(e: Evidence) -> Finding:
+    """Better than prompt tuning (CoOp)."""
+    one = _over(e, "coop", shots=1)
+    found = _over(e, "coop")
+    return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
+
+
+@claim("taskres", "abstract", "taskres over tip_adapter_f above 0, 16 shots", COMMAND)
+def over_adapter_tuning(e: Evidence) -> Finding:
+    """Better than adapter tuning (Tip-Adapter-F)."""
+    one = _over(e, "tip_adapter_f", shots=1)
+    found = _over(e, "tip_adapter_f")
+    return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
+
+
+@claim(
+    "taskres",
+    "abstract",
+    "taskres over zero_shot above 0 at 1 shot, where little can be learned and much forgotten",
+    COMMAND,
+)
+def prior_at_one_shot(e: Evidence) -> Finding:
+    """Keeps prior knowledge: a residual beside it, not in its place."""
+    found, probe = _over(e, "zero_shot", shots=1), _over(e, "zero_shot", "linear_probe", shots=1)
+    return judge(found, above=0, ours=f"{found}; linear_probe, which keeps none, {probe}")
+
+
+@claim("taskres", "experiments", "taskres over zero_shot above 0 on the shift sets, 16 shots", COMMAND)
+def shift(e: Evidence) -> Finding:
+    """Generalises under a shift of domain."""
+    found, coop = _over(e, "zero_shot", kind="shift"), _over(e, "zero_shot", "coop", kind="shift")
+    return judge(found, above=0, ours=f"{found}; coop {coop}")
+
+
+@claim("taskres", "ablation", "alpha 0.5 over the better of 0.1 and 1.0 above -1 point, 16 shots", COMMAND)
+def alpha(e: Evidence) -> Finding:
+    """The scale alpha = 0.5 is a good default."""
+    rivals = [e.by_seed(SWEEP, ALPHAS[a]) for a in (0.1, 1.0)]
+    ours = e.by_seed(SWEEP, "taskres")
+    found = Measured.over_seeds([ours[s] - max(r[s] for r in rivals) for s in ours])
+    means = {a: Measured.over_seeds(list(e.by_seed(SWEEP, name).values())).value for a, name in ALPHAS.items()}
+    return judge(found, above=-1, ours=f"{found}; " + ", ".join(f"{a:g}: {m:.1f}" for a, m in means.items()))
+
+
+@claim("taskres", "experiments", "taskres_enhanced over taskres above 0, 16 shots", COMMAND)
+def enhanced_base(e: Evidence) -> Finding:
+    """An enhanced base raises it further."""
+    found, one = _over(e, "taskres", "taskres_enhanced"), _over(e, "taskres", "taskres_enhanced", shots=1)
+    return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
+
+
+@claim("taskres", "ablation", "taskres over taskres_image above 0, 16 shots", COMMAND)
+def text_against_image(e: Evidence) -> Finding:
+    """A residual on the text side is better than one on the image side."""
+    return judge(_over(e, "taskres_image"), above=0)
+
+
+@claim(
+    "taskres",
+    "analysis",
+    "angle between tuned and zero-shot classifier on the set where zero-shot is worst, less that where it is best: "
+    "above 0, 16 shots",
+    COMMAND,
+)
+def distance(e: Evidence) -> Finding:
+    """The harder a data set is for zero-shot, the larger its residual."""
+    angles: dict[int, dict[str, float]] = defaultdict(dict)
+    accuracy: dict[str, list[float]] = defaultdict(list)
+    for row in e.rows(SWEEP):
+        if row.shots == 16 and row.kind == "source":
+            if row.method == "taskres":
+                angles[row.seed][row.dataset] = turned(row)
+            if row.method == "zero_shot" and row.accuracy is not None:
+                accuracy[row.dataset].append(row.accuracy)
+    order = sorted(accuracy, key=lambda name: sum(accuracy[name]) / len(accuracy[name]))
+    found = Measured.over_seeds([by_set[order[0]] - by_set[order[-1]] for by_set in angles.values()], "degrees")
+    means = {name: sum(by_set[name] for by_set in angles.values()) / len(angles) for name in order}
+    return judge(found, above=0, ours=f"{found}; hardest first: " + ", ".join(f"{n} {m:.1f}" for n, m in means.items()))
+
+
+def turned(row: ResultRow) -> float:
+    """Degrees by which a row's residual turned the classifier."""
+    return float(json.loads(row.notes)["turned_degrees"])
