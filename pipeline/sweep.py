@@ -29,10 +29,11 @@ from pipeline.books import close_books, finished, pending, problems, reserve, se
 from pipeline.checks import check_listening, close_ray_token, refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
+from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
-from pipeline.results import Store
+from pipeline.results import ResultRow, Store
 from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable, open_storage
 from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
@@ -122,14 +123,19 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
 
 
 class _Under(tune.Callback):  # type: ignore[misc]
-    """Keeps which trials are under way, by their index."""
+    """Keeps which trials are under way, by their index, and tells the journal of workers."""
 
-    def __init__(self, running: set[int]) -> None:
-        self.running = running
+    def __init__(self, running: set[int], journal: Journal, ids: Sequence[str]) -> None:
+        self.running, self.journal, self.ids = running, journal, ids
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """It has a worker."""
         self.running.add(int(trial.config["index"]))
+        self.journal.trial("trial started", self.ids[int(trial.config["index"])])
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        """Its worker died, and it gets another."""
+        self.journal.trial("worker lost", self.ids[int(trial.config["index"])])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """It has its rows."""
@@ -179,14 +185,18 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
         asked = total(t.predicted for t in funded)
         say(f"{len(funded)} trials to run, {kept} done before; {asked.requests:,} requests predicted")
         if funded:
-            try:
-                with _ray(config, storage_id, say) as (replicas, ledger_actor):
-                    lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror)
-            except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
-                for spec in funded:
-                    ledger.settle(storage_id, spec.account)
-                raise
-            close_books(ledger, storage_id, funded, store, lost)
+            journal = Journal(config.storage, {t.trial_id: t.name for t in funded})
+            with journal.run(len(funded), kept):
+                try:
+                    with _ray(config, storage_id, say) as (replicas, ledger_actor):
+                        lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror, journal)
+                except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
+                    for spec in funded:
+                        ledger.settle(storage_id, spec.account)
+                    raise
+                close_books(ledger, storage_id, funded, store, lost)
+                for rows in map(store.rows_of, lost):
+                    journal.ended(rows)
         tidy(store, plan.trials)
     return Outcome(plan, len(funded), kept, problems(plan, store))
 
@@ -247,6 +257,7 @@ def _tune(
     ledger: Ledger,
     store: Store,
     mirror: Mirroring,
+    journal: Journal,
 ) -> dict[str, str]:
     """Run the trials; what ended the last worker of those that lost all of theirs. Raises what stops the sweep."""
     shared = {
@@ -262,7 +273,13 @@ def _tune(
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
     # On a cluster cores may join: then what Ray has decides how many trials run, and no number of ours.
     growing = config.address is not None and config.concurrency == "auto"
-    watch = Watch([t.trial_id for t in funded], store, ledger, sweep_account(storage_id), mirror)
+
+    def told(rows: Sequence[ResultRow]) -> None:
+        journal.ended(rows)
+        mirror(rows)
+
+    ids = [t.trial_id for t in funded]
+    watch = Watch(ids, store, ledger, sweep_account(storage_id), told)
     heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
     scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
@@ -277,7 +294,7 @@ def _tune(
                     name="trials",
                     storage_path=str(scratch),
                     verbose=0,
-                    callbacks=[_Under(heart.running)],
+                    callbacks=[_Under(heart.running, journal, ids)],
                     stop=_Stop(),
                     failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
                 ),

@@ -90,9 +90,22 @@ def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) 
 def test_it_leaves_its_files_and_nothing_else(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
-    assert found == {".lock", "leaderboard", "ledger.db", "mlflow", "mlflow.db", "predictions", "results", "storage_id"}
+    stores = {"ledger.db", "mlflow", "mlflow.db", "predictions", "results", "storage_id"}
+    assert found == {".lock", "leaderboard", "log.jsonl"} | stores
     assert {path.suffix for path in (swept.storage / "leaderboard").rglob("*") if path.is_file()} >= {".html", ".csv"}
     assert not list(swept.storage.parent.rglob("*.tmp"))
+
+
+def test_the_log_has_a_line_for_each_run_and_for_each_trials_start_and_end(swept: Swept) -> None:
+    lines = [json.loads(line) for line in (swept.storage / "log.jsonl").read_text().splitlines()]
+    rows = {r["trial_id"]: r for r in records(swept.storage)}
+    assert lines[0]["event"] == "run started" and lines[0]["trials"] <= len(rows)
+    assert {line["event"] for line in lines} >= {"run started", "trial started", "trial ended", "run ended"}
+    ended = {line["trial"]: line for line in lines if line["event"] == "trial ended"}
+    assert ended.keys() == rows.keys() == {line["trial"] for line in lines if line["event"] == "trial started"}
+    for trial, line in ended.items():
+        assert (line["status"], line["requests"]) == (rows[trial]["status"], rows[trial]["requests"])
+        assert rows[trial]["method"] in line["name"]
 
 
 def test_raw_records_have_the_promised_keys_and_every_trial_is_done(swept: Swept) -> None:

@@ -8,6 +8,7 @@ be equal to the bit.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,9 @@ def test_rows_and_ledger_survive_the_death_of_replicas_ledger_and_workers(
     assert "Traceback" not in out + err
     assert_same(tmp_path, undisturbed)
     assert_clean(tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lost = [line["name"] for line in log if line["event"] == "worker lost"]
+    assert len(lost) >= 1 and log[-1]["event"] == "run ended"
 
 
 def test_the_same_command_finishes_what_a_killed_driver_left(
