@@ -27,7 +27,7 @@ from pipeline.blackbox.bill import Charge, Limits, Phase
 from pipeline.blackbox.client import Pool
 from pipeline.blackbox.endpoint import Answer, Request
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, wait_for_room
 from pipeline.config import ModelCard, model_card
 from pipeline.errors import BudgetExceeded, ConfigError, DataError, EndpointBusy, LedgerError
 from pipeline.results import Store
@@ -270,6 +270,25 @@ def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
     )
     assert (ours.returncode, ours.stdout) == (0, "in\n"), ours.stderr
     assert other.returncode != 0 and other.stdout == "" and "Failed to connect" in other.stderr
+
+
+def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: None) -> None:
+    said: list[str] = []
+    wait_for_room({"CPU": 1, "GPU": 0}, said.append)
+    assert said == []
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        def here(self) -> None: ...
+
+    other = Other.remote()
+    ray.get(other.here.remote())
+    wait_until(lambda: ray.available_resources().get("CPU", 0) < 1, "the cores are taken", 30)
+    with pytest.raises(ConfigError, match=r"waited 2 s for 1 CPU that others hold \(the cluster has CPU 2\): end"):
+        wait_for_room({"CPU": 1}, said.append, patience_s=2)
+    assert said == ["waiting for 1 CPU, which others on this cluster hold (it has CPU 2)"]
+    ray.kill(other)
+    wait_for_room({"CPU": 1}, said.append, patience_s=30)
 
 
 @ray.remote(num_cpus=0, max_concurrency=4)

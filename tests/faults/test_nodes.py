@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.blackbox.pool import wait_for_room
-from pipeline.errors import ConfigError
 from pipeline.results import Store
-from tests.command import Running, books, charges, here, processes, wait_until
+from tests.command import Running, books, charges, here, processes
 from tests.lab import Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -85,26 +82,3 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
     here("ledger", f"storage={storage}")
     assert books(storage)["phases"]["replay"]["requests"] == 0
     assert books(storage)["open_trials"] == 0
-
-
-def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: Cluster) -> None:
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    try:
-        said: list[str] = []
-        wait_for_room({"CPU": 1}, said.append)
-        assert said == []
-
-        @ray.remote(num_cpus=1)
-        class Other:
-            def here(self) -> None: ...
-
-        other = Other.remote()
-        ray.get(other.here.remote())
-        wait_until(lambda: ray.available_resources().get("CPU", 0) < 1, "the core is taken", 30)
-        with pytest.raises(ConfigError, match=r"waited 2 s for 1 CPU that others hold \(the cluster has CPU 1\): end"):
-            wait_for_room({"CPU": 1}, said.append, patience_s=2)
-        assert said == ["waiting for 1 CPU, which others on this cluster hold (it has CPU 1)"]
-        ray.kill(other)
-        wait_for_room({"CPU": 1}, said.append, patience_s=30)
-    finally:
-        ray.shutdown()

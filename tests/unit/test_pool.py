@@ -196,7 +196,7 @@ def test_replicas_that_are_all_gone_end_the_call(
     pool = RayPool(replicas)
     for replica in replicas:
         replica.dead = True
-    monkeypatch.setattr(pool_module, "RETRY_S", 0.0)
+    monkeypatch.setattr(pool_module, "REPLICA_S", 0.0)
     with pytest.raises(EndpointLost, match="no replica answered"):
         box(pool).text_features(context(fake))
 
