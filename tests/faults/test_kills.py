@@ -119,7 +119,7 @@ def test_the_same_command_finishes_what_a_killed_driver_left(
     with pytest.raises(ConfigError, match="another `farebox run` is at work"), alone(tmp_path):
         pass
     left = run.kill()
-    wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 30)
+    wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 90)
 
     again = Running(*words)
     before = charges(tmp_path)
