@@ -6,6 +6,7 @@ and rows of its own), and `measured/NAME.json` for the rest, which is taken agai
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -74,10 +75,10 @@ class Evidence:
         return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
     def measure(self, name: str, methods: Sequence[str], take: Callable[[], Any]) -> Any:
-        """A measurement that is no sweep; taken anew when the source of one of the methods has changed."""
+        """A measurement that is no sweep; taken anew when the words, or the code of one of the methods, are others."""
         path = self.storage / "measured" / f"{name}.json"
-        digest = " ".join(method_digest(all_methods()[method]) for method in methods)
-        if path.exists():
+        digest = " ".join([*(method_digest(all_methods()[method]) for method in methods), *self.words])
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # a damaged file is as good as none
             kept = json.loads(path.read_text())
             if kept["code"] == digest:
                 return kept["values"]

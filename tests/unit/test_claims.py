@@ -141,6 +141,9 @@ def test_a_measurement_is_kept_until_its_methods_code_changes(
     assert [evidence.measure("m", ["craft"], take) for _ in range(2)] == [1, 1]
     monkeypatch.setattr("pipeline.claims.evidence.method_digest", lambda info: "other code")
     assert evidence.measure("m", ["craft"], take) == 2
+    assert Evidence(evidence.storage, ["seeds=[1]"], lambda line: None).measure("m", ["craft"], take) == 3
+    (evidence.storage / "measured" / "m.json").write_text("{")
+    assert evidence.measure("m", ["craft"], take) == 4, "a damaged file is as good as none"
 
 
 def test_the_leak_is_what_the_best_point_of_the_curve_has_over_the_result(rows: Callable[..., list[ResultRow]]) -> None:
