@@ -47,6 +47,11 @@ def records(storage: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _heed_interrupts() -> None:
+    """A suite in the background of a shell ignores Ctrl-C, and what it starts would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A command under way, in a process group of its own, and the processes below it (Linux: from /proc)."""
 
@@ -59,6 +64,7 @@ class Running:
             stderr=subprocess.STDOUT if output else subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
 
     def wait_for(self, true: Callable[[], object], what: str) -> None:
