@@ -45,11 +45,14 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 @pytest.fixture(scope="session")
 def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A sweep of three methods on the embedded CLIP, seconds a trial, with many checkpoints."""
+    """A sweep of three methods on the embedded CLIP, seconds a trial, with many checkpoints.
+
+    Its trials are long enough that a killed driver's workers, which work on for some two seconds, leave a part.
+    """
     features = tmp_path_factory.mktemp("kill_features")
     return (
         *("run", "sweep=smoke", "model=tiny", f"datasets=[{card}]", METHODS, "shots=[2]", "seeds=[1]"),
-        *("views=3", "budget.requests=500", "method.craft.popsize=6"),  # some 250 calls
+        *("views=3", "budget.requests=1500", "method.craft.popsize=6"),  # some 750 calls
         *("checkpoint_s=0.2", f"features={features}"),
     )
 
