@@ -54,7 +54,7 @@ class EpochViews:
     """
 
     def __init__(self, task: FewShotTask, n: int, epochs: int, bank_VNX: Tensor | None = None) -> None:
-        self.n, self.epochs, self.fresh = n, epochs, task.fresh_views
+        self.n, self.epochs = n, epochs
         self.kept: dict[int, Tensor] = {} if bank_VNX is None else {v: view.clone() for v, view in enumerate(bank_VNX)}
         self.images = None if bank_VNX is not None else task.train.images
         self.fixed = None if bank_VNX is not None or task.fresh_views else training_views(task, n)

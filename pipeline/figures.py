@@ -87,7 +87,7 @@ def draw(rows: pa.Table) -> dict[str, bytes]:
             made[f"accuracy_by_{unit}"] = _by_bill(board, unit)
     if overall:
         made["gain_over_zero_shot"] = _gains(overall, everything)
-    return {name: _png(figure) for name, figure in made.items()}
+    return {name: png(figure) for name, figure in made.items()}
 
 
 def _by_shots(board: list[Record]) -> Figure:
@@ -306,7 +306,8 @@ def _short(x: float) -> str:
     return f"{x:g}"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The picture as a file's bytes."""
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out)
     return out.getvalue()

@@ -47,6 +47,15 @@ def records(storage: Path) -> list[dict[str, Any]]:
     return found
 
 
+def below(roots: set[int], title: str = "") -> list[int]:
+    """Ids of the processes started by these whose title starts so, oldest first."""
+    table, found, last = processes(), list[int](), roots
+    while last:
+        last = {pid for pid, (parent, _) in table.items() if parent in last}
+        found += last
+    return sorted(pid for pid in found if table[pid][1].startswith(title))
+
+
 def _heed_interrupts() -> None:
     """A suite in the background of a shell ignores Ctrl-C, and what it starts would too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -76,12 +85,7 @@ class Running:
 
     def below(self, title: str = "") -> list[int]:
         """Ids of the processes started by the command whose title starts so, oldest first."""
-        table = processes()
-        found, last = [], {self.process.pid}
-        while last:
-            last = {pid for pid, (parent, _) in table.items() if parent in last}
-            found += last
-        return sorted(pid for pid in found if table[pid][1].startswith(title))
+        return below({self.process.pid}, title)
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end: exit code, stdout and stderr."""

@@ -38,7 +38,7 @@ from pipeline.blackbox.model import feature_dim
 from pipeline.config import Config, ModelCard, compose
 from pipeline.errors import ConfigError
 from pipeline.plan import TrialSpec, make_plan
-from pipeline.scoring import predict, test_labels
+from pipeline.scoring import metrics, predict, test_labels
 from pipeline.trial import few_shot_task
 
 DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "shift=false")
@@ -50,10 +50,10 @@ PATIENCE_S = 120
 @bench("cost")
 def cost(say: Say, method: str, *words: str) -> Figure:
     """Seconds and peak memory of one trial run alone; with steps=N, seconds of one of its steps."""
-    own = {key: value for key, _, value in (w.partition("=") for w in words) if key in ("steps", "arch")}
-    asked = Asked(
-        method, tuple(w for w in words if w.partition("=")[0] not in own), _steps(own.get("steps")), own.get("arch")
-    )
+    mine = ("steps=", "arch=")
+    own = dict(word.split("=", 1) for word in words if word.startswith(mine))
+    rest = tuple(word for word in words if not word.startswith(mine))
+    asked = Asked(method, rest, _steps(own.get("steps")), own.get("arch"))
     spec, _ = one_trial(asked, Path("unused"))
     model = f"{asked.arch}, random weights" if asked.arch else spec.model.name
     say(f"{spec.name}, {model}")
@@ -172,7 +172,7 @@ def _run(asked: Asked, spec: TrialSpec, box: MeteredBox, n_threads: int) -> Cost
     if asked.steps is None:
         box.phase, test = Phase.EVALUATE, spec.tests[0]
         logits_BC, _ = predict(method, box, test, spec.seed)
-        accuracy = 100 * float((logits_BC.argmax(1) == test_labels(test, Counter())).double().mean())
+        accuracy = metrics(logits_BC, test_labels(test, Counter()))["accuracy"]
     seconds = time.perf_counter() - began
     kept = sum(t.numel() * t.element_size() for t in method.deployed().values())
     client_mib, requests = _peak() - before, box.meter.paid.requests

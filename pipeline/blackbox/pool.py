@@ -149,19 +149,24 @@ def wait_for_room(needed: Mapping[str, float], say: Say, patience_s: float = STA
 
     Without it Ray would queue the actors, and Tune its trials, for ever and in silence.
     """
-    began = said = time.monotonic()
-    while lacking := {kind: n for kind, n in needed.items() if ray.available_resources().get(kind, 0) + 1e-3 < n}:
+    until, next_line = time.monotonic() + patience_s, 0.0
+    while lacking := _lacking(needed):
         words = " and ".join(f"{n:g} {kind}" for kind, n in lacking.items())
         have = ", ".join(f"{kind} {ray.cluster_resources().get(kind, 0):g}" for kind in needed)
-        if time.monotonic() - began > patience_s:
+        if time.monotonic() > until:
             raise ConfigError(
                 f"waited {patience_s:.0f} s for {words} that others hold (the cluster has {have}): end their work, add "
                 "a node, or ask for fewer replicas=N"
             )
-        if time.monotonic() - said > SAY_S or said == began:
-            said = time.monotonic()
+        if time.monotonic() > next_line:
+            next_line = time.monotonic() + SAY_S
             say(f"waiting for {words}, which others on this cluster hold (it has {have})")
         time.sleep(0.5)
+
+
+def _lacking(needed: Mapping[str, float]) -> dict[str, float]:
+    free = ray.available_resources()
+    return {kind: n for kind, n in needed.items() if free.get(kind, 0) + 1e-3 < n}
 
 
 def replica_resources(wanted: int | str, resources: Mapping[str, float], threads: int) -> tuple[int, float]:

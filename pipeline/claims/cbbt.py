@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.claims.claim import Finding, Measured, claim, judge, not_testable
+from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.gradients import cosines
+from pipeline.claims.measured import Measured, each
 from pipeline.results import ResultRow
 
 SWEEP = "cbbt_claims"
@@ -17,7 +18,7 @@ DIRECTIONS = {4: "cbbt_q4", 16: "cbbt_q16", 52: "cbbt_prompt", 256: "cbbt_q256"}
 
 
 def _over(e: Evidence, method: str, reference: str) -> Measured:
-    return Measured.over_seeds(e.gains(SWEEP, method, reference))
+    return e.gain(SWEEP, method, reference)
 
 
 def gradients(e: Evidence) -> dict[str, Any]:
@@ -36,9 +37,7 @@ def approximation(e: Evidence) -> Finding:
     values = gradients(e)
     found = Measured.over_seeds(values["by_directions"]["256"], "cosine")
     means = {q: Measured.over_seeds(v).value for q, v in values["by_directions"].items()}
-    return judge(
-        found, above=0.5, ours=f"{found}; by directions " + ", ".join(f"{q}: {m:.2f}" for q, m in means.items())
-    )
+    return judge(found, above=0.5, ours=f"{found}; by directions {each(means, 2)}")
 
 
 @claim(
@@ -52,15 +51,15 @@ def step_size(e: Evidence) -> Finding:
     by_step = gradients(e)["by_step"]
     found = Measured.over_seeds([a - b for a, b in zip(by_step["1.0"], by_step["0.1"], strict=True)], "cosine")
     means = {h: Measured.over_seeds(v).value for h, v in by_step.items()}
-    return judge(found, above=-0.05, ours=f"{found}; by h d " + ", ".join(f"{h}: {m:.2f}" for h, m in means.items()))
+    return judge(found, above=-0.05, ours=f"{found}; by h d {each(means, 2)}")
 
 
 @claim("cbbt", "released code", "256 directions over 4 at the same 8,000 requests above 0", COMMAND)
 def directions(e: Evidence) -> Finding:
     """256 directions a step are worth their queries."""
     found = _over(e, "cbbt_q256", "cbbt_q4")
-    means = {q: Measured.over_seeds(list(e.by_seed(SWEEP, name).values())).value for q, name in DIRECTIONS.items()}
-    return judge(found, above=0, ours=f"{found}; " + ", ".join(f"{q}: {m:.1f}" for q, m in means.items()))
+    means = {str(q): e.mean(SWEEP, name).value for q, name in DIRECTIONS.items()}
+    return judge(found, above=0, ours=f"{found}; {each(means)}")
 
 
 @claim("cbbt", "abstract", "cbbt over cbbt_prompt above 0", COMMAND)
@@ -74,8 +73,7 @@ def both(e: Evidence) -> Finding:
     """Prompt and adapter together are better than the adapter alone."""
     found, alone = _over(e, "cbbt", "cbbt_adapter"), _over(e, "cbbt_adapter", "zero_shot")
     both_steps, steps = (
-        Measured.over_seeds(list(e.by_seed(SWEEP, m, lambda row: json.loads(row.notes)["steps"]).values())).value
-        for m in ("cbbt", "cbbt_adapter")
+        e.mean(SWEEP, method, lambda row: json.loads(row.notes)["steps"]).value for method in ("cbbt", "cbbt_adapter")
     )
     beside = f"the adapter alone makes {steps:.0f} steps, {alone} over zero_shot; both make {both_steps:.0f} steps"
     return judge(found, above=0, ours=f"{found}; {beside}")
@@ -102,9 +100,8 @@ def eleven_data_sets(e: Evidence) -> Finding:
 )
 def test_set_choice(e: Evidence) -> Finding:
     """Its epoch is the one that is best on the test set."""
-    found = Measured.over_seeds(list(e.by_seed(SWEEP, "cbbt_prompt", leak).values()))
-    with_adapter = Measured.over_seeds(list(e.by_seed(SWEEP, "cbbt", leak).values()))
-    return judge(found, above=0, ours=f"{found}; cbbt {with_adapter}")
+    found = e.mean(SWEEP, "cbbt_prompt", leak)
+    return judge(found, above=0, ours=f"{found}; cbbt {e.mean(SWEEP, 'cbbt', leak)}")
 
 
 def leak(row: ResultRow) -> float | None:

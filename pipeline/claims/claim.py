@@ -7,15 +7,13 @@ It is given the `Evidence`, which runs what is missing, and returns a `Finding`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-import numpy as np
-
 from pipeline.claims.evidence import Evidence
-from pipeline.stats import student
+from pipeline.claims.measured import Measured
 
 PAPERS = {
     "craft": "CraFT, Wang et al., ICML 2024, arXiv:2402.04050",
@@ -30,39 +28,6 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
     NOT_TESTABLE = "not testable on this machine"
-
-
-class Measured(NamedTuple):
-    """A figure with the interval that counts: Student's 95 % over seeds, or the least and greatest of repetitions."""
-
-    value: float
-    low: float | None
-    """None where there is one value alone."""
-    high: float | None
-    unit: str = "points"
-
-    @classmethod
-    def over_seeds(cls, values: Sequence[float], unit: str = "points") -> Measured:
-        """Mean and Student's 95 % interval; nan of nothing."""
-        mean, half = student(values)
-        if mean is None:
-            return cls(math.nan, None, None, unit)
-        return cls(mean, None if half is None else mean - half, None if half is None else mean + half, unit)
-
-    @classmethod
-    def of_runs(cls, values: Sequence[float], unit: str) -> Measured:
-        """Median, least and greatest."""
-        middle = float(np.median(values))
-        return cls(middle, min(values), max(values), unit)
-
-    def __str__(self) -> str:
-        sign = "+" if self.unit == "points" else ""
-        digits = 1 if self.unit in ("points", "degrees") else 2
-        if self.low is None or self.high is None:
-            return f"{self.value:{sign}.{digits}f} {self.unit}"
-        return (
-            f"{self.value:{sign}.{digits}f} ({self.low:{sign}.{digits}f} to {self.high:{sign}.{digits}f}) {self.unit}"
-        )
 
 
 class Finding(NamedTuple):
@@ -111,20 +76,17 @@ def judge(found: Measured, *, above: float | None = None, below: float | None = 
     if found.low is None or found.high is None:
         few = "none of the rows that it compares" if math.isnan(found.value) else "one value alone has no interval"
         return Finding(Verdict.NOT_TESTABLE, text, f"{few}: give several seeds, and what the claim is about", found)
-    bound = above if above is not None else below
-    assert bound is not None
-    inside = found.low > bound if above is not None else found.high < bound
+    if above is not None:
+        side, bound, inside, outside = "above", above, found.low > above, found.high < above
+    else:
+        assert below is not None
+        side, bound, inside, outside = "below", below, found.high < below, found.low > below
     if inside:
-        return Finding(Verdict.REPRODUCED, text, f"the whole interval lies {_side(above)} {bound:g}", found)
-    other = found.high < bound if above is not None else found.low > bound
-    why = f"the whole interval lies on the other side of {bound:g}" if other else f"the interval holds {bound:g}"
+        return Finding(Verdict.REPRODUCED, text, f"the whole interval lies {side} {bound:g}", found)
+    why = f"the whole interval lies on the other side of {bound:g}" if outside else f"the interval holds {bound:g}"
     return Finding(Verdict.NOT_REPRODUCED, text, why, found)
 
 
 def not_testable(why: str) -> Finding:
     """Where a claim needs what is not here."""
     return Finding(Verdict.NOT_TESTABLE, "", why)
-
-
-def _side(above: float | None) -> str:
-    return "above" if above is not None else "below"

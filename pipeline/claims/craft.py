@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import median
 
 from pipeline.bench.cost import Asked, Cost, of
-from pipeline.claims.claim import Finding, Measured, claim, judge, not_testable
+from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
+from pipeline.claims.measured import Measured
 
 SWEEP = "craft_ablation"
 COMMAND = f"farebox run sweep={SWEEP}"
@@ -17,7 +18,7 @@ FEW = ("shots=1", "views=1")
 
 
 def _over(e: Evidence, reference: str) -> Measured:
-    return Measured.over_seeds(e.gains(SWEEP, "craft", reference))
+    return e.gain(SWEEP, "craft", reference)
 
 
 @claim(
@@ -66,7 +67,7 @@ def collaboration(e: Evidence) -> Finding:
 @claim("craft", "abstract", "coop over craft below 1.62", COMMAND)
 def gap_to_white_box(e: Evidence) -> Finding:
     """Within 1.62 points of white-box tuning."""
-    return judge(Measured.over_seeds(e.gains(SWEEP, "coop", "craft")), below=1.62)
+    return judge(e.gain(SWEEP, "coop", "craft"), below=1.62)
 
 
 @claim(

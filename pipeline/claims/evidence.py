@@ -17,13 +17,13 @@ import numpy as np
 
 from methods import all_methods
 from pipeline import report, sweep
+from pipeline.claims.measured import Measured
 from pipeline.config import Config, compose
 from pipeline.errors import FareboxError
 from pipeline.outline import absent
-from pipeline.plan import make_plan, method_digest
+from pipeline.plan import method_digest
+from pipeline.report import Say
 from pipeline.results import FINISHED, ResultRow, Store, write_atomic
-
-Say = Callable[[str], None]
 
 
 class Evidence:
@@ -49,7 +49,7 @@ class Evidence:
             if outcome.problems:
                 raise FareboxError(f"sweep {name}: {outcome.problems[0]}")
             store = Store(config.storage)
-            rows = [row for trial in make_plan(config).trials for row in store.rows_of(trial.trial_id)]
+            rows = [row for trial in outcome.plan.trials for row in store.rows_of(trial.trial_id)]
             self._rows[name] = [row for row in rows if row.status in FINISHED]
         return self._rows[name]
 
@@ -62,7 +62,7 @@ class Evidence:
         shots: int = 16,
         kind: str = "source",
     ) -> dict[int, float]:
-        """For each seed the mean of a row's value over the data sets."""
+        """For each seed the mean of a row's value (its accuracy when none is named) over the data sets."""
         found: dict[int, list[float]] = defaultdict(list)
         for row in self.rows(name):
             if (row.method, row.shots, row.kind) == (method, shots, kind) and (number := value(row)) is not None:
@@ -73,6 +73,16 @@ class Evidence:
         """For each seed the mean gain of a method over another, on the same few-shot draws, in points."""
         ours, theirs = (self.by_seed(name, m, shots=shots, kind=kind) for m in (method, reference))
         return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+    def mean(
+        self, name: str, method: str, value: Callable[[ResultRow], float | None] = lambda row: row.accuracy
+    ) -> Measured:
+        """Of `by_seed`, at 16 shots on the data sets' own test sets."""
+        return Measured.over_seeds(self.by_seed(name, method, value).values())
+
+    def gain(self, name: str, method: str, reference: str, *, shots: int = 16, kind: str = "source") -> Measured:
+        """Of `gains`, in points."""
+        return Measured.over_seeds(self.gains(name, method, reference, shots=shots, kind=kind))
 
     def measure(self, name: str, methods: Sequence[str], take: Callable[[], Any]) -> Any:
         """A measurement that is no sweep; taken anew when the words, or the code of one of the methods, are others."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipeline.claims import cbbt, craft, taskres
-from pipeline.claims.claim import Measured
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.gradients import DIRECTIONS, STEPS
-from pipeline.figures import colour
+from pipeline.claims.measured import Measured
+from pipeline.figures import colour, png
 
 PARTS = {
     "bbt": "prompt alone (bbt)",
@@ -30,11 +28,11 @@ def draw(papers: Collection[str], evidence: Evidence) -> dict[str, bytes]:
     """The pictures of these papers, by file name."""
     made = {}
     if "craft" in papers:
-        made["craft_parts.png"] = _png(_parts(evidence))
+        made["craft_parts.png"] = png(_parts(evidence))
     if "taskres" in papers:
-        made["taskres_alpha.png"] = _png(_alpha(evidence))
+        made["taskres_alpha.png"] = png(_alpha(evidence))
     if "cbbt" in papers:
-        made["cbbt_gradients.png"] = _png(_gradients(evidence))
+        made["cbbt_gradients.png"] = png(_gradients(evidence))
     return made
 
 
@@ -42,7 +40,7 @@ def _parts(e: Evidence) -> Figure:
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     ax = figure.add_subplot()
     for i, (method, words) in enumerate(PARTS.items()):
-        found = Measured.over_seeds(e.gains(craft.SWEEP, method, "zero_shot"))
+        found = e.gain(craft.SWEEP, method, "zero_shot")
         ax.barh(i, found.value, color=colour(method) if method in ("bbt", "craft") else "#b8c4cc", height=0.65)
         ax.errorbar(found.value, i, xerr=_bars([found]), color="black", capsize=3)
         ax.text(0.2, i, words, va="center", fontsize=8)
@@ -60,8 +58,7 @@ def _alpha(e: Evidence) -> Figure:
     for ax, kind, title in zip(axes, ("source", "shift"), ("own test sets", "shift test sets"), strict=True):
         for shots, dashes in ((16, "-"), (1, "--")):
             found = [
-                Measured.over_seeds(e.gains(taskres.SWEEP, name, "zero_shot", shots=shots, kind=kind))
-                for name in taskres.ALPHAS.values()
+                e.gain(taskres.SWEEP, name, "zero_shot", shots=shots, kind=kind) for name in taskres.ALPHAS.values()
             ]
             _line(ax, list(taskres.ALPHAS), found, f"{shots} shots" if shots > 1 else "1 shot", dashes)
         ax.axhline(0, color="#999999", linewidth=0.8)
@@ -107,9 +104,3 @@ def _bars(found: Sequence[Measured]) -> list[list[float]]:
 
 def _plain(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
-    return out.getvalue()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from methods.base import SoftPrompts, torch_generator
+from methods.base import torch_generator
 from methods.cbbt_prompt import estimated_gradient, sphere
 from methods.optim import mean_cross_entropy, with_context
 from pipeline.blackbox.endpoint import Endpoint
@@ -48,12 +48,12 @@ class Start:
         """[P], with these offsets of the token."""
         ctx_PLE = self.ctx_LE.repeat(len(offsets_PE), 1, 1)
         ctx_PLE[:, -1] += offsets_PE
-        text_PCD = self.model.encode_prompts(self._soft(ctx_PLE))
+        text_PCD = self.model.encode_prompts(self.classes.soft(ctx_PLE))
         return mean_cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD.transpose(1, 2), self.labels_N)
 
     def gradient(self) -> Tensor:
         """The true one in the token, [E]."""
-        prompts = self._soft(self.ctx_LE[None])
+        prompts = self.classes.soft(self.ctx_LE[None])
         text_PCD = self.model.encode_prompts(prompts).clone().requires_grad_()
         loss = cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD[0].T, self.labels_N)
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
@@ -65,9 +65,6 @@ class Start:
         losses_P = self.losses(torch.cat([torch.zeros(1, self.d), h * u_QTE[:, 0]]))
         each = zip(losses_P[1:].view(times, q), u_QTE.view(times, q, 1, self.d), strict=True)
         return torch.stack([estimated_gradient(torch.cat([losses_P[:1], some]), u, h)[0] for some, u in each])
-
-    def _soft(self, ctx_PLE: Tensor) -> SoftPrompts:
-        return self.classes.soft(ctx_PLE)
 
 
 def cosines(words: Sequence[str]) -> dict[str, Any]:

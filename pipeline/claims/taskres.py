@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 
-from pipeline.claims.claim import Finding, Measured, claim, judge, not_testable
+from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
+from pipeline.claims.measured import Measured, each
 from pipeline.results import ResultRow
 
 SWEEP = "taskres_claims"
@@ -22,7 +23,7 @@ ALPHAS = {
 
 
 def _over(e: Evidence, reference: str, method: str = "taskres", shots: int = 16, kind: str = "source") -> Measured:
-    return Measured.over_seeds(e.gains(SWEEP, method, reference, shots=shots, kind=kind))
+    return e.gain(SWEEP, method, reference, shots=shots, kind=kind)
 
 
 @claim("taskres", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=taskres_paper")
@@ -72,8 +73,8 @@ def alpha(e: Evidence) -> Finding:
     rivals = [e.by_seed(SWEEP, ALPHAS[a]) for a in (0.1, 1.0)]
     ours = e.by_seed(SWEEP, "taskres")
     found = Measured.over_seeds([ours[s] - max(r[s] for r in rivals) for s in ours])
-    means = {a: Measured.over_seeds(list(e.by_seed(SWEEP, name).values())).value for a, name in ALPHAS.items()}
-    return judge(found, above=-1, ours=f"{found}; " + ", ".join(f"{a:g}: {m:.1f}" for a, m in means.items()))
+    means = {f"{a:g}": e.mean(SWEEP, name).value for a, name in ALPHAS.items()}
+    return judge(found, above=-1, ours=f"{found}; {each(means)}")
 
 
 @claim("taskres", "experiments", "taskres_enhanced over taskres above 0, 16 shots", COMMAND)

@@ -5,7 +5,6 @@ Ray is told to miss a node after a second and not, as by itself, after some 16 s
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.results import Store
-from tests.command import Running, books, charges, here, processes
+from tests.command import Running, below, books, charges, here
 from tests.lab import Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,19 +32,9 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-def below(node: Any, title: str) -> list[int]:
+def on(node: Any, title: str) -> list[int]:
     """Processes of a node with such a title."""
-    table, found, last = processes(), [], {p.process.pid for ps in node.all_processes.values() for p in ps}
-    while last:
-        last = {pid for pid, (parent, _) in table.items() if parent in last}
-        found += last
-    return [pid for pid in found if table[pid][1].startswith(title)]
-
-
-def replicas(storage: Path) -> list[int | None]:
-    """What `farebox status` says of them."""
-    found: list[int | None] = json.loads(here("status", f"storage={storage}", "--json"))["replicas"]
-    return found
+    return below({process.process.pid for of_kind in node.all_processes.values() for process in of_kind}, title)
 
 
 def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
@@ -56,9 +45,9 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
     words = ("run", "sweep=smoke", "model=fake", f"datasets=[{lab.card}]", METHODS, *WORDS)
     run = Running(*words, f"storage={storage}", f"address={cluster.address}", "checkpoint_s=0.3")
     run.wait_for(lambda: charges(storage) > 20, "20 charges")
-    assert [len(below(node, "ray::Replica")) for node in (kept, dying)] == [1, 1], "one on each GPU"
-    assert not below(cluster.head_node, "ray::Replica")
-    run.wait_for(lambda: below(dying, "ray::ResourceTrainable"), "a trial on the node that will die")
+    assert [len(on(node, "ray::Replica")) for node in (kept, dying)] == [1, 1], "one on each GPU"
+    assert not on(cluster.head_node, "ray::Replica")
+    run.wait_for(lambda: on(dying, "ray::ResourceTrainable"), "a trial on the node that will die")
 
     cluster.remove_node(dying, allow_graceful=False)
     died, paid = time.monotonic(), charges(storage)
@@ -66,9 +55,9 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
     went_on = time.monotonic() - died
 
     joined, began = cluster.add_node(num_cpus=1, num_gpus=1), time.monotonic()
-    run.wait_for(lambda: below(joined, "ray::Replica"), "the lost replica on the new node")
+    run.wait_for(lambda: on(joined, "ray::Replica"), "the lost replica on the new node")
     back = time.monotonic() - began
-    run.wait_for(lambda: below(joined, "ray::ResourceTrainable"), "a trial on the new node")
+    run.wait_for(lambda: on(joined, "ray::ResourceTrainable"), "a trial on the new node")
     used = time.monotonic() - began
     code, out, err = run.end()
     assert code == 0, f"{out}\n{err}"

@@ -15,8 +15,9 @@ import torch
 
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.claims import cbbt, craft, gradients, table, taskres
-from pipeline.claims.claim import PAPERS, REGISTRY, Measured, Verdict, judge
+from pipeline.claims.claim import PAPERS, REGISTRY, Verdict, judge
 from pipeline.claims.evidence import Evidence
+from pipeline.claims.measured import Measured
 from pipeline.cli import _parse
 from pipeline.config import compose
 from pipeline.errors import ConfigError
