@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+if os.environ.get("FAREBOX_TEST_DEVICE") != "cuda":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: what is claimed to the bit is claimed of the CPU
+
 import pytest
 import torch
 

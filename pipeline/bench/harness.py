@@ -205,6 +205,8 @@ def seconds_of(run: Callable[[], Any], times: int = 1) -> list[float]:
 def _seconds(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what was only queued is work of this run
     return time.perf_counter() - began
 
 

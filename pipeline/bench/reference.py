@@ -2,7 +2,8 @@
 
 Nothing here is fast, and nothing imports what it is compared with but the model's own parts. The source is the code
 released with CoOp (arXiv:2109.01134) and CraFT (arXiv:2402.04050): one prompt candidate after the other, every class
-prompt padded to the model's context length.
+prompt padded to the model's context length. Towers compute where the model is; what a CraFT trial keeps of them comes
+back to the CPU, where search and head are.
 
 Shapes: P candidates, C classes, L context tokens, E token-embedding width, T the context length, D feature width,
 N training images, B images of a mini-batch.
@@ -86,18 +87,19 @@ class CraftLoop:
 
     def scores(self, image_BD: Tensor, text_CD: Tensor) -> Tensor:
         """[B, C]: logit scale times cosine."""
-        return self.net.logit_scale.exp() * image_BD @ text_CD.T
+        return self.net.logit_scale.exp().cpu() * image_BD @ text_CD.T
 
     @torch.no_grad()
     def encode_classes(self, ctx_LE: Tensor) -> Tensor:
         """[C, D]"""
-        return normalize(encode_77(self.net, self.tokenizer, self.classes.soft(ctx_LE[None]))[0], dim=-1)
+        return normalize(encode_77(self.net, self.tokenizer, self.classes.soft(ctx_LE[None]))[0], dim=-1).cpu()
 
     @torch.no_grad()
     def encode_images(self, images: Images) -> Tensor:
         """[B, D]: decoded and encoded, in batches of the head's size."""
         parts = torch.split(torch.arange(len(images)), self.head.batch_size)
-        return torch.cat([normalize(self.net.encode_image(self.preprocess.pixels(images[p])), dim=-1) for p in parts])
+        pixels = (self.preprocess.pixels(images[part]).to(self.net.positional_embedding.device) for part in parts)
+        return torch.cat([normalize(self.net.encode_image(part), dim=-1).cpu() for part in pixels])
 
 
 def _kl(p_BC: Tensor, q_BC: Tensor) -> Tensor:
@@ -113,14 +115,14 @@ def token_ids(net: Any, tokenizer: Any, prompts: SoftPrompts) -> Tensor:
         places = [1] * prompts.ctx_PLE.shape[1]
         sequence = [tokenizer.sot_token_id, *places, *tokenizer.encode(name), tokenizer.eot_token_id]
         row[: len(sequence)] = torch.tensor(sequence)
-    return ids_CT
+    return ids_CT.to(net.positional_embedding.device)
 
 
 def _encode_one(net: Any, ids_CT: Tensor, ctx_LE: Tensor) -> Tensor:
     """[C, D] of one candidate: open_clip's encode_text, with the context put in after the start token."""
-    n_places, length = len(ctx_LE), ids_CT.shape[1]
-    x_CTW = net.token_embedding(ids_CT)
+    n_places, length, dtype = len(ctx_LE), ids_CT.shape[1], net.transformer.get_cast_dtype()
+    x_CTW = net.token_embedding(ids_CT).to(dtype)
     x_CTW[:, 1 : 1 + n_places] = ctx_LE
-    x_CTW = x_CTW + net.positional_embedding[:length]
+    x_CTW = x_CTW + net.positional_embedding[:length].to(dtype)
     x_CTW = net.ln_final(net.transformer(x_CTW, attn_mask=net.attn_mask[:length, :length]))
-    return x_CTW[torch.arange(len(ids_CT)), ids_CT.argmax(-1)] @ net.text_projection
+    return x_CTW[torch.arange(len(ids_CT), device=ids_CT.device), ids_CT.argmax(-1)] @ net.text_projection

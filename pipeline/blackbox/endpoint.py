@@ -27,7 +27,7 @@ from pipeline.errors import AccessDenied, EndpointRefused
 Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
 
 IMAGE_BYTES = 256 * 2**20
-"""Image features that a replica keeps for the next calls."""
+"""Image features that a replica keeps for the next calls, on its device."""
 TEXT_BYTES = 2**30
 """Prompt features that it keeps, and the most that one call may take: six times 40 prompt sets of 1,000 classes at
 D = 1024."""
@@ -113,9 +113,10 @@ class Endpoint:
     def __init__(self, card: ModelCard, features: Path) -> None:
         self.model = models.load(card)
         self.precision = card.precision
-        self.store = FeatureStore(
-            features, f"{self.model.identity} {card.precision} {self.model.transform}", self.model.feature_dim
-        )
+        made_by = [self.model.identity, card.precision, self.model.transform]
+        if self.model.device.type != "cpu":
+            made_by.append(self.model.device.type)  # the last bits are its own: they must not reach a run on the CPU
+        self.store = FeatureStore(features, " ".join(made_by), self.model.feature_dim)
         self._images, self._texts = _Recent(IMAGE_BYTES), _Recent(TEXT_BYTES)
 
     @property
@@ -159,7 +160,7 @@ class Endpoint:
         if request.kind == "text_features":
             assert request.prompts is not None
             text_PCD, made = self._text(request.prompts)
-            return Answer(text_PCD.numpy(), computed_prompts=made)
+            return Answer(text_PCD.cpu().numpy(), computed_prompts=made)
         if request.kind == "text_gradients":
             assert isinstance(request.prompts, SoftPrompts) and request.upstream_PCD is not None
             p, c = prompt_counts(request.prompts)
@@ -169,13 +170,13 @@ class Endpoint:
         image_BD, computed = self._image(request.images)
         hits = len(request.images) - computed
         if request.kind == "image_features":
-            return Answer(image_BD.numpy(), computed_images=computed, cache_hits=hits)
+            return Answer(image_BD.cpu().numpy(), computed_images=computed, cache_hits=hits)
         assert request.prompts is not None
         text_PCD, made = self._text(request.prompts)
         p, c, d = text_PCD.shape
         flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(self.model.logit_scale)
         scores_PBC = flat.view(-1, p, c).transpose(0, 1).contiguous()
-        return Answer(scores_PBC.numpy(), computed, made, hits)
+        return Answer(scores_PBC.cpu().numpy(), computed, made, hits)
 
     def embed_text(self, text: str) -> np.ndarray:
         """[L, E], free of charge."""
@@ -200,6 +201,7 @@ class Endpoint:
             self.store.add([keys[i] for i in part], made)
             features[part] = made
         features[missing] = features[[first[keys[i]] for i in missing]]
+        features = features.to(self.model.device)
         self._images.put(digest, features)
         return features, len(new)
 

@@ -38,8 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
-    """What an endpoint needs of a model. Features are L2-normalised float32 on the CPU."""
+    """What an endpoint needs of a model. Features are L2-normalised float32."""
 
+    device: torch.device
+    """Where it computes, and where the features of prompts stay."""
     identity: str
     logit_scale: float
     token_dim: int
@@ -48,15 +50,15 @@ class Model(Protocol):
     transform: str
 
     def encode_images(self, images: Images) -> Tensor:
-        """[B, D]"""
+        """[B, D] on the CPU, where the store takes them"""
         ...
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]"""
+        """[P, C, D] on `device`"""
         ...
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]: the way back through `encode_prompts`, for models that grant gradients"""
+        """[P, L, E] on the CPU: the way back through `encode_prompts`, for models that grant gradients"""
         ...
 
     def embed_text(self, text: str) -> Tensor:
@@ -118,6 +120,7 @@ def load(card: ModelCard) -> Model:
 class FakeModel:
     """`methods.toy` behind the endpoint: deterministic, needs no weights."""
 
+    device = torch.device("cpu")
     transform = "grey8"
 
     def __init__(self, card: ModelCard) -> None:
@@ -211,7 +214,7 @@ class OpenClipModel:
             features = torch.stack(
                 [self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts]
             )
-        return normalize(features.float(), dim=-1).cpu()
+        return normalize(features.float(), dim=-1)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """[P, L, E]"""

@@ -48,13 +48,13 @@ class Start:
         """[P], with these offsets of the token."""
         ctx_PLE = self.ctx_LE.repeat(len(offsets_PE), 1, 1)
         ctx_PLE[:, -1] += offsets_PE
-        text_PCD = self.model.encode_prompts(self.classes.soft(ctx_PLE))
+        text_PCD = self.model.encode_prompts(self.classes.soft(ctx_PLE)).cpu()
         return mean_cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD.transpose(1, 2), self.labels_N)
 
     def gradient(self) -> Tensor:
         """The true one in the token, [E]."""
         prompts = self.classes.soft(self.ctx_LE[None])
-        text_PCD = self.model.encode_prompts(prompts).clone().requires_grad_()
+        text_PCD = self.model.encode_prompts(prompts).cpu().clone().requires_grad_()
         loss = cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD[0].T, self.labels_N)
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
         return self.model.text_gradients(prompts, upstream_PCD)[0, -1]
