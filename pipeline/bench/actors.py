@@ -116,8 +116,9 @@ class Cluster:
     def replicas(self, n: int, make: Callable[..., Endpoint], card: ModelCard | None = None) -> list[Any]:
         """So many replicas, loaded."""
         args = (card or model_card("fake"), str(self.folder / "features"), 1, self.name, make)
-        made = [Replica.remote(*args) for _ in range(n)]  # type: ignore[attr-defined]
-        return self._loaded(made)
+        # a hundredth of a GPU where there is one: a bench's replicas all sit on it, and Ray shows it to no others
+        options = Replica.options(num_gpus=0.01 if ray.cluster_resources().get("GPU") else 0)  # type: ignore[attr-defined]
+        return self._loaded([options.remote(*args) for _ in range(n)])
 
     def unmetered(self, make: Callable[..., Endpoint]) -> list[Any]:
         """One replica without a meter, loaded."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,10 +189,10 @@ def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on; call it with the thread count of the bench in force."""
+    from pipeline.blackbox.model import cores
     from pipeline.trial import cpu_name
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"cpu": cpu_name(), "cores": cores, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    found = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 

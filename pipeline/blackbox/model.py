@@ -7,6 +7,7 @@ sets in tiles cut by a rule that looks at the request only.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -187,8 +188,11 @@ class OpenClipModel:
 
     @torch.inference_mode()
     def encode_images(self, images: Images) -> Tensor:
-        """[B, D]. The next tile is decoded beside the present one, by as many threads as may compute."""
-        pixels = ahead(lambda i: self.preprocess.one(images, i), len(images), torch.get_num_threads(), IMAGE_TILE)
+        """[B, D]. The next tile is decoded beside the present one: by as many threads as may compute, or, where a GPU
+        computes and would wait for them, by all cores.
+        """
+        decoders = cores() if self.device.type == "cuda" else torch.get_num_threads()
+        pixels = ahead(lambda i: self.preprocess.one(images, i), len(images), decoders, IMAGE_TILE)
         rows: list[Tensor] = []
         while tile := list(islice(pixels, IMAGE_TILE)):
             rows.append(self._tile(tile))  # on a GPU only set under way
@@ -257,6 +261,11 @@ def device_for(card: ModelCard) -> torch.device:
     if card.precision == "fp16":
         raise ConfigError(f"model {card.name!r}: precision fp16 needs a GPU, and none is seen here: take fp32 or bf16")
     return torch.device("cpu")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(function: Callable[[int], T], n: int, threads: int, window: int) -> Iterator[T]:

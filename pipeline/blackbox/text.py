@@ -11,6 +11,7 @@ T tokens of a tile, one behind the other, W width, H heads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from methods.base import Prompts, SoftPrompts
 from pipeline.errors import EndpointRefused
 
-TILE_TOKENS = 1024
-"""Tokens in one forward at most. Tiles are cut along prompt sets, then classes, by the request's shape alone."""
+TILE_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Tokens in one forward at most, by device: what fits a core's caches, what fills a GPU. Tiles are cut along prompt
+sets, then classes, by the request's shape alone."""
+AT_ONCE = {"cuda"}
+"""Devices on which a packed tile's attention is one kernel for all lengths, padded: each kernel has its price there."""
 SMALL = 500e6
 """Multiplications of a prompt set (some 10 ms on one core) up to which its suffixes are padded to the longest: sorting
 them would save little, and the embedded model's answers, to the bit, rest on it."""
@@ -65,21 +69,20 @@ class SharedPrefixTower:
         self.device = net.token_embedding.weight.device
         self.dtype = net.transformer.get_cast_dtype()
         self.params = sum(p.numel() for p in net.transformer.parameters())
+        self._tokens = lru_cache(maxsize=2**16)(tokenizer.encode)  # 50 ms for ImageNet's names, otherwise in every call
 
     def embed(self, text: str) -> Tensor:
         """Token embeddings [L, W] of the words."""
-        ids = torch.tensor(self.tokenizer.encode(text), dtype=torch.long, device=self.device)
+        ids = torch.tensor(self._tokens(text), dtype=torch.long, device=self.device)
         return self.net.token_embedding(ids)
 
     def encode(self, prompts: Prompts) -> Tensor:
         """[P, C, D]; a prompt that does not fit the context length is refused, never cut."""
         if isinstance(prompts, SoftPrompts):
-            suffixes = [self.tokenizer.encode(f"{name}{prompts.suffix}") for name in prompts.classnames]
+            suffixes = [self._tokens(f"{name}{prompts.suffix}") for name in prompts.classnames]
             return self._encode(prompts.ctx_PLE.to(self.device), suffixes)
         none_1LW = torch.empty(1, 0, self.token_dim, device=self.device)
-        return torch.cat(
-            [self._encode(none_1LW, [self.tokenizer.encode(text) for text in texts]) for texts in prompts.texts]
-        )
+        return torch.cat([self._encode(none_1LW, [self._tokens(text) for text in texts]) for texts in prompts.texts])
 
     def _encode(self, ctx_PLW: Tensor, suffixes: Sequence[list[int]]) -> Tensor:
         start_1W = self.net.token_embedding.weight[self.tokenizer.sot_token_id][None]
@@ -97,9 +100,10 @@ class SharedPrefixTower:
             forward, groups, beside = self._rectangle, [self._group(range(len(suffixes)), suffixes)], 0
         else:
             forward, groups, beside = self._packed, self._by_length(suffixes), n_prefix
-        n_sets = max(1, TILE_TOKENS // (beside + sum(group.ids_CS.numel() for group in groups)))
+        room = TILE_TOKENS[self.device.type]
+        n_sets = max(1, room // (beside + sum(group.ids_CS.numel() for group in groups)))
         parts = [
-            torch.cat([forward(sets_PLW, tile) for tile in _tiles(groups, TILE_TOKENS - beside)], dim=1)
+            torch.cat([forward(sets_PLW, tile) for tile in _tiles(groups, room - beside)], dim=1)
             for sets_PLW in torch.split(prefix_PLW, n_sets)
         ]
         return torch.cat(parts)[:, torch.cat([group.rows_C for group in groups]).argsort()]
@@ -127,11 +131,12 @@ class SharedPrefixTower:
         """[P, C, D] of one group, prefix and suffixes each a rectangle."""
         ((group,), p, prefix) = groups, len(prefix_PLW), prefix_PLW
         c, suffix = len(group.ids_CS), self._suffixes(group, prefix_PLW.shape[1], p)
+        sets_N = torch.arange(p, device=self.device).repeat_interleave(c)
         for block in self.net.transformer.resblocks:
             q, k, v = _heads(block.attn, _qkv(block, prefix))
             own = _heads(block.attn, _qkv(block, suffix))
             prefix = _rest(block, prefix, _merged(scaled_dot_product_attention(q, k, v, is_causal=True)))
-            suffix = _rest(block, suffix, _merged(_continue(k, v, c, *own)))
+            suffix = _rest(block, suffix, _merged(_continue(k, v, sets_N, *own)))
         rows = torch.arange(p * c, device=self.device)
         return self._pool(suffix[rows, group.last_C.repeat(p)]).view(p, c, -1)
 
@@ -142,10 +147,11 @@ class SharedPrefixTower:
         shapes = [(part.shape[0], part.shape[1]) for part in parts]
         x_TW = torch.cat([part.reshape(-1, width) for part in parts])
         *blocks, last_block = self.net.transformer.resblocks
+        attend = Attention(shapes, self.device)
         for block in blocks:
-            x_TW = _rest(block, x_TW, _attend(block, x_TW, shapes))
+            x_TW = _rest(block, x_TW, attend(block, x_TW))
         ends_N = self._ends(groups, p, n_prefix)
-        x_NW = _rest(last_block, x_TW[ends_N], _attend(last_block, x_TW, shapes)[ends_N])
+        x_NW = _rest(last_block, x_TW[ends_N], attend(last_block, x_TW)[ends_N])
         return self._pool(x_NW).view(p, len(ends_N) // p, -1)
 
     def _ends(self, groups: Sequence[Group], p: int, n_prefix: int) -> Tensor:
@@ -165,23 +171,51 @@ class SharedPrefixTower:
         return projection(pooled_NW) if isinstance(projection, nn.Linear) else pooled_NW @ projection
 
 
-def _attend(block: Any, x_TW: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention's output [T, W]: the prefixes come first, then the groups, `shapes` are (sequences, tokens of each)."""
-    sizes, qkv_TV, merged_TW = [n * s for n, s in shapes], _qkv(block, x_TW), torch.empty_like(x_TW)
-    (p, _), shared = shapes[0], None
-    for shape, qkv, merged in zip(shapes, torch.split(qkv_TV, sizes), torch.split(merged_TW, sizes), strict=True):
-        q, k, v = _heads(block.attn, qkv.view(*shape, -1))
-        if shared is None:
-            attended, shared = scaled_dot_product_attention(q, k, v, is_causal=True), (k, v)
-        else:
-            attended = _continue(*shared, shape[0] // p, q, k, v)
-        merged.view(*shape, -1).copy_(_merged(attended))
-    return merged_TW
+class Attention:
+    """Attention's output [T, W] of a packed tile: its prefixes come first, then its groups; `shapes` are (sequences,
+    tokens of each).
+
+    Group by group, without padding, or (AT_ONCE) of all groups, padded for this alone: a place beyond a prompt's end
+    repeats the end, and no earlier token sees it.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
+        (p, n_prefix), *suffixes = self.shapes = shapes
+        self.sets = [torch.arange(p, device=device).repeat_interleave(n // p) for n, _ in suffixes]
+        self.at_once = device.type in AT_ONCE and len(suffixes) > 1
+        if not self.at_once:
+            return
+        longest, places, back, token, row = max(s for _, s in suffixes), [], [], p * n_prefix, 0
+        within = torch.arange(longest, device=device)
+        for n, s in suffixes:
+            rows_N1 = torch.arange(n, device=device)[:, None]
+            places.append(token + rows_N1 * s + within.clamp(max=s - 1))
+            back.append(((row + rows_N1) * longest + within[:s]).flatten())
+            token, row = token + n * s, row + n
+        self.places_NS, self.back_T, self.sets_N = torch.cat(places), torch.cat(back), torch.cat(self.sets)
+
+    def __call__(self, block: Any, x_TW: Tensor) -> Tensor:
+        """[T, W]"""
+        qkv_TV, (p, n_prefix) = _qkv(block, x_TW), self.shapes[0]
+        q, k, v = _heads(block.attn, qkv_TV[: p * n_prefix].view(p, n_prefix, -1))
+        prefix_PLW = _merged(scaled_dot_product_attention(q, k, v, is_causal=True))
+        if self.at_once:
+            own = _heads(block.attn, qkv_TV[self.places_NS])
+            suffix_NSW = _merged(_continue(k, v, self.sets_N, *own))
+            return torch.cat([prefix_PLW.flatten(0, 1), suffix_NSW.flatten(0, 1)[self.back_T]])
+        merged_TW = torch.empty_like(x_TW)
+        first, *rest = torch.split(merged_TW, [n * s for n, s in self.shapes])
+        first.copy_(prefix_PLW.flatten(0, 1))
+        qkvs = torch.split(qkv_TV[p * n_prefix :], [n * s for n, s in self.shapes[1:]])
+        for shape, sets_N, qkv, merged in zip(self.shapes[1:], self.sets, qkvs, rest, strict=True):
+            own = _heads(block.attn, qkv.view(*shape, -1))
+            merged.view(*shape, -1).copy_(_merged(_continue(k, v, sets_N, *own)))
+        return merged_TW
 
 
-def _continue(k: Tensor, v: Tensor, c: int, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
-    """Attention of suffixes [P * C, H, S, W / H] to their prefix, whose keys and values are k and v, and themselves."""
-    ks, vs = (torch.cat([shared.repeat_interleave(c, dim=0), own], dim=2) for shared, own in ((k, ks), (v, vs)))
+def _continue(k: Tensor, v: Tensor, sets_N: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
+    """Attention of suffixes [N, H, S, W / H] to their set's prefix, of keys k and values v, and to themselves."""
+    ks, vs = (torch.cat([shared.index_select(0, sets_N), own], dim=2) for shared, own in ((k, ks), (v, vs)))
     mask = torch.ones(qs.shape[2], ks.shape[2], dtype=torch.bool, device=qs.device).tril(k.shape[2])
     return scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
 

@@ -80,13 +80,18 @@ def test_text_prompts_are_open_clips_own_features(net_name: str, names: list[str
     torch.testing.assert_close(found[0], reference(net_name, prompts.texts[0]), **EXACT)
 
 
-paths = pytest.mark.parametrize("path", ["rectangle", "packed"])
+paths = pytest.mark.parametrize("path", ["rectangle", "packed", "at_once"])
 
 
 def by_path(monkeypatch: pytest.MonkeyPatch, path: str, tile: int) -> None:
     """Every request goes this way, in tiles of so many tokens."""
     monkeypatch.setattr(text, "SMALL", float("inf") if path == "rectangle" else -1.0)
-    monkeypatch.setattr(text, "TILE_TOKENS", tile)
+    monkeypatch.setattr(text, "AT_ONCE", {DEVICE} if path == "at_once" else set())
+    tiles_of(monkeypatch, tile)
+
+
+def tiles_of(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    monkeypatch.setitem(text.TILE_TOKENS, DEVICE, tokens)
 
 
 def randomly(net_name: str, names: list[str], p: int, n_ctx: int, suffix: str) -> SoftPrompts:
@@ -182,9 +187,9 @@ def test_tile_boundaries_do_not_change_the_features(monkeypatch: pytest.MonkeyPa
     words = Classes(WORDS, "a photo of a {}.", ("{}", "the {}")).ensemble()
     prompts: Prompts
     for prompts in (soft, words):
-        monkeypatch.setattr(text, "TILE_TOKENS", 10**9)
+        tiles_of(monkeypatch, 10**9)
         whole = normalize(tower.encode(prompts), dim=-1)
-        monkeypatch.setattr(text, "TILE_TOKENS", tile)
+        tiles_of(monkeypatch, tile)
         torch.testing.assert_close(normalize(tower.encode(prompts), dim=-1), whole, rtol=0, atol=1e-6)
 
 
