@@ -202,8 +202,8 @@ class OpenClipModel:
 
     def _tile(self, pixels: Sequence[Tensor]) -> Tensor:
         padded = torch.zeros(IMAGE_TILE, *pixels[0].shape, pin_memory=self.device.type == "cuda")
-        for row, image in zip(padded, pixels, strict=False):
-            row.copy_(image)
+        for row, image in zip(padded.numpy(), pixels, strict=False):  # torch would copy by threads, beside the decoders
+            row[:] = image.numpy()
         features_BD = self.net.encode_image(padded.to(self.device, non_blocking=True).to(self.dtype))
         return normalize(features_BD.float(), dim=-1)[: len(pixels)]
 

@@ -131,12 +131,12 @@ class SharedPrefixTower:
         """[P, C, D] of one group, prefix and suffixes each a rectangle."""
         ((group,), p, prefix) = groups, len(prefix_PLW), prefix_PLW
         c, suffix = len(group.ids_CS), self._suffixes(group, prefix_PLW.shape[1], p)
-        sets_N = torch.arange(p, device=self.device).repeat_interleave(c)
         for block in self.net.transformer.resblocks:
             q, k, v = _heads(block.attn, _qkv(block, prefix))
             own = _heads(block.attn, _qkv(block, suffix))
             prefix = _rest(block, prefix, _merged(scaled_dot_product_attention(q, k, v, is_causal=True)))
-            suffix = _rest(block, suffix, _merged(_continue(k, v, sets_N, *own)))
+            k, v = (shared.repeat_interleave(c, dim=0) for shared in (k, v))
+            suffix = _rest(block, suffix, _merged(_continue(k, v, *own)))
         rows = torch.arange(p * c, device=self.device)
         return self._pool(suffix[rows, group.last_C.repeat(p)]).view(p, c, -1)
 
@@ -181,10 +181,10 @@ class Attention:
 
     def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
         (p, n_prefix), *suffixes = self.shapes = shapes
-        self.sets = [torch.arange(p, device=device).repeat_interleave(n // p) for n, _ in suffixes]
         self.at_once = device.type in AT_ONCE and len(suffixes) > 1
         if not self.at_once:
             return
+        sets = torch.cat([torch.arange(p, device=device).repeat_interleave(n // p) for n, _ in suffixes])
         longest, places, back, token, row = max(s for _, s in suffixes), [], [], p * n_prefix, 0
         within = torch.arange(longest, device=device)
         for n, s in suffixes:
@@ -192,7 +192,7 @@ class Attention:
             places.append(token + rows_N1 * s + within.clamp(max=s - 1))
             back.append(((row + rows_N1) * longest + within[:s]).flatten())
             token, row = token + n * s, row + n
-        self.places_NS, self.back_T, self.sets_N = torch.cat(places), torch.cat(back), torch.cat(self.sets)
+        self.places_NS, self.back_T, self.sets_N = torch.cat(places), torch.cat(back), sets
 
     def __call__(self, block: Any, x_TW: Tensor) -> Tensor:
         """[T, W]"""
@@ -201,21 +201,22 @@ class Attention:
         prefix_PLW = _merged(scaled_dot_product_attention(q, k, v, is_causal=True))
         if self.at_once:
             own = _heads(block.attn, qkv_TV[self.places_NS])
-            suffix_NSW = _merged(_continue(k, v, self.sets_N, *own))
+            suffix_NSW = _merged(_continue(k[self.sets_N], v[self.sets_N], *own))
             return torch.cat([prefix_PLW.flatten(0, 1), suffix_NSW.flatten(0, 1)[self.back_T]])
         merged_TW = torch.empty_like(x_TW)
         first, *rest = torch.split(merged_TW, [n * s for n, s in self.shapes])
         first.copy_(prefix_PLW.flatten(0, 1))
         qkvs = torch.split(qkv_TV[p * n_prefix :], [n * s for n, s in self.shapes[1:]])
-        for shape, sets_N, qkv, merged in zip(self.shapes[1:], self.sets, qkvs, rest, strict=True):
-            own = _heads(block.attn, qkv.view(*shape, -1))
-            merged.view(*shape, -1).copy_(_merged(_continue(k, v, sets_N, *own)))
+        for (n, s), qkv, merged in zip(self.shapes[1:], qkvs, rest, strict=True):
+            own = _heads(block.attn, qkv.view(n, s, -1))
+            shared = (t.repeat_interleave(n // p, dim=0) for t in (k, v))
+            merged.view(n, s, -1).copy_(_merged(_continue(*shared, *own)))
         return merged_TW
 
 
-def _continue(k: Tensor, v: Tensor, sets_N: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
-    """Attention of suffixes [N, H, S, W / H] to their set's prefix, of keys k and values v, and to themselves."""
-    ks, vs = (torch.cat([shared.index_select(0, sets_N), own], dim=2) for shared, own in ((k, ks), (v, vs)))
+def _continue(k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
+    """Attention of suffixes [N, H, S, W / H] to their prefixes, of keys k and values v, and to themselves."""
+    ks, vs = (torch.cat(pair, dim=2) for pair in ((k, ks), (v, vs)))
     mask = torch.ones(qs.shape[2], ks.shape[2], dtype=torch.bool, device=qs.device).tril(k.shape[2])
     return scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
 

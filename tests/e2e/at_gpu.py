@@ -76,7 +76,7 @@ def test_a_sweep_on_a_gpu_goes_on_after_kills_and_pays_what_was_predicted(
     model.write_text(file_of("model", "tiny").read_text() + f"precision: {precision}\n")
     words = (
         *("run", "sweep=smoke", f"model={model}", f"datasets=[{card}]", "methods=[zero_shot,craft,cbbt]", "shots=[2]"),
-        *("seeds=[1]", "views=3", "budget.requests=1500", "method.craft.popsize=6", "checkpoint_s=0.2"),
+        *("seeds=[1]", "views=3", "budget.requests=600", "method.craft.popsize=6", "checkpoint_s=0.2"),
         *(f"storage={tmp_path / 'gpu'}", f"features={tmp_path / 'features'}", "replicas=2", "concurrency=2"),
     )
     run = Running(*words)
