@@ -171,5 +171,6 @@ def _made(rows: pa.Table) -> str:
     newest = max(rows["created"].to_pylist(), default="")
     return (
         f"Farebox {all_of('farebox_version')}, torch {all_of('torch_version')}, Python {all_of('python_version')}; "
-        f"CPU {all_of('cpu')}, {all_of('threads')} threads a replica; weights {weights}; newest row {newest}."
+        f"CPU {all_of('cpu')}, replicas on {all_of('device')} with {all_of('threads')} threads each; "
+        f"weights {weights}; newest row {newest}."
     )

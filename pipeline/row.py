@@ -157,6 +157,8 @@ class ResultRow:
     """Times that the scorer read this test set's labels: once at the end, and once for each point of the curve."""
     cpu: str = ""
     """CPU model; bit-identity is claimed per CPU model, thread count and torch version."""
+    device: str = ""
+    """What the replicas computed on: cpu, or the GPU's name, whose last bits are its own."""
     threads: int = 1
     """CPU threads of a replica."""
     torch_version: str = ""

@@ -191,6 +191,7 @@ def _common(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
         "model_digest": info.identity,
         "precision": info.precision,
         "transform": info.transform,
+        "device": info.device,
         "threads": threads,
     }
 

@@ -85,6 +85,8 @@ class ModelInfo(NamedTuple):
     grant: Access
     precision: str
     transform: str
+    device: str
+    """cpu, or the GPU's name"""
 
 
 @dataclass
@@ -123,7 +125,16 @@ class Endpoint:
     def info(self) -> ModelInfo:
         """The model's constants."""
         m = self.model
-        return ModelInfo(m.identity, m.logit_scale, m.token_dim, m.feature_dim, m.grant, self.precision, m.transform)
+        return ModelInfo(
+            identity=m.identity,
+            logit_scale=m.logit_scale,
+            token_dim=m.token_dim,
+            feature_dim=m.feature_dim,
+            grant=m.grant,
+            precision=self.precision,
+            transform=m.transform,
+            device=torch.cuda.get_device_name(m.device) if m.device.type == "cuda" else m.device.type,
+        )
 
     def check(self, request: Request) -> None:
         """Refuse what cannot or may not be answered, before anything is charged or computed."""

@@ -91,6 +91,7 @@ def test_a_sweep_on_a_gpu_goes_on_after_kills_and_pays_what_was_predicted(
     print(precision, ledger["phases"], {name: (row["accuracy"], row["requests"]) for name, row in rows.items()})
     assert ledger["open_trials"] == 0
     assert {row["status"] for row in rows.values()} == {"done"}
+    assert {row["device"] for row in rows.values()} == {torch.cuda.get_device_name()}
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu = [w for w in words if not w.startswith(("model=", "storage=", "replicas="))]

@@ -181,6 +181,7 @@ def test_a_row_says_what_was_paid_used_and_kept(lab: Lab) -> None:
     assert (row.status, row.test_set, row.n_test, row.n_classes) == ("done", "small", 60, 5)
     assert plain_bill(row) == ONE * 4
     assert row.labels_used == 20 + 20 and row.access == "TEXT+SCORES"
+    assert (row.device, row.threads) == ("cpu", 1)
     assert lab.store.rows_of(row.trial_id) == [row]
 
 
