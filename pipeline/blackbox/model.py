@@ -7,13 +7,10 @@ sets in tiles cut by a rule that looks at the request only.
 from __future__ import annotations
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,7 +21,7 @@ from methods.base import Access, Prompts, SoftPrompts
 from methods.toy import ToyTowers
 from pipeline.blackbox.text import SharedPrefixTower, fits
 from pipeline.config import EMBEDDED, ModelCard
-from pipeline.data.decode import decode
+from pipeline.data.decode import ahead, cores, decode
 from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
@@ -34,7 +31,6 @@ IMAGE_TILE = 32
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of weights and activations; norms stay in fp32, as open_clip keeps them."""
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -261,25 +257,6 @@ def device_for(card: ModelCard) -> torch.device:
     if card.precision == "fp16":
         raise ConfigError(f"model {card.name!r}: precision fp16 needs a GPU, and none is seen here: take fp32 or bf16")
     return torch.device("cpu")
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def ahead(function: Callable[[int], T], n: int, threads: int, window: int) -> Iterator[T]:
-    """function(0) .. function(n - 1) in order, computed by threads at most `window` beyond what has been taken."""
-    pool = ThreadPoolExecutor(threads)
-    waiting = deque(pool.submit(function, i) for i in range(min(n, window)))
-    try:
-        for i in range(window, window + n):
-            first = waiting.popleft()
-            if i < n:
-                waiting.append(pool.submit(function, i))
-            yield first.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _input_rule(card: ModelCard, config: dict[str, Any]) -> Preprocess:

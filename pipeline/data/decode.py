@@ -7,13 +7,20 @@ its first frame. (CoOp's loader makes no EXIF turn; images without one, as all e
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError
+
+T = TypeVar("T")
 
 # "Corrupt EXIF data" is no concern of a person whose pixels are sound
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -88,3 +95,22 @@ def _grey(image: Image.Image) -> Image.Image:
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ValueError(f"its pixels are {pixels.dtype.name}: wanted 8 or 16 bits, from black to white")
     return Image.fromarray((pixels >> 8).astype(np.uint8))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(function: Callable[[int], T], n: int, threads: int, window: int) -> Iterator[T]:
+    """function(0) .. function(n - 1) in order, computed by threads at most `window` beyond what has been taken."""
+    pool = ThreadPoolExecutor(threads)
+    waiting = deque(pool.submit(function, i) for i in range(min(n, window)))
+    try:
+        for i in range(window, window + n):
+            first = waiting.popleft()
+            if i < n:
+                waiting.append(pool.submit(function, i))
+            yield first.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
