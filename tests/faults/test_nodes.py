@@ -25,8 +25,9 @@ WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=1100", "metho
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head with a core, and two nodes with a core and a GPU each."""
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head with a core; nodes are added with a core and a faked GPU each."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # one by Ray's count, none by torch's
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "_system_config": QUICK})
     yield made
     made.shutdown()
