@@ -19,6 +19,8 @@ from pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 FAREBOX = (sys.executable, "-m", "pipeline.cli")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own helpers, which notice after a minute that their Ray is gone."""
 PATIENCE = 240.0
 """Seconds that one command may take on a busy machine."""
 
@@ -92,12 +94,12 @@ class Running:
         out, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, out, err
 
-    def kill(self) -> list[int]:
-        """SIGKILL to the driver alone, as a crash would; the ids of the processes that it leaves behind."""
+    def kill(self) -> None:
+        """SIGKILL to the driver alone, as a crash would, then wait until its Ray is gone, but for Ray's own helpers."""
         left = self.below()
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate(timeout=PATIENCE)
-        return left
+        wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 90)
 
 
 def processes() -> dict[int, tuple[int, str]]:

@@ -96,7 +96,7 @@ class SharedPrefixTower:
             )
         prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
         small = len(suffixes) * (total - n_prefix) * self.params <= SMALL
-        if small or ctx_PLW.requires_grad:  # no gradient goes back through the packed tile, which is written in place
+        if small or ctx_PLW.requires_grad:  # the way back of `_packed` sums in an order that a GPU does not keep
             forward, groups, beside = self._rectangle, [self._group(range(len(suffixes)), suffixes)], 0
         else:
             forward, groups, beside = self._packed, self._by_length(suffixes), n_prefix
@@ -203,15 +203,13 @@ class Attention:
             own = _heads(block.attn, qkv_TV[self.places_NS])
             suffix_NSW = _merged(_continue(k[self.sets_N], v[self.sets_N], *own))
             return torch.cat([prefix_PLW.flatten(0, 1), suffix_NSW.flatten(0, 1)[self.back_T]])
-        merged_TW = torch.empty_like(x_TW)
-        first, *rest = torch.split(merged_TW, [n * s for n, s in self.shapes])
-        first.copy_(prefix_PLW.flatten(0, 1))
-        qkvs = torch.split(qkv_TV[p * n_prefix :], [n * s for n, s in self.shapes[1:]])
-        for (n, s), qkv, merged in zip(self.shapes[1:], qkvs, rest, strict=True):
-            own = _heads(block.attn, qkv.view(n, s, -1))
+        parts, start = [prefix_PLW.flatten(0, 1)], p * n_prefix
+        for n, s in self.shapes[1:]:
+            own = _heads(block.attn, qkv_TV[start : start + n * s].view(n, s, -1))
             shared = (t.repeat_interleave(n // p, dim=0) for t in (k, v))
-            merged.view(n, s, -1).copy_(_merged(_continue(*shared, *own)))
-        return merged_TW
+            parts.append(_merged(_continue(*shared, *own)).flatten(0, 1))
+            start += n * s
+        return torch.cat(parts)
 
 
 def _continue(k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:

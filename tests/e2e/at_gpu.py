@@ -14,8 +14,7 @@ from pipeline.blackbox.endpoint import Endpoint, Kind, Request
 from pipeline.config import file_of, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import Source
-from tests.command import Running, books, charges, farebox, kill, records, wait_until
-from tests.faults.test_kills import gone
+from tests.command import Running, books, charges, farebox, kill, records
 
 pytestmark = [
     pytest.mark.ray,
@@ -83,8 +82,7 @@ def test_a_sweep_on_a_gpu_goes_on_after_kills_and_pays_what_was_predicted(
     run.wait_for(lambda: charges(tmp_path / "gpu") > 30, "30 charges")
     kill(run.below("ray::Replica")[0])
     run.wait_for(lambda: list((tmp_path / "gpu" / "checkpoints").glob("*.ckpt")), "a checkpoint")
-    left = run.kill()
-    wait_until(lambda: gone(left), "Ray is gone", 90)
+    run.kill()
     print(farebox(*words).stdout)
     rows = {row["method"]: row for row in records(tmp_path / "gpu")}
     ledger = books(tmp_path / "gpu")
