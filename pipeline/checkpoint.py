@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from pipeline.results import write_atomic
+from pipeline.files import write_atomic
 
 log = logging.getLogger(__name__)
 

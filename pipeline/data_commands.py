@@ -25,7 +25,7 @@ from pipeline.data.sheet import sheet
 from pipeline.data.source import ParquetSource, Source
 from pipeline.data.split import draw
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.results import write_atomic
+from pipeline.files import write_atomic
 
 Say = Callable[[str], None]
 ROOT = {"data.root": ""}

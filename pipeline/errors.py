@@ -11,6 +11,7 @@ FareboxError
  |   +- EndpointRefused   the request itself is wrong; never retried
  +- LedgerError        the ledger cannot be read or written, or does not add up; ends a run, the same command goes on
  +- StorageError       a file of the sweep cannot be written: no room, read-only; likewise
+ +- DamagedFile        a file that Farebox wrote does not match its checksum; the message names it and how to repair it
  +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FareboxError(Exception):
@@ -73,6 +75,17 @@ class LedgerError(FareboxError):
 
 class StorageError(FareboxError):
     """A file of the sweep cannot be written; nothing that was written before is lost."""
+
+
+class DamagedFile(FareboxError):
+    """A file that Farebox wrote does not match its checksum. `path` is the file, `reason` what is wrong with it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path} is damaged: {self.reason}"
 
 
 class TrackingError(FareboxError):

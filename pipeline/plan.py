@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,8 @@ class TrialSpec:
     model: ModelCard
     model_identity: str
     dataset: DatasetCard
+    data_digest: str
+    classnames_digest: str
     protocol: str
     tests: tuple[TestSet, ...]
     shots: int
@@ -208,6 +211,8 @@ def _trial(
         model=config.model,
         model_identity=identity,
         dataset=card,
+        data_digest=source_of(card).digest,
+        classnames_digest=texts_digest(tests[0].classes.names),
         protocol=config.protocol,
         tests=tests,
         shots=shots,
@@ -233,6 +238,11 @@ def refuse_unpayable(config: Config, asked: Bill) -> None:
         unit = ceiling.passed(Bill(), asked)
         if unit:
             raise BudgetExceeded(account, unit, getattr(asked, unit), 0, getattr(ceiling, unit))
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Digest of a sequence of texts; empty for none."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16] if texts else ""
 
 
 @cache

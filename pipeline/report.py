@@ -19,12 +19,13 @@ from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, TrackingError, masked
+from pipeline.files import write_atomic
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
-from pipeline.results import ResultRow, Store, write_atomic
+from pipeline.results import ResultRow, Store
 
 AWAY_S = 60.0
 """After a failure of MLflow, how long a run does not try it again."""

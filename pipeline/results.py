@@ -12,11 +12,8 @@ absent, so its trial runs again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import traceback
-import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.blackbox.bill import UNITS
-from pipeline.errors import DataError, StorageError, first_line, masked
+from pipeline.errors import DataError, first_line, masked
+from pipeline.files import write_atomic
 from pipeline.row import (
     FINISHED,
     KINDS,
@@ -54,48 +52,10 @@ __all__ = [
     "Store",
     "to_rows",
     "to_table",
-    "write_atomic",
 ]
 
 HALF_ABOVE = 2**24
 """Logits of more elements than this are stored as float16; the predicted class always comes from the full numbers."""
-
-
-def write_atomic(path: Path, data: bytes, spare: Path | None = None) -> None:
-    """Write so that, whatever dies, `path` holds the old content (or, if named, `spare` does) or all of the new one.
-
-    Raises StorageError, having changed nothing, when it cannot be written.
-    """
-    try:
-        _write_atomic(path, data, spare)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or make it writable, and type the same "
-            "command again; it goes on from what is there"
-        ) from error
-
-
-def _write_atomic(path: Path, data: bytes, spare: Path | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if spare is not None:
-            with contextlib.suppress(FileNotFoundError):
-                path.replace(spare)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself, against a power cut
-    finally:
-        os.close(folder)
 
 
 class Scan(NamedTuple):

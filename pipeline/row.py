@@ -45,12 +45,24 @@ class ResultRow:
     """Name of the model's config."""
     model_digest: str
     """Digest of the weights."""
+    code_digest: str = ""
+    """Digest of the code that affects results, apart from the method's own."""
     precision: str
     """Number format of the endpoint, e.g. 'fp32'."""
     transform: str
     """Image transform of the endpoint."""
     dataset: str
     """Data set that the few-shot split was drawn from."""
+    data_digest: str = ""
+    """Digest of the data set: images, labels, splits and class names."""
+    test_digest: str = ""
+    """The same of the test set's data set."""
+    template: str = ""
+    """Zero-shot template of the data set's card."""
+    templates_digest: str = ""
+    """Digest of its ensemble templates; empty: it has none."""
+    classnames_digest: str = ""
+    """Digest of the class names that the fit was given, in label order."""
     split_digest: str
     """Digest of the drawn train and val images."""
     shots: int

@@ -18,8 +18,9 @@ from typing import Any
 from pipeline.blackbox.ledger import Ledger
 from pipeline.books import sweep_account
 from pipeline.errors import ConfigError, StorageError
+from pipeline.files import write_atomic
 from pipeline.progress import clock
-from pipeline.results import FINISHED, Store, write_atomic
+from pipeline.results import FINISHED, Store
 from pipeline.storage import held
 
 FILE = "status.json"

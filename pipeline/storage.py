@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ConfigError
-from pipeline.results import write_atomic
+from pipeline.files import write_atomic
 
 PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
 """Where files are written under a storage."""

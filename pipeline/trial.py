@@ -26,7 +26,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
 from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, StorageError, first_line
-from pipeline.plan import TrialSpec
+from pipeline.plan import TrialSpec, texts_digest
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
 from pipeline.scoring import metrics, predict, test_labels
@@ -150,6 +150,7 @@ def _score(
     return ResultRow(
         **columns,
         test_set=test.name,
+        test_digest=source_of(test.card).digest,
         kind=test.kind,
         status="truncated" if state.truncated else "done",
         error=state.truncated,
@@ -211,6 +212,10 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "precision": spec.model.precision,
         "transform": "",
         "dataset": spec.dataset.name,
+        "data_digest": spec.data_digest,
+        "template": spec.dataset.template,
+        "templates_digest": texts_digest(spec.dataset.templates),
+        "classnames_digest": spec.classnames_digest,
         "split_digest": spec.split_digest,
         "shots": spec.shots,
         "seed": spec.seed,

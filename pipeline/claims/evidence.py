@@ -20,10 +20,11 @@ from pipeline import report, sweep
 from pipeline.claims.measured import Measured
 from pipeline.config import Config, compose
 from pipeline.errors import FareboxError
+from pipeline.files import write_atomic
 from pipeline.outline import absent
 from pipeline.plan import method_digest
 from pipeline.report import Say
-from pipeline.results import FINISHED, ResultRow, Store, write_atomic
+from pipeline.results import FINISHED, ResultRow, Store
 
 
 class Evidence:

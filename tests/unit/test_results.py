@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import pipeline.results
+import pipeline.files
 import pipeline.row
 from methods.base import Bill
 from pipeline.blackbox.bill import Phase, row_columns
@@ -84,7 +84,7 @@ def test_an_interrupted_write_leaves_the_old_rows(tmp_path: Path, monkeypatch: p
     def die(fd: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(pipeline.results.os, "fsync", die)
+    monkeypatch.setattr(pipeline.files.os, "fsync", die)
     with pytest.raises(StorageError, match=r"results/.*\.arrow cannot be written \(disk full\): make room"):
         store.write([make(accuracy=50.0)])
     assert store.read()["accuracy"].to_pylist() == [40.0]

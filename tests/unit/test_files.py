@@ -1,0 +1,51 @@
+"""Sealed files: any change of any byte is found before the file is parsed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import DamagedFile
+from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_sealed, seal, write_atomic
+
+
+def arrow_bytes() -> bytes:
+    schema = pa.schema([("name", pa.string()), ("value", pa.float64())], metadata={SEAL_KEY: UNSEALED})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(pa.table([["a", "b"], [1.0, 62.18]], schema=schema))
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [arrow_bytes(), json.dumps({SEAL_KEY: UNSEALED, "rows": [1, 2]}).encode(), f"{UNSEALED}\n".encode() + bytes(99)],
+    ids=["arrow", "json", "first line"],
+)
+def test_every_flip_of_every_byte_is_found(tmp_path: Path, content: bytes) -> None:
+    sealed, path = seal(content), tmp_path / "file"
+    write_atomic(path, sealed)
+    assert read_sealed(path) == sealed
+    for at in range(len(sealed)):
+        for bit in (0x01, 0x20, 0x80):
+            damaged = bytearray(sealed)
+            damaged[at] ^= bit
+            with pytest.raises(DamagedFile, match="is damaged"):
+                check_seal(path, bytes(damaged))
+    for cut in (0, 1, len(sealed) // 2, len(sealed) - 1):
+        with pytest.raises(DamagedFile):
+            check_seal(path, sealed[:cut])
+
+
+def test_a_sealed_arrow_file_stays_readable_by_plain_arrow() -> None:
+    assert pa.ipc.open_file(seal(arrow_bytes())).read_all()["value"].to_pylist() == [1.0, 62.18]
+
+
+def test_content_is_sealed_once() -> None:
+    with pytest.raises(ValueError, match="expected 'farebox-sha256:"):
+        seal(b"no mark")
+    with pytest.raises(ValueError, match="found marks"):
+        seal(seal(UNSEALED.encode()))
