@@ -11,7 +11,7 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec
-from pipeline.results import FINISHED, Store
+from pipeline.results import FINISHED, LISTED, Store
 from pipeline.trial import failed_row, spec_columns
 
 
@@ -21,11 +21,23 @@ def sweep_account(storage_id: str) -> str:
 
 
 def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]:
-    """(cells to run, cells made by other code among them)."""
-    done = store.finished()
+    """(cells to run, cells made by other code among them). A cell with a damaged file is to run; see `store.damaged`."""
+    done = store.finished({t.trial_id for t in plan.trials})
     stale = [t for t in plan.trials if done.get(t.trial_id, t.method_digest) != t.method_digest]
     rerun = {t.trial_id for t in stale} if plan.config.stale == "rerun" else set()
     return [t for t in plan.trials if t.trial_id not in done or t.trial_id in rerun], stale
+
+
+def recomputed(store: Store, todo: Sequence[TrialSpec]) -> list[str]:
+    """Return one line for each damaged file of a trial to run; LISTED at most, then how many more there are."""
+    ids = {spec.trial_id for spec in todo}
+    lines = [
+        f"{damage.path} is damaged: {damage.reason}; its trial is recomputed, and paid charges are replayed"
+        for damage in store.damaged.values()
+        if damage.trial_id in ids
+    ]
+    more = [f"{len(lines) - LISTED:,} more files are damaged: their trials are recomputed, too"]
+    return lines[:LISTED] + (more if len(lines) > LISTED else [])
 
 
 def reserve(
@@ -61,9 +73,11 @@ def reserve(
 
 
 def finished(store: Store, spec: TrialSpec) -> bool:
-    """Whether the trial has its whole result, made by the present code."""
+    """Whether the trial has its whole result, made by the present code, and its files are intact."""
     rows = store.rows_of(spec.trial_id)
-    return bool(rows) and rows[0].status in FINISHED and rows[0].method_digest == spec.method_digest
+    if not rows or rows[0].status not in FINISHED or rows[0].method_digest != spec.method_digest:
+        return False
+    return all(store.intact(row.trial_id, row.test_set, row.predictions_digest) for row in rows)
 
 
 def settle_left_over(ledger: Ledger, storage_id: str, todo: Sequence[TrialSpec]) -> None:
@@ -101,7 +115,7 @@ def tidy(store: Store, trials: Sequence[TrialSpec]) -> None:
 
 def problems(plan: Plan, store: Store) -> tuple[str, ...]:
     """A line for each trial of the plan without a whole result."""
-    rows = {r["trial_id"]: r for r in store.read().select(["trial_id", "status", "error"]).to_pylist()}
+    rows = {r["trial_id"]: r for r in store.scan().table.select(["trial_id", "status", "error"]).to_pylist()}
     lines = []
     for spec in plan.trials:
         row = rows.get(spec.trial_id, {"status": "failed", "error": "no row was written"})

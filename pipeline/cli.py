@@ -1,7 +1,8 @@
 """The command line. Thin: it parses words, calls the pipeline, prints, and turns errors into exit codes.
 
 Exit codes: 0 done; 2 the user's input is wrong (one line says what was found, what was wanted, what to type), nothing
-was spent; 3 finished, but trials failed, were truncated or unfunded, or the ledger does not add up; 130 interrupted.
+was spent; 3 finished, but trials failed, were truncated or unfunded, the ledger does not add up, or a file of the
+sweep is damaged and its numbers are left out; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError
 ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
 
 Exit codes: 0 done; 2 the input is wrong (one line says what to type), nothing was spent; 3 finished, but trials failed,
-were truncated or unfunded, or the ledger does not add up; 130 interrupted (the same command continues)."""
+were truncated or unfunded, the ledger does not add up, or a file is damaged and its numbers are left out;
+130 interrupted (the same command continues)."""
 WORDS = "key=value words, as in: sweep=demo shots=[1,16] method.craft.popsize=20 (conf/base.yaml lists every key)"
 
 
@@ -54,10 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     mirror = report.Mirroring(config)
     outcome = sweep.run(config, _say, mirror.add)
     mirror.close()
-    report.publish(config, _say)
-    for line in outcome.problems:
+    damaged = report.publish(config, _say)
+    for line in (*outcome.problems, *damaged):
         print(line, file=sys.stderr)
-    return 3 if outcome.problems else 0
+    return 3 if outcome.problems or damaged else 0
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -87,7 +89,7 @@ def status(arguments: argparse.Namespace) -> int:
     config = compose(arguments.words)
     record = view.status(config.storage, config.ledger_url)
     print(json.dumps(record, indent=1) if arguments.json else view.shown(record))
-    return 0
+    return 3 if record["damaged"] else 0
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
@@ -96,8 +98,9 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline.config import compose
 
     config = compose(arguments.words)
-    print(report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published))
-    return 0
+    text, damaged = report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published)
+    print(text)
+    return _exit_code(damaged)
 
 
 def ledger(arguments: argparse.Namespace) -> int:
@@ -107,9 +110,7 @@ def ledger(arguments: argparse.Namespace) -> int:
 
     text, problems = report.ledger(compose(arguments.words), as_json=arguments.json)
     print(text)
-    for problem in problems:
-        print(f"farebox: {problem}", file=sys.stderr)
-    return 3 if problems else 0
+    return _exit_code(problems)
 
 
 def sync(arguments: argparse.Namespace) -> int:
@@ -117,8 +118,7 @@ def sync(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    report.sync(compose(arguments.words), _say)
-    return 0
+    return _exit_code(report.sync(compose(arguments.words), _say))
 
 
 def ui(arguments: argparse.Namespace) -> int:
@@ -276,6 +276,13 @@ def _cell(value: Any) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _exit_code(problems: Sequence[str]) -> int:
+    """Print problems on stderr; 3 when there are any, else 0."""
+    for problem in problems:
+        print(f"farebox: {problem}", file=sys.stderr)
+    return 3 if problems else 0
 
 
 def _one_line(error: BaseException) -> str:

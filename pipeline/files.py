@@ -12,7 +12,10 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
+
+import pyarrow as pa
 
 from pipeline.errors import DamagedFile, StorageError
 
@@ -28,13 +31,24 @@ UNSEALED = (_MARK + _ZEROS).decode()
 def seal(data: bytes) -> bytes:
     """Fill in the checksum of a file's content, which holds `UNSEALED` at least once.
 
+    Marks with other digits are content, for example those of another sealed file that is quoted.
+
     Raises:
-        ValueError: the content holds no mark, or a mark that was filled in before.
+        ValueError: the content does not hold `UNSEALED`.
     """
-    digits = {match[1] for match in _SEAL.finditer(data)}
-    if digits != {_ZEROS}:
-        raise ValueError(f"expected {UNSEALED!r} in the content, found marks {sorted(digits)}")
+    if _MARK + _ZEROS not in data:
+        marks = sorted({match[1] for match in _SEAL.finditer(data)})
+        raise ValueError(f"expected {UNSEALED!r} in the content, found marks {marks}")
     return data.replace(_MARK + _ZEROS, _MARK + hashlib.sha256(data).hexdigest().encode())
+
+
+def sealed_arrow(table: pa.Table) -> bytes:
+    """Return a table as a sealed Arrow file, which any Arrow reader can open."""
+    table = table.replace_schema_metadata({SEAL_KEY: UNSEALED})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return seal(bytes(sink.getvalue()))
 
 
 def check_seal(path: Path, data: bytes | memoryview) -> None:
@@ -43,16 +57,23 @@ def check_seal(path: Path, data: bytes | memoryview) -> None:
     Raises:
         DamagedFile: the content has no checksum, or does not match it.
     """
-    digest, stated, start = hashlib.sha256(), set[bytes](), 0
     view = memoryview(data)
-    for match in _SEAL.finditer(view):
-        stated.add(match[1])
-        digest.update(view[start : match.start(1)])
-        digest.update(_ZEROS)
-        start = match.end(1)
-    digest.update(view[start:])
-    if stated != {digest.hexdigest().encode()}:
+    marks = [(match.start(1), match.end(1), bytes(match[1])) for match in _SEAL.finditer(view)]
+    stated = {digits for _, _, digits in marks}
+    if not any(_unsealed_digest(view, marks, digits) == digits for digits in stated):
         raise DamagedFile(path, "its content does not match its checksum" if stated else "it has no checksum")
+
+
+def _unsealed_digest(view: memoryview, marks: Sequence[tuple[int, int, bytes]], digits: bytes) -> bytes:
+    """SHA-256 of the content with zeros in every mark that holds `digits`."""
+    digest, start = hashlib.sha256(), 0
+    for first, last, stated in marks:
+        if stated == digits:
+            digest.update(view[start:first])
+            digest.update(_ZEROS)
+            start = last
+    digest.update(view[start:])
+    return digest.hexdigest().encode()
 
 
 def read_sealed(path: Path) -> bytes:

@@ -26,23 +26,24 @@ from pipeline.outline import Outline
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store
+from pipeline.storage import read_storage_id
 
 AWAY_S = 60.0
 """After a failure of MLflow, how long a run does not try it again."""
 Say = Callable[[str], None]
 
 
-def publish(config: Config, say: Say) -> None:
-    """Print the summary, write the report beside the rows, and mirror it; say where everything lies."""
+def publish(config: Config, say: Say) -> list[str]:
+    """Print the summary, write the report beside the rows, and mirror it; say where everything lies.
+
+    Returns one line for each damaged file that is left in the storage.
+    """
     store = _store(config)
-    rows = store.read()
+    rows = store.scan().table
     if config.label:
         say(f"\n{config.label}")
     say("\n" + text_table(summary(rows)))
-    files = report(rows, store.read_predictions, title=f"Leaderboard of {config.sweep}", notes=_notes(config))
-    folder = config.storage / "leaderboard"
-    for name, data in files.items():
-        write_atomic(folder / name, data)
+    folder = _write_report(config, store, rows)
     try:
         mirror = _mirror(config)
         mirror.sync(store)  # what a crash, or an MLflow that was away, left out
@@ -53,6 +54,16 @@ def publish(config: Config, say: Say) -> None:
     say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
     say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
     say(f"MLflow's pages:     farebox ui storage={_shown(config.storage)}")
+    return store.damage()
+
+
+def _write_report(config: Config, store: Store, rows: pa.Table) -> Path:
+    """Write the leaderboard's files and return their folder."""
+    folder = config.storage / "leaderboard"
+    files = report(rows, store.reader(rows), title=f"Leaderboard of {config.sweep}", notes=_notes(config))
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    return folder
 
 
 class Mirroring:
@@ -78,7 +89,7 @@ class Mirroring:
                 continue  # each try would wait for a server that is away; `publish` mirrors what was left out
             try:
                 mirror = mirror or _mirror(self.config)
-                mirror.mirror(rows, prediction_files(self.store, rows))
+                mirror.mirror(rows, self.store.prediction_files(rows))
             except TrackingError as error:
                 self.problem, again = str(error), time.monotonic() + AWAY_S
 
@@ -89,15 +100,18 @@ class Mirroring:
             self._thread.join()
 
 
-def prediction_files(store: Store, rows: Sequence[ResultRow]) -> list[Path]:
-    """The prediction files of a trial's rows."""
-    return [store.storage / r.predictions_file for r in rows if r.predictions_file]
+def formatted(config: Config, form: str, raw: bool, published: bool = False) -> tuple[str, list[str]]:
+    """Return the leaderboard, or with `raw` its trials, in one of the formats, and a line for each damaged file.
 
-
-def formatted(config: Config, form: str, raw: bool, published: bool = False) -> str:
-    """The leaderboard, or with `raw` its trials, in one of the formats; `published`: printed numbers after it."""
+    `published`: printed numbers after it.
+    """
     store = _store(config)
-    rows = store.read()
+    text = _formatted(config, store, form, raw, published)
+    return text, store.damage()
+
+
+def _formatted(config: Config, store: Store, form: str, raw: bool, published: bool) -> str:
+    rows = store.scan().table
     config = _of_rows(config, rows)
     if raw and published:
         raise ConfigError(
@@ -105,25 +119,30 @@ def formatted(config: Config, form: str, raw: bool, published: bool = False) -> 
         )
     if form == "html":
         beside = html(leaderboard(rows)) if published else ""
-        return report(rows, store.read_predictions, config.sweep, _notes(config), beside)["leaderboard.html"].decode()
+        return report(rows, store.reader(rows), config.sweep, _notes(config), beside)["leaderboard.html"].decode()
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")
         records = raw_records(rows)
         return to_json(records) if form == "json" else to_csv(records)
-    table = leaderboard(rows, store.read_predictions)
+    table = leaderboard(rows, store.reader(rows))
     said = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
     return with_printed(form, said, table) if published else said
 
 
-def sync(config: Config, say: Say) -> None:
-    """Rebuild the MLflow mirror from the rows on disk."""
+def sync(config: Config, say: Say) -> list[str]:
+    """Rebuild the MLflow mirror, and the report that it shows, from the rows on disk.
+
+    Returns one line for each damaged file, which is not mirrored.
+    """
     store = _store(config)
-    mirror = _mirror(_of_rows(config, store.read()))
+    rows = store.scan().table
+    config = _of_rows(config, rows)
+    mirror = _mirror(config)
     say(f"{mirror.sync(store)} trials are in MLflow at {masked(config.mlflow)}")
-    folder = config.storage / "leaderboard"
-    if folder.is_dir():
-        mirror.sweep_run(folder)
+    if (config.storage / "leaderboard").is_dir():
+        mirror.sweep_run(_write_report(config, store, rows))
+    return store.damage()
 
 
 def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
@@ -176,12 +195,12 @@ def absent_lines(made: Outline) -> list[str]:
 def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
     """The ledger's statement for this sweep, and what does not add up."""
     store = _store(config)
-    storage_id = (config.storage / "storage_id").read_text().strip()
+    storage_id = read_storage_id(config.storage)
     books = Ledger(config.ledger_url)
     accounts, trials = books.accounts(), [t for t in books.trials() if t.storage == storage_id]
-    rows = store.read().to_pylist()
+    rows = store.scan().table.to_pylist()
     named = [r | {"trial_id": f"{r['trial_id']}.{r['method_digest']}"} for r in rows]
-    problems = books.verify(named, storage_id)
+    problems = [*books.verify(named, storage_id), *store.damage()]
     books.close()
     phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}
     if as_json:

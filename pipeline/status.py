@@ -17,11 +17,11 @@ from typing import Any
 
 from pipeline.blackbox.ledger import Ledger
 from pipeline.books import sweep_account
-from pipeline.errors import ConfigError, StorageError
-from pipeline.files import write_atomic
+from pipeline.errors import ConfigError, DamagedFile, StorageError
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
 from pipeline.progress import clock
 from pipeline.results import FINISHED, Store
-from pipeline.storage import held
+from pipeline.storage import held, read_storage_id
 
 FILE = "status.json"
 
@@ -47,7 +47,7 @@ class Heartbeat:
             "left_s": left_s,
         }
         try:
-            write_atomic(self.path, json.dumps(record).encode())
+            write_atomic(self.path, seal(json.dumps({SEAL_KEY: UNSEALED, **record}).encode()))
         except StorageError:
             return
 
@@ -61,7 +61,8 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     if not (storage / "storage_id").exists():
         raise ConfigError(f"no sweep at {storage}: name one with sweep=NAME or storage=DIR")
     alive, said = held(storage), _last_beat(storage / FILE)
-    rows = {r["trial_id"]: r for r in Store(storage).read().to_pylist()}
+    store = Store(storage)
+    rows = {r["trial_id"]: r for r in store.scan().table.to_pylist()}
     names = dict(said["trials"])
     done = [i for i, r in rows.items() if r["status"] in FINISHED]
     running = [i for i in said["running"] if i not in done] if alive else []
@@ -71,7 +72,7 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         if r["status"] not in FINISHED and i not in running
     ]
     over = {*done, *(f["trial"] for f in failed), *running}
-    account = sweep_account((storage / "storage_id").read_text().strip())
+    account = sweep_account(read_storage_id(storage))
     ledger = Ledger(ledger_url)
     accounts = [
         {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
@@ -86,6 +87,7 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         "waiting": len([i for i in names if i not in over]),
         "done": len(done),
         "failed": failed,
+        "damaged": store.damage(),
         "replicas": said["replicas"] if alive else [],
         "left_s": said["left_s"] if alive else None,
         "accounts": accounts,
@@ -100,7 +102,7 @@ def shown(record: dict[str, Any]) -> str:
     elif record["alive"]:
         ago = max(0.0, time.time() - driver["at"])
         text = [f"running: process {driver['pid']} on {driver['host']}, heard {ago:.0f} s ago"]
-    elif record["waiting"] or record["failed"] or not record["done"]:
+    elif record["waiting"] or record["failed"] or record["damaged"] or not record["done"]:
         text = ["not running: no driver holds this storage; the same `farebox run` command continues"]
     else:
         text = ["finished: every trial of the last run has its rows"]
@@ -110,6 +112,7 @@ def shown(record: dict[str, Any]) -> str:
     )
     text += [f"  running: {name}" for name in record["running"]]
     text += [f"  failed: {f['name']}: {f['why']}" for f in record["failed"]]
+    text += [f"  {line}" for line in record["damaged"]]
     if record["replicas"]:
         loads = ", ".join("no answer" if load is None else str(load) for load in record["replicas"])
         text.append(f"replicas: {len(record['replicas'])}; requests under way on each: {loads}")
@@ -128,6 +131,6 @@ def shown(record: dict[str, Any]) -> str:
 def _last_beat(path: Path) -> dict[str, Any]:
     nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
     try:
-        return nothing | {"left_s": None} | json.loads(path.read_text())
-    except (OSError, ValueError):  # the run has not come so far
+        return nothing | {"left_s": None} | json.loads(read_sealed(path))
+    except (OSError, DamagedFile):  # the run has not come so far; a damaged file is replaced within a second
         return nothing | {"left_s": None}

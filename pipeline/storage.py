@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import ConfigError
-from pipeline.files import write_atomic
+from pipeline.errors import ConfigError, DamagedFile
+from pipeline.files import UNSEALED, read_sealed, seal, write_atomic
 
 PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
 """Where files are written under a storage."""
@@ -25,8 +25,20 @@ def open_storage(folder: Path) -> str:
     check_writable("storage", folder)
     marker = folder / "storage_id"
     if not marker.exists():
-        write_atomic(marker, f"{uuid.uuid4().hex[:12]}\n".encode())
-    return marker.read_text().strip()
+        write_atomic(marker, seal(f"{uuid.uuid4().hex[:12]}\n{UNSEALED}\n".encode()))
+    return read_storage_id(folder)
+
+
+def read_storage_id(folder: Path) -> str:
+    """Return the lasting id of a sweep's folder.
+
+    Raises:
+        ConfigError: its file is damaged. Another id would be charged anew for all that was paid.
+    """
+    try:
+        return read_sealed(folder / "storage_id").decode().split()[0]
+    except DamagedFile as error:
+        raise ConfigError(f"{error}: restore it from a copy, or start another storage with storage=DIR") from error
 
 
 def check_writable(key: str, folder: Path) -> None:

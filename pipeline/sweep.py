@@ -25,7 +25,17 @@ from ray import tune
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, RayPool, RemoteLedger, Say, loads, start
-from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
+from pipeline.books import (
+    close_books,
+    finished,
+    pending,
+    problems,
+    recomputed,
+    reserve,
+    settle_left_over,
+    sweep_account,
+    tidy,
+)
 from pipeline.checks import check_listening, close_ray_token, refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
@@ -159,6 +169,8 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = pending(plan, store)
     kept = len(plan.trials) - len(todo)
+    for line in recomputed(store, todo):
+        say(line)
     for name, why in plan.unable:
         say(f"not run: {name} {why}")
     if stale:

@@ -71,10 +71,10 @@ class Mirror:
 
     def mirror(self, rows: Sequence[ResultRow], files: Sequence[Path] = ()) -> bool:
         """Mirror one trial's rows (the source test set first) and its files; False when they are there already."""
+        if self._has(rows):
+            return False
         trial_id, digest = rows[0].trial_id, _digest(rows)
         old = self._known.get(trial_id)
-        if old is not None and old.digest == digest:
-            return False
         with _mapped(f"trial {trial_id} was not mirrored to MLflow"):
             self._known[trial_id] = _Run(self._write(rows, files, digest), digest)
             if old is not None:  # only now: a crash leaves both, and the next load keeps the one with a digest
@@ -101,16 +101,25 @@ class Mirror:
         return str(run_id)
 
     def sync(self, store: Store) -> int:
-        """Make the mirror equal to the store's rows, whatever it holds now; how many trials the store has."""
-        rows = sorted(to_rows(store.read()), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
+        """Make the mirror equal to the store's rows and return how many trials the store has.
+
+        Damaged files are not mirrored, and a trial whose rows are damaged keeps its run; see `store.damaged`.
+        """
+        rows = sorted(to_rows(store.scan().table), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
         trials = {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
         for of_trial in trials.values():
-            files = [store.storage / r.predictions_file for r in of_trial if r.predictions_file]
-            self.mirror(of_trial, [f for f in files if f.exists()])
+            if not self._has(of_trial):
+                self.mirror(of_trial, store.prediction_files(of_trial))
+        damaged = {damage.trial_id for damage in store.damaged.values()}
         with _mapped("runs of trials that are gone were not removed from MLflow"):
-            for trial_id in self._known.keys() - trials.keys():
+            for trial_id in self._known.keys() - trials.keys() - damaged:
                 self._delete(self._known.pop(trial_id).run_id)
         return len(trials)
+
+    def _has(self, rows: Sequence[ResultRow]) -> bool:
+        """Whether these rows of one trial are mirrored."""
+        old = self._known.get(rows[0].trial_id)
+        return old is not None and old.digest == _digest(rows)
 
     def _open(self, location: str | None) -> str:
         """The experiment's id. One whose artifact folder is gone (the storage was moved) is set aside for a new one."""

@@ -44,6 +44,18 @@ def test_a_sealed_arrow_file_stays_readable_by_plain_arrow() -> None:
     assert pa.ipc.open_file(seal(arrow_bytes())).read_all()["value"].to_pylist() == [1.0, 62.18]
 
 
+def test_a_sealed_file_may_quote_another(tmp_path: Path) -> None:
+    inner = seal(f"inner {UNSEALED}".encode())
+    outer = seal(f"{UNSEALED}\n".encode() + inner)
+    check_seal(tmp_path, outer)
+    assert outer.endswith(inner)
+    for at in range(len(outer)):
+        damaged = bytearray(outer)
+        damaged[at] ^= 1
+        with pytest.raises(DamagedFile):
+            check_seal(tmp_path, bytes(damaged))
+
+
 def test_content_is_sealed_once() -> None:
     with pytest.raises(ValueError, match="expected 'farebox-sha256:"):
         seal(b"no mark")

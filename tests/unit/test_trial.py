@@ -390,6 +390,23 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.load() is None and not list((tmp_path / "c").iterdir())
 
 
+def test_a_checkpoint_of_another_trial_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = Checkpoint(tmp_path, "one"), Checkpoint(tmp_path, "other")
+    one.save("state of one")
+    one.path.rename(other.path)
+    assert other.load() is None and "is of another trial" in caplog.text
+    assert not other.path.exists()
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, "trial")
+    checkpoint.save({"step": 1})
+    data = checkpoint.path.read_bytes()
+    for at in range(len(data)):
+        checkpoint.path.write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
+        assert checkpoint.load() is None, at
+
+
 # --- the curve -----------------------------------------------------------------------------------------------------
 
 
