@@ -21,7 +21,10 @@ def sweep_account(storage_id: str) -> str:
 
 
 def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]:
-    """(cells to run, cells made by other code among them). A cell with a damaged file is to run; see `store.damaged`."""
+    """Return the trials to run and, among all, those made by other code.
+
+    A trial with a damaged file is to run; `store.damaged` has the file.
+    """
     done = store.finished({t.trial_id for t in plan.trials})
     stale = [t for t in plan.trials if done.get(t.trial_id, t.method_digest) != t.method_digest]
     rerun = {t.trial_id for t in stale} if plan.config.stale == "rerun" else set()

@@ -57,9 +57,9 @@ class _Mapped:
         size = path.stat().st_size
         if size <= len(header) or (size - len(header)) % row:
             raise DamagedFile(path, f"{size:,} bytes are no whole number of rows")
-        n, data = (size - len(header)) // row, np.memmap(path, np.uint8, mode="r")
+        n, data = (size - len(header)) // row, memoryview(np.memmap(path, np.uint8, mode="r").data)
         sums, features = len(header) + n * _KEY.itemsize, len(header) + n * (_KEY.itemsize + _SUM.itemsize)
-        check_seal(path, memoryview(data[:features]))
+        check_seal(path, data[:features])
         if bytes(data[len(UNSEALED) : len(header)]) != header[len(UNSEALED) :]:
             raise DamagedFile(path, "it holds another model's features")
         self.keys = np.frombuffer(data, _KEY, n, len(header))
@@ -117,7 +117,9 @@ class FeatureStore:
     def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
         """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room."""
         digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype="<f4")
-        sums = np.array([_sum(key.tobytes(), row) for key, row in zip(digests.view("V16"), features, strict=True)], _SUM)
+        sums = np.array(
+            [_sum(key.tobytes(), row) for key, row in zip(digests.view("V16"), features, strict=True)], _SUM
+        )
         path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
         temporary = path.with_suffix(".tmp")
         try:

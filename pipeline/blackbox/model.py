@@ -25,6 +25,7 @@ from pipeline.data.decode import ahead, cores, decode
 from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
+from pipeline.package_data import verified
 
 IMAGE_TILE = 32
 """Images in one forward, always: short tiles are padded, so that a row's value does not depend on its neighbours."""
@@ -170,7 +171,7 @@ class OpenClipModel:
         self.transform = self.preprocess.name
         self.tokenizer: Any = (
             open_clip.SimpleTokenizer(
-                bpe_path=str(EMBEDDED / f"{card.arch}_bpe.txt.gz"), context_length=self.net.context_length
+                bpe_path=str(verified(EMBEDDED / f"{card.arch}_bpe.txt.gz")), context_length=self.net.context_length
             )
             if card.kind == "embedded"
             else open_clip.get_tokenizer(card.arch)
@@ -276,7 +277,7 @@ def _architecture(card: ModelCard) -> dict[str, Any]:
     if card.precision not in PRECISIONS:
         raise ConfigError(f"model {card.name!r}: " + did_you_mean("precision", card.precision, PRECISIONS))
     if card.kind == "embedded" and card.arch not in open_clip.list_models():
-        open_clip.add_model_config(EMBEDDED / f"{card.arch}.json")
+        open_clip.add_model_config(verified(EMBEDDED / f"{card.arch}.json"))
     config = open_clip.get_model_config(card.arch)
     if config is None:
         known = ", ".join(n for n in open_clip.list_models() if n[:3].lower() == card.arch[:3].lower())
@@ -300,6 +301,8 @@ def _checkpoint(card: ModelCard) -> Path | None:
     if has_tag(card):
         return None
     path = _weights_file(card)
+    if card.kind == "embedded":
+        return verified(path)
     if not path.is_file():
         raise DataError(f"model {card.name!r}: {card.weights!r} is neither a file nor an open_clip tag of {card.arch}")
     if card.weights_sha256 and file_sha256(path) != card.weights_sha256:

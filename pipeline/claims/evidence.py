@@ -6,7 +6,6 @@ and rows of its own), and `measured/NAME.json` for the rest, which is taken agai
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,8 +18,8 @@ from methods import all_methods
 from pipeline import report, sweep
 from pipeline.claims.measured import Measured
 from pipeline.config import Config, compose
-from pipeline.errors import FareboxError
-from pipeline.files import write_atomic
+from pipeline.errors import DamagedFile, FareboxError
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
 from pipeline.outline import absent
 from pipeline.plan import method_digest
 from pipeline.report import Say
@@ -89,13 +88,18 @@ class Evidence:
         """A measurement that is no sweep; taken anew when the words, or the code of one of the methods, are others."""
         path = self.storage / "measured" / f"{name}.json"
         digest = " ".join([*(method_digest(all_methods()[method]) for method in methods), *self.words])
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # a damaged file is as good as none
-            kept = json.loads(path.read_text())
+        try:
+            kept = json.loads(read_sealed(path))
             if kept["code"] == digest:
                 return kept["values"]
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            self.say(f"{error}: measured again")
         self.say(f"measuring {name}")
         values = take()
-        write_atomic(path, json.dumps({"code": digest, "values": values}, indent=1).encode())
+        record = {SEAL_KEY: UNSEALED, "code": digest, "values": values}
+        write_atomic(path, seal(json.dumps(record, indent=1).encode()))
         return values
 
     def lacking(self, name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +17,11 @@ from pipeline.data.index import Index, index_of
 from pipeline.data.known import RECORD, Known
 from pipeline.data.layouts import Recipe
 from pipeline.data.source import content_key
-from pipeline.errors import DataError
+from pipeline.errors import DamagedFile, DataError
+
+log = logging.getLogger(__name__)
+
+_REBUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,37 @@ class IndexedSource:
 
 @dataclass(frozen=True)
 class TableSource(IndexedSource):
-    """Images of Parquet or Arrow files, copied once into the index, which is mapped."""
+    """Images of Parquet or Arrow files, copied once into the index."""
 
     def where(self, row: int) -> str:
         """A row's name, for messages."""
         return f"{self.index.path(row)} of {self.place}"
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row."""
-        return bytes(self.index.table["image"][int(row)].as_buffer())
+        """The encoded image of one row, verified by its content key. An index with a damaged image is made again."""
+        try:
+            return self._verified(int(row))
+        except DamagedFile:
+            with _REBUILDING:
+                return self._after_rebuild(int(row))
+
+    def _verified(self, row: int) -> bytes:
+        image, key = self.index.image(row)
+        if content_key(image) != key:
+            raise DamagedFile(self.index.file, f"the image of {self.where(row)} does not match its content key")
+        return image
+
+    def _after_rebuild(self, row: int) -> bytes:
+        try:
+            return self._verified(row)  # another thread has made the index again
+        except DamagedFile as error:
+            log.warning("%s: the index is made again", error)
+            self.index.forget()
+            self.__dict__.pop("index")
+        try:
+            return self._verified(row)
+        except DamagedFile as error:
+            raise DataError(f"{error}, though it was made again: check the disk, or set FAREBOX_CACHE=DIR") from error
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The content key of each of these rows."""

@@ -1,7 +1,8 @@
 """What was found out about image files, remembered: content keys, and that a file is a readable image.
 
-One folder for each index, in it files of records that are each written once and put in place by an atomic rename. A
-record holds for a row as long as the image's size and time of change are those that it was made for.
+One folder for each index, in it files of records that are each written once and put in place by an atomic rename: a
+line with the file's checksum (files.py), then the records. A record holds for a row as long as the image's size and
+time of change are those that it was made for. A damaged file is removed, and its images are hashed again.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import DamagedFile
+from pipeline.files import UNSEALED, read_sealed, seal
+
 log = logging.getLogger(__name__)
 
 RECORD = np.dtype([("row", "<i8"), ("size", "<i8"), ("mtime", "<i8"), ("readable", "?"), ("key", "u1", 16)])
+SUFFIX = ".records"
+_HEADER = f"{UNSEALED}\n".encode()
 MANY = 32
 """Files above which they are written together as one."""
 
@@ -25,7 +31,7 @@ class Known:
     def __init__(self, folder: Path, n: int) -> None:
         self.folder = folder
         self._records = np.zeros(n, RECORD)  # memory is taken only where something is written
-        files = sorted(folder.glob("*.npy"))
+        files = sorted(folder.glob(f"*{SUFFIX}"))
         for file in files:
             self._take(_read(file))
         if len(files) > MANY:
@@ -52,16 +58,20 @@ class Known:
         temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.save(file, records)
-            temporary.rename(temporary.with_suffix(".npy"))
+            temporary.write_bytes(seal(_HEADER + records.tobytes()))
+            temporary.rename(temporary.with_suffix(SUFFIX))
         except OSError as error:
             log.warning("%s cannot be written (%s): images are hashed again the next time", self.folder, error)
 
 
 def _read(file: Path) -> np.ndarray:
     try:
-        found = np.load(file)
-        return found if found.dtype == RECORD else np.empty(0, RECORD)
-    except (OSError, ValueError, EOFError):  # another process has merged it, or it is damaged
-        return np.empty(0, RECORD)
+        return np.frombuffer(read_sealed(file)[len(_HEADER) :], RECORD)
+    except FileNotFoundError:  # another process has merged it
+        pass
+    except OSError as error:
+        log.warning("%s cannot be read (%s): its images are hashed again", file, error)
+    except DamagedFile as error:
+        log.warning("%s: removed, its images are hashed again", error)
+        file.unlink(missing_ok=True)
+    return np.empty(0, RECORD)

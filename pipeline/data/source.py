@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DataError
 
 COLUMNS = ("image", "label", "split")
+RESTORE = "restore the file (one of the package: pip install --force-reinstall farebox, or git checkout)"
 
 
 class Labelled(Protocol):
@@ -114,7 +115,7 @@ class ParquetSource:
             raise DataError(f"no data file at {path}: reinstall, or set `path` in the data set's card")
         found = file_sha256(path)
         if found != self.sha256:
-            raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: restore the file")
+            raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: {RESTORE}")
         try:
             table = pq.read_table(path, memory_map=True)
         except (pa.ArrowException, OSError) as error:
