@@ -76,15 +76,21 @@ def folder() -> Path:
 
 def index_of(recipe: Recipe) -> Index:
     """The index of a data set: the one that is kept if nothing was changed since, else a new one. DataError."""
-    name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:24]
-    file = folder() / "index" / f"{name}.json"
-    return _kept(file) or _make(recipe, file)
+    file = folder() / "index" / f"{hashlib.sha256(_name(recipe).encode()).hexdigest()[:24]}.json"
+    return _kept(recipe, file) or _make(recipe, file)
 
 
-def _kept(file: Path) -> Index | None:
+def _name(recipe: Recipe) -> str:
+    """What an index is of, as text."""
+    return json.dumps([VERSION, *recipe])
+
+
+def _kept(recipe: Recipe, file: Path) -> Index | None:
     """The index of a JSON file; None when there is none, its data was changed, or it is damaged."""
     try:
         known = json.loads(read_sealed(file))
+        if known["recipe"] != _name(recipe):
+            raise DamagedFile(file, f"it is of {known['recipe']}")
         if any(_stamp(Path(path)) != stamp for path, stamp in known["watched"].items()):
             return None
         rows_file = _rows_path(file, known["rows"])
@@ -146,8 +152,8 @@ def _make(recipe: Recipe, file: Path) -> Index:
         if image_bytes is not None:
             images.replace(_images_path(rows_file))
         temporary.replace(rows_file)
-        known: dict[str, Any] = {SEAL_KEY: UNSEALED, "path": recipe.path, "root": str(listing.root), "digest": digest}
-        known |= {"made": listing.made, "rows": rows, "image_bytes": image_bytes, "watched": stamps}
+        known: dict[str, Any] = {SEAL_KEY: UNSEALED, "recipe": _name(recipe), "root": str(listing.root)}
+        known |= {"digest": digest, "made": listing.made, "rows": rows, "image_bytes": image_bytes, "watched": stamps}
         known |= {"classnames": listing.classnames, "class_ids": listing.class_ids}
         before = _rows_of(file)
         temporary.write_bytes(seal(json.dumps(known).encode()))
@@ -163,7 +169,7 @@ def _make(recipe: Recipe, file: Path) -> Index:
         for left in (temporary, images):
             with contextlib.suppress(OSError):
                 left.unlink()
-    found = _kept(file)
+    found = _kept(recipe, file)
     if found is None:
         raise DataError(f"{recipe.path} was changed while it was listed: type the same command again")
     return found

@@ -134,11 +134,22 @@ class FileSource(IndexedSource):
         return str(self._path(row))
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row. DataError when its file has gone."""
+        """The encoded image of one row.
+
+        Raises:
+            DataError: the file has gone, or its content does not match the key that this process knows it by.
+        """
         try:
-            return self._path(row).read_bytes()
+            image = self._path(row).read_bytes()
         except OSError as error:
             raise self._gone(row, error) from error
+        key = self._keys.get(int(row))
+        if key is not None and content_key(image) != key:
+            self._known.forget()
+            raise DataError(
+                f"{self._path(row)} was changed since it was hashed: restore it, then type the same command"
+            )
+        return image
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The content key of each of these rows; a file is read once for each size and time of change."""

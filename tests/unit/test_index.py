@@ -111,7 +111,7 @@ def test_a_flipped_byte_of_an_index_is_found_and_the_index_is_made_again(
     labels = before.labels.tolist()
     (path,) = (cache / "index").glob(f"*{suffix}")
     data = path.read_bytes()
-    for at in range(0, len(data), 7):
+    for at in range(0, len(data), len(data) // 40):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x04]) + data[at + 1 :])
         caplog.clear()
         after = fresh(card)
@@ -156,6 +156,14 @@ def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
     assert source_of(card).image_bytes(3) == images[3]
 
 
+def test_the_index_of_another_data_set_is_not_used(tmp_path: Path, cache: Path) -> None:
+    one, other = made(tmp_path / "one", "dtd"), made(tmp_path / "other", "imagenet")
+    first, second = fresh(one).index.file, fresh(other).index.file
+    wanted = fresh(one).labels.tolist()
+    first.write_bytes(second.read_bytes())
+    assert fresh(one).labels.tolist() == wanted
+
+
 def test_a_folder_that_cannot_hold_an_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = made(tmp_path, "dtd")
     monkeypatch.setenv("FAREBOX_CACHE", "/dev/null/cache")
@@ -193,6 +201,20 @@ def test_an_image_is_read_once_for_its_key_and_again_after_a_change(
     os.utime(path, ns=(1, 1))
     changed = fresh(card).keys_of(rows)
     assert reads.calls == 1 and [a == b for a, b in zip(keys, changed, strict=True)] == [True, False, True, True]
+
+
+def test_an_image_that_changed_without_a_trace_is_not_served_under_its_old_key(tmp_path: Path) -> None:
+    card = made(tmp_path, "dtd")
+    old = fresh(card).keys_of([0])
+    path = Path(fresh(card).where(0))
+    data, before = path.read_bytes(), path.stat()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    source = fresh(card)
+    assert source.keys_of([0]) == old
+    with pytest.raises(DataError, match="was changed since it was hashed"):
+        source.image_bytes(0)
+    assert fresh(card).keys_of([0]) == [content_key(path.read_bytes())]
 
 
 def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
