@@ -90,7 +90,7 @@ def _kept(recipe: Recipe, file: Path) -> Index | None:
     try:
         known = json.loads(read_sealed(file))
         if known["recipe"] != _name(recipe):
-            raise DamagedFile(file, f"it is of {known['recipe']}")
+            raise DamagedFile(file, "it is of another data set")
         if any(_stamp(Path(path)) != stamp for path, stamp in known["watched"].items()):
             return None
         rows_file = _rows_path(file, known["rows"])

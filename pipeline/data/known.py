@@ -1,8 +1,9 @@
 """What was found out about image files, remembered: content keys, and that a file is a readable image.
 
 One folder for each index, in it files of records that are each written once and put in place by an atomic rename: a
-line with the file's checksum (files.py) and the folder's name, then the records. A record holds for a row as long as the image's size and
-time of change are those that it was made for. A damaged file is removed, and its images are hashed again.
+line with the file's checksum (files.py) and the folder's name, then the records. A record holds for a row as long as
+the image's size and time of change are those that it was made for. A damaged file is removed, and its images are hashed
+again.
 """
 
 from __future__ import annotations
