@@ -89,7 +89,7 @@ def status(arguments: argparse.Namespace) -> int:
     config = compose(arguments.words)
     record = view.status(config.storage, config.ledger_url)
     print(json.dumps(record, indent=1) if arguments.json else view.shown(record))
-    return 3 if record["damaged"] else 0
+    return _exit_code(record["damaged"])
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:

@@ -112,7 +112,6 @@ def shown(record: dict[str, Any]) -> str:
     )
     text += [f"  running: {name}" for name in record["running"]]
     text += [f"  failed: {f['name']}: {f['why']}" for f in record["failed"]]
-    text += [f"  {line}" for line in record["damaged"]]
     if record["replicas"]:
         loads = ", ".join("no answer" if load is None else str(load) for load in record["replicas"])
         text.append(f"replicas: {len(record['replicas'])}; requests under way on each: {loads}")
