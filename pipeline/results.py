@@ -98,7 +98,9 @@ class Store:
             raise ValueError(f"one trial's rows, each of another test set, are wanted; got {sorted(ids)} on {sets}")
         path = self.results / f"{ids.pop()}.arrow"
         if rows[0].status not in FINISHED and any(
-            old.status in FINISHED and old.method_digest == rows[0].method_digest for old in self.rows_of(path.stem)
+            old.status in FINISHED
+            and (old.method_digest, old.code_digest) == (rows[0].method_digest, rows[0].code_digest)
+            for old in self.rows_of(path.stem)
         ):
             return path
         write_atomic(path, _ipc(to_table(rows)))
@@ -129,10 +131,10 @@ class Store:
             warnings.warn(line, DamagedFileWarning, stacklevel=2)
         return table
 
-    def finished(self) -> dict[str, str]:
-        """The digest of the method's source for each trial that need not run again (done, or truncated)."""
-        rows = self.read().select(["trial_id", "status", "method_digest"]).to_pylist()
-        return {r["trial_id"]: r["method_digest"] for r in rows if r["status"] in FINISHED}
+    def finished(self) -> dict[str, tuple[str, str]]:
+        """The method digest and code digest of each trial that is done or truncated, by trial id."""
+        rows = self.read().select(["trial_id", "status", "method_digest", "code_digest"]).to_pylist()
+        return {r["trial_id"]: (r["method_digest"], r["code_digest"]) for r in rows if r["status"] in FINISHED}
 
     def write_traceback(self, trial_id: str, title: str, error: BaseException) -> Path:
         """Keep how an error came about; the file."""

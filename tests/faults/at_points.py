@@ -137,7 +137,7 @@ def test_a_damaged_row_is_named_and_its_cell_is_run_again_for_free(lab: Lab) -> 
     path = lab.store.results / f"{spec.trial_id}.arrow"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(DamagedFileWarning, match=path.name):
-        assert pending(plan, lab.store) == ([spec], [])
+        assert pending(plan, lab.store) == ([spec], {})
     assert [outcome(r) for r in lab.run(spec)] == wanted
     assert lab.bills(spec) == bills
 
