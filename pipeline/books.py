@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec
-from pipeline.results import FINISHED, LISTED, Store
+from pipeline.results import FINISHED, LISTED, ResultRow, Store
 from pipeline.trial import failed_row, spec_columns
 
 
@@ -20,15 +21,33 @@ def sweep_account(storage_id: str) -> str:
     return f"sweep:{storage_id}"
 
 
-def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]:
-    """Return the trials to run and, among all, those made by other code.
+def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], dict[str, str]]:
+    """Select the trials to run.
 
-    A trial with a damaged file is to run; `store.damaged` has the file.
+    A trial with a damaged file is selected too; `store.damaged` has the file.
+
+    Returns:
+        The trials without a finished result (with `stale=rerun`, also those with a stale one), and, by trial id of each
+        stale result, what changed since: the method's name or "pipeline".
     """
-    done = store.finished({t.trial_id for t in plan.trials})
-    stale = [t for t in plan.trials if done.get(t.trial_id, t.method_digest) != t.method_digest]
-    rerun = {t.trial_id for t in stale} if plan.config.stale == "rerun" else set()
+    done, stale = store.finished({t.trial_id for t in plan.trials}), dict[str, str]()
+    for spec in plan.trials:
+        method_digest, code_digest = done.get(spec.trial_id, (spec.method_digest, spec.code_digest))
+        if method_digest != spec.method_digest:
+            stale[spec.trial_id] = spec.choice.name
+        elif code_digest != spec.code_digest:
+            stale[spec.trial_id] = "pipeline"
+    rerun = stale if plan.config.stale == "rerun" else {}
     return [t for t in plan.trials if t.trial_id not in done or t.trial_id in rerun], stale
+
+
+def stale_line(stale: Mapping[str, str], rerun: bool) -> str:
+    """Tell how many results other code made, which code changed, and what happens to them."""
+    changed = ", ".join(sorted(set(stale.values()) - {"pipeline"}))
+    parts = [f"method {changed}"] if changed else []
+    parts += ["the pipeline"] if "pipeline" in stale.values() else []
+    doing = "run again" if rerun else "kept as they are (stale=keep)"
+    return f"{len(stale)} finished trials are stale, the code changed since ({' and '.join(parts)}): {doing}"
 
 
 def recomputed(store: Store, todo: Sequence[TrialSpec]) -> list[str]:
@@ -78,9 +97,13 @@ def reserve(
 def finished(store: Store, spec: TrialSpec) -> bool:
     """Whether the trial has its whole result, made by the present code, and its files are intact."""
     rows = store.rows_of(spec.trial_id)
-    if not rows or rows[0].status not in FINISHED or rows[0].method_digest != spec.method_digest:
+    if not rows or rows[0].status not in FINISHED or not _same_code(rows[0], spec):
         return False
     return all(store.intact(row.trial_id, row.test_set, row.predictions_digest) for row in rows)
+
+
+def _same_code(row: ResultRow, spec: TrialSpec) -> bool:
+    return (row.method_digest, row.code_digest) == (spec.method_digest, spec.code_digest)
 
 
 def settle_left_over(ledger: Ledger, storage_id: str, todo: Sequence[TrialSpec]) -> None:
@@ -100,7 +123,7 @@ def close_books(
     """
     for spec in funded:
         if not finished(store, spec):
-            rows = [r for r in store.rows_of(spec.trial_id) if r.method_digest == spec.method_digest]
+            rows = [r for r in store.rows_of(spec.trial_id) if _same_code(r, spec)]
             why = (lost or {}).get(spec.trial_id, "no more is known")
             gone = f"its worker died again and again ({why}); the same command goes on"
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
@@ -109,11 +132,18 @@ def close_books(
 
 
 def tidy(store: Store, trials: Sequence[TrialSpec]) -> None:
-    """Remove the checkpoints of finished cells: a worker may die when its rows are written and they are still there."""
-    found = list((store.storage / "checkpoints").glob("*.ckpt"))
+    """Remove the checkpoints of finished trials, those of other code too.
+
+    A worker may die after it has written its rows and before it has removed its checkpoint.
+    """
+    accounts: dict[str, set[str]] = defaultdict(set)
+    for path in (store.storage / "checkpoints").glob("*.ckpt"):
+        account = path.name.removesuffix(".ckpt").removesuffix(".before")
+        accounts[account.split(".")[0]].add(account)
     for spec in trials:
-        if any(path.name.startswith(f"{spec.account}.") for path in found) and finished(store, spec):
-            Checkpoint(store.storage / "checkpoints", spec.account).clear()
+        if spec.trial_id in accounts and finished(store, spec):
+            for account in accounts[spec.trial_id]:
+                Checkpoint(store.storage / "checkpoints", account).clear()
 
 
 def problems(plan: Plan, store: Store) -> tuple[str, ...]:

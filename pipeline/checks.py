@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, did_you_mean, masked
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ INSTEAD = {
     "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
     "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
 }
+PASSWORD_VARIABLES = {"budget.global.url": "FAREBOX_LEDGER_URL", "mlflow": "FAREBOX_MLFLOW"}
+"""Names suggested for the environment variable that holds a URL with a password."""
 
 
 def whole(key: str, value: Any, minimum: int = 1) -> int:
@@ -157,6 +159,22 @@ def check_listening(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
+
+
+def refuse_passwords(words: Sequence[str]) -> None:
+    """Refuse a password in a URL on the command line, which every user of the machine can read.
+
+    Raises:
+        ConfigError: a word contains one.
+    """
+    for word in words:
+        if masked(word) != word:
+            key = word.partition("=")[0]
+            name = PASSWORD_VARIABLES.get(key, "FAREBOX_URL")
+            raise ConfigError(
+                f"{key}: any user of this machine can read a password on the command line; put the URL into an "
+                f"environment variable, as {name}, and type {key}='${{oc.env:{name}}}'"
+            )
 
 
 def close_ray_token(home: Path) -> None:

@@ -1,8 +1,9 @@
 """The command line. Thin: it parses words, calls the pipeline, prints, and turns errors into exit codes.
 
 Exit codes: 0 done; 2 the user's input is wrong (one line says what was found, what was wanted, what to type), nothing
-was spent; 3 finished, but trials failed, were truncated or unfunded, the ledger does not add up, or a file of the
-sweep is damaged and its numbers are left out; 130 interrupted.
+was spent; 3 finished, but trials failed, were truncated or unfunded, the ledger does not add up, a file of the sweep is
+damaged and its numbers are left out, or Ray was lost and the same command continues; 4 an error that is not handled;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,23 +17,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import __version__, check_packages
-from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError
+from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, unexpected
 
 ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
 
 Exit codes: 0 done; 2 the input is wrong (one line says what to type), nothing was spent; 3 finished, but trials failed,
-were truncated or unfunded, the ledger does not add up, or a file is damaged and its numbers are left out;
+were truncated or unfunded, the ledger does not add up, a file is damaged and its numbers are left out, or Ray or a file
+was lost (the same command continues); 4 an unexpected error (one line names the file with its traceback);
 130 interrupted (the same command continues)."""
 WORDS = "key=value words, as in: sweep=demo shots=[1,16] method.craft.popsize=20 (conf/base.yaml lists every key)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    check_packages()
     logging.basicConfig(level=os.environ.get("FAREBOX_LOG", "WARNING"), format="%(levelname)s %(message)s")
     arguments = _parse(argv)
     try:
+        check_packages()
+        from pipeline.checks import refuse_passwords  # it imports `methods`, which has been checked only now
+
+        refuse_passwords(getattr(arguments, "words", []))
         return int(arguments.command(arguments))
+    except ImportError as error:
+        incomplete = isinstance(error, ModuleNotFoundError)
+        remedy = ": the installation is incomplete, type: pip install --force-reinstall farebox" if incomplete else ""
+        print(f"farebox: {_one_line(error)}{remedy}", file=sys.stderr)
+        return 2
     except (ConfigError, DataError, AccessDenied, BudgetExceeded) as error:
         print(f"farebox: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -45,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone: `farebox leaderboard | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
         return 0
+    except Exception as error:
+        print(f"farebox: {unexpected(error)}", file=sys.stderr)
+        return 4
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ FareboxError
  |   +- EndpointRefused   the request itself is wrong; never retried
  +- LedgerError        the ledger cannot be read or written, or does not add up; ends a run, the same command goes on
  +- StorageError       a file of the sweep cannot be written: no room, read-only; likewise
+ +- CodeMismatch       a worker imports other code than the driver; ends a run before that worker computes anything
  +- DamagedFile        a file that Farebox wrote does not match its checksum; the message names it and how to repair it
  +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
 """
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,6 +80,10 @@ class StorageError(FareboxError):
     """A file of the sweep cannot be written; nothing that was written before is lost."""
 
 
+class CodeMismatch(FareboxError):
+    """A worker imports other code than the driver, so its numbers would be recorded under the wrong digest."""
+
+
 class DamagedFile(FareboxError):
     """A file that Farebox wrote does not match its checksum. `path` is the file, `reason` what is wrong with it."""
 
@@ -99,7 +106,20 @@ def first_line(error: BaseException) -> str:
 
 def masked(text: str) -> str:
     """The text with the password of every URL in it left out."""
-    return re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", r"\1***", text, flags=re.I)
+
+
+def unexpected(error: BaseException) -> str:
+    """Write the traceback of an error that nothing handles to a temporary file; one line that names both."""
+    text = masked("".join(traceback.format_exception(error)))
+    name = masked(f"{type(error).__name__}: {first_line(error)}")[:150]
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="farebox-", suffix=".txt", delete=False) as file:
+            file.write(text)
+    except OSError as disk:
+        return f"unexpected error: {name} (its traceback cannot be written: {disk.strerror})"
+    return f"unexpected error: {name} (traceback in {file.name}; please report it)"
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:

@@ -21,6 +21,8 @@ from pipeline.data.images import check_readable
 from pipeline.data.split import Split, draw
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.protocol import TestSet, check_words, fitted, test_cards, test_sets, unable, within
+from pipeline.row import account_name
+from pipeline.source_code import code_digest
 
 _RULES = 1
 """Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
@@ -34,6 +36,7 @@ class TrialSpec:
     sweep: str
     choice: MethodChoice
     method_digest: str
+    code_digest: str
     model: ModelCard
     model_identity: str
     dataset: DatasetCard
@@ -67,8 +70,8 @@ class TrialSpec:
 
     @property
     def account(self) -> str:
-        """The trial's name in the ledger and on its checkpoints: a rerun by other code is another payer."""
-        return f"{self.trial_id}.{self.method_digest}"
+        """The trial's name in the ledger and on its checkpoints, which includes the digests of the code."""
+        return account_name(self.trial_id, self.method_digest, self.code_digest)
 
     @property
     def reserved(self) -> Limits:
@@ -208,6 +211,7 @@ def _trial(
         sweep=config.sweep,
         choice=choice,
         method_digest=method_digest(choice.info),
+        code_digest=code_digest(),
         model=config.model,
         model_identity=identity,
         dataset=card,

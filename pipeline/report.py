@@ -26,6 +26,7 @@ from pipeline.outline import Outline
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store
+from pipeline.row import account_name
 from pipeline.storage import read_storage_id
 
 AWAY_S = 60.0
@@ -199,7 +200,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
     books = Ledger(config.ledger_url)
     accounts, trials = books.accounts(), [t for t in books.trials() if t.storage == storage_id]
     rows = store.scan().table.to_pylist()
-    named = [r | {"trial_id": f"{r['trial_id']}.{r['method_digest']}"} for r in rows]
+    named = [r | {"trial_id": account_name(r["trial_id"], r["method_digest"], r["code_digest"])} for r in rows]
     problems = [*books.verify(named, storage_id), *store.damage()]
     books.close()
     phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}

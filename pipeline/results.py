@@ -109,7 +109,9 @@ class Store:
             raise ValueError(f"one trial's rows, each of another test set, are wanted; got {sorted(ids)} on {sets}")
         path = self.results / f"{ids.pop()}.arrow"
         if rows[0].status not in FINISHED and any(
-            old.status in FINISHED and old.method_digest == rows[0].method_digest for old in self.rows_of(path.stem)
+            old.status in FINISHED
+            and (old.method_digest, old.code_digest) == (rows[0].method_digest, rows[0].code_digest)
+            for old in self.rows_of(path.stem)
         ):
             return path
         write_atomic(path, sealed_arrow(to_table(rows)))
@@ -135,17 +137,17 @@ class Store:
             warnings.warn(line, DamagedFileWarning, stacklevel=2)
         return table
 
-    def finished(self, trials: Collection[str] | None = None) -> dict[str, str]:
-        """Return the digest of the method's source for each trial that need not run again.
+    def finished(self, trials: Collection[str] | None = None) -> dict[str, tuple[str, str]]:
+        """Return the method digest and the code digest of each trial that need not run again, by trial id.
 
         A trial is finished when its status is done or truncated and its predictions are intact. `trials`: the ids to
         look at; None: all.
         """
-        columns = ["trial_id", "test_set", "status", "method_digest", "predictions_digest"]
+        columns = ["trial_id", "test_set", "status", "method_digest", "code_digest", "predictions_digest"]
         rows = self.scan().table.select(columns).to_pylist()
         rows = [r for r in rows if r["status"] in FINISHED and (trials is None or r["trial_id"] in trials)]
         broken = {r["trial_id"] for r in rows if not self.intact(r["trial_id"], r["test_set"], r["predictions_digest"])}
-        return {r["trial_id"]: r["method_digest"] for r in rows if r["trial_id"] not in broken}
+        return {r["trial_id"]: (r["method_digest"], r["code_digest"]) for r in rows if r["trial_id"] not in broken}
 
     def damage(self) -> list[str]:
         """Return one line for each damaged file that was read so far; LISTED at most, then how many more there are."""

@@ -198,6 +198,16 @@ class ResultRow:
                 raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate is {paid:,}")
 
 
+def account_name(trial_id: str, method_digest: str, code_digest: str) -> str:
+    """Name of a trial in the ledger and on its checkpoints.
+
+    It includes both digests of the code, so a rerun after an edit is a new account: its requests are charged again, and
+    a checkpoint of other code is never continued. Other code may ask other requests or be given other answers, neither
+    of which the earlier charges paid for. A rerun by the same code replays its charges for free.
+    """
+    return ".".join(filter(None, (trial_id, method_digest, code_digest)))
+
+
 def _schema() -> pa.Schema:
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     columns = []

@@ -7,12 +7,10 @@ what was paid, so the same command continues after a crash, a kill -9, or an add
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from ray import tune
 
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, RayPool, RemoteLedger, Say, loads, start
+from pipeline.blackbox.pool import RayPool, RemoteLedger, Say, loads, start
 from pipeline.books import (
     close_books,
     finished,
@@ -33,17 +31,20 @@ from pipeline.books import (
     recomputed,
     reserve,
     settle_left_over,
+    stale_line,
     sweep_account,
     tidy,
 )
-from pipeline.checks import check_listening, close_ray_token, refuse_network_sqlite
+from pipeline.checks import refuse_network_sqlite
 from pipeline.config import Config
-from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
+from pipeline.errors import CodeMismatch, ConfigError, EndpointLost, LedgerError, StorageError, first_line
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
+from pipeline.ray_session import ray_session
 from pipeline.results import ResultRow, Store
+from pipeline.source_code import check_code, driver_code
 from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable, open_storage
 from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
@@ -60,8 +61,6 @@ ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
 STOPS = "stops"
 """In a trial's result: the error that ends the whole sweep."""
-OBJECT_STORE = 512 * 2**20
-"""Bytes of shared memory for a Ray of our own: answers are at most 64 MiB, and few are under way."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,12 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         assert shared is not None
         torch.set_num_threads(1)
         self.shared, self.index = shared, int(config["index"])
+        self.refusal: CodeMismatch | None = None
+        try:
+            check_code(shared["code"])
+        except CodeMismatch as error:  # told by the first step: Tune would start a worker that fails here again
+            self.refusal = error
+            return
         self.pool = RayPool(shared["replicas"])
         self.ledger = RemoteLedger(shared["ledger"])
 
@@ -93,6 +98,8 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Run the trial to its rows, and give back what it did not spend; or say why the whole sweep must stop."""
+        if self.refusal is not None:
+            return {"done": True, STOPS: self.refusal}
         spec: TrialSpec = self.shared["specs"][self.index]
         store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
         try:
@@ -100,13 +107,13 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
                 try:
                     threads, every_s = self.shared["threads"], self.shared["checkpoint_s"]
                     run_trial(spec, self.pool, storage, store, every_s, threads=threads)
-                except (LedgerError, StorageError):
+                except (CodeMismatch, LedgerError, StorageError):
                     raise
                 except Exception as error:  # a method's own bug must not stop the other trials
                     write_failure(spec, error, store, spec_columns(spec))
             if finished(store, spec):  # a failure of a killed run's worker must not close what a new one goes on with
                 self.ledger.settle(storage, spec.account)
-        except (LedgerError, StorageError) as error:
+        except (CodeMismatch, LedgerError, StorageError) as error:
             return {"done": True, STOPS: error}
         return {"done": True}
 
@@ -174,9 +181,7 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
     for name, why in plan.unable:
         say(f"not run: {name} {why}")
     if stale:
-        doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
-        methods = ", ".join(sorted({t.choice.name for t in stale}))
-        say(f"{len(stale)} cells were made by other code of {methods}: {doing}")
+        say(stale_line(stale, config.stale == "rerun"))
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
     elif not config.partial:
@@ -216,38 +221,16 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
 @contextlib.contextmanager
 def _ray(config: Config, storage_id: str, say: Say) -> Iterator[tuple[list[Any], Any]]:
     """Ray, the ledger actor and the replicas, for as long as the sweep runs. They live outside the trials' groups."""
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is told by rows and by errors of ours
-    try:
+    with ray_session(config.address, say):
         replicas, ledger = _start(config, storage_id, say)
         try:
             yield replicas, ledger
         except ray.exceptions.RayError as error:
             raise EndpointLost(f"Ray was lost ({first_line(error)}): the same command goes on") from error
-    finally:
-        ray.shutdown()
 
 
 def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
-    if config.address is not None:
-        check_listening(config.address)
-    elif (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
-        say(f"RAY_AUTH_MODE={mode}: whoever reaches this machine's ports may run code here while this runs")
-    own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray's own deprecation notes
-            ray.init(
-                **(own if config.address is None else {"address": config.address}),
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                configure_logging=False,
-            )
-    except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
-        where = "on this machine" if config.address is None else f"at address={config.address}"
-        raise ConfigError(f"Ray did not start {where}: {first_line(error)}") from error
-    if config.address is None:
-        close_ray_token(Path.home())
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     if not ray.cluster_resources().get("CPU"):
@@ -276,6 +259,7 @@ def _tune(
         "specs": list(funded),
         "replicas": list(replicas),
         "ledger": ledger_actor,
+        "code": driver_code(),
         "storage": str(config.storage),
         "storage_id": storage_id,
         "checkpoint_s": config.checkpoint_s,

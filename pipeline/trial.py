@@ -25,7 +25,7 @@ from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
-from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, StorageError, first_line
+from pipeline.errors import BudgetExceeded, CodeMismatch, FareboxError, LedgerError, StorageError, first_line
 from pipeline.plan import TrialSpec, texts_digest
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
@@ -75,7 +75,7 @@ def run_trial(
 ) -> list[ResultRow]:
     """Run, or continue, a trial to its rows, which are written to the store. Errors of ours become a `failed` row.
 
-    Raises LedgerError and StorageError: without the ledger or the storage no other trial can go on either.
+    Raises CodeMismatch, LedgerError and StorageError: they concern every trial of the run.
     """
     checkpoint = Checkpoint(store.storage / "checkpoints", spec.account)
     state = checkpoint.load() or State(spec.choice.build(), Meter())
@@ -84,7 +84,7 @@ def run_trial(
     try:
         _fit(spec, state, box, checkpoint, checkpoint_s)
         rows = [_score(spec, state, box, test, store, common) for test in spec.tests]
-    except (LedgerError, StorageError):
+    except (CodeMismatch, LedgerError, StorageError):
         raise
     except FareboxError as error:  # the checkpoint stays: the same command goes on from it
         return [write_failure(spec, error, store, common | row_columns(state.meter.bills))]
@@ -206,6 +206,7 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "base_method": spec.choice.info.name,
         "method_version": spec.choice.info.version,
         "method_digest": spec.method_digest,
+        "code_digest": spec.code_digest,
         "access": spec.choice.info.access.label,
         "model": spec.model.name,
         "model_digest": spec.model_identity,

@@ -76,7 +76,10 @@ def test_methods_are_the_pure_core(path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("ray", {"pipeline/sweep.py", "pipeline/blackbox/pool.py", "pipeline/bench/actors.py"}),
+        (
+            "ray",
+            {"pipeline/sweep.py", "pipeline/ray_session.py", "pipeline/blackbox/pool.py", "pipeline/bench/actors.py"},
+        ),
         ("mlflow", {"pipeline/tracking.py"}),
         ("open_clip", {"pipeline/blackbox/model.py"}),
         ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/blackbox/ledger")}),
@@ -389,14 +392,16 @@ def test_the_verbs_of_the_command_line_are_frozen() -> None:
 
 def test_another_distributions_package_of_the_same_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.check_packages()
-    monkeypatch.setattr(methods, "__file__", "/site-packages/methods/__init__.py")
-    with pytest.raises(ImportError, match=r"'methods' from /site-packages.*pip install"):
+    monkeypatch.setattr(methods.__spec__, "submodule_search_locations", ["/site-packages/methods"])
+    with pytest.raises(ImportError, match=r"'methods' comes from /site-packages/methods, not from .*PYTHONPATH"):
         pipeline.check_packages()
 
 
 def test_what_is_shipped_is_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["pipeline", "methods"]
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["farebox.py"] == "farebox.py"
+    assert project["project"]["scripts"] == {"farebox": "farebox:main"}
     declared = {re.split(r"[\[>=<~! ]", d)[0].lower().replace("-", "_") for d in project["project"]["dependencies"]}
     known_as = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyaml"}
     used = {name.split(".")[0] for path in (*METHODS, *PIPELINE) for name in imports(path) if not name.startswith(".")}

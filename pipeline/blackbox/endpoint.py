@@ -23,6 +23,7 @@ from pipeline.blackbox.features import FeatureStore
 from pipeline.config import ModelCard
 from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, EndpointRefused
+from pipeline.source_code import image_feature_digest
 
 Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
 
@@ -115,7 +116,7 @@ class Endpoint:
     def __init__(self, card: ModelCard, features: Path) -> None:
         self.model = models.load(card)
         self.precision = card.precision
-        made_by = [self.model.identity, card.precision, self.model.transform]
+        made_by = [self.model.identity, card.precision, self.model.transform, f"code {image_feature_digest()}"]
         if self.model.device.type != "cpu":
             made_by.append(self.model.device.type)  # the last bits are its own: they must not reach a run on the CPU
         self.store = FeatureStore(features, " ".join(made_by), self.model.feature_dim)

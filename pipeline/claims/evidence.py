@@ -24,6 +24,7 @@ from pipeline.outline import absent
 from pipeline.plan import method_digest
 from pipeline.report import Say
 from pipeline.results import FINISHED, ResultRow, Store
+from pipeline.source_code import code_digest
 
 
 class Evidence:
@@ -87,7 +88,8 @@ class Evidence:
     def measure(self, name: str, methods: Sequence[str], take: Callable[[], Any]) -> Any:
         """A measurement that is no sweep; taken anew when the words, or the code of one of the methods, are others."""
         path = self.storage / "measured" / f"{name}.json"
-        digest = " ".join([*(method_digest(all_methods()[method]) for method in methods), *self.words])
+        digests = [*(method_digest(all_methods()[method]) for method in methods), code_digest()]
+        digest = " ".join([*digests, *self.words])
         try:
             kept = json.loads(read_sealed(path))
             if kept["code"] == digest:

@@ -136,7 +136,7 @@ def test_a_damaged_row_is_named_and_its_cell_is_run_again_for_free(lab: Lab) -> 
     wanted, bills = [outcome(r) for r in lab.run(spec)], lab.bills(spec)
     path = lab.store.results / f"{spec.trial_id}.arrow"
     path.write_bytes(path.read_bytes()[:100])
-    assert pending(plan, lab.store) == ([spec], [])
+    assert pending(plan, lab.store) == ([spec], {})
     assert path in lab.store.damaged
     assert [outcome(r) for r in lab.run(spec)] == wanted
     assert lab.bills(spec) == bills

@@ -25,7 +25,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "trial.between_steps": {"module": TRIAL, "function": "_mark_curve", "moment": "before"},
     "trial.before_checkpoint": {"module": "pipeline.checkpoint", "function": "Checkpoint.save", "moment": "before"},
     "trial.checkpoint_written": {"rename": r"\.before\.ckpt$"},
-    "trial.between_renames": {"rename": r"/[0-9a-f]+\.[0-9a-f]+\.ckpt$"},
+    "trial.between_renames": {"rename": r"/[0-9a-f]+(\.[0-9a-f]+){2}\.ckpt$"},
     "trial.after_checkpoint": {"module": "pipeline.checkpoint", "function": "Checkpoint.save", "moment": "after"},
     "trial.scoring": {"rename": "/predictions/"},
     "trial.row_written": {"rename": "/results/"},

@@ -12,13 +12,16 @@ from pipeline.blackbox.bill import Limits
 from pipeline.books import close_books, finished, pending, reserve, settle_left_over, sweep_account
 from pipeline.errors import BudgetExceeded, ConfigError
 from pipeline.results import ResultRow
+from pipeline.row import account_name
 from pipeline.trial import run_trial
 from tests.lab import STORAGE, Lab, encoded, write_card, write_source
 
 
 def verified(lab: Lab, rows: list[ResultRow]) -> bool:
     """Whether the ledger adds up and says what these rows say."""
-    return lab.ledger.verify([asdict(r) | {"trial_id": f"{r.trial_id}.{r.method_digest}"} for r in rows], STORAGE) == []
+    accounts = [account_name(r.trial_id, r.method_digest, r.code_digest) for r in rows]
+    stated = [asdict(r) | {"trial_id": account} for r, account in zip(rows, accounts, strict=True)]
+    return lab.ledger.verify(stated, STORAGE) == []
 
 
 def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill_and_runs_again(
@@ -43,7 +46,7 @@ def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill
     assert row.evaluate_requests == 0
     assert verified(lab, [row])
     assert [t.open for t in lab.ledger.trials()] == [False]
-    assert pending(plan, lab.store) == ([spec], [])
+    assert pending(plan, lab.store) == ([spec], {})
     assert list((lab.folder / "checkpoints").glob("*.ckpt"))  # from which the same command goes on
 
 

@@ -142,7 +142,7 @@ def test_only_done_and_truncated_trials_are_finished(tmp_path: Path) -> None:
     assert store.finished() == {}
     for seed, status in enumerate(("done", "truncated", "failed", "unfunded")):
         store.write([make(seed=seed, status=status, trial_id=status, method_digest=f"code{seed}")])
-    assert store.finished() == {"done": "code0", "truncated": "code1"}
+    assert store.finished() == {"done": ("code0", ""), "truncated": ("code1", "")}
 
 
 def test_predictions_come_back_and_damage_is_a_data_error(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Start Ray or connect to a cluster, verify the workers' code, and clean up at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.checks import check_listening, close_ray_token
+from pipeline.errors import ConfigError, first_line
+from pipeline.source_code import ROOT, ImportedCode, code_difference, code_probe, driver_code
+
+NAMESPACE = "farebox"
+OBJECT_STORE = 512 * 2**20
+"""Bytes of shared memory of a Ray that we start: responses are at most 64 MiB, and few are in flight."""
+PROBE_TIMEOUT_S = 120.0
+"""Seconds within which each node must tell which code it imports."""
+
+
+class DriverPath(JobConfig):  # type: ignore[misc]
+    """Job configuration that makes workers import the driver's packages.
+
+    Ray puts the current folder first on the workers' `sys.path`, except for jobs with a working folder. So the folder
+    in which the command is typed could replace `methods` and `pipeline`, or any module of the standard library.
+    """
+
+    def __init__(self) -> None:
+        installed = ROOT.name in ("site-packages", "dist-packages")  # on the path, behind the standard library
+        super().__init__(_py_driver_sys_path=[] if installed else [str(ROOT)])
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, echo: Callable[[str], None], **options: Any) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start a Ray on this machine, and disconnect or stop it at the end.
+
+    A Ray of our own listens on the loopback interface only, and its session folder is removed at the end. `options` are
+    further arguments of `ray.init`.
+
+    Raises:
+        ConfigError: Ray does not start, or a node imports other code than the driver.
+    """
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # rows and our own errors report what goes wrong
+    folder: Path | None = None
+    try:
+        if address is None:
+            folder = _start(echo, options)
+        else:
+            check_listening(address)
+            _init(f"at address={address}", {"address": address, **options})
+        check_nodes(driver_code())
+        yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            _remove_session(folder)
+
+
+def check_nodes(expected: ImportedCode) -> None:
+    """Verify on each node that its workers import the driver's code.
+
+    Raises:
+        ConfigError: a node imports other code, or does not answer.
+    """
+    probe = ray.remote(num_cpus=0, max_retries=0)(code_probe())
+    addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]}
+    pending = {
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): address
+        for node, address in addresses.items()
+    }
+    for reference, address in pending.items():
+        try:
+            found = ImportedCode(*ray.get(reference, timeout=PROBE_TIMEOUT_S))
+        except RayError as error:
+            raise ConfigError(f"node {address} did not tell which code it imports: {first_line(error)}") from error
+        if difference := code_difference(expected, found, address):
+            raise ConfigError(difference)
+
+
+def _start(echo: Callable[[str], None], options: dict[str, Any]) -> Path:
+    """Start a Ray on this machine; its session folder."""
+    if (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
+        echo(f"RAY_AUTH_MODE={mode}: any user of this machine can run code as you while this runs")
+    own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE, **options}
+    with _loopback():
+        context = _init("on this machine", own)
+    close_ray_token(Path.home())
+    return Path(str(context.address_info["session_dir"]))
+
+
+def _init(where: str, options: dict[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own deprecation notes
+            return ray.init(
+                **options, namespace=NAMESPACE, log_to_driver=False, configure_logging=False, job_config=DriverPath()
+            )
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
+        raise ConfigError(f"Ray did not start {where}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Make Ray listen on the loopback interface only.
+
+    Ray replaces a node address of 127.0.0.1 by the machine's own, except where its switch for clusters is off.
+    """
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    stated = os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # of this process; of those that it starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if stated is not None:
+            os.environ[name] = stated
+
+
+def _remove_session(folder: Path) -> None:
+    """Remove the files of a Ray that has ended, and the link to them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.parent / "session_latest"
+    with contextlib.suppress(OSError):
+        if latest.is_symlink() and latest.readlink().name == folder.name:
+            latest.unlink()
