@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from methods.base import Bill
-from pipeline.blackbox import ledger as ledger_module
+from pipeline.blackbox import ledger_batch
 from pipeline.blackbox.bill import PAID, AccountRecord, Phase, paid, row_columns
 from pipeline.blackbox.ledger import Charge, Ledger, Limits, Receipt
 from pipeline.blackbox.ledger_schema import metadata
@@ -166,21 +166,30 @@ def test_an_endless_allotment_needs_endless_accounts(ledger: Ledger) -> None:
     ledger.reserve("s", "t", ["free"], Limits())
     assert statuses(ledger.charge([ask(n) for n in range(3)])) == ["charged"] * 3
     with pytest.raises(LedgerError, match="1 open trials on it have no such limit"):
-        ledger.open_account("free", Limits(requests=100))
+        ledger.set_limits("free", Limits(requests=100))
     ledger.settle("s", "t")
-    ledger.open_account("free", Limits(requests=100))
+    ledger.set_limits("free", Limits(requests=100))
     assert account(ledger, "free").spent == ONE * 3
 
 
 def test_limits_change_but_never_below_what_is_committed(ledger: Ledger) -> None:
     ledger.open_account("a", Limits(requests=10))
     ledger.reserve("s", "t", ["a"], Limits(requests=7))
-    ledger.open_account("a", Limits(requests=7))
+    ledger.set_limits("a", Limits(requests=7))
     with pytest.raises(LedgerError, match="cannot be limited to 6 requests: 7 are charged or reserved"):
-        ledger.open_account("a", Limits(requests=6))
+        ledger.set_limits("a", Limits(requests=6))
     assert account(ledger, "a").limits == Limits(requests=7)
-    ledger.open_account("a", Limits())
+    ledger.set_limits("a", Limits())
     assert account(ledger, "a").limits == Limits()
+    with pytest.raises(LedgerError, match="no account named 'b'"):
+        ledger.set_limits("b", Limits(requests=1))
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(requests=4), Limits(requests=10, images=5)])
+def test_opening_an_account_again_keeps_its_limits(ledger: Ledger, limits: Limits) -> None:
+    assert ledger.open_account("a", Limits(requests=10)) == Limits(requests=10)
+    assert ledger.open_account("a", limits) == Limits(requests=10)
+    assert account(ledger, "a").limits == Limits(requests=10)
 
 
 def test_what_does_not_exist_is_named(ledger: Ledger) -> None:
@@ -358,7 +367,7 @@ def test_a_ledger_that_cannot_be_used_says_so_in_one_line(bad: str, says: str) -
 def test_a_damaged_file_is_a_ledger_error(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     file.write_bytes(b"this is no database" * 100)
-    with pytest.raises(LedgerError, match=r"ledger\.db cannot be used: file is not a database .*put a copy of it back"):
+    with pytest.raises(LedgerError, match=r"ledger\.db cannot be used: file is not a database .*restore a backup"):
         Ledger(f"sqlite:///{file}")
 
 
@@ -371,7 +380,7 @@ def test_damage_in_the_middle_of_the_file_is_told(tmp_path: Path) -> None:
     ledger.close()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] + bytes(8192) + whole[len(whole) // 2 + 8192 :])
-    with pytest.raises(LedgerError, match=r"malformed .*put a copy of it back"):
+    with pytest.raises(LedgerError, match=r"malformed .*restore a backup"):
         Ledger(f"sqlite:///{file}").verify()
 
 
@@ -395,7 +404,7 @@ def test_a_full_disk_is_told_and_room_lets_the_same_charges_go_on(tmp_path: Path
 def test_a_ledger_of_another_schema_is_refused(url: str) -> None:
     Ledger(url).close()
     tamper(url, "UPDATE ledger_meta SET value = '99'")
-    with pytest.raises(LedgerError, match="schema 99"):
+    with pytest.raises(ConfigError, match="schema 99, .* another version made it"):
         Ledger(url)
 
 
@@ -647,7 +656,7 @@ class Books(RuleBasedStateMachine):
         child = os.fork()
         if not child:
             try:
-                ledger_module._Batch.save = killed(ledger_module._Batch.save)  # type: ignore[method-assign]
+                ledger_batch.Batch.save = killed(ledger_batch.Batch.save)  # type: ignore[method-assign]
                 Ledger(self.url).charge(charges)
             finally:
                 os._exit(1)
