@@ -61,6 +61,16 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._store = Store(url)
 
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return self._store.name
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the ledger is lost when this process ends."""
+        return self._store.in_memory
+
     def close(self) -> None:
         """Let go of the database; a later call opens it again."""
         self._store.close()
@@ -71,6 +81,12 @@ class Ledger:
             values = ledger_rows.sealed(ACCOUNT, AccountRow(name, limits, Bill(), Bill()).values)
             db.execute(self._store.insert_new(ACCOUNT), values)
             return ledger_rows.lock_accounts(db, [name])[name].limits
+
+    def limits(self, name: str) -> Limits | None:
+        """Limits of an account; None when there is no such account."""
+        with self._store.read() as db:
+            account = ledger_lists.find_account(db, name)
+        return None if account is None else account.limits
 
     def set_limits(self, name: str, limits: Limits) -> None:
         """Change the limits of an account.
@@ -237,16 +253,13 @@ class Ledger:
                 ledger_rows.rename_account(db, before, after)
 
     def check(self, storage: str) -> None:
-        """Verify the structure of the file, all records of trials and accounts, and the charges of a storage.
+        """Verify all records of trials and accounts, and the charges of a storage, before new charges are made.
 
-        Raises LedgerError when something is damaged.
+        Raises LedgerError, of one line, when something is damaged or does not add up.
         """
-        self._store.check()
-        with self._store.read() as db:
-            lines = [*ledger_audit.damaged(db), *ledger_audit.damaged_charges(db, storage)]
-        if lines:
+        if lines := self.verify(storage=storage, whole=False):
             more = f" and {len(lines) - 1:,} more" if len(lines) > 1 else ""
-            raise LedgerError(f"the ledger {self._store.name} has a {lines[0]}{more}; {RESTORE}")
+            raise LedgerError(f"the ledger {self._store.name} is damaged: {lines[0]}{more}; {RESTORE}")
 
     def verify(
         self,

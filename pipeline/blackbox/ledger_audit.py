@@ -34,7 +34,7 @@ def problems(
     scope = None if whole else storages
     lines: list[str] = []
     sums = _sums(db, scope, lines)
-    lines += damaged(db)
+    lines += _damaged(db)
     if lines:
         return lines  # sums over the records that are left would only repeat it
     trials = {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL).order_by(TRIAL.c.no))}
@@ -44,20 +44,13 @@ def problems(
     return lines
 
 
-def damaged(db: sa.Connection) -> Iterator[str]:
+def _damaged(db: sa.Connection) -> Iterator[str]:
     """One line for each record, charges excepted, that does not match its checksum."""
     for table in (ACCOUNT, TRIAL, MEMBER, STORAGE, REFUND):
         for row in db.execute(select(table)):
             record = row[1:] if table is REFUND else row  # the database numbers refunds itself
             if not intact(table, record):
                 yield f"damaged record: {label(table, row)}"
-
-
-def damaged_charges(db: sa.Connection, storage: str) -> list[str]:
-    """One line for each charge of a storage that does not match its checksum."""
-    lines: list[str] = []
-    _sums(db, [storage], lines)
-    return lines
 
 
 def _sums(

@@ -43,8 +43,9 @@ def verified(table: Table, record: Any) -> Any:
 
 def label(table: Table, record: Sequence[Any]) -> str:
     """Name a record by its table and key, for messages; the key itself may be what is damaged."""
-    keys = [(c.name, value) for c, value in zip(table.columns, record, strict=True) if c.name in _KEYS]
+    columns = list(table.columns)[-len(record) :]  # the records of the refund table come without their number
+    keys = [(c.name, value) for c, value in zip(columns, record, strict=True) if c.name in _KEYS]
     return masked(f"{table.name} " + " ".join(f"{name}={str(value)[:60]}" for name, value in keys))
 
 
-_KEYS = {"name", "no", "storage", "trial", "trial_no", "call", "account"}
+_KEYS = {"name", "no", "storage", "trial", "trial_no", "call", "digest", "account"}

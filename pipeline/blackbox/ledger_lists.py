@@ -25,6 +25,12 @@ from pipeline.blackbox.ledger_schema import ACCOUNT, CHARGE, MEMBER, REFUND, STO
 from pipeline.errors import LedgerError
 
 
+def find_account(db: sa.Connection, name: str) -> AccountRow | None:
+    """One account, for reading only."""
+    row = db.execute(select(ACCOUNT).where(ACCOUNT.c.name == name)).one_or_none()
+    return None if row is None else AccountRow.of(row)
+
+
 def list_accounts(db: sa.Connection) -> list[AccountRecord]:
     """See Ledger.accounts."""
     trials = {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL))}

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -116,6 +117,16 @@ STORAGE = Table(
 """Where each storage was when its last run opened the ledger, and when that was."""
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for a server, a ledger in memory, or what is not a URL."""
+    try:
+        parsed = sa.make_url(url)
+    except SQLAlchemyError:
+        return None
+    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if on_disk else None
+
+
 class Store:
     """Transactions on one database. Every SQLAlchemy error leaves as a LedgerError of one line."""
 
@@ -126,8 +137,8 @@ class Store:
             self.dialect = parsed.get_backend_name()
             if self.dialect not in ("sqlite", "postgresql"):
                 raise LedgerError(f"the ledger {self.name} cannot be used: wanted sqlite:///PATH or postgresql://...")
-            memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
-            options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
+            self.in_memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
+            options: dict[str, Any] = {"poolclass": StaticPool} if self.in_memory else {}
             if self.dialect == "sqlite":
                 options["connect_args"] = {"timeout": BUSY_S, "check_same_thread": False}
             self._writer = sa.create_engine(parsed, **options)
@@ -136,7 +147,7 @@ class Store:
         # SQLite has one writer at a time: threads of this process queue here rather than poll the file's lock.
         self._turn = threading.Lock() if self.dialect == "sqlite" else nullcontext()
         if self.dialect == "sqlite":
-            sa.event.listen(self._writer, "connect", _prepare_memory if memory else _prepare_file)
+            sa.event.listen(self._writer, "connect", _prepare_memory if self.in_memory else _prepare_file)
             sa.event.listen(self._writer, "begin", _begin)
             self._reader = self._writer.execution_options(farebox_begin="BEGIN")
         else:

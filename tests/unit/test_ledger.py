@@ -24,7 +24,8 @@ from methods.base import Bill
 from pipeline.blackbox import ledger_batch
 from pipeline.blackbox.bill import PAID, AccountRecord, Phase, paid, row_columns
 from pipeline.blackbox.ledger import Charge, Ledger, Limits, Receipt
-from pipeline.blackbox.ledger_schema import metadata
+from pipeline.blackbox.ledger_checksum import CHECKSUM, checksum
+from pipeline.blackbox.ledger_schema import REFUND, metadata
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 
 ONE = Bill(requests=1, images=10, prompts=5, outputs=50)
@@ -44,10 +45,16 @@ def empty(folder: Path) -> str:
     return SERVER
 
 
-def tamper(url: str, statement: str) -> None:
+def tamper(url: str, statement: str, reseal: bool = False) -> None:
+    """Change the tables behind the ledger's back; with `reseal`, give every record a checksum that fits it again."""
     engine = sa.create_engine(url)
     with engine.begin() as db:
         db.execute(sa.text(statement))
+        for table in metadata.sorted_tables if reseal else ():
+            for row in db.execute(sa.select(table)).all() if CHECKSUM in table.c else ():
+                keys = [column == value for column, value in zip(table.c, row, strict=True) if column.primary_key]
+                values = row[1:-1] if table is REFUND else row[:-1]
+                db.execute(sa.update(table).where(*keys).values({CHECKSUM: checksum(table, values)}))
     engine.dispose()
 
 
@@ -404,7 +411,7 @@ def test_a_full_disk_is_told_and_room_lets_the_same_charges_go_on(tmp_path: Path
 def test_a_ledger_of_another_schema_is_refused(url: str) -> None:
     Ledger(url).close()
     tamper(url, "UPDATE ledger_meta SET value = '99'")
-    with pytest.raises(ConfigError, match="schema 99, .* another version made it"):
+    with pytest.raises(ConfigError, match=r"schema 99, .* another version made it"):
         Ledger(url)
 
 
@@ -446,8 +453,60 @@ def test_verify_names_what_was_tampered_with(url: str, statement: str, says: str
     ledger.reserve("s", "t", ["a"], Limits(requests=5))
     ledger.charge([ask(0), ask(1), ask(0, "b"), ask(2, phase=Phase.EVALUATE)])
     assert ledger.verify() == []
-    tamper(url, statement)
+    tamper(url, statement, reseal=True)
     assert any(says in problem for problem in ledger.verify()), ledger.verify()
+    tamper(url, "UPDATE ledger_trial SET checksum = checksum + 1")
+    assert [problem.split()[:3] for problem in ledger.verify()] == [["damaged", "record:", "ledger_trial"]]
+    ledger.close()
+
+
+def used(ledger: Ledger) -> dict[str, Callable[[], object]]:
+    """Calls that read the records of each table."""
+    fitted = [ask(0), ask(1), ask(0, "b")]
+    return {
+        "ledger_account": lambda: (ledger.accounts(), ledger.settle("s", "t")),
+        "ledger_trial": lambda: (ledger.accounts(), ledger.charge([ask(9, phase=Phase.EVALUATE)])),
+        "ledger_member": lambda: (ledger.accounts(), ledger.settle("s", "t")),
+        "ledger_charge": lambda: (ledger.charge(fitted), ledger.charges("s", "t")),
+        "ledger_refund": lambda: ledger.charges("s", "t"),
+        "ledger_storage": lambda: ledger.storage("s"),
+    }
+
+
+COLUMNS = [
+    (table.name, column.name)
+    for table in metadata.sorted_tables
+    if CHECKSUM in table.c
+    for column in table.c
+    if not (table is REFUND and column.name == "no")
+]
+
+
+@sqlite_only
+@pytest.mark.parametrize(("table", "column"), COLUMNS, ids=lambda value: str(value))
+def test_a_changed_value_in_any_column_is_named_and_never_used(tmp_path: Path, table: str, column: str) -> None:
+    url = empty(tmp_path)
+    ledger = Ledger(url)
+    ledger.open_account("a", Limits(requests=10))
+    ledger.register("s", "/runs/demo", "here")
+    ledger.reserve("s", "t", ["a"], Limits(requests=5))
+    ledger.charge([ask(0), ask(1), ask(0, "b"), ask(3)])
+    ledger.refund([ask(3).id])
+    kind = metadata.tables[table].c[column].type
+    text = isinstance(kind, sa.Text)
+    value = f"{column} || 'x'" if text else f"coalesce({column}, 0) + 100"
+    if isinstance(kind, sa.Boolean):
+        value = f"NOT {column}"
+    tamper(url, f"UPDATE {table} SET {column} = {value}")
+    problems = ledger.verify()
+    assert problems and all(problem.startswith("damaged record: ") for problem in problems)
+    assert table in problems[0]
+    keys = {"ledger_charge": ("trial_no", "call"), "ledger_refund": ("trial_no",), "ledger_storage": ("storage",)}
+    hidden = column in keys.get(table, ())  # a look-up misses the record, and only the check at a run's start finds it
+    for call in (lambda: ledger.check("s"), *([] if hidden else [used(ledger)[table]])):
+        with pytest.raises(LedgerError, match="damaged") as error:
+            call()
+        assert len(str(error.value)) <= 300 + len(str(tmp_path)) and "\n" not in str(error.value)
     ledger.close()
 
 
