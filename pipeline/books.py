@@ -82,9 +82,10 @@ def _identify(config: Config, ledger: Ledger, say: Callable[[str], None]) -> Sto
         path, host = originals[0]
         storage = new_id(folder, (old.id, *old.copied_from))
         checkpoints = sorted((folder / "checkpoints").glob("*.ckpt")) if shared else []
-        for checkpoint in checkpoints:
+        for checkpoint in checkpoints:  # their calls were paid under the original's id
             checkpoint.unlink()
-        removed = f"; {len(checkpoints)} checkpoints removed: unfinished trials start anew" if checkpoints else ""
+        n = len({path.name.removesuffix(".ckpt").removesuffix(".before") for path in checkpoints})
+        removed = f"; the checkpoints of {n} unfinished trials are removed, which start anew" if n else ""
         say(f"{folder} is a copy of the storage {old.id} at {path} on {host}: its id is now {storage.id}{removed}")
     else:
         storage = moved_here(folder, old)

@@ -229,8 +229,8 @@ def _refuse_at_work(reservation: Reservation) -> None:
     age = time.time() - max(reservation.last_charge or 0.0, began)
     if status in ("elsewhere", "unknown") and abs(age) < RECENT_S:
         raise ConfigError(
-            f"storage {name} was charged or opened {age:.0f} s ago, and not on this machine: a run may be at work in it; "
-            f"stop it, and release it {RECENT_S / 60:.0f} minutes after its last charge"
+            f"storage {name} was charged or opened {age:.0f} s ago, and not on this machine: a run may be at work in "
+            f"it; stop it, and release it {RECENT_S / 60:.0f} minutes after its last charge"
         )
 
 

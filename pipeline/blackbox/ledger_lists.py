@@ -20,7 +20,7 @@ from pipeline.blackbox.bill import (
 )
 from pipeline.blackbox.ledger_audit import AT_ONCE, account_differences
 from pipeline.blackbox.ledger_checksum import RESTORE, verified
-from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, members, parse_charge
+from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, parse_charge
 from pipeline.blackbox.ledger_schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL
 from pipeline.errors import LedgerError
 
@@ -33,19 +33,20 @@ def find_account(db: sa.Connection, name: str) -> AccountRow | None:
 
 def list_accounts(db: sa.Connection) -> list[AccountRecord]:
     """See Ledger.accounts."""
-    trials = {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL))}
+    trials, names = _all_trials(db), _all_members(db)
     on: dict[str, list[TrialRow]] = defaultdict(list)
-    for row in db.execute(select(MEMBER)):
-        no, name, _ = verified(MEMBER, row)
-        if no not in trials:
-            raise LedgerError(f"damaged: account {name!r} is charged for trial number {no}, which is absent; {RESTORE}")
-        on[name].append(trials[no])
+    for no in names:
+        for name in names[no]:
+            if no not in trials:
+                raise LedgerError(
+                    f"damaged: account {name!r} is charged for trial number {no}, which is absent; {RESTORE}"
+                )
+            on[name].append(trials[no])
     records = []
-    for row in db.execute(select(ACCOUNT).order_by(ACCOUNT.c.name)):
-        account = AccountRow.of(row)
+    for account in sorted((AccountRow.of(row) for row in db.execute(select(ACCOUNT))), key=lambda a: a.name):
         mine = on.pop(account.name, [])
         for line in account_differences(account, mine):
-            raise LedgerError(f"{line}; {RESTORE}")
+            raise LedgerError(f"damaged: {line}; {RESTORE}")
         charged = total(t.paid + t.buckets["replay"] for t in mine)
         records.append(AccountRecord(account.name, account.limits, account.held, account.spent, charged, len(mine)))
     for name in on:
@@ -55,14 +56,25 @@ def list_accounts(db: sa.Connection) -> list[AccountRecord]:
 
 def list_trials(db: sa.Connection, storage: str | None) -> list[TrialRecord]:
     """See Ledger.trials."""
-    query = select(TRIAL).order_by(TRIAL.c.no)
-    if storage is not None:
-        query = query.where(TRIAL.c.storage == storage)
-    rows = [TrialRow.of(row) for row in db.execute(query)]
-    names = members(db, [row.no for row in rows])
+    names = _all_members(db)
     return [
-        TrialRecord(r.storage, r.trial, r.open, r.allotment, r.bills, tuple(sorted(names.get(r.no, ())))) for r in rows
+        TrialRecord(t.storage, t.trial, t.open, t.allotment, t.bills, tuple(sorted(names.get(t.no, ()))))
+        for t in _all_trials(db).values()
+        if storage is None or t.storage == storage
     ]
+
+
+# Whole tables are read, not a part by an index: a damaged index leaves out records without a word.
+def _all_trials(db: sa.Connection) -> dict[int, TrialRow]:
+    return {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL).order_by(TRIAL.c.no))}
+
+
+def _all_members(db: sa.Connection) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = defaultdict(list)
+    for row in db.execute(select(MEMBER)):
+        no, name, _ = verified(MEMBER, row)
+        names[no].append(name)
+    return names
 
 
 def list_charges(db: sa.Connection, storage: str, trial: str) -> list[ChargeRecord]:
@@ -87,8 +99,7 @@ def find_storage(db: sa.Connection, storage: str) -> StorageRecord | None:
 
 def list_reservations(db: sa.Connection) -> list[Reservation]:
     """See Ledger.reservations."""
-    trials = [TrialRow.of(row) for row in db.execute(select(TRIAL).where(TRIAL.c.open).order_by(TRIAL.c.no))]
-    accounts = members(db, [trial.no for trial in trials])
+    trials, accounts = [trial for trial in _all_trials(db).values() if trial.open], _all_members(db)
     storages, last = {trial.no: trial.storage for trial in trials}, dict[str, float]()
     charges = select(CHARGE).join(TRIAL).where(TRIAL.c.open).execution_options(yield_per=AT_ONCE)
     for charge in db.execute(charges):
@@ -99,7 +110,8 @@ def list_reservations(db: sa.Connection) -> list[Reservation]:
     for trial in trials:
         for name in accounts.get(trial.no, ()):
             reserved[trial.storage][name] += trial.allotment.bill
+    places = {row[0]: StorageRecord(*verified(STORAGE, row)[:-1]) for row in db.execute(select(STORAGE))}
     return [
-        Reservation(storage, find_storage(db, storage), n, dict(reserved[storage]), last.get(storage))
+        Reservation(storage, places.get(storage), n, dict(reserved[storage]), last.get(storage))
         for storage, n in counts.items()
     ]

@@ -192,6 +192,8 @@ class Store:
                 yield db
         except SQLAlchemyError as exc:
             raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}{_advice(exc)}") from exc
+        except UnicodeError as exc:  # SQLite quotes the damaged bytes in its own message
+            raise LedgerError(f"the ledger {self.name} cannot be used{DAMAGED}") from exc
 
     def check(self) -> None:
         """Verify the structure of a SQLite file, its indexes included. Raises LedgerError for a damaged one."""

@@ -560,6 +560,9 @@ class Books(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.storage = "s"
+        self.named = {"sweep": "sweep", "team": "team", "late": "late"}
+        """Present names of the accounts."""
         self.folder = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
         self.url = empty(Path(self.folder.name))
         self.time = time.time
@@ -570,7 +573,7 @@ class Books(RuleBasedStateMachine):
         self.opened = {"t1": True}
         self.allotment = {"t1": Limits(8, 80)}
         self.on = {"t1": {"sweep"}}
-        self.ledgers[0].reserve("s", "t1", ["sweep"], Limits(8, 80))
+        self.ledgers[0].reserve(self.storage, "t1", ["sweep"], Limits(8, 80))
         self.bills: dict[tuple[str, int, str, Phase], Bill] = {}  # one payload, one price
         self.live: dict[tuple[str, int, str], tuple[Phase, Bill, bool]] = {}
 
@@ -599,12 +602,23 @@ class Books(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), name=st.sampled_from(["sweep", "team", "late"]), limits=LIMITS)
     def open_account(self, which: int, name: str, limits: Limits) -> None:
+        """A sweep joins a budget: it makes it, or leaves its limits alone."""
+        name = self.named[name]
+        assert self.ledgers[which].open_account(name, limits) == self.limits.setdefault(name, limits)
+
+    @rule(which=st.integers(0, 1), name=st.sampled_from(["sweep", "team", "late"]), limits=LIMITS)
+    def set_limits(self, which: int, name: str, limits: Limits) -> None:
+        name = self.named[name]
+        if name not in self.limits:
+            with pytest.raises(LedgerError, match="no account named"):
+                self.ledgers[which].set_limits(name, limits)
+            return
         endless = any(
             name in names and self.opened[t] and self._endless(self.allotment[t], limits)
             for t, names in self.on.items()
         )
         try:
-            self.ledgers[which].open_account(name, limits)
+            self.ledgers[which].set_limits(name, limits)
         except LedgerError:
             assert endless or limits.passed(self.committed(name), Bill())
         else:
@@ -619,6 +633,7 @@ class Books(RuleBasedStateMachine):
         same=st.sampled_from([True, True, False]),
     )
     def reserve(self, which: int, trial: str, names: list[str], allotment: Limits, same: bool) -> None:
+        names = [self.named.get(name, name) for name in names]
         allotment = self.allotment.get(trial, allotment) if same else allotment
         before = (dict(self.opened), dict(self.allotment), {t: set(n) for t, n in self.on.items()})
         contradicts = (self.opened.get(trial) and self.allotment[trial] != allotment) or allotment.passed(
@@ -632,7 +647,7 @@ class Books(RuleBasedStateMachine):
             for n in all_names
         )
         try:
-            self.ledgers[which].reserve("s", trial, names, allotment)
+            self.ledgers[which].reserve(self.storage, trial, names, allotment)
         except FareboxError:
             assert contradicts or not fits
             self.opened, self.allotment, self.on = before
@@ -643,7 +658,7 @@ class Books(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), trial=TRIALS)
     def settle(self, which: int, trial: str) -> None:
         try:
-            assert self.ledgers[which].settle("s", trial) == self.spent(trial)
+            assert self.ledgers[which].settle(self.storage, trial) == self.spent(trial)
         except LedgerError:
             assert trial not in self.opened
         else:
@@ -655,7 +670,7 @@ class Books(RuleBasedStateMachine):
         charges = []
         for trial, call, digest, phase in calls:
             price = self.bills.setdefault((trial, call, digest, phase), bill)
-            charges.append(Charge("s", trial, call, f"{digest}{phase.value}", phase, price))
+            charges.append(Charge(self.storage, trial, call, f"{digest}{phase.value}", phase, price))
         for c, answer in zip(charges, self.ledgers[which].charge(charges), strict=True):
             assert self._predict(c) == (answer.status if isinstance(answer, Receipt) else "refused")
 
@@ -695,8 +710,33 @@ class Books(RuleBasedStateMachine):
     def refund(self, which: int, data: st.DataObject) -> None:
         trial, call, digest = key = data.draw(st.sampled_from(sorted(self.live)))
         for _ in range(2):
-            self.ledgers[which].refund([f"s/{trial}/{call}/{digest}"])
+            self.ledgers[which].refund([f"{self.storage}/{trial}/{call}/{digest}"])
         del self.live[key]
+
+    @rule(which=st.integers(0, 1))
+    def release(self, which: int) -> None:
+        """The storage was deleted: what its open trials reserve is given back."""
+        ledger = self.ledgers[which]
+        reservations = {r.storage: r.trials for r in ledger.reservations()}
+        assert reservations.get(self.storage, 0) == sum(self.opened.values()) == sum(reservations.values())
+        for trial in [t.trial for t in ledger.trials(self.storage) if t.open]:
+            ledger.settle(self.storage, trial)
+        self.opened = dict.fromkeys(self.opened, False)
+        assert all(a.reserved == Bill() for a in ledger.accounts()) and ledger.reservations() == []
+
+    @rule(which=st.integers(0, 1))
+    def copy(self, which: int) -> None:
+        """The storage is copied with its own ledger: trials and ceiling get the new id, and nothing else changes."""
+        old, new = self.named["sweep"], {"sweep": "ceiling", "ceiling": "sweep"}[self.named["sweep"]]
+        storage = {"s": "copy", "copy": "s"}[self.storage]
+        for _ in range(2):
+            self.ledgers[which].rename_storage(self.storage, storage, {old: new})
+        self.storage, self.named["sweep"] = storage, new
+        self.limits[new] = self.limits.pop(old)
+        self.on = {trial: {new if name == old else name for name in names} for trial, names in self.on.items()}
+        self.ledgers[which].register(storage, "/runs/copy", "here")
+        place = self.ledgers[1 - which].storage(storage)
+        assert place is not None and (place.path, place.host) == ("/runs/copy", "here")
 
     @rule(which=st.integers(0, 1))
     def crash(self, which: int) -> None:
@@ -709,7 +749,7 @@ class Books(RuleBasedStateMachine):
     def kill(self, calls: list[tuple[str, int, str, Phase]], bill: Bill) -> None:
         """A process is killed with a transaction's every statement done and nothing committed."""
         charges = [
-            Charge("s", t, n, f"{d}{p.value}", p, self.bills.get((t, n, d, p), bill))
+            Charge(self.storage, t, n, f"{d}{p.value}", p, self.bills.get((t, n, d, p), bill))
             for t, n, d, p in dict.fromkeys(calls)
         ]
         child = os.fork()
@@ -740,7 +780,7 @@ class Books(RuleBasedStateMachine):
             assert record.limits.passed(record.committed, Bill()) is None
             assert record.limits.passed(record.charged, Bill()) is None
         for trial in self.opened:
-            bills = first.trial_bill("s", trial)
+            bills = first.trial_bill(self.storage, trial)
             assert paid(bills) == self.spent(trial)
             mine = [bill for (t, _, _), (_, bill, _) in self.live.items() if t == trial]
             assert sum(bills.values(), Bill()) == sum(mine, Bill())
