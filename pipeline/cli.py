@@ -126,6 +126,14 @@ def ledger(arguments: argparse.Namespace) -> int:
     return _exit_code(problems)
 
 
+def budget(arguments: argparse.Namespace) -> int:
+    """Show the budgets of a ledger and what reserves them, set a limit, or release what deleted storages reserve."""
+    from pipeline import budget_command
+
+    print(budget_command.run(arguments.verb, arguments.words, arguments.json))
+    return 0
+
+
 def sync(arguments: argparse.Namespace) -> int:
     """Rebuild the MLflow mirror from the rows."""
     from pipeline import report
@@ -233,6 +241,11 @@ def _parser() -> argparse.ArgumentParser:
         "--published", action="store_true", help="then our cells beside what papers printed, never mixed"
     )
     verb(ledger).add_argument("--json", action="store_true", help="accounts, bills and problems as JSON")
+    budgets = verb(budget, words=False).add_subparsers(required=True, metavar="VERB", dest="verb")
+    for name, (words, what) in BUDGET_VERBS.items():
+        made = budgets.add_parser(name, help=what, description=f"{name} {words}: {what}. See docs/budget.md.")
+        made.add_argument("words", nargs="*", metavar="WORD", help=words)
+        made.add_argument("--json", action="store_true", help="as JSON")
     verb(sync)
     verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")
     benches = verb(bench, words=False)
@@ -246,6 +259,15 @@ def _parser() -> argparse.ArgumentParser:
         verb(listing, words=False).add_argument("--json", action="store_true", help="as JSON")
     return parser
 
+
+BUDGET_VERBS = {
+    "show": ("url=URL|storage=DIR", "print limits, reserved and spent amounts of every account, and who reserves them"),
+    "set": ("NAME requests=N images=N url=URL", "set limits of a named budget (none: no limit); other limits stay"),
+    "release": (
+        "[STORAGE ...] url=URL",
+        "give back what the open trials of deleted storages reserve, or of those named",
+    ),
+}
 
 DATA_VERBS = {
     "add": ("NAME PATH [KEY=VALUE]", "look at a folder or file of images, and write the card by which runs name it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -16,9 +17,9 @@ import pyarrow as pa
 from methods import all_methods
 from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
-from pipeline.blackbox.ledger import Ledger
+from pipeline.books import audit, existing_ledger, trials_of
 from pipeline.config import Config, dataset_card, model_card, names
-from pipeline.errors import ConfigError, TrackingError, masked
+from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
@@ -26,8 +27,7 @@ from pipeline.outline import Outline
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store
-from pipeline.row import account_name
-from pipeline.storage import read_storage_id
+from pipeline.storage_id import FILE, read_id
 
 AWAY_S = 60.0
 """After a failure of MLflow, how long a run does not try it again."""
@@ -194,15 +194,17 @@ def absent_lines(made: Outline) -> list[str]:
 
 
 def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
-    """The ledger's statement for this sweep, and what does not add up."""
+    """The ledger's statement for this sweep, and what is wrong with it. A damaged ledger has no statement."""
     store = _store(config)
-    storage_id = read_storage_id(config.storage)
-    books = Ledger(config.ledger_url)
-    accounts, trials = books.accounts(), [t for t in books.trials() if t.storage == storage_id]
-    rows = store.scan().table.to_pylist()
-    named = [r | {"trial_id": account_name(r["trial_id"], r["method_digest"], r["code_digest"])} for r in rows]
-    problems = [*books.verify(named, storage_id), *store.damage()]
-    books.close()
+    rows = store.scan().table
+    storage = read_id(config.storage)
+    with contextlib.closing(existing_ledger(config)) as books:
+        problems = [*audit(books, rows, storage), *store.damage()]
+        try:
+            accounts, trials = books.accounts(), trials_of(books, rows, storage)
+        except LedgerError as error:
+            return json.dumps({"problems": problems}, indent=1) if as_json else str(error), problems
+    copied = sum(t.storage != storage.id for t in trials)
     phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}
     if as_json:
         record = {
@@ -212,6 +214,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
             ],
             "phases": {phase.value: asdict(bill) for phase, bill in phases.items()},
             "trials": len(trials),
+            "copied_trials": copied,
             "open_trials": sum(t.open for t in trials),
             "problems": problems,
         }
@@ -225,7 +228,8 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
             f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.words or 'none'}"
         )
     verdict = "verified: charges add up, match the rows, and passed no limit" if not problems else "NOT verified"
-    text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open; {verdict}")
+    inherited = f", {copied} of them paid by the storage that this one was copied from" if copied else ""
+    text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open{inherited}; {verdict}")
     return "\n".join(text), problems
 
 
@@ -261,7 +265,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def _store(config: Config) -> Store:
-    if not (config.storage / "storage_id").exists():
+    if not (config.storage / FILE).exists():
         raise ConfigError(
             f"no sweep at {_shown(config.storage)}: name one with storage=DIR, or farebox run sweep={config.sweep}"
         )

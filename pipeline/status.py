@@ -6,6 +6,7 @@ driver lives is told by the lock that it holds on the storage, so that a file le
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -15,13 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.blackbox.bill import AccountRecord
 from pipeline.blackbox.ledger import Ledger
+from pipeline.blackbox.ledger_schema import sqlite_file
 from pipeline.books import sweep_account
-from pipeline.errors import ConfigError, DamagedFile, StorageError
+from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
 from pipeline.progress import clock
 from pipeline.results import FINISHED, Store
-from pipeline.storage import held, read_storage_id
+from pipeline.storage import held
+from pipeline.storage_id import read_id
 
 FILE = "status.json"
 
@@ -58,8 +62,7 @@ class Heartbeat:
 
 def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     """One record: is the driver alive; trials running, waiting, done, failed; replicas; accounts; seconds left."""
-    if not (storage / "storage_id").exists():
-        raise ConfigError(f"no sweep at {storage}: name one with sweep=NAME or storage=DIR")
+    account = sweep_account(read_id(storage).id)
     alive, said = held(storage), _last_beat(storage / FILE)
     store = Store(storage)
     rows = {r["trial_id"]: r for r in store.scan().table.to_pylist()}
@@ -72,14 +75,11 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         if r["status"] not in FINISHED and i not in running
     ]
     over = {*done, *(f["trial"] for f in failed), *running}
-    account = sweep_account(read_storage_id(storage))
-    ledger = Ledger(ledger_url)
     accounts = [
         {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
         | {"charged": asdict(a.charged), "this_sweep": a.name == account}
-        for a in ledger.accounts()
+        for a in _accounts(ledger_url)
     ]
-    ledger.close()
     return {
         "alive": alive,
         "driver": {k: said[k] for k in ("pid", "host", "at")},
@@ -125,6 +125,15 @@ def shown(record: dict[str, Any]) -> str:
     if record["left_s"] is not None:
         text.append(f"about {clock(record['left_s'])} left")
     return "\n".join(text)
+
+
+def _accounts(ledger_url: str) -> list[AccountRecord]:
+    """The accounts of a ledger; none before a run made it."""
+    file = sqlite_file(ledger_url)
+    if file is not None and not file.is_file():
+        return []
+    with contextlib.closing(Ledger(ledger_url)) as ledger:
+        return ledger.accounts()
 
 
 def _last_beat(path: Path) -> dict[str, Any]:

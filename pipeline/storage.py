@@ -1,4 +1,4 @@
-"""A sweep's folder: can it be written, what is its lasting id, and is anybody else at work in it?"""
+"""A sweep's folder: whether it can be written, and whether a run holds it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import ConfigError, DamagedFile
-from pipeline.files import UNSEALED, read_sealed, seal, write_atomic
+from pipeline.errors import ConfigError
 
 PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
 """Where files are written under a storage."""
 
 log = logging.getLogger(__name__)
-
-
-def open_storage(folder: Path) -> str:
-    """Make the sweep's folder and return its lasting id, which is part of every charge's id."""
-    check_writable("storage", folder)
-    marker = folder / "storage_id"
-    if not marker.exists():
-        write_atomic(marker, seal(f"{uuid.uuid4().hex[:12]}\n{UNSEALED}\n".encode()))
-    return read_storage_id(folder)
-
-
-def read_storage_id(folder: Path) -> str:
-    """Return the lasting id of a sweep's folder.
-
-    Raises:
-        ConfigError: its file is damaged. Another id would be charged anew for all that was paid.
-    """
-    try:
-        return read_sealed(folder / "storage_id").decode().split()[0]
-    except DamagedFile as error:
-        raise ConfigError(f"{error}: restore it from a copy, or start another storage with storage=DIR") from error
 
 
 def check_writable(key: str, folder: Path) -> None:

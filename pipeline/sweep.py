@@ -20,21 +20,10 @@ import ray
 import torch
 from ray import tune
 
+from pipeline import books
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import RayPool, RemoteLedger, Say, loads, start
-from pipeline.books import (
-    close_books,
-    finished,
-    pending,
-    problems,
-    recomputed,
-    reserve,
-    settle_left_over,
-    stale_line,
-    sweep_account,
-    tidy,
-)
 from pipeline.checks import refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import CodeMismatch, ConfigError, EndpointLost, LedgerError, StorageError, first_line
@@ -46,7 +35,7 @@ from pipeline.ray_session import ray_session
 from pipeline.results import ResultRow, Store
 from pipeline.source_code import check_code, driver_code
 from pipeline.status import Heartbeat
-from pipeline.storage import alone, check_writable, open_storage
+from pipeline.storage import alone, check_writable
 from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,7 +60,7 @@ class Outcome:
     ran: int
     kept: int
     problems: tuple[str, ...]
-    """One line for each trial that failed, was truncated or unfunded."""
+    """One line for each trial that failed, was truncated or unfunded, and for each problem in the ledger."""
 
 
 class TrialRunner(tune.Trainable):  # type: ignore[misc]
@@ -103,7 +92,9 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         spec: TrialSpec = self.shared["specs"][self.index]
         store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
         try:
-            if not finished(store, spec):  # else an earlier worker wrote its rows, and died before it could say so
+            if not books.finished(
+                store, spec
+            ):  # else an earlier worker wrote its rows, and died before it could say so
                 try:
                     threads, every_s = self.shared["threads"], self.shared["checkpoint_s"]
                     run_trial(spec, self.pool, storage, store, every_s, threads=threads)
@@ -111,7 +102,9 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
                     raise
                 except Exception as error:  # a method's own bug must not stop the other trials
                     write_failure(spec, error, store, spec_columns(spec))
-            if finished(store, spec):  # a failure of a killed run's worker must not close what a new one goes on with
+            if books.finished(
+                store, spec
+            ):  # a failure of a killed run's worker must not close what a new one goes on with
                 self.ledger.settle(storage, spec.account)
         except (CodeMismatch, LedgerError, StorageError) as error:
             return {"done": True, STOPS: error}
@@ -166,36 +159,33 @@ def run(config: Config, say: Say, mirror: Mirroring) -> Outcome:
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     refuse_absent(config)
     plan = make_plan(config)
-    storage_id = open_storage(config.storage)
+    check_writable("storage", config.storage)
     check_writable("features", config.features)
     with alone(config.storage):
-        return _run(plan, storage_id, say, mirror)
+        return _run(plan, say, mirror)
 
 
-def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
+def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
-    todo, stale = pending(plan, store)
+    todo, stale = books.pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for line in recomputed(store, todo):
+    for line in books.recomputed(store, todo):
         say(line)
     for name, why in plan.unable:
         say(f"not run: {name} {why}")
     if stale:
-        say(stale_line(stale, config.stale == "rerun"))
+        say(books.stale_line(stale, config.stale == "rerun"))
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
     elif not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))
-    try:
-        ledger = Ledger(config.ledger_url)
-    except LedgerError as error:
-        raise ConfigError(str(error)) from error
+    ledger, storage = books.open_ledger(config, say)
     with contextlib.closing(ledger):
-        settle_left_over(ledger, storage_id, todo)
+        books.settle_left_over(ledger, storage.id, todo)
         if not todo:
-            tidy(store, plan.trials)
-            return Outcome(plan, 0, kept, problems(plan, store))
-        funded, unfunded = reserve(ledger, plan, todo, storage_id)
+            books.tidy(store, plan.trials)
+            return Outcome(plan, 0, kept, books.problems(plan, store, ledger, storage))
+        funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
         for spec in todo:
             if spec.trial_id in unfunded:
                 store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
@@ -205,17 +195,17 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
             journal = Journal(config.storage, {t.trial_id: t.name for t in funded})
             with journal.run(len(funded), kept):
                 try:
-                    with _ray(config, storage_id, say) as (replicas, ledger_actor):
-                        lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror, journal)
+                    with _ray(config, storage.id, say) as (replicas, ledger_actor):
+                        lost = _tune(config, funded, replicas, ledger_actor, storage.id, ledger, store, mirror, journal)
                 except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                     for spec in funded:
-                        ledger.settle(storage_id, spec.account)
+                        ledger.settle(storage.id, spec.account)
                     raise
-                close_books(ledger, storage_id, funded, store, lost)
+                books.close_books(ledger, storage.id, funded, store, lost)
                 for rows in map(store.rows_of, lost):
                     journal.ended(rows)
-        tidy(store, plan.trials)
-    return Outcome(plan, len(funded), kept, problems(plan, store))
+        books.tidy(store, plan.trials)
+        return Outcome(plan, len(funded), kept, books.problems(plan, store, ledger, storage))
 
 
 @contextlib.contextmanager
@@ -275,7 +265,7 @@ def _tune(
         mirror(rows)
 
     ids = [t.trial_id for t in funded]
-    watch = Watch(ids, store, ledger, sweep_account(storage_id), told)
+    watch = Watch(ids, store, ledger, books.sweep_account(storage_id), told)
     heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
     scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's

@@ -63,10 +63,11 @@ class Mirror:
 
     def __init__(self, tracking_uri: str, artifact_root: Path, experiment: str) -> None:
         self.root, self.experiment = Path(artifact_root).absolute(), experiment
+        own = tracking_uri.startswith("sqlite:///") and Path(tracking_uri[10:]).parent == self.root.parent
         with _mapped(f"MLflow at {tracking_uri} cannot be opened"):
             self.client = _client(tracking_uri)
             local = not tracking_uri.startswith(("http://", "https://", "databricks"))
-            self.experiment_id = self._open(self.root.as_uri() if local else None)
+            self.experiment_id = self._open(self.root.as_uri() if local else None, own)
             self._known = self._load()
 
     def mirror(self, rows: Sequence[ResultRow], files: Sequence[Path] = ()) -> bool:
@@ -121,21 +122,34 @@ class Mirror:
         old = self._known.get(rows[0].trial_id)
         return old is not None and old.digest == _digest(rows)
 
-    def _open(self, location: str | None) -> str:
-        """The experiment's id. One whose artifact folder is gone (the storage was moved) is set aside for a new one."""
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        if found is not None and location not in (None, found.artifact_location) and _gone(found.artifact_location):
-            self.client.rename_experiment(found.experiment_id, f"{self.experiment} (moved, {found.experiment_id})")
-            self.client.delete_experiment(found.experiment_id)
-            found = None
+    def _open(self, location: str | None, own: bool) -> str:
+        """The experiment's id, whose artifacts are in this storage.
+
+        MLflow fixes the folder of an experiment's artifacts when it is created. One of another folder is set aside when
+        that folder is gone or when the MLflow store is the storage's own: the storage was moved or copied. In a store
+        that storages share, the experiment gets a name with this storage's folder.
+        """
+        found = self._find()
+        if found is not None and location not in (None, found.artifact_location):
+            if own or _gone(found.artifact_location):
+                self.client.rename_experiment(found.experiment_id, f"{self.experiment} (moved, {found.experiment_id})")
+                self.client.delete_experiment(found.experiment_id)
+                found = None
+            else:
+                self.experiment = f"{self.experiment} in {self.root.parent}"
+                found = self._find()
         if found is not None:
             return str(found.experiment_id)
         self.root.mkdir(parents=True, exist_ok=True)
         made = str(self.client.create_experiment(self.experiment, artifact_location=location))
         self.client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
         return made
+
+    def _find(self) -> Any:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return found
 
     def _search(self, query: str) -> list[Any]:
         runs, token = [], None

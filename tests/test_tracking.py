@@ -163,6 +163,8 @@ def test_two_storages_share_one_mlflow_without_touching_each_other(opened: MakeM
     mine.mirror(trial())
     other = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "elsewhere" / "mlflow", "farebox/test")
     assert other.mirror(trial())
+    (run,) = runs(other)
+    assert str(tmp_path / "elsewhere") in run.info.artifact_uri
     other.sync(Store(tmp_path / "elsewhere"))
     assert len(runs(opened())) == 1 and not opened().mirror(trial())
 
@@ -179,6 +181,23 @@ def test_a_moved_storage_gets_a_new_experiment(tmp_path: Path, empty_db: Path) -
     assert moved.mirror(trial())
     (run,) = runs(moved)
     assert str(tmp_path / "new") in run.info.artifact_uri and not (tmp_path / "old").exists()
+
+
+def test_a_copied_storage_writes_artifacts_into_its_own_folder(tmp_path: Path, empty_db: Path) -> None:
+    def mirror(folder: Path) -> Mirror:
+        return Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "mlflow", "farebox/test")
+
+    (tmp_path / "old").mkdir()
+    shutil.copy(empty_db, tmp_path / "old" / "mlflow.db")
+    mirror(tmp_path / "old").mirror(trial())
+    before = sorted((tmp_path / "old").rglob("*.json"))
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    copied = mirror(tmp_path / "copy")
+    assert copied.mirror(trial())
+    (run,) = runs(copied)
+    assert str(tmp_path / "copy") in run.info.artifact_uri
+    assert sorted((tmp_path / "old").rglob("*.json")) == before
+    assert not mirror(tmp_path / "copy").mirror(trial()) and not mirror(tmp_path / "old").mirror(trial())
 
 
 def test_the_store_is_in_wal_mode(opened: MakeMirror, tmp_path: Path) -> None:

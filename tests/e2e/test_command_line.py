@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pipeline.storage_id import read_id
 from tests.command import books, charges, farebox, here, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -245,7 +246,7 @@ def test_sweeps_never_mix_and_share_image_features_only(
     assert (mine.accuracy, mine.requests, mine.images) == (theirs["accuracy"], theirs["requests"], theirs["images"])
     assert mine.images > 0  # billed in full ...
     assert mine.computed_images == 0  # ... and computed by the first sweep
-    assert (swept.storage / "storage_id").read_text() != (other[0] / "storage_id").read_text()
+    assert read_id(swept.storage).id != read_id(other[0]).id
     assert charges(other[0]) < charges(swept.storage)
 
 

@@ -19,7 +19,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "replica.after_charge": {"module": ENDPOINT, "function": "Endpoint.compute", "moment": "before", "paid": True},
     "replica.after_compute": {"module": ENDPOINT, "function": "Endpoint.compute", "moment": "after", "paid": True},
     "replica.storing_features": {"rename": r"/features[^/]*/.*\.features$"},
-    "ledger.before_commit": {"module": LEDGER, "function": "_Batch.save", "moment": "after"},
+    "ledger.before_commit": {"module": f"{LEDGER}_batch", "function": "Batch.save", "moment": "after"},
     "ledger.after_commit": {"module": LEDGER, "function": "Ledger.charge", "moment": "after"},
     "trial.at_a_call": {"module": "pipeline.blackbox.client", "function": "MeteredBox._send", "moment": "after"},
     "trial.between_steps": {"module": TRIAL, "function": "_mark_curve", "moment": "before"},

@@ -22,7 +22,7 @@ from pipeline.published.tables import TITLE, counted, html, with_printed
 from pipeline.render import report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.report import formatted
 from pipeline.results import Store, to_table
-from pipeline.storage import open_storage
+from pipeline.storage_id import new_id, write_id
 from tests.synthetic import make
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "published.csv"
@@ -209,7 +209,7 @@ def test_the_command_stands_them_beside_ours_in_every_format(tmp_path: Path) -> 
     store = Store(tmp_path)
     for row in ROWS:
         store.write([row])
-    open_storage(tmp_path)
+    write_id(tmp_path, new_id(tmp_path))
     config = compose([f"storage={tmp_path}"])
     for form in (*FORMATS, "html"):
         (plain, _), (both, _) = (formatted(config, form, raw=False, published=p) for p in (False, True))
