@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
@@ -21,6 +22,8 @@ NETWORK = frozenset(
 )
 """File systems of other machines. Not 9p, virtiofs or overlay: containers and virtual machines have local disks so."""
 SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?:][^?]*)")
+LONGEST_NAME = 200
+"""Bytes of a card's name as part of a file name, percent-encoded."""
 INSTEAD = {
     "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
     "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
@@ -68,6 +71,17 @@ def text(key: str, value: Any) -> str:
     if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value == "":
         raise ConfigError(f"{key}={value}: expected a name or a path")
     return str(value)
+
+
+def card_name(key: str, value: Any) -> str:
+    """Name of a card: text that can be printed, of at most 200 bytes as a file name."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ConfigError(f"{key}: {value!r}: expected text without control characters, as in name: pets")
+    if len(quote(value, safe="")) > LONGEST_NAME:
+        raise ConfigError(f"{key}: {value[:40]!r}... is too long: its file name would pass {LONGEST_NAME} bytes")
+    if value != value.strip() or value == "all":
+        raise ConfigError(f"{key}: {value!r}: expected a name without spaces around it, and other than 'all'")
+    return value
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def plan_table(made: Outline) -> str:
     ):
         if limits != Limits():
             text.append(f"ceiling of {name}: {limits.words}")
-    text += [f"not run: {name} {why}" for name, why in made.unable]
+    text += [*made.notes, *(f"not run: {name} {why}" for name, why in made.unable)]
     return "\n".join([*text, *absent_lines(made)])
 
 

@@ -56,13 +56,15 @@ class ResultRow:
     data_digest: str = ""
     """Digest of the data set: images, labels, splits and class names."""
     test_digest: str = ""
-    """The same of the test set's data set."""
+    """The same of the test set's data set; for classes that were not fitted also of their names and templates."""
     template: str = ""
     """Zero-shot template of the data set's card."""
     templates_digest: str = ""
     """Digest of its ensemble templates; empty: it has none."""
     classnames_digest: str = ""
     """Digest of the class names that the fit was given, in label order."""
+    augment: str = ""
+    """Augmentation of the data set's card, which makes the views."""
     split_digest: str
     """Digest of the drawn train and val images."""
     shots: int
@@ -70,7 +72,7 @@ class ResultRow:
     seed: int
     """Fixes the draw and the method's own randomness."""
     views: str
-    """Augmented views: a number, or 'fresh'."""
+    """Augmented views: a number, or 'fresh'; empty: the method uses none."""
     validation: str = ""
     """Validation rule, e.g. 'min4'."""
     settings: str

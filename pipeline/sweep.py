@@ -34,6 +34,7 @@ from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.results import ResultRow, Store
+from pipeline.runs import add_run
 from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable, open_storage
 from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
@@ -159,8 +160,8 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for name, why in plan.unable:
-        say(f"not run: {name} {why}")
+    for line in (*plan.notes, *(f"not run: {name} {why}" for name, why in plan.unable)):
+        say(line)
     if stale:
         doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
         methods = ", ".join(sorted({t.choice.name for t in stale}))
@@ -175,10 +176,11 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
         raise ConfigError(str(error)) from error
     with contextlib.closing(ledger):
         settle_left_over(ledger, storage_id, todo)
+        funded, unfunded = reserve(ledger, plan, todo, storage_id) if todo else ([], {})
+        add_run(config.storage, [t.trial_id for t in plan.trials], config.stale == "keep", say)
         if not todo:
             tidy(store, plan.trials)
             return Outcome(plan, 0, kept, problems(plan, store))
-        funded, unfunded = reserve(ledger, plan, todo, storage_id)
         for spec in todo:
             if spec.trial_id in unfunded:
                 store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
