@@ -96,7 +96,7 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline.config import compose
 
     config = compose(arguments.words)
-    print(report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published))
+    print(report.formatted(config, arguments.format, arguments.raw, arguments.published, _say_aside))
     return 0
 
 
@@ -117,8 +117,10 @@ def sync(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    report.sync(compose(arguments.words), _say)
-    return 0
+    problems = report.sync(compose(arguments.words), _say)
+    for problem in problems:
+        print(f"farebox: {problem}", file=sys.stderr)
+    return 3 if problems else 0
 
 
 def ui(arguments: argparse.Namespace) -> int:

@@ -266,7 +266,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
         address=checks.maybe_text("address", raw["address"]),
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
-        mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
+        mlflow=checks.tracking_uri(
+            "mlflow", checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}"
+        ),
         features=Path(features).absolute() if features else storage.parent / "features",
         variants=variants,
         method=raw["method"],
@@ -282,6 +284,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
 def _variants(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A sweep's own variants of methods: under names of their own, with the keys of a conf/method file."""
     for name, file in raw.items():
+        checks.card_name("variants", name)
         if name in names("method"):
             raise ConfigError(f"variants.{name}: there is a method of that name: give the variant another")
         _checked(f"variants.{name}", file)

@@ -20,12 +20,14 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, TrackingError, masked
 from pipeline.files import write_atomic
+from pipeline.identity import Selection, missing_references, select
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store
+from pipeline.runs import read_runs
 
 AWAY_S = 60.0
 """After a failure of MLflow, how long a run does not try it again."""
@@ -35,20 +37,22 @@ Say = Callable[[str], None]
 def publish(config: Config, say: Say) -> None:
     """Print the summary, write the report beside the rows, and mirror it; say where everything lies."""
     store = _store(config)
-    rows = store.read()
+    rows = _selection(store)
     if config.label:
         say(f"\n{config.label}")
-    say("\n" + text_table(summary(rows)))
+    say("\n" + text_table(summary(rows), [*rows.notes, *missing_references(leaderboard(rows))]))
     files = report(rows, store.read_predictions, title=f"Leaderboard of {config.sweep}", notes=_notes(config))
     folder = config.storage / "leaderboard"
     for name, data in files.items():
         write_atomic(folder / name, data)
     try:
         mirror = _mirror(config)
-        mirror.sync(store)  # what a crash, or an MLflow that was away, left out
+        behind = mirror.sync(store).problems  # what a crash, or an MLflow that was away, left out
         mirror.sweep_run(folder)
     except TrackingError as error:
-        say(f"not mirrored to MLflow ({error}); later: farebox sync storage={_shown(config.storage)}")
+        behind = [str(error)]
+    for line in [*behind[:2], *([f"{len(behind) - 2} more like these"] if len(behind) > 2 else [])]:
+        say(f"not mirrored to MLflow ({line}); later: farebox sync storage={_shown(config.storage)}")
     say(f"page with figures:  {_shown(folder / 'leaderboard.html')}")
     say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
     say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
@@ -72,6 +76,8 @@ class Mirroring:
         self._queue.put(rows)
 
     def _work(self) -> None:
+        from pipeline.tracking import prediction_files
+
         mirror, again = None, 0.0
         while (rows := self._queue.get()) is not None:
             if time.monotonic() < again:
@@ -89,16 +95,14 @@ class Mirroring:
             self._thread.join()
 
 
-def prediction_files(store: Store, rows: Sequence[ResultRow]) -> list[Path]:
-    """The prediction files of a trial's rows."""
-    return [store.storage / r.predictions_file for r in rows if r.predictions_file]
+def formatted(config: Config, form: str, raw: bool, published: bool = False, echo: Say = lambda line: None) -> str:
+    """The leaderboard, or with `raw` its trials, in one of the formats; `published`: printed numbers after it.
 
-
-def formatted(config: Config, form: str, raw: bool, published: bool = False) -> str:
-    """The leaderboard, or with `raw` its trials, in one of the formats; `published`: printed numbers after it."""
+    What is left out of the numbers stands below a table or page; `echo` prints it where the format has no place for it.
+    """
     store = _store(config)
-    rows = store.read()
-    config = _of_rows(config, rows)
+    rows = _selection(store)
+    config = _of_rows(config, rows.everything)
     if raw and published:
         raise ConfigError(
             "--raw --published: printed numbers stand beside means, not beside single trials; leave one out"
@@ -109,21 +113,31 @@ def formatted(config: Config, form: str, raw: bool, published: bool = False) -> 
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")
+        for note in rows.notes:
+            echo(note)
         records = raw_records(rows)
         return to_json(records) if form == "json" else to_csv(records)
     table = leaderboard(rows, store.read_predictions)
-    said = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    notes = [*rows.notes, *missing_references(table)]
+    if form in ("csv", "json"):
+        for note in notes:
+            echo(note)
+        said = to_csv(table) if form == "csv" else to_json(table)
+    else:
+        said = {"table": text_table, "md": to_md, "latex": to_latex}[form](table, notes)
     return with_printed(form, said, table) if published else said
 
 
-def sync(config: Config, say: Say) -> None:
-    """Rebuild the MLflow mirror from the rows on disk."""
+def sync(config: Config, say: Say) -> list[str]:
+    """Rebuild the MLflow mirror from the rows on disk; one line for each trial that MLflow did not take."""
     store = _store(config)
     mirror = _mirror(_of_rows(config, store.read()))
-    say(f"{mirror.sync(store)} trials are in MLflow at {masked(config.mlflow)}")
+    outcome = mirror.sync(store)
+    say(f"{outcome.mirrored} trials are in MLflow at {masked(config.mlflow)}")
     folder = config.storage / "leaderboard"
     if folder.is_dir():
         mirror.sweep_run(folder)
+    return outcome.problems
 
 
 def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
@@ -246,6 +260,10 @@ def _store(config: Config) -> Store:
             f"no sweep at {_shown(config.storage)}: name one with storage=DIR, or farebox run sweep={config.sweep}"
         )
     return Store(config.storage)
+
+
+def _selection(store: Store) -> Selection:
+    return select(store.read(), read_runs(store.storage))
 
 
 def _of_rows(config: Config, rows: pa.Table) -> Config:

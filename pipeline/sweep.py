@@ -46,7 +46,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
-
 ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
 STOPS = "stops"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.leaderboard import FREE
+from pipeline.comparison import FREE
 
 Record = dict[str, Any]
 
