@@ -124,7 +124,8 @@ def missing_references(board: pa.Table) -> list[str]:
             wanted = record["kind"] in kinds and record["accuracy"] is not None and record["method"] != name
             compared = record["method"] not in FREE and (name in FREE or not record["reference"])
             if wanted and compared and record[f"gain_{name}"] is None:
-                places[record["label"]].append(f"{record['test_set']} at {record['shots']} shots")
+                shots = f"{record['shots']} shot{'s' * (record['shots'] != 1)}"
+                places[record["label"]].append(f"{record['test_set']} at {shots}")
         if places:
             where = list(dict.fromkeys(place for found in places.values() for place in found))
             lines.append(
@@ -188,7 +189,10 @@ def _left_out(ordered: Sequence[Row], reasons: Mapping[int, str], shown: set[tup
     for (dataset, reason), rows in groups.items():
         methods = _some(sorted({row["method"] for row in rows}))
         lacking = sum(_cell(row) not in shown for row in rows)
-        again = f"; {lacking:,} of them have no current result: run the same command to measure them" if lacking else ""
+        verb = "has" if lacking == 1 else "have"
+        again = (
+            f"; {lacking:,} of them {verb} no current result: run the same command to measure them" if lacking else ""
+        )
         yield f"left out: {_rows(len(rows))} of {dataset} ({methods}), {reason}{again}"
 
 

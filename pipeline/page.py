@@ -84,8 +84,9 @@ def html(
     """
     selection = rows if isinstance(rows, Selection) else select(rows)
     averaged = summary(selection) if overall is None else overall
+    title = plain(title)
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_facts(selection.everything))}</p>"]
-    parts += [f'<p class="note">{escape(note)}</p>' for note in notes if note]
+    parts += [f'<p class="note">{escape(plain(note))}</p>' for note in notes if note]
     places = {"tables": "Leaderboard", "figures": "Figures", "sets": "Every test set", "terms": "What the numbers mean"}
     places |= {"printed": "Beside printed numbers"} if beside else {}
     parts.append("<p>" + " · ".join(f'<a href="#{k}">{v}</a>' for k, v in places.items()) + "</p>")

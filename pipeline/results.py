@@ -33,6 +33,7 @@ from pipeline.row import (
     SCHEMA,
     STATUSES,
     ResultRow,
+    check_trial,
     conform,
     to_rows,
     to_table,
@@ -195,7 +196,7 @@ def _read_rows(path: Path) -> pa.Table:
     table.validate(full=True)
     if set(table["trial_id"].to_pylist()) != {path.stem}:
         raise ValueError("its rows are of another trial than its name says")
-    return conform(table)
+    return check_trial(conform(table))
 
 
 def _digest(image_keys: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> str:
