@@ -207,7 +207,7 @@ def _environments(rows: Sequence[Row]) -> Iterator[str]:
     mixed = []
     for column, text in ENVIRONMENT.items():
         scored = (str(row[column]) for row in rows if row["accuracy"] is not None)
-        counts = Counter(value for value in scored if value)
+        counts = Counter(sorted(value for value in scored if value))
         if len(counts) > 1:
             values = [f"{value} ({_rows(count)})" for value, count in counts.most_common()]
             mixed.append(f"{text} {_some(values)}")
