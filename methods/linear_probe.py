@@ -62,7 +62,7 @@ def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: f
     return w_D1C
 
 
-@method(name="linear_probe", access=Access.TEXT | Access.FEATURES, paper="arXiv:2103.00020")
+@method(name="linear_probe", access=Access.TEXT | Access.FEATURES, paper="arXiv:2103.00020", uses_views=False)
 class LinearProbe(Method):
     """Logistic regression on image features, its regularisation chosen on the validation images."""
 

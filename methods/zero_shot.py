@@ -15,7 +15,9 @@ from torch import Tensor
 from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
 
 
-@method(name="zero_shot", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True)
+@method(
+    name="zero_shot", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True, uses_views=False
+)
 class ZeroShot(Method):
     """The data set's one template, no fitting: the floor that every gain is measured from."""
 
@@ -29,7 +31,13 @@ class ZeroShot(Method):
         return Bill()
 
 
-@method(name="zero_shot_ensemble", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True)
+@method(
+    name="zero_shot_ensemble",
+    access=Access.TEXT | Access.SCORES,
+    paper="arXiv:2103.00020",
+    new_classes=True,
+    uses_views=False,
+)
 class ZeroShotEnsemble(ZeroShot):
     """The mean score over the data set's templates, no fitting."""
 

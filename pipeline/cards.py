@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from methods.base import Access
@@ -68,6 +68,8 @@ class DatasetCard:
     """Where its authors publish it."""
     citation: str = ""
     note: str = ""
+    card_file: str = field(default="", compare=False)
+    """Path of the card itself; set when it is read, not a key of it."""
 
     @property
     def file(self) -> Path:

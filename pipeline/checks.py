@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
@@ -21,6 +24,12 @@ NETWORK = frozenset(
 )
 """File systems of other machines. Not 9p, virtiofs or overlay: containers and virtual machines have local disks so."""
 SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?:][^?]*)")
+TRACKING_SCHEMES = frozenset(
+    {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
+)
+"""Kinds of tracking URI that MLflow opens without a plugin, apart from plain files."""
+LONGEST_NAME = 200
+"""Bytes of a card's name as part of a file name, percent-encoded."""
 INSTEAD = {
     "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
     "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
@@ -44,6 +53,26 @@ def limit(key: str, value: Any) -> int | None:
 def limits(key: str, values: Mapping[str, Any]) -> Limits:
     """The limits in `requests` and `images` that stand under this key."""
     return Limits(*(limit(f"{key}.{unit}", values[unit]) for unit in LIMITED))
+
+
+def tracking_uri(key: str, value: str) -> str:
+    """URI of an MLflow store that outlives the process: a database or a server. MLflow no longer writes plain files."""
+    scheme = value.partition(":")[0].partition("+")[0].lower()
+    if scheme == "file" or ("://" not in value and scheme not in TRACKING_SCHEMES):
+        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+            return value
+        folder = Path(unquote(urlsplit(value).path)).absolute()
+        raise ConfigError(
+            f"{key}={value}: MLflow no longer keeps runs in a folder: name a database or a server, as in "
+            f"{key}=sqlite:///{folder / 'mlflow.db'} or {key}=http://HOST:5000"
+        )
+    if scheme not in TRACKING_SCHEMES:
+        known = TRACKING_SCHEMES | {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+        if scheme not in known:
+            raise ConfigError(f"{key}={masked(value)}: " + did_you_mean("kind of tracking URI", scheme, known))
+    if scheme == "sqlite" and not SQLITE.match(value):
+        raise ConfigError(f"{key}={value}: expected a file, as in {key}=sqlite:////LOCAL/mlflow.db")
+    return value
 
 
 def auto(key: str, value: Any) -> int | str:
@@ -70,6 +99,17 @@ def text(key: str, value: Any) -> str:
     if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value == "":
         raise ConfigError(f"{key}={value}: expected a name or a path")
     return str(value)
+
+
+def card_name(key: str, value: Any) -> str:
+    """Name of a card: text that can be printed, of at most 200 bytes as a file name."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ConfigError(f"{key}: {value!r}: expected text without control characters, as in name: pets")
+    if len(quote(value, safe="")) > LONGEST_NAME:
+        raise ConfigError(f"{key}: {value[:40]!r}... is too long: its file name would pass {LONGEST_NAME} bytes")
+    if value != value.strip() or value == "all":
+        raise ConfigError(f"{key}: {value!r}: expected a name without spaces around it, and other than 'all'")
+    return value
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:

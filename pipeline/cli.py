@@ -111,7 +111,7 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline.config import compose
 
     config = compose(arguments.words)
-    text, damaged = report.formatted(config, arguments.format, raw=arguments.raw, published=arguments.published)
+    text, damaged = report.formatted(config, arguments.format, arguments.raw, arguments.published, _say_aside)
     print(text)
     return _exit_code(damaged)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,15 +141,38 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
 
 def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     data = load(kind, name)
-    known = {f.name for f in dataclasses.fields(cls)}
+    file = file_of(kind, name)
+    known = {f.name for f in dataclasses.fields(cls)} - {"card_file"}
     for key in data:
         if key not in known:
-            raise ConfigError(f"{file_of(kind, name)}: " + did_you_mean("key", key, known))
+            raise ConfigError(f"{file}: " + did_you_mean("key", key, known))
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    data["name"] = checks.card_name(f"{file}: name", data.get("name", Path(name).stem))
     try:
-        return cls(**{"name": Path(name).stem, **data})
+        return cls(**data, **({"card_file": str(file)} if cls is DatasetCard else {}))
     except TypeError as error:
-        raise ConfigError(f"{file_of(kind, name)}: {error}") from error
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def refuse_same_names(*groups: Sequence[DatasetCard]) -> None:
+    """Raise ConfigError when two cards of one run have the same name: rows, draws and predictions are stored by name.
+
+    Names that differ only in case or in Unicode form count as the same. One card may be in several groups (fitted
+    sets, shift sets, transfer sets), but only once in each.
+    """
+    files: dict[str, str] = {}
+    for group in groups:
+        listed = set[str]()
+        for card in group:
+            key, file = unicodedata.normalize("NFC", card.name).casefold(), str(Path(card.card_file).resolve())
+            if file in listed:
+                raise ConfigError(f"data set {card.name!r} is listed twice: {card.card_file}")
+            listed.add(file)
+            if files.setdefault(key, file) != file:
+                raise ConfigError(
+                    f"two data sets are named {card.name!r}: {files[key]} and {file}; "
+                    "change the `name:` of one card (without that line, the name is the file's)"
+                )
 
 
 def method_choice(
@@ -242,7 +266,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
         address=checks.maybe_text("address", raw["address"]),
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
-        mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
+        mlflow=checks.tracking_uri(
+            "mlflow", checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}"
+        ),
         features=Path(features).absolute() if features else storage.parent / "features",
         variants=variants,
         method=raw["method"],
@@ -258,6 +284,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
 def _variants(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A sweep's own variants of methods: under names of their own, with the keys of a conf/method file."""
     for name, file in raw.items():
+        checks.card_name("variants", name)
         if name in names("method"):
             raise ConfigError(f"variants.{name}: there is a method of that name: give the variant another")
         _checked(f"variants.{name}", file)

@@ -58,6 +58,8 @@ class Outline:
     trials: tuple[Priced, ...]
     unable: tuple[tuple[str, str], ...]
     absent: tuple[Absent, ...]
+    notes: tuple[str, ...] = ()
+    """Remarks for the user, one line each."""
 
     @property
     def total(self) -> Bill:
@@ -93,7 +95,7 @@ def outline(config: Config) -> Outline:
     lacking = absent(config)
     if not blocking(lacking):
         plan = make_plan(config)
-        return Outline(config, tuple(map(Priced.of, plan.trials)), plan.unable, lacking)
+        return Outline(config, tuple(map(Priced.of, plan.trials)), plan.unable, lacking, plan.notes)
     for card in config.datasets:
         check_validation(card.name, config.validation, card.val)
     placed, left_out = cells(config)

@@ -6,8 +6,8 @@ import ast
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +86,8 @@ class Plan:
     config: Config
     trials: tuple[TrialSpec, ...]
     unable: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+    """Remarks for the user, one line each."""
 
     @property
     def total(self) -> Bill:
@@ -164,7 +166,18 @@ def make_plan(config: Config) -> Plan:
         _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], identity, width)
         for cell in placed
     ]
-    return Plan(config, tuple(trials), tuple(left_out.items()))
+    cards = {card.name: card for found in tests.values() for card in (test.card for test in found)}
+    return Plan(config, tuple(trials), tuple(left_out.items()), tuple(_same_data(cards.values())))
+
+
+def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
+    """A line for each group of data sets of a run that have different names and the same content."""
+    names: dict[str, list[str]] = {}
+    for card in cards:
+        names.setdefault(source_of(card).digest, []).append(repr(card.name))
+    for group in names.values():
+        if len(group) > 1:
+            yield f"note: data sets {' and '.join(group)} have the same content under different names"
 
 
 def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
@@ -190,6 +203,8 @@ def _trial(
     choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
     split, split_digest = drawn
     shape = shape_of(config, card, shots, width, split)
+    if not choice.info.uses_views:
+        shape = replace(shape, views=0, fresh_views=False)  # one trial, whatever `views` is
     resolved = {
         "rules": _RULES,
         "model": [identity, config.model.precision],

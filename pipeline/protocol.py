@@ -10,13 +10,15 @@ were not fitted (base_to_new's new ones, those of a transfer set) are given to `
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from methods.base import Classes, MethodInfo
-from pipeline.config import Config, DatasetCard, dataset_card, names
+from pipeline.config import Config, DatasetCard, dataset_card, names, refuse_same_names
 from pipeline.data.card import source_of
 from pipeline.data.source import Source
 from pipeline.data.split import Split
@@ -45,6 +47,15 @@ class TestSet:
         """Names of its classes, with the card's templates."""
         found = source_of(self.card).classnames
         return Classes(tuple(found[label] for label in self.labels), self.card.template, self.card.templates)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the data; for classes that were not fitted, also of the names and templates given to `predict`."""
+        data = source_of(self.card).digest
+        if self.columns is not None:
+            return data
+        given = [data, self.classes.names, self.classes.template, self.classes.templates]
+        return hashlib.sha256(json.dumps(given).encode()).hexdigest()
 
     @property
     def rows(self) -> np.ndarray:
@@ -80,9 +91,13 @@ def unable(config: Config, info: MethodInfo) -> str | None:
 def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]:
     """By fitted data set, what a fit is scored on beside its own test split: (shift or transfer, card)."""
     if config.protocol == "base_to_new":
+        refuse_same_names(config.datasets)
         return {card.name: () for card in config.datasets}
     asked = names("dataset") if config.shift is True else config.shift or ()
     shifts, others = ([dataset_card(name, config.data.root) for name in some] for some in (asked, config.transfer))
+    fits = {card.name for card in config.datasets}
+    shifts = [card for card in shifts if card.shift_of in fits]
+    refuse_same_names(config.datasets, shifts, others)
     return {
         card.name: (
             *(("shift", other) for other in shifts if other.shift_of == card.name),

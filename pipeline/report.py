@@ -21,12 +21,14 @@ from pipeline.books import audit, existing_ledger, trials_of
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
+from pipeline.identity import Selection, missing_references, select
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store
+from pipeline.runs import read_runs
 from pipeline.storage_id import FILE, read_id
 
 AWAY_S = 60.0
@@ -40,17 +42,19 @@ def publish(config: Config, say: Say) -> list[str]:
     Returns one line for each damaged file that is left in the storage.
     """
     store = _store(config)
-    rows = store.scan().table
+    rows = _selection(store)
     if config.label:
         say(f"\n{config.label}")
-    say("\n" + text_table(summary(rows)))
+    say("\n" + text_table(summary(rows), [*rows.notes, *missing_references(leaderboard(rows))]))
     folder = _write_report(config, store, rows)
     try:
         mirror = _mirror(config)
-        mirror.sync(store)  # what a crash, or an MLflow that was away, left out
+        behind = mirror.sync(store).problems  # what a crash, or an MLflow that was away, left out
         mirror.sweep_run(folder)
     except TrackingError as error:
-        say(f"not mirrored to MLflow ({error}); later: farebox sync storage={_shown(config.storage)}")
+        behind = [str(error)]
+    for line in [*behind[:2], *([f"{len(behind) - 2} more like these"] if len(behind) > 2 else [])]:
+        say(f"not mirrored to MLflow ({line}); later: farebox sync storage={_shown(config.storage)}")
     say(f"page with figures:  {_shown(folder / 'leaderboard.html')}")
     say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
     say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
@@ -58,10 +62,10 @@ def publish(config: Config, say: Say) -> list[str]:
     return store.damage()
 
 
-def _write_report(config: Config, store: Store, rows: pa.Table) -> Path:
+def _write_report(config: Config, store: Store, rows: Selection) -> Path:
     """Write the leaderboard's files and return their folder."""
     folder = config.storage / "leaderboard"
-    files = report(rows, store.reader(rows), title=f"Leaderboard of {config.sweep}", notes=_notes(config))
+    files = report(rows, store.reader(rows.rows), title=f"Leaderboard of {config.sweep}", notes=_notes(config))
     for name, data in files.items():
         write_atomic(folder / name, data)
     return folder
@@ -101,19 +105,22 @@ class Mirroring:
             self._thread.join()
 
 
-def formatted(config: Config, form: str, raw: bool, published: bool = False) -> tuple[str, list[str]]:
+def formatted(
+    config: Config, form: str, raw: bool, published: bool = False, echo: Say = lambda line: None
+) -> tuple[str, list[str]]:
     """Return the leaderboard, or with `raw` its trials, in one of the formats, and a line for each damaged file.
 
-    `published`: printed numbers after it.
+    `published`: printed numbers after it. Notes on rows that are left out stand below a table or page; `echo` prints them
+    where the format has no place for them.
     """
     store = _store(config)
-    text = _formatted(config, store, form, raw, published)
+    text = _formatted(config, store, form, raw, published, echo)
     return text, store.damage()
 
 
-def _formatted(config: Config, store: Store, form: str, raw: bool, published: bool) -> str:
-    rows = store.scan().table
-    config = _of_rows(config, rows)
+def _formatted(config: Config, store: Store, form: str, raw: bool, published: bool, echo: Say) -> str:
+    rows = _selection(store)
+    config = _of_rows(config, rows.everything)
     if raw and published:
         raise ConfigError(
             "--raw --published: printed numbers stand beside means, not beside single trials; leave one out"
@@ -124,26 +131,35 @@ def _formatted(config: Config, store: Store, form: str, raw: bool, published: bo
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")
+        for note in rows.notes:
+            echo(note)
         records = raw_records(rows)
         return to_json(records) if form == "json" else to_csv(records)
-    table = leaderboard(rows, store.reader(rows))
-    said = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    table = leaderboard(rows, store.reader(rows.rows))
+    notes = [*rows.notes, *missing_references(table)]
+    if form in ("csv", "json"):
+        for note in notes:
+            echo(note)
+        said = to_csv(table) if form == "csv" else to_json(table)
+    else:
+        said = {"table": text_table, "md": to_md, "latex": to_latex}[form](table, notes)
     return with_printed(form, said, table) if published else said
 
 
 def sync(config: Config, say: Say) -> list[str]:
     """Rebuild the MLflow mirror, and the report that it shows, from the rows on disk.
 
-    Returns one line for each damaged file, which is not mirrored.
+    Returns one line for each trial that MLflow did not take, and for each damaged file, which is not mirrored.
     """
     store = _store(config)
-    rows = store.scan().table
-    config = _of_rows(config, rows)
+    rows = _selection(store)
+    config = _of_rows(config, rows.everything)
     mirror = _mirror(config)
-    say(f"{mirror.sync(store)} trials are in MLflow at {masked(config.mlflow)}")
+    outcome = mirror.sync(store)
+    say(f"{outcome.mirrored} trials are in MLflow at {masked(config.mlflow)}")
     if (config.storage / "leaderboard").is_dir():
         mirror.sweep_run(_write_report(config, store, rows))
-    return store.damage()
+    return [*outcome.problems, *store.damage()]
 
 
 def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
@@ -181,7 +197,7 @@ def plan_table(made: Outline) -> str:
     ):
         if limits != Limits():
             text.append(f"ceiling of {name}: {limits.words}")
-    text += [f"not run: {name} {why}" for name, why in made.unable]
+    text += [*made.notes, *(f"not run: {name} {why}" for name, why in made.unable)]
     return "\n".join([*text, *absent_lines(made)])
 
 
@@ -270,6 +286,10 @@ def _store(config: Config) -> Store:
             f"no sweep at {_shown(config.storage)}: name one with storage=DIR, or farebox run sweep={config.sweep}"
         )
     return Store(config.storage)
+
+
+def _selection(store: Store) -> Selection:
+    return select(store.scan().table, read_runs(store.storage))
 
 
 def _of_rows(config: Config, rows: pa.Table) -> Config:

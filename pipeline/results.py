@@ -35,6 +35,7 @@ from pipeline.row import (
     SCHEMA,
     STATUSES,
     ResultRow,
+    check_trial,
     conform,
     to_rows,
     to_table,
@@ -254,7 +255,7 @@ def _read_rows(path: Path) -> pa.Table:
     table = pa.ipc.open_file(read_sealed(path)).read_all()
     if set(table["trial_id"].to_pylist()) != {path.stem}:
         raise ValueError("its rows are of another trial than its name says")
-    return conform(table)
+    return check_trial(conform(table))
 
 
 def _read_predictions(path: Path, digest: str | None) -> Predictions:

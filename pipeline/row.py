@@ -16,6 +16,13 @@ PHASES = tuple(phase.value for phase in Phase)
 STATUSES = ("done", "truncated", "failed", "unfunded")
 FINISHED = ("done", "truncated")
 KINDS = ("source", "shift", "transfer", "base", "new")
+TRIAL_COLUMNS = (
+    *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
+    *("model_digest", "code_digest", "precision", "transform", "dataset", "data_digest", "template"),
+    *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
+    *("settings", "budget_requests", "budget_images", "status", "config"),
+)
+"""Columns of the trial: equal on each of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +63,15 @@ class ResultRow:
     data_digest: str = ""
     """Digest of the data set: images, labels, splits and class names."""
     test_digest: str = ""
-    """The same of the test set's data set."""
+    """The same of the test set's data set; for classes that were not fitted also of their names and templates."""
     template: str = ""
     """Zero-shot template of the data set's card."""
     templates_digest: str = ""
     """Digest of its ensemble templates; empty: it has none."""
     classnames_digest: str = ""
     """Digest of the class names that the fit was given, in label order."""
+    augment: str = ""
+    """Augmentation of the data set's card, which makes the views."""
     split_digest: str
     """Digest of the drawn train and val images."""
     shots: int
@@ -70,7 +79,7 @@ class ResultRow:
     seed: int
     """Fixes the draw and the method's own randomness."""
     views: str
-    """Augmented views: a number, or 'fresh'."""
+    """Augmented views: a number, or 'fresh'; empty: the method uses none."""
     validation: str = ""
     """Validation rule, e.g. 'min4'."""
     settings: str
@@ -229,6 +238,23 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
     """Arrow as rows; columns that a newer Farebox added are dropped."""
     names = [f.name for f in fields(ResultRow)]
     return [ResultRow(**record) for record in table.select(names).to_pylist()]
+
+
+def check_trial(table: pa.Table) -> pa.Table:
+    """The rows of one trial as they were given.
+
+    Raises:
+        ValueError: two rows are about one test set, rows disagree in what belongs to the trial, or a row contradicts
+            itself.
+    """
+    rows = to_rows(table)
+    for row in rows[1:]:
+        for column in TRIAL_COLUMNS:
+            if getattr(row, column) != getattr(rows[0], column):
+                raise ValueError(f"its rows disagree in {column}")
+    if len({row.test_set for row in rows}) < len(rows):
+        raise ValueError("two of its rows are about one test set")
+    return table
 
 
 def conform(table: pa.Table) -> pa.Table:

@@ -33,6 +33,7 @@ from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.ray_session import ray_session
 from pipeline.results import ResultRow, Store
+from pipeline.runs import add_run
 from pipeline.source_code import check_code, driver_code
 from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable
@@ -44,7 +45,6 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-
 
 ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
@@ -169,10 +169,8 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = books.pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for line in books.recomputed(store, todo):
+    for line in (*plan.notes, *books.recomputed(store, todo), *(f"not run: {name} {why}" for name, why in plan.unable)):
         say(line)
-    for name, why in plan.unable:
-        say(f"not run: {name} {why}")
     if stale:
         say(books.stale_line(stale, config.stale == "rerun"))
     if not todo:
@@ -182,10 +180,11 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     ledger, storage = books.open_ledger(config, say)
     with contextlib.closing(ledger):
         books.settle_left_over(ledger, storage.id, todo)
+        funded, unfunded = books.reserve(ledger, plan, todo, storage.id) if todo else ([], {})
+        add_run(config.storage, [t.trial_id for t in plan.trials], config.stale == "keep", say)
         if not todo:
             books.tidy(store, plan.trials)
             return Outcome(plan, 0, kept, books.problems(plan, store, ledger, storage))
-        funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
         for spec in todo:
             if spec.trial_id in unfunded:
                 store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])

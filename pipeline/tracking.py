@@ -17,28 +17,24 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError, first_line, masked
-from pipeline.results import PHASES, UNITS, ResultRow, Store, to_rows
+from pipeline.escape import json_value
+from pipeline.results import ResultRow, Store, to_rows
+from pipeline.tracking_names import LONGEST_NAME, fit_value, metrics_of, milliseconds, params_of, table_of
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
-PARAMS = (
-    *("method", "dataset", "shots", "seed", "model", "access", "status", "budget_requests", "budget_images", "views"),
-    *("validation", "settings", "precision", "base_method", "method_version", "split_digest", "model_digest"),
-)
-MAIN = ("accuracy", "macro_accuracy", "nll", "ece")
-METRICS = (*MAIN, *UNITS, "papers_count", "labels_used", "seconds", "trainable_params", "client_bytes")
 SHOWN = (
     *("metrics.`accuracy`", "metrics.`requests`", "metrics.`images`", "params.`method`", "params.`dataset`"),
     *("params.`shots`", "params.`seed`", "params.`access`", "params.`status`"),
 )
 TABLE = "leaderboard_table.json"
-FIRST = ("label", "test_set", "accuracy", "gain_zero_shot", "gain_logit_head", "shots", "rank", "requests", "images")
+PATIENCE = 3
+"""Failures in a row, not of a trial's own making, after which `sync` gives up."""
 VIEW = {
     "orderByKey": "metrics.`accuracy`",
     "orderByAsc": False,
@@ -58,11 +54,20 @@ class _Run(NamedTuple):
     digest: str
 
 
+class Synced(NamedTuple):
+    """What `Mirror.sync` did."""
+
+    mirrored: int
+    """Trials of the store that MLflow now holds."""
+    problems: list[str]
+    """One line for each trial that it does not hold."""
+
+
 class Mirror:
     """One experiment of an MLflow store. Raises TrackingError, and nothing else, when MLflow fails."""
 
     def __init__(self, tracking_uri: str, artifact_root: Path, experiment: str) -> None:
-        self.root, self.experiment = Path(artifact_root).absolute(), experiment
+        self.root, self.experiment = Path(artifact_root).absolute(), fit_value(experiment, LONGEST_NAME)
         own = tracking_uri.startswith("sqlite:///") and Path(tracking_uri[10:]).parent == self.root.parent
         with _mapped(f"MLflow at {tracking_uri} cannot be opened"):
             self.client = _client(tracking_uri)
@@ -95,27 +100,38 @@ class Mirror:
             self.client.log_artifacts(run_id, str(folder))
             records = folder / "leaderboard.json"
             if records.exists() and (table := json.loads(records.read_text())):
-                self.client.log_dict(run_id, _split(table), TABLE)
+                self.client.log_dict(run_id, table_of(table), TABLE)
                 self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
             self.client.set_terminated(run_id)
             self._signpost(run_id)
         return str(run_id)
 
-    def sync(self, store: Store) -> int:
-        """Make the mirror equal to the store's rows and return how many trials the store has.
+    def sync(self, store: Store) -> Synced:
+        """Make the mirror equal to the store's rows, whatever it holds now.
 
-        Damaged files are not mirrored, and a trial whose rows are damaged keeps its run; see `store.damaged`.
+        A trial that MLflow refuses is named, and the others are mirrored. `PATIENCE` failures in a row for another
+        reason (no connection, a full disk) end the attempt. Damaged files are not mirrored, and a trial whose rows are
+        damaged keeps its run; see `store.damaged`.
         """
         rows = sorted(to_rows(store.scan().table), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
         trials = {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
+        problems, in_a_row = list[str](), 0
         for of_trial in trials.values():
-            if not self._has(of_trial):
+            if self._has(of_trial):
+                continue
+            try:
                 self.mirror(of_trial, store.prediction_files(of_trial))
+                in_a_row = 0
+            except TrackingError as error:
+                problems.append(str(error))
+                in_a_row += not _refused(error)
+                if in_a_row == PATIENCE:
+                    raise
         damaged = {damage.trial_id for damage in store.damaged.values()}
         with _mapped("runs of trials that are gone were not removed from MLflow"):
             for trial_id in self._known.keys() - trials.keys() - damaged:
                 self._delete(self._known.pop(trial_id).run_id)
-        return len(trials)
+        return Synced(len(trials) - len(problems), problems)
 
     def _has(self, rows: Sequence[ResultRow]) -> bool:
         """Whether these rows of one trial are mirrored."""
@@ -175,19 +191,22 @@ class Mirror:
         from mlflow.entities import Metric, Param, RunTag
 
         source = rows[0]
-        end = _milliseconds(source.created)
+        end = milliseconds(source.created)
         start = end - int(1000 * (source.seconds or 0))
-        name = f"{source.method}-{source.dataset}-{source.shots}shot-s{source.seed}"
+        name = fit_value(f"{source.method}-{source.dataset}-{source.shots}shot-s{source.seed}", LONGEST_NAME)
         tags = {TRIAL: source.trial_id, KIND: "trial", ROOT: str(self.root), "mlflow.source.name": "farebox"}
         run_id = str(self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name).info.run_id)
-        self.client.log_dict(run_id, [asdict(row) for row in rows], "rows.json")
-        self.client.log_dict(run_id, json.loads(source.config), "config.json")
+        self.client.log_dict(run_id, json_value([asdict(row) for row in rows]), "rows.json")
+        self.client.log_dict(run_id, json_value(json.loads(source.config)), "config.json")
         for file in files:
             self.client.log_artifact(run_id, str(file), "predictions")
-        metrics = [Metric(key, value, end, step) for key, value, step in _metrics(rows)]
-        params = [Param(key, value[:6000]) for key, value in _params(source).items()]
-        last = [RunTag(DIGEST, digest), *([RunTag("mlflow.note.content", source.error)] if source.error else [])]
-        self.client.log_batch(run_id, metrics[:1000], params[:100], last)
+        metrics = [Metric(key, value, end, step) for key, value, step in metrics_of(rows)]
+        params = [Param(key, value) for key, value in params_of(source).items()]
+        while len(metrics) > 1000 or len(params) > 100:  # what one call of MLflow takes
+            self.client.log_batch(run_id, metrics[:1000], params[:100], [])
+            metrics, params = metrics[1000:], params[100:]
+        note = [RunTag("mlflow.note.content", fit_value(source.error))] if source.error else []
+        self.client.log_batch(run_id, metrics, params, [RunTag(DIGEST, digest), *note])
         self.client.set_terminated(run_id, "FINISHED" if source.status in ("done", "truncated") else "FAILED", end)
         return run_id
 
@@ -258,46 +277,13 @@ def _mapped(what: str) -> Iterator[None]:
         raise TrackingError(masked(f"{what}: {type(error).__name__}: {first_line(error)}")) from error
 
 
-def _metrics(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
-    source = rows[0]
-    columns = {name: name for name in METRICS}
-    columns |= {f"bill/{p}_{u}": f"{p}_{u}" for p in PHASES for u in UNITS}
-    for key, column in columns.items():
-        if (value := getattr(source, column)) is not None:
-            yield key, round(float(value), 3), 0  # a list of runs shows all digits; the rows have them
-    for row in rows[1:]:
-        for name in MAIN:
-            if (value := getattr(row, name)) is not None:
-                yield f"{row.kind}/{row.test_set}/{name}", round(float(value), 3), 0
-    for requests, images, accuracy in json.loads(source.curve):
-        yield "curve/accuracy", float(accuracy), int(requests)
-        yield "curve/images", float(images), int(requests)
-
-
-def _params(row: ResultRow) -> dict[str, str]:
-    found = {name: getattr(row, name) for name in PARAMS} | {
-        f"{group}.{key}": value if isinstance(value, str) else json.dumps(value)
-        for group, said in (("config", row.config), ("notes", row.notes))
-        for key, value in json.loads(said).items()
-    }
-    return {key: str(value) for key, value in found.items() if value not in (None, "")}
-
-
-def _split(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The leaderboard as MLflow's `log_table` writes it, rounded, the columns that its page shows at once in front."""
-    names = [*FIRST, *(n for n in records[0] if n not in FIRST)]
-    return {
-        "columns": names,
-        "data": [[round(v, 2) if isinstance(v := r[n], float) else v for n in names] for r in records],
-    }
+def _refused(error: TrackingError) -> bool:
+    """Whether MLflow, or this module, refused one trial's content; false when MLflow itself did not work."""
+    return error.__cause__ is None or getattr(error.__cause__, "error_code", "") == "INVALID_PARAMETER_VALUE"
 
 
 def _digest(rows: Sequence[ResultRow]) -> str:
     return hashlib.sha256(json.dumps([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
-
-
-def _milliseconds(created: str) -> int:
-    return int(1000 * datetime.fromisoformat(created).timestamp()) if created else 0
 
 
 def _gone(location: str) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import FareboxError, TrackingError
 from pipeline.render import report
 from pipeline.results import ResultRow, Store
-from pipeline.tracking import VIEW, Mirror, ui_command
+from pipeline.tracking import VIEW, Mirror, Synced, ui_command
 from tests.synthetic import make, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
@@ -124,12 +124,12 @@ def test_sync_makes_the_mirror_equal_to_the_store(opened: MakeMirror, tmp_path: 
     store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
     mirror = opened()
     mirror.mirror([make(trial_id="gone")])
-    assert mirror.sync(store) == 12
+    assert mirror.sync(store) == Synced(12, [])
     assert {r.data.tags["farebox.trial_id"] for r in runs(mirror)} == set(store.finished())
     by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
     shifted = trial("craft")[0].trial_id
     assert len(artifacts(mirror, by_id[shifted], "predictions")) == 2
-    assert opened().sync(store) == 12
+    assert opened().sync(store) == Synced(12, [])
     assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.leaderboard import FREE
+from pipeline.comparison import FREE
 from pipeline.package_data import verified
 
 Record = dict[str, Any]

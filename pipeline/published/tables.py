@@ -10,6 +10,7 @@ from itertools import groupby
 
 import pyarrow as pa
 
+from pipeline.escape import markdown
 from pipeline.published import EVIDENCE, ORIGIN, OURS, Printed, Record, beside, unmatched
 from pipeline.render import WIDTH, aligned, budget_words, latex_table, md_grid, plus_minus, to_csv
 
@@ -60,7 +61,7 @@ def _text(records: Sequence[Record]) -> str:
 def _md(records: Sequence[Record]) -> str:
     blocks = [f"## {TITLE}", counted(records)]
     for head, group in _sections(records):
-        blocks += [f"### {head}", md_grid(_shown(group)), *_bullets(_notes(group))]
+        blocks += [f"### {markdown(head)}", md_grid(_shown(group)), *_bullets(_notes(group))]
     if records:
         blocks += ["### Sources", *_bullets(_sources(records)), MEANING]
     return "\n\n".join(blocks) + "\n"
