@@ -19,11 +19,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.data.file_kinds import POINTER_SIZES, is_pointer
 from pipeline.data.layouts import Recipe, read
 from pipeline.data.listing import SCHEMA, Listing, Rows
+from pipeline.data.skipped import Contents
 from pipeline.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """In the file's name: raised when what an index holds changes."""
 _SIZED = SCHEMA.append(pa.field("size", pa.int64()))
 _WITH_IMAGES = _SIZED.append(pa.field("key", pa.string())).append(pa.field("image", pa.large_binary()))
@@ -35,6 +37,7 @@ class Index(Rows):
     def __init__(self, table: pa.Table, listing: Listing, digest: str, file: Path) -> None:
         super().__init__(table, listing)
         self.root, self.digest, self.file = listing.root, digest, file
+        self.contents = listing.contents()
 
     def forget(self) -> None:
         """Take the index away, so that the next to ask lists the files again."""
@@ -55,7 +58,8 @@ def index_of(recipe: Recipe) -> Index:
     """The index of a data set: the one that is kept if nothing was changed since, else a new one. DataError."""
     name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:24]
     file = folder() / "index" / f"{name}.json"
-    return _kept(file) or _make(recipe, file)
+    kept = _kept(file)
+    return kept if kept and not kept.contents.findings else _make(recipe, file)  # a finding may be resolved by now
 
 
 def _kept(file: Path) -> Index | None:
@@ -68,7 +72,10 @@ def _kept(file: Path) -> Index | None:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
     names, ids = tuple(known["classnames"]), tuple(known["class_ids"])
-    listing = Listing(Path(known["root"]), names, ids, lambda: iter(()), (), known["made"])
+    contents = Contents.of(known["contents"])
+    listing = Listing(
+        Path(known["root"]), names, ids, lambda: iter(()), (), known["made"], known["order"], lambda: contents
+    )
     return Index(table, listing, known["digest"], file)
 
 
@@ -88,10 +95,11 @@ def _make(recipe: Recipe, file: Path) -> Index:
     temporary = file.with_name(f"{uuid.uuid4().hex}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        digest = _write(temporary, listing)
+        digest, pointers = _write(temporary, listing)
         temporary.replace(file.with_name(f"{digest}.arrow"))
         known: dict[str, Any] = {"path": recipe.path, "root": str(listing.root), "digest": digest, "made": listing.made}
         known |= {"classnames": listing.classnames, "class_ids": listing.class_ids, "watched": stamps}
+        known |= {"order": listing.order, "contents": listing.contents().with_findings(*pointers)}
         temporary.write_text(json.dumps(known))
         before = _rows_file(file)
         temporary.replace(file)
@@ -110,12 +118,16 @@ def _make(recipe: Recipe, file: Path) -> Index:
     return found
 
 
-def _write(path: Path, listing: Listing) -> str:
-    """Write all rows; their digest, over class names, ids and every column but the images themselves."""
+def _write(path: Path, listing: Listing) -> tuple[str, list[str]]:
+    """Write all rows.
+
+    Returns:
+        The digest of the rows, over class names, ids and every column but the images themselves, and findings.
+    """
     h = hashlib.sha256("\0".join((*listing.classnames, "", *listing.class_ids)).encode())
-    writer, rows = None, 0
+    writer, rows, pointers = None, 0, list[str]()
     with pa.OSFile(str(path), "wb") as sink:
-        for batch in _complete(listing):
+        for batch in _complete(listing, pointers):
             writer = writer or pa.ipc.new_file(sink, batch.schema)
             writer.write_batch(batch)
             rows += len(batch)
@@ -124,12 +136,19 @@ def _write(path: Path, listing: Listing) -> str:
         if writer is None:
             raise DataError(f"{listing.root} lists no image")
         writer.close()
-    return h.hexdigest()
+    findings = []
+    if pointers:
+        counted = f"{len(pointers):,} of {rows:,} images are Git LFS pointers, the first is {pointers[0]}"
+        findings.append(f"{counted}: type git lfs pull in {listing.root}")
+    return h.hexdigest(), findings
 
 
-def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
-    """The listed rows with the size of each image and, of images that are no files, the content key."""
-    absent, first = 0, ""
+def _complete(listing: Listing, pointers: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the listed rows with the size of each image and, of images that are no files, the content key.
+
+    Paths of Git LFS pointers are added to `pointers`.
+    """
+    absent, broken, first = 0, 0, ""
     for batch in listing.batches():
         if "image" in batch.schema.names:
             images = batch["image"].to_pylist()
@@ -140,14 +159,18 @@ def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
         sizes = []
         for path in batch["path"].to_pylist():
             try:
-                sizes.append((listing.root / path).stat().st_size)
+                size = (file := listing.root / path).stat().st_size
             except OSError:
-                sizes.append(-1)
-                absent, first = absent + 1, first or path
+                size = -1
+                absent, broken, first = absent + 1, broken + file.is_symlink(), first or path
+            if size in POINTER_SIZES and is_pointer(file):
+                pointers.append(path)
+            sizes.append(size)
         yield pa.record_batch([*batch.columns, sizes], schema=_SIZED)
     if absent:
         source = listing.watched[0] if listing.watched else listing.root
-        raise DataError(f"{source}: {absent:,} of its images are not under {listing.root}, the first is {first}")
+        links = f" ({broken:,} of them are links to files that are not there)" if broken else ""
+        raise DataError(f"{source}: {absent:,} of its images are not under {listing.root}, the first is {first}{links}")
 
 
 def _stamp(path: Path) -> list[int]:
