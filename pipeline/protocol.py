@@ -116,8 +116,8 @@ def _not_empty(half: TestSet) -> TestSet:
 def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
     """Return the fitted class that each class of a shift set is.
 
-    Classes are matched by their ids (folders, WordNet ids, names in the files). Where that leaves one unmatched, or where
-    ids are numbers that have other names in the two sets, they are matched by the prompt form of their names.
+    Classes are matched by their ids (folders, WordNet ids, names in the files). Where that leaves one unmatched, or
+    where ids are numbers that have other names in the two sets, they are matched by the prompt form of their names.
 
     Raises:
         DataError: a class of the shift set is none of the fitted ones, or ids and names contradict each other.
@@ -137,7 +137,8 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
         label = places.index(None)
         raise DataError(
             f"data set {shift.name!r} has other classes than {card.name!r}, which methods are fitted on: "
-            f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them"
+            f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them (classnames=FILE "
+            "gives classes their names)"
         )
     columns = [place for place in places if place is not None]
     if len(set(columns)) < len(columns):

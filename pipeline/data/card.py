@@ -36,9 +36,11 @@ def source_of(card: DatasetCard) -> Source:
     return opened(_indexed(recipe(card)))
 
 
-def source_anew(card: DatasetCard) -> Source:
-    """The same after a new look at the files."""
+def source_anew(card: DatasetCard, listed_anew: bool = False) -> Source:
+    """Open the card's images again; with `listed_anew`, list all files again even if no folder was changed."""
     _indexed.cache_clear()
+    if listed_anew and card.layout != "parquet":
+        index_of(recipe(card), anew=True)
     return source_of(card)
 
 
@@ -116,4 +118,4 @@ def _log(name: str, source: IndexedSource) -> None:
     if pairs := same_prompt(source.classnames):
         first, later = (source.classnames[label] for label in pairs[0])
         shown = f"{first!r} and {later!r}"
-        log.warning("data set %r: %d pairs of classes have one prompt, the first is %s", name, len(pairs), shown)
+        log.warning("data set %r: pairs of classes with one prompt: %d, the first is %s", name, len(pairs), shown)

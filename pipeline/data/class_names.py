@@ -72,7 +72,7 @@ def check_names(place: str, ids: Sequence[str], names: Sequence[str]) -> None:
         DataError: another count, names in another order than the classes, or names that begin with a number or an id.
     """
     if len(names) != len(ids):
-        raise DataError(f"the card has {len(names)} class names, {place} has {len(ids)} classes: wanted one for each")
+        raise DataError(f"{len(names)} class names are given, {place} has {len(ids)} classes: wanted one for each")
     if tuple(names) == tuple(ids):
         return
     label_of = {prompt_form(own): label for label, own in enumerate(ids)}

@@ -60,11 +60,13 @@ class ImageFolder:
                 )
         found = kinds.get("train") or {kind for of_split in kinds.values() for kind in of_split}
         if not found:
+            inventory.contents().check(str(folder))
             raise DataError(f"{folder / next(iter(splits.values()))} holds no class folders: wanted one for each class")
         classes, order = in_order(found, "class folders")
         label_of = {kind: label for label, kind in enumerate(classes)}
         for split, of_split in kinds.items():
             if foreign := [kind for kind in of_split if kind not in label_of]:
+                inventory.contents().check(str(folder))  # such as images one level too deep, which would explain it
                 train = folder / splits["train"]
                 empty = " (its folder there is empty)" if (train / foreign[0]).is_dir() else ""
                 raise DataError(f"{folder / splits[split]} has the class {foreign[0]!r}, which {train} has not{empty}")
@@ -87,6 +89,7 @@ class ImageFolder:
             raise DataError(f"{folder} has no {options.test_split} split: leave test={options.test_split} out")
         found = _not_empty(folder, names, inventory)
         if not found:
+            inventory.contents().check(str(folder))
             wanted = f"{folder}/CLASS/IMAGE, or the same under train/, val/ and test/"
             raise DataError(f"{folder} holds no images in class folders: wanted {wanted}")
         classes, order = in_order(found, "class folders")

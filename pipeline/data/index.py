@@ -54,11 +54,17 @@ def folder() -> Path:
     )
 
 
-def index_of(recipe: Recipe) -> Index:
-    """The index of a data set: the one that is kept if nothing was changed since, else a new one. DataError."""
+def index_of(recipe: Recipe, anew: bool = False) -> Index:
+    """Return the index of a data set: the one that is kept if no list or folder was changed since, else a new one.
+
+    With `anew`, a new one in any case: it sees files that were overwritten in place, too.
+
+    Raises:
+        DataError: the data set cannot be listed.
+    """
     name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:24]
     file = folder() / "index" / f"{name}.json"
-    kept = _kept(file)
+    kept = None if anew else _kept(file)
     return kept if kept and not kept.contents.findings else _make(recipe, file)  # a finding may be resolved by now
 
 
@@ -99,7 +105,7 @@ def _make(recipe: Recipe, file: Path) -> Index:
         temporary.replace(file.with_name(f"{digest}.arrow"))
         known: dict[str, Any] = {"path": recipe.path, "root": str(listing.root), "digest": digest, "made": listing.made}
         known |= {"classnames": listing.classnames, "class_ids": listing.class_ids, "watched": stamps}
-        known |= {"order": listing.order, "contents": listing.contents().with_findings(*pointers)}
+        known |= {"order": listing.order, "contents": listing.contents().plus(pointers)}
         temporary.write_text(json.dumps(known))
         before = _rows_file(file)
         temporary.replace(file)

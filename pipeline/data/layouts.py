@@ -71,7 +71,17 @@ def read(recipe: Recipe, images: bool = True) -> Listing:
             "ClassLabel, or a JSON list under `classes` in the schema's metadata"
         )
     check_prompts(recipe.path, listing.classnames, recipe.duplicates or isinstance(reader, ImageNet))
-    return dataclasses.replace(listing, class_ids=distinct_ids(listing.class_ids))
+    contents, notes = listing.contents, _notes(recipe)
+    return dataclasses.replace(
+        listing, class_ids=distinct_ids(listing.class_ids), contents=lambda: contents().plus(notes=notes)
+    )
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """Return what the recipe changes about the splits that the files have."""
+    if not recipe.test_split:
+        return []
+    return [f"the {recipe.test_split} images are the test images, and nothing is left in {recipe.test_split}"]
 
 
 def missing(layout: str, path: str) -> tuple[str, ...]:

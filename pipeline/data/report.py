@@ -88,7 +88,7 @@ class Report:
             if self.looked_at:
                 lines.append(f"{self.looked_at:,} images looked at")
             if self.repeated:
-                lines.append(f"{self.repeated:,} images occur before in their split, with the same label")
+                lines.append(f"images that occur more than once in their split: {self.repeated:,}")
             lines += [*(f"skipped: {skipped}" for skipped in self.skipped), *(f"note: {note}" for note in self.notes)]
         for finding in self.findings:
             lines.append(f"! {finding}")
@@ -112,7 +112,7 @@ def look(card: DatasetCard, images: bool, say: Say) -> Report:
         try:
             report.missing = cards.missing(card)
             if not report.missing:
-                _fill(report, card, cards.source_anew(card), images, say)
+                _fill(report, card, cards.source_anew(card, listed_anew=True), images, say)
             break
         except DataError as error:
             report.unusable = " ".join(str(error).split())
@@ -144,7 +144,7 @@ def _fill(report: Report, card: DatasetCard, source: Source, images: bool, say: 
         report.findings += index.contents.findings
     if pairs := same_prompt(source.classnames):
         first, later = (source.classnames[label] for label in pairs[0])
-        report.notes.append(f"{len(pairs):,} pairs of classes have one prompt, the first is {first!r} and {later!r}")
+        report.notes.append(f"pairs of classes with one prompt: {len(pairs):,}, the first is {first!r} and {later!r}")
     if images:
         _read_images(report, source, say)
 
@@ -165,7 +165,7 @@ def _read_images(report: Report, source: Source, say: Say) -> None:
     if found.across:
         report.findings.append(f"{len(found.across):,} test images are in train too")
     if found.conflicting:
-        report.findings.append(f"{len(found.conflicting):,} images have another label elsewhere in the set")
+        report.findings.append(f"images with another label elsewhere in the set: {len(found.conflicting):,}")
 
 
 def _is_pointer(source: Source, row: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class Skipped(NamedTuple):
     """Path of the first of them, under the data set's folder."""
 
     def __str__(self) -> str:
-        return f"{self.files:,} {self.reason}, the first is {self.first}"
+        return f"{self.reason}: {self.files:,}, the first is {self.first}"
 
 
 class Contents(NamedTuple):
@@ -67,14 +67,14 @@ class Contents(NamedTuple):
         skipped, findings, notes = record
         return cls(tuple(Skipped(*one) for one in skipped), tuple(findings), tuple(notes))
 
-    def with_findings(self, *lines: str) -> Contents:
-        """Return a copy with more findings."""
-        return self._replace(findings=(*self.findings, *lines))
+    def plus(self, findings: Sequence[str] = (), notes: Sequence[str] = ()) -> Contents:
+        """Return a copy with more findings and notes."""
+        return self._replace(findings=(*self.findings, *findings), notes=(*self.notes, *notes))
 
     def check(self, place: str) -> None:
         """Raise DataError for the first finding, with the number of the others."""
         if self.findings:
-            more = f" (and {len(self.findings) - 1} more: farebox data check)" if len(self.findings) > 1 else ""
+            more = f" (and {len(self.findings) - 1} more findings)" if len(self.findings) > 1 else ""
             raise DataError(f"{place}: {self.findings[0]}{more}")
 
 
@@ -143,9 +143,11 @@ class Inventory:
     def skip_folder(self, where: Path, reason: str) -> None:
         """Account for a whole folder that is not used."""
         account = self._accounts[where] = _Folder()
-        files = [path for path, _ in walk(where) if ends_in(path.name, IMAGES)]
-        path = str(where.relative_to(self.root))
-        account.add(f"{reason} with images" if files else reason, path, 1)
+        images = [path for path, hidden in walk(where) if not hidden and ends_in(path.name, IMAGES)]
+        if images:
+            account.add(f"images in {reason}", os.path.relpath(images[0], self.root), len(images))
+        else:
+            account.add(f"{reason}, without images", str(where.relative_to(self.root)))
 
     def unused(self, where: Path, used: set[str], images: str, others: str) -> None:
         """Account for all files below a folder whose paths under the root are not in `used`."""
@@ -170,7 +172,7 @@ class Inventory:
             for ending, paths in account.endings.items():
                 endings.setdefault(ending, []).extend(paths)
         findings = [
-            f"{count:,} {reason}, the first is {first}: {ADVICE[reason]}"
+            f"{reason}: {count:,}, the first is {first}: {ADVICE[reason]}"
             for reason, (count, first) in reasons.items()
             if reason in ADVICE
         ]
@@ -180,11 +182,13 @@ class Inventory:
             opened, left = paths[:left], max(0, left - len(paths))
             found = [path for path in opened if is_image(self.root / path)]
             if ending in NOT_DECODED:
-                findings.append(f"{count:,} images end in {name}, the first is {paths[0]}: convert them to PNG or JPEG")
+                findings.append(
+                    f"images that cannot be read ({name}): {count:,}, the first is {paths[0]}: convert them to PNG"
+                )
             elif found:
                 findings.append(
-                    f"{count:,} files have the ending {name!r} and are images by content ({len(found)} of "
-                    f"{len(opened)} examined), the first is {found[0]}: rename them (.jpg, .png, ...)"
+                    f"images by content, but not by their ending ({name}): {count:,} ({len(found)} of {len(opened)} "
+                    f"examined), the first is {found[0]}: rename them (.jpg, .png, ...)"
                 )
             kind = "archives" if ending in ARCHIVES else "files that are not images by their ending"
             reasons[f"{kind} ({name})"] = count, paths[0]
