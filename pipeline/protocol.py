@@ -137,8 +137,8 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
         label = places.index(None)
         raise DataError(
             f"data set {shift.name!r} has other classes than {card.name!r}, which methods are fitted on: "
-            f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them (classnames=FILE "
-            "gives classes their names)"
+            f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them (name it alike: "
+            "classnames=FILE)"
         )
     columns = [place for place in places if place is not None]
     if len(set(columns)) < len(columns):

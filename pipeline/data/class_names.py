@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import DataError
@@ -28,6 +29,8 @@ def prompt_form(name: str) -> str:
 
         name = ftfy.fix_text(name)
     cleaned = html.unescape(html.unescape(name)).replace("_", " ").lower()
+    if not cleaned.isascii():  # \d is decimal digits only: the tokenizer takes any number, such as a fraction, alone
+        cleaned = "".join(f" {c} " if unicodedata.category(c).startswith("N") else c for c in cleaned)
     return " ".join(_TOKEN.findall(cleaned))
 
 

@@ -8,19 +8,17 @@ annotations with an unseeded shuffle, so that what is made here follows the same
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.data.listing import Listing, Options, Row, batches, folders, scored
+from pipeline.data.listing import Listing, Options, Row, batches
 from pipeline.data.official import (
     CALTECH_LEFT_OUT,
     CALTECH_NAMES,
     EUROSAT_NAMES,
     Made,
-    Named,
     cars,
     class_folders,
     flowers,
@@ -30,9 +28,9 @@ from pipeline.data.official import (
     sun,
     ucf,
 )
-from pipeline.data.skipped import OTHER, UNLISTED, Contents, Inventory
+from pipeline.data.skipped import Inventory
+from pipeline.data.split_file import named, repeated, split_file
 from pipeline.errors import DataError
-from pipeline.files import read_json
 
 # --- sets with a split file ----------------------------------------------------------------------------------------
 
@@ -61,7 +59,9 @@ class SplitFile:
         """The published split where its file is there, else one made by the same rule."""
         path = folder / self.split
         if path.is_file():
-            return named(folder / self.images, split_file(path), (path,), str(path))
+            made, notes = split_file(path)
+            notes += tuple(f"{self.split} lists {line}" for line in repeated(made))
+            return named(folder / self.images, made, (path,), str(path), notes=notes)
         if lacks := [name for name in self.raw if not (folder / name).exists()]:
             raise DataError(
                 f"{path} is not there, and without {' and '.join(lacks)} no split can be made in its place: download "
@@ -77,95 +77,6 @@ class SplitFile:
             f"made here with split_seed {options.split_seed}, since {self.split} is missing: not the published split"
         )
         return named(folder / self.images, made, watched, str(folder), words)
-
-
-@dataclass(frozen=True)
-class OwnSplitFile:
-    """A split file of one's own. Its paths are relative to its folder, or to a folder in that one."""
-
-    needs: tuple[str, ...] = ()
-
-    def lists(self, folder: Path) -> bool:
-        """The file alone says what there is."""
-        return folder.is_file()
-
-    def read(self, folder: Path, options: Options) -> Listing:
-        """`folder` is the file. The images lie where the first of them is found."""
-        made, where = scored(split_file(folder), options, folder), folder.parent
-        first = next((path for rows in made.values() for path, _, _ in rows), "")
-        roots = [root for root in (where / name for name in folders(where)) if (root / first).is_file()]
-        if (where / first).is_file():
-            roots = [where]
-        if len(roots) > 1:
-            raise DataError(
-                f"{folder}: {roots[0].name}/ and {roots[1].name}/ beside it both hold {first}: move one of them out"
-            )
-        return named(roots[0] if roots else where, made, (folder,), str(folder))
-
-
-def split_file(path: Path) -> Made:
-    """Read a file {"train" | "val" | "test": [[path, label, class name], ...]}.
-
-    Raises:
-        DataError: the file is no such file.
-    """
-    try:
-        splits = read_json(path)
-        made = {name: [_row(*row) for row in splits[name]] for name in ("train", "val", "test")}
-    except KeyError as error:
-        raise DataError(f"{path} has no list {error}: wanted train, val and test") from error
-    except (ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a split file: wanted lists of [path, label, class name] ({reason})") from error
-    return made
-
-
-def _row(path: object, label: object, name: object) -> Named:
-    """Return one row of a split file; TypeError when its fields have other types."""
-    if not (isinstance(path, str) and type(label) is int and isinstance(name, str)):
-        raise TypeError(f"found [{path!r}, {label!r}, {name!r}]")
-    return path, label, name
-
-
-def named(root: Path, made: Made, watched: Sequence[Path], where: str, how: str = "") -> Listing:
-    """Return the listing of rows that say their class names.
-
-    Raises:
-        DataError: labels and names do not fit together, or an image is listed twice.
-    """
-    names: dict[int, str] = {}
-    for path, label, name in (row for rows in made.values() for row in rows):
-        if names.setdefault(label, name) != name:
-            raise DataError(f"{where} gives label {label} two names, {names[label]!r} and {name!r} ({path})")
-    gaps = sorted(set(range(len(names))) - set(names))
-    if gaps or not names:
-        raise DataError(f"{where} has {len(names)} labels but no label {gaps[0] if gaps else 0}: wanted 0, 1, 2, ...")
-
-    def rows() -> Iterator[Row]:
-        for split, of_split in made.items():
-            yield from ((path, label, split) for path, label, _ in of_split)
-
-    _check_paths(made, where)
-
-    def contents() -> Contents:
-        inventory = Inventory(root)
-        inventory.unused(root, {path for rows in made.values() for path, _, _ in rows}, UNLISTED, OTHER)
-        return inventory.contents()
-
-    classnames = tuple(names[label] for label in range(len(names)))
-    return Listing(root, classnames, classnames, batches(rows), tuple(watched), how, "labels of its lists", contents)
-
-
-def _check_paths(made: Made, where: str) -> None:
-    """Raise DataError for an image that is listed twice in one split, or under two labels."""
-    label_of: dict[str, int] = {}
-    for split, rows in made.items():
-        if len({image for image, _, _ in rows}) < len(rows):
-            image = Counter(image for image, _, _ in rows).most_common(1)[0][0]
-            raise DataError(f"{where} lists {image} more than once under {split}: remove the repetitions")
-        for image, label, _ in rows:
-            if label_of.setdefault(image, label) != label:
-                raise DataError(f"{where} lists {image} with the labels {label_of[image]} and {label}: leave one")
 
 
 # --- sets whose files say the split --------------------------------------------------------------------------------

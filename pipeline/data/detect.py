@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
-from pipeline.data.file_kinds import IMAGES, ends_in, has_images
+from pipeline.data.file_kinds import IMAGES, TABLES, ends_in, has_images
 from pipeline.data.folder import NAMES_OF_SPLITS
 from pipeline.data.listing import files, folders
-from pipeline.data.shards import TABLES, tables_below
+from pipeline.data.shards import tables_below
 from pipeline.data.skipped import walk
 from pipeline.errors import DataError
 from pipeline.files import read_json

@@ -15,6 +15,7 @@ IMAGES = (
 """Endings of files that are taken for images, in lower case."""
 NOT_DECODED = (".heic", ".heif", ".jxl", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw", ".exr", ".dcm")
 """Endings of image formats that are not decoded here."""
+TABLES = (".parquet", ".arrow")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 SYSTEM_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}

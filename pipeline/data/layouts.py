@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pipeline.data.class_names import check_names, check_prompts, distinct_ids
-from pipeline.data.coop import COOP, ImageNet, OwnSplitFile
+from pipeline.data.coop import COOP, ImageNet
 from pipeline.data.folder import ImageFolder
 from pipeline.data.listing import Listing, Options
+from pipeline.data.split_file import OwnSplitFile
 from pipeline.data.tables import Tables
 from pipeline.errors import DataError
 
@@ -67,8 +68,8 @@ def read(recipe: Recipe, images: bool = True) -> Listing:
         listing = dataclasses.replace(listing, classnames=recipe.classnames)
     if not listing.classnames:
         raise DataError(
-            f"{recipe.path} says no class names: wanted `classnames` in the card, text labels, Hugging Face's "
-            "ClassLabel, or a JSON list under `classes` in the schema's metadata"
+            f"{recipe.path} says no class names: type classnames=FILE (`classnames` in the card), or give text labels, "
+            "Hugging Face's ClassLabel, or a JSON list under `classes` in the schema's metadata"
         )
     check_prompts(recipe.path, listing.classnames, recipe.duplicates or isinstance(reader, ImageNet))
     contents, notes = listing.contents, _notes(recipe)

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.data.file_kinds import ends_in
+from pipeline.data.file_kinds import TABLES, ends_in
 from pipeline.data.folder import NAMES_OF_SPLITS
 from pipeline.data.skipped import walk
 from pipeline.errors import DataError
 
-TABLES = (".parquet", ".arrow")
 _SHARD = re.compile(r"(?P<stem>.*?)(?:(?:^|[-_.])(?P<number>\d+)(?:-of-(?P<total>\d+)(?:-[0-9a-f]{16})?)?)?")
 _SPARK = re.compile(r"part-(\d+)-[0-9a-f]{8}-.*")
 

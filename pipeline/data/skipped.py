@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.file_kinds import ARCHIVES, IMAGES, NOT_DECODED, ends_in, entries, hidden_reason, is_image
+from pipeline.data.file_kinds import ARCHIVES, IMAGES, NOT_DECODED, TABLES, ends_in, entries, hidden_reason, is_image
 from pipeline.errors import DataError
 
 SNIFFED = 2_000
@@ -31,6 +31,7 @@ OUTSIDE = "files outside the class folders"
 OUTSIDE_IMAGES = "images outside the class folders"
 UNLISTED = "images that are not listed"
 OTHER = "other files"
+UNUSED_TABLES = "tables that are not used"
 OTHER_IMAGES = "images outside the tables"
 ADVICE = {
     BROKEN: "restore the files or remove the links",
@@ -149,7 +150,7 @@ class Inventory:
         else:
             account.add(f"{reason}, without images", str(where.relative_to(self.root)))
 
-    def unused(self, where: Path, used: set[str], images: str, others: str) -> None:
+    def unused(self, where: Path, used: set[str], images: str) -> None:
         """Account for all files below a folder whose paths under the root are not in `used`."""
         account = self._accounts[where] = _Folder()
         for number, (path, reason) in enumerate(walk(where)):
@@ -157,7 +158,8 @@ class Inventory:
                 self.notes.append(f"only the first {WALKED:,} files under {where} were counted")
                 break
             if (name := os.path.relpath(path, self.root)) not in used:
-                account.add(reason or (images if ends_in(path.name, IMAGES) else others), name)
+                kind = images if ends_in(path.name, IMAGES) else UNUSED_TABLES if ends_in(path.name, TABLES) else OTHER
+                account.add(reason or kind, name)
 
     def contents(self) -> Contents:
         """Return the account of all folders that were listed. Opens files with unknown endings, SNIFFED at most."""

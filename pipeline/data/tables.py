@@ -19,7 +19,7 @@ from pipeline.data.file_kinds import is_pointer
 from pipeline.data.folder import NAMES_OF_SPLITS
 from pipeline.data.listing import SCHEMA, SPLITS, Listing, Options, scored
 from pipeline.data.shards import check_shards, split_of, tables_below
-from pipeline.data.skipped import OTHER, OTHER_IMAGES, Inventory
+from pipeline.data.skipped import OTHER_IMAGES, Inventory
 from pipeline.data.table_labels import check_type, class_ids, class_names_of, labels_by_value, unlabelled
 from pipeline.errors import DataError
 
@@ -110,7 +110,7 @@ class Tables:
                     yield rows.plain(batch, number)
                     number += len(batch)
             if where.is_dir():
-                inventory.unused(where, {str(path.relative_to(root)) for path in paths}, OTHER_IMAGES, OTHER)
+                inventory.unused(where, {str(path.relative_to(root)) for path in paths}, OTHER_IMAGES)
 
         holding = () if where.is_file() else sorted({where, *(path.parent for path in paths)})
         names = () if is_numbered else ids

@@ -194,7 +194,7 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
             pa.table({"picture": [b""]}),
             "has the columns picture: wanted image, label and split (or a file ",
         ),
-        (plain_table(None), "says no class names: wanted `classnames` in the card, text labels, Hugging Face"),
+        (plain_table(None), "says no class names: type classnames=FILE (`classnames` in the card), or give text"),
         (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: wanted one of 1 classes"),
         (
             plain_table({"classes": '["cat", "cat"]'}),
