@@ -41,7 +41,10 @@ def source_anew(card: DatasetCard, listed_anew: bool = False) -> Source:
     _indexed.cache_clear()
     if listed_anew and card.layout != "parquet":
         index_of(recipe(card), anew=True)
-    return source_of(card)
+    source = source_of(card)
+    if isinstance(source, IndexedSource):
+        source.reopen()
+    return source
 
 
 @lru_cache(maxsize=64)

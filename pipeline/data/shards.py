@@ -99,8 +99,9 @@ def _check_split(root: Path, meaning: str, paths: Sequence[Path]) -> None:
                 "out, or give the one folder or file that is meant"
             )
     if first.total is not None:
-        start = 0 if 0 in seen else 1
-        missing = sorted(set(range(start, start + first.total)) - {number for number in seen if number is not None})
+        numbers = {number for number in seen if number is not None}
+        start = 1 if first.total in numbers else 0
+        missing = sorted(set(range(start, start + first.total)) - numbers)
         if missing or len(seen) != first.total:
             raise DataError(
                 f"{paths[0].relative_to(root)} in {root} says {first.total} parts, {len(seen)} are there"
