@@ -57,6 +57,8 @@ class DatasetCard:
     templates: tuple[str, ...] = ()
     classnames: tuple[str, ...] = ()
     """In label order, in place of those that the layout gives."""
+    classes_digest: str = ""
+    """Of the classes' ids in label order: `classnames` is refused for other classes."""
     split_seed: int = 1
     """Of a split that is made here, where none is published."""
     augment: str = "crop_flip"

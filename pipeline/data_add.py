@@ -15,7 +15,7 @@ from pipeline import checks
 from pipeline.cards import EMBEDDED
 from pipeline.config import dataset_card, file_of, own_folder
 from pipeline.data.card import missing
-from pipeline.data.class_names import ends, same_prompt
+from pipeline.data.class_names import ends, ids_digest, same_prompt
 from pipeline.data.coop import COOP
 from pipeline.data.detect import detect
 from pipeline.data.index import Index, index_of
@@ -146,7 +146,13 @@ def _recipe(path: Path, given: Mapping[str, str]) -> Recipe:
     classnames = checks.lines("classnames", Path(given["classnames"])) if given["classnames"] else ()
     seed = number("split_seed", given["split_seed"], 0)
     return Recipe(
-        layout, str(where), classnames, seed, given["test"], bool(given["shift_of"]), given["duplicates"] == "allow"
+        layout=layout,
+        path=str(where),
+        classnames=classnames,
+        split_seed=seed,
+        test_split=given["test"],
+        test_only=bool(given["shift_of"]),
+        duplicates=given["duplicates"] == "allow",
     )
 
 
@@ -244,6 +250,8 @@ def _card_text(added: _Added) -> str:
         + line("augment", given["augment"])
         + "".join(line(key, given[key]) for key in ("shift_of", "duplicates") if given[key])
         + (line("test_split", given["test"]) if given["test"] else "")
+        + "# The class names below are refused for other classes than those of this digest.\n"
+        + line("classes_digest", ids_digest(index.class_ids))
         + "# As prompts have them, in label order; what the files call a class follows #.\nclassnames:\n"
         + classes
     )

@@ -55,9 +55,15 @@ def _indexed(recipe: Recipe) -> Source:
 
 def recipe(card: DatasetCard) -> Recipe:
     """What the listing of a card's files depends on."""
-    duplicates = card.duplicates == "allow"
     return Recipe(
-        card.layout, card.path, card.classnames, card.split_seed, card.test_split, bool(card.shift_of), duplicates
+        layout=card.layout,
+        path=card.path,
+        classnames=card.classnames,
+        split_seed=card.split_seed,
+        test_split=card.test_split,
+        test_only=bool(card.shift_of),
+        classes_digest=card.classes_digest,
+        duplicates=card.duplicates == "allow",
     )
 
 

@@ -7,6 +7,7 @@ classes can never be predicted.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import unicodedata
@@ -16,7 +17,9 @@ from pipeline.errors import DataError
 
 _TOKEN = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|[^\w\s]+")
 """CLIP's pattern; `_` does not occur, since names are read with spaces in its place."""
-_NUMBERED = re.compile(r"(\D*)([0-9]+)")
+_NUMBERED = re.compile(r"(\D*?)([0-9]+)(\D.*)?", re.DOTALL)
+_LISTED = re.compile(r"- .*|[\"'].*[\"'],?|.*,")
+"""A name as YAML, JSON or CSV files write it."""
 _LEADING = re.compile(r"(\S+?)[\s,;:]+\S")
 SHOWN = 2
 """Labels that are shown at each end of the list."""
@@ -46,25 +49,27 @@ def same_prompt(names: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def in_order(names: Iterable[str], kind: str) -> tuple[list[str], str]:
-    """Sort class names: by number if all are whole numbers (after one common prefix), else as text.
+    """Sort class names: by number if all are numbered (after one common prefix, as c1 and 1_cat), else as text.
 
     Returns:
         The sorted names, and a description of their order; `kind` says what they are, as in "class folders".
 
     Raises:
-        DataError: two names have one number, as 1 and 01.
+        DataError: two names have one number and nothing else, as 1 and 01.
     """
-    names = list(names)
+    names = sorted(names)
     matches = [_NUMBERED.fullmatch(name) for name in names]
     numbers = {name: int(match[2]) for name, match in zip(names, matches, strict=True) if match}
     prefixes = {match[1] for match in matches if match}
+    mixed = f" ({len(numbers):,} of {len(names):,} are numbered)" if numbers else ""
     if not names or len(numbers) < len(names) or len(prefixes) > 1:
-        mixed = f" ({len(numbers):,} of {len(names):,} end in a number)" if numbers else ""
-        return sorted(names), f"{kind} in text order{mixed}"
+        return names, f"{kind} in text order{mixed}"
     name_of: dict[int, str] = {}
     for name, number in numbers.items():
-        if name_of.setdefault(number, name) != name:
-            raise DataError(f"{kind} {name_of[number]!r} and {name!r} are the same number: rename or merge one of them")
+        if (other := name_of.setdefault(number, name)) != name:
+            if any(match and match[3] for match in matches):
+                return names, f"{kind} in text order ({other!r} and {name!r} have one number)"
+            raise DataError(f"{kind} {other!r} and {name!r} are the same number: rename or merge one of them")
     return [name_of[number] for number in sorted(name_of)], f"{kind} in numeric order"
 
 
@@ -91,6 +96,8 @@ def check_names(place: str, ids: Sequence[str], names: Sequence[str]) -> None:
     numbers = [list(map(str, range(start, start + len(names)))) for start in (0, 1)]
     if len(names) > 1 and (leading in numbers or (leading == list(ids) and all(map(_has_digit, ids)))):
         raise DataError(f"{place}: the class names begin with numbers or ids ({names[0]!r}): wanted the names alone")
+    if len(names) > 1 and all(map(_LISTED.fullmatch, names)):
+        raise DataError(f"{place}: the class names have quotes, commas or dashes ({names[0]!r}): wanted names alone")
 
 
 def _has_digit(text: str) -> bool:
@@ -112,6 +119,11 @@ def check_prompts(place: str, names: Sequence[str], allow: bool) -> None:
             f"{place} has the classes {names[first]!r} and {names[later]!r}, which have one prompt{more}: rename or "
             "merge one, or type duplicates=allow (in the card, duplicates: allow)"
         )
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """Return what a card states of the classes that its class names were written for."""
+    return hashlib.sha256("\0".join(ids).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def distinct_ids(ids: Sequence[str]) -> tuple[str, ...]:

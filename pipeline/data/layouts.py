@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.data.class_names import check_names, check_prompts, distinct_ids
+from pipeline.data.class_names import check_names, check_prompts, distinct_ids, ids_digest
 from pipeline.data.coop import COOP, ImageNet
 from pipeline.data.folder import ImageFolder
 from pipeline.data.listing import Listing, Options
@@ -47,6 +47,8 @@ class Recipe(NamedTuple):
     split_seed: int = 1
     test_split: str = ""
     test_only: bool = False
+    classes_digest: str = ""
+    """Of the ids of the classes that `classnames` was written for, if that is known."""
     duplicates: bool = False
     """Classes may have the same prompt."""
 
@@ -65,6 +67,11 @@ def read(recipe: Recipe, images: bool = True) -> Listing:
     listing = reader.read(where, Options(recipe.split_seed, recipe.test_split, recipe.test_only))
     if recipe.classnames:
         check_names(recipe.path, listing.class_ids, recipe.classnames)
+        if recipe.classes_digest not in ("", ids_digest(listing.class_ids)):
+            raise DataError(
+                f"{recipe.path} has other classes, or another order of them, than when its card was written: type "
+                "farebox data add again, with --force"
+            )
         listing = dataclasses.replace(listing, classnames=recipe.classnames)
     if not listing.classnames:
         raise DataError(

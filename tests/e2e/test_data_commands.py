@@ -195,6 +195,17 @@ def test_a_file_of_class_names_that_does_not_fit_is_refused(data: Data, content:
     assert line in data.refused("add", "mine", own(data.root), "classnames=names.txt")
 
 
+def test_class_names_are_refused_for_other_classes_than_they_were_written_for(data: Data) -> None:
+    folder = own(data.root)
+    (data.root / "names.txt").write_text("hound\ntabby\n")
+    data("add", "mine", folder, "classnames=names.txt")
+    for split in ("Train", "val", "test"):
+        (folder / split / "dog").rename(folder / split / "zebra")
+    assert "has other classes, or another order of them, than when its card was written" in data(
+        "check", "mine", expect=2
+    )
+
+
 def test_classes_with_one_prompt_are_added_where_that_is_allowed(data: Data) -> None:
     (data.root / "names.txt").write_text("missile\nmissile\n")
     words = ("add", "mine", own(data.root), "classnames=names.txt")
