@@ -57,9 +57,15 @@ class DatasetCard:
     templates: tuple[str, ...] = ()
     classnames: tuple[str, ...] = ()
     """In label order, in place of those that the layout gives."""
+    classes_digest: str = ""
+    """Of the classes' ids in label order: `classnames` is refused for other classes."""
     split_seed: int = 1
     """Of a split that is made here, where none is published."""
     augment: str = "crop_flip"
+    test_split: str = ""
+    """val: the split val is scored, where there is no test split with labels; nothing is left for validation then."""
+    duplicates: str = ""
+    """allow: classes may have the same prompt."""
     shift_of: str | None = None
     """Set on test-only sets: the data set that methods are fitted on."""
     licence: str = ""

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
 from pipeline.errors import ConfigError, did_you_mean, masked
+from pipeline.files import read_text
 
 T = TypeVar("T")
 
@@ -113,11 +114,19 @@ def card_name(key: str, value: Any) -> str:
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:
-    """The lines of a text file, empty ones left out."""
+    """Return the lines of a UTF-8 text file, one name each; empty lines at its end are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no name, or has an empty line between others.
+    """
     try:
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        content = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path).rstrip())]
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {path} cannot be read ({error}): wanted one name a line") from error
+    if "" in content:
+        where = f"line {content.index('') + 1} of {path} is empty" if any(content) else f"{path} is empty"
+        raise ConfigError(f"{key}: {where}: wanted one name a line")
+    return tuple(content)
 
 
 def maybe_text(key: str, value: Any) -> str | None:

@@ -203,9 +203,10 @@ def claims(arguments: argparse.Namespace) -> int:
 
 def data(arguments: argparse.Namespace) -> int:
     """Your own images, and what is known of all data sets: add, check, show, export-split."""
-    from pipeline import data_commands
+    from pipeline import data_add, data_commands
 
-    return int(getattr(data_commands, arguments.verb.replace("-", "_"))(arguments, _say, _say_aside))
+    verbs = {"add": data_add.add, "check": data_commands.check, "show": data_commands.show}
+    return verbs.get(arguments.verb, data_commands.export_split)(arguments, _say, _say_aside)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -284,6 +285,7 @@ def _data_parsers(parser: argparse.ArgumentParser) -> None:
         made[name] = verbs.add_parser(name, help=what, description=f"{name} {words}: {what}. See docs/data.md.")
         made[name].add_argument("words", nargs="*", metavar="WORD", help=words)
     made["add"].add_argument("--force", action="store_true", help="replace a card of that name")
+    made["add"].add_argument("--json", action="store_true", help="what was found, used and skipped, as one record")
     made["check"].add_argument("--json", action="store_true", help="one record for each data set")
     made["check"].add_argument("--quick", action="store_true", help="open no image")
     made["show"].add_argument("--page", type=int, default=1, help="40 classes a page")

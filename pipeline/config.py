@@ -121,6 +121,8 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     card: DatasetCard = _card(DatasetCard, "dataset", name)
     checks.one_of(f"{card.name}: augment", card.augment, tuple(AUGMENTATIONS))
     checks.one_of(f"{card.name}: layout", card.layout, tuple(LAYOUTS))
+    checks.one_of(f"{card.name}: test_split", card.test_split, ("", "val"))
+    checks.one_of(f"{card.name}: duplicates", card.duplicates, ("", "allow"))
     for template in (card.template, *card.templates):
         if template.count("{}") != 1:
             raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")

@@ -110,8 +110,8 @@ def formatted(
 ) -> tuple[str, list[str]]:
     """Return the leaderboard, or with `raw` its trials, in one of the formats, and a line for each damaged file.
 
-    `published`: printed numbers after it. Notes on rows that are left out stand below a table or page; `echo` prints them
-    where the format has no place for them.
+    `published`: printed numbers after it. Notes on rows that are left out are below a table or page; `echo` prints
+    them where the format has no place for them.
     """
     store = _store(config)
     text = _formatted(config, store, form, raw, published, echo)

@@ -28,8 +28,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.file_kinds import POINTER_SIZES, is_pointer
 from pipeline.data.layouts import Recipe, read
 from pipeline.data.listing import SCHEMA, Listing, Rows
+from pipeline.data.skipped import Contents
 from pipeline.data.source import content_key, file_sha256
 from pipeline.errors import DamagedFile, DataError, first_line
 from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal
@@ -48,6 +50,7 @@ class Index(Rows):
     def __init__(self, table: pa.Table, listing: Listing, digest: str, file: Path, images: int | None) -> None:
         super().__init__(table, listing)
         self.root, self.digest, self.file = listing.root, digest, file
+        self.contents = listing.contents()
         self._images = images
         """File descriptor of a table's images. Reading from it survives a file that is cut, reading from a map not."""
         if images is not None:
@@ -74,10 +77,17 @@ def folder() -> Path:
     )
 
 
-def index_of(recipe: Recipe) -> Index:
-    """The index of a data set: the one that is kept if nothing was changed since, else a new one. DataError."""
+def index_of(recipe: Recipe, anew: bool = False) -> Index:
+    """Return the index of a data set: the one that is kept if no list or folder was changed since, else a new one.
+
+    With `anew`, a new one in any case: it sees files that were overwritten in place, too.
+
+    Raises:
+        DataError: the data set cannot be listed.
+    """
     file = folder() / "index" / f"{hashlib.sha256(_name(recipe).encode()).hexdigest()[:24]}.json"
-    return _kept(recipe, file) or _make(recipe, file)
+    kept = None if anew else _kept(recipe, file)
+    return kept if kept and not kept.contents.findings else _make(recipe, file)  # a finding may be resolved by now
 
 
 def _name(recipe: Recipe) -> str:
@@ -105,7 +115,10 @@ def _kept(recipe: Recipe, file: Path) -> Index | None:
         log.warning("%s: the index is made again", first_line(error))
         return None
     names, ids = tuple(known["classnames"]), tuple(known["class_ids"])
-    listing = Listing(Path(known["root"]), names, ids, lambda: iter(()), (), known["made"])
+    contents = Contents.of(known["contents"])
+    listing = Listing(
+        Path(known["root"]), names, ids, lambda: iter(()), (), known["made"], known["order"], lambda: contents
+    )
     table = pa.ipc.open_file(pa.BufferReader(rows)).read_all()
     return Index(table, listing, known["digest"], file, images)
 
@@ -146,7 +159,7 @@ def _make(recipe: Recipe, file: Path) -> Index:
     images = temporary.with_suffix(".images.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        digest, image_bytes = _write(temporary, images, listing)
+        digest, image_bytes, findings = _write(temporary, images, listing)
         rows = file_sha256(temporary)
         rows_file = _rows_path(file, rows)
         if image_bytes is not None:
@@ -154,7 +167,8 @@ def _make(recipe: Recipe, file: Path) -> Index:
         temporary.replace(rows_file)
         known: dict[str, Any] = {SEAL_KEY: UNSEALED, "recipe": _name(recipe), "root": str(listing.root)}
         known |= {"digest": digest, "made": listing.made, "rows": rows, "image_bytes": image_bytes, "watched": stamps}
-        known |= {"classnames": listing.classnames, "class_ids": listing.class_ids}
+        known |= {"classnames": listing.classnames, "class_ids": listing.class_ids, "order": listing.order}
+        known |= {"contents": listing.contents().plus(findings)}
         before = _rows_of(file)
         temporary.write_bytes(seal(json.dumps(known).encode()))
         temporary.replace(file)
@@ -175,17 +189,20 @@ def _make(recipe: Recipe, file: Path) -> Index:
     return found
 
 
-def _write(path: Path, images: Path, listing: Listing) -> tuple[str, int | None]:
+def _write(path: Path, images: Path, listing: Listing) -> tuple[str, int | None, list[str]]:
     """Write all rows to `path`, and the images of a table to `images`.
 
-    Returns the digest over class names, ids and the columns of the rows (images enter by their content keys), and the
-    size of `images` in bytes; None where images are files of their own.
+    Returns:
+        The digest over class names, ids and the columns of the rows (images enter by their content keys), the size of
+        `images` in bytes (None where images are files of their own), and findings.
     """
     h = hashlib.sha256("\0".join((*listing.classnames, "", *listing.class_ids)).encode())
+    rows, pointers = 0, list[str]()
     with contextlib.ExitStack() as files:
         sink = files.enter_context(pa.OSFile(str(path), "wb"))
         writer = image_file = image_bytes = None
-        for batch in _complete(listing):
+        for batch in _complete(listing, pointers):
+            rows += len(batch)
             if "image" in batch.schema.names:
                 image_file = image_file or files.enter_context(images.open("xb"))
                 for image in batch["image"]:
@@ -200,12 +217,19 @@ def _write(path: Path, images: Path, listing: Listing) -> tuple[str, int | None]
             h.update("".join("\t".join(map(str, row)) + "\n" for row in zip(*plain, strict=True)).encode())
         if writer is None:
             raise DataError(f"{listing.root} lists no image")
-    return h.hexdigest(), image_bytes
+    findings = []
+    if pointers:
+        counted = f"{len(pointers):,} of {rows:,} images are Git LFS pointers, the first is {pointers[0]}"
+        findings.append(f"{counted}: type git lfs pull in {listing.root}")
+    return h.hexdigest(), image_bytes, findings
 
 
-def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
-    """The listed rows with the size of each image; of images that are not files, also the content key and the image."""
-    absent, first = 0, ""
+def _complete(listing: Listing, pointers: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the listed rows with the size of each image; of images in tables, also content key and image.
+
+    Paths of Git LFS pointers are added to `pointers`.
+    """
+    absent, broken, first = 0, 0, ""
     for batch in listing.batches():
         if "image" in batch.schema.names:
             images = batch["image"].to_pylist()
@@ -217,14 +241,18 @@ def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
         sizes = []
         for path in batch["path"].to_pylist():
             try:
-                sizes.append((listing.root / path).stat().st_size)
+                size = (file := listing.root / path).stat().st_size
             except OSError:
-                sizes.append(-1)
-                absent, first = absent + 1, first or path
+                size = -1
+                absent, broken, first = absent + 1, broken + file.is_symlink(), first or path
+            if size in POINTER_SIZES and is_pointer(file):
+                pointers.append(path)
+            sizes.append(size)
         yield pa.record_batch([*batch.columns, sizes], schema=_SIZED)
     if absent:
         source = listing.watched[0] if listing.watched else listing.root
-        raise DataError(f"{source}: {absent:,} of its images are not under {listing.root}, the first is {first}")
+        links = f" ({broken:,} of them are links to files that are not there)" if broken else ""
+        raise DataError(f"{source}: {absent:,} of its images are not under {listing.root}, the first is {first}{links}")
 
 
 def _stamp(path: Path) -> list[int]:

@@ -43,6 +43,10 @@ class IndexedSource:
             raise DataError(f"{self.place} is not what it was when the run was planned: type the same command again")
         return found
 
+    def reopen(self) -> None:
+        """Forget the opened rows: findings about the folder may have changed while the rows have not."""
+        self.__dict__.pop("index", None)
+
     @property
     def place(self) -> str:
         """Where it lies."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DamagedFile
-from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_sealed, seal, write_atomic
+from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_json, read_sealed, read_text, seal, write_atomic
 
 
 def arrow_bytes() -> bytes:
@@ -61,3 +61,26 @@ def test_content_is_sealed_once() -> None:
         seal(b"no mark")
     with pytest.raises(ValueError, match="found marks"):
         seal(seal(UNSEALED.encode()))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_text_is_read_without_its_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "text").write_bytes('{"a": "\u00e9"}'.encode(encoding))
+    assert read_text(tmp_path / "text") == '{"a": "\u00e9"}' and read_json(tmp_path / "text") == {"a": "\u00e9"}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("{}".encode("utf-16"), "it is UTF-16 or binary: save it as UTF-8"),
+        ("{}".encode("utf-16-le"), "it is UTF-16 or binary: save it as UTF-8"),
+        (b"caf\xe9", "can't decode byte"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer: type git lfs pull"),
+        (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' occurs twice"),
+        (b"{", "Expecting"),
+    ],
+)
+def test_what_is_not_json_in_utf_8_is_refused(tmp_path: Path, content: bytes, line: str) -> None:
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(ValueError, match=line):
+        read_json(tmp_path / "text")

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 from methods import all_methods
 from methods.base import Bill, FewShotTask, ImageSet, TaskShape
 from pipeline import plan as planning
-from pipeline import scoring
+from pipeline import protocol, scoring
 from pipeline.config import compose, dataset_card
 from pipeline.data.source import Source, opened
 from pipeline.errors import ConfigError, DataError
@@ -157,6 +157,61 @@ def test_a_shift_set_with_a_foreign_class_is_refused_by_name(lab: Lab, tmp_path:
     name = source_of(dataset_card("icons")).classnames[7]
     with pytest.raises(DataError, match=f"'foreign' has other classes than 'small', .* '{name}' is not among them"):
         lab.plan("methods=[zero_shot]", f"shift=[{card}]")
+
+
+class Named(NamedTuple):
+    """What the columns of a shift set depend on."""
+
+    class_ids: tuple[str, ...]
+    classnames: tuple[str, ...]
+
+
+WORDS = Named(("cat", "tabby_cat", "dog"), ("cat", "tabby cat", "dog"))
+NUMBERS = Named(("0", "1", "2"), ("cat", "tabby cat", "dog"))
+WNIDS = Named(("n1", "n2", "n3"), ("crane", "crane", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "wanted"),
+    [
+        (WORDS, WORDS, [0, 1, 2]),
+        (WORDS, Named(("dog", "cat"), ("dog", "cat")), [2, 0]),
+        (WORDS, Named(("dog", "cat"), ("puppy", "kitten")), [2, 0]),
+        (WORDS, Named(("Dog", "Tabby Cat"), ("Dog", "Tabby Cat")), [2, 1]),
+        (WORDS, Named(("0", "1"), ("dog", "cat")), [2, 0]),
+        (NUMBERS, Named(("dog", "cat"), ("dog", "cat")), [2, 0]),
+        (NUMBERS, NUMBERS, [0, 1, 2]),
+        (NUMBERS, Named(("0", "1"), ("dog", "cat")), [2, 0]),
+        (WNIDS, Named(("n3", "n2"), ("dog", "crane")), [2, 1]),
+    ],
+)
+def test_shift_classes_are_found_by_id_and_else_by_name(
+    monkeypatch: pytest.MonkeyPatch, own: Named, other: Named, wanted: list[int]
+) -> None:
+    card = dataclasses.replace(dataset_card("icons"), classes=len(own.class_ids))
+    monkeypatch.setattr(protocol, "source_of", lambda found: own if found is card else other)
+    assert list(protocol.fitted_columns(card, dataset_card("icons_outline"))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "foreign"),
+    [
+        (NUMBERS, Named(("0", "1"), ("cat", "lion")), "'1' ('lion') is not among them"),
+        (NUMBERS, Named(("0", "3"), ("cat", "lion")), "'3' ('lion') is not among them"),
+        (NUMBERS, Named(("0", "1"), ("0", "1")), "'0' is not among them"),
+        (WORDS, Named(("dog", "cat"), ("cat", "dog")), "'dog' ('cat') is not among them"),
+        (WNIDS, Named(("crane",), ("crane",)), "'crane' is not among them"),
+        (WORDS, Named(("Cat", "cat "), ("Cat", "cat ")), "has two classes that are one class of 'icons'"),
+    ],
+)
+def test_shift_classes_whose_meaning_is_not_certain_are_refused(
+    monkeypatch: pytest.MonkeyPatch, own: Named, other: Named, foreign: str
+) -> None:
+    card = dataclasses.replace(dataset_card("icons"), classes=len(own.class_ids))
+    monkeypatch.setattr(protocol, "source_of", lambda found: own if found is card else other)
+    with pytest.raises(DataError) as caught:
+        protocol.fitted_columns(card, dataset_card("icons_outline"))
+    assert foreign in str(caught.value)
 
 
 @pytest.mark.parametrize(
