@@ -60,6 +60,8 @@ class DatasetCard:
     split_seed: int = 1
     """Of a split that is made here, where none is published."""
     augment: str = "crop_flip"
+    bits: int | None = None
+    """Bits that 16-bit grey images use, 8 to 16. None: all 16; a set that uses fewer is refused."""
     shift_of: str | None = None
     """Set on test-only sets: the data set that methods are fitted on."""
     licence: str = ""

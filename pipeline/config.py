@@ -23,6 +23,7 @@ from pipeline.blackbox.bill import Limits
 from pipeline.cards import EMBEDDED as EMBEDDED
 from pipeline.cards import DatasetCard as DatasetCard
 from pipeline.cards import ModelCard as ModelCard
+from pipeline.data.decode import BITS
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean, first_line
@@ -120,6 +121,8 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     card: DatasetCard = _card(DatasetCard, "dataset", name)
     checks.one_of(f"{card.name}: augment", card.augment, tuple(AUGMENTATIONS))
     checks.one_of(f"{card.name}: layout", card.layout, tuple(LAYOUTS))
+    if card.bits is not None and card.bits not in BITS:
+        raise ConfigError(f"{card.name}: bits={card.bits}: expected a whole number from {BITS[0]} to {BITS[-1]}")
     for template in (card.template, *card.templates):
         if template.count("{}") != 1:
             raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")

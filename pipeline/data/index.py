@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.data.known import cache_folder
 from pipeline.data.layouts import Recipe, read
 from pipeline.data.listing import SCHEMA, Listing, Rows
 from pipeline.errors import DataError
@@ -41,20 +41,10 @@ class Index(Rows):
         self.file.unlink(missing_ok=True)
 
 
-def folder() -> Path:
-    """Where indexes are kept."""
-    cache = os.environ.get("FAREBOX_CACHE")
-    return (
-        Path(cache).absolute()
-        if cache
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farebox"
-    )
-
-
 def index_of(recipe: Recipe) -> Index:
     """The index of a data set: the one that is kept if nothing was changed since, else a new one. DataError."""
     name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:24]
-    file = folder() / "index" / f"{name}.json"
+    file = cache_folder() / "index" / f"{name}.json"
     return _kept(file) or _make(recipe, file)
 
 
@@ -99,7 +89,7 @@ def _make(recipe: Recipe, file: Path) -> Index:
             before.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder()} cannot hold the index of {recipe.path} ({error.strerror}): set FAREBOX_CACHE=DIR"
+            f"{cache_folder()} cannot hold the index of {recipe.path} ({error.strerror}): set FAREBOX_CACHE=DIR"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.cards import DatasetCard
 from pipeline.data import card as cards
 from pipeline.data.coop import COOP, SplitFile
-from pipeline.data.images import not_readable
+from pipeline.data.images import not_readable, unused_bits
 from pipeline.data.indexed import IndexedSource
 from pipeline.data.listing import SPLITS
 from pipeline.data.source import Source
@@ -131,7 +131,9 @@ def _read_images(report: Report, source: Source, say: Say) -> None:
         bad[row] = f"{source.where(row)} ({size:,} bytes, {reason})"
     report.unreadable = list(bad.values())
     if bad:
-        report.findings.append(f"{len(bad):,} images cannot be read")
+        report.findings.append(f"{len(bad):,} images cannot be decoded")
+    if finding := unused_bits(source, rows):
+        report.findings.append(finding)
     train, test = (np.setdiff1d(source.rows_of(split), list(bad)) for split in ("train", "test"))
     of_key = dict(zip(source.keys_of(train), train.tolist(), strict=True))
     for row, key in zip(test.tolist(), source.keys_of(test), strict=True):

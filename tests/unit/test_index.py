@@ -191,9 +191,9 @@ def test_a_folder_that_cannot_be_written_costs_only_the_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = Known(Path("/dev/null/known"), 3)
-    record = np.array([(1, 5, 9, True, 0)], RECORD)
+    record = np.array([(1, 5, 9, True, 0, 0)], RECORD)
     there.add(record)
-    assert "images are hashed again the next time" in caplog.text
+    assert "images are checked again the next time" in caplog.text
     assert there.find(np.array([1]), np.array([5]), np.array([9]))["readable"].all()
 
 
