@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.plain_yaml import NUMBER
+from pipeline.untrusted import MAX_NAMES, read_regular, text_problem
 
 T = TypeVar("T")
 
+LARGEST = 2**63 - 1
+"""The greatest number that a database column and a random generator's seed can be."""
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
     | {f"fuse.{name}" for name in ("sshfs", "ceph", "glusterfs", "s3fs", "gcsfuse", "rclone")}
@@ -28,10 +34,25 @@ INSTEAD = {
 
 
 def whole(key: str, value: Any, minimum: int = 1) -> int:
-    """A whole number of `minimum` or more; true, 1.0 and 1e3 are none."""
+    """A whole number from `minimum` to 2**63 - 1, typed in decimal digits. Booleans and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more")
+        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more{_hint(value)}")
+    if value > LARGEST:
+        raise ConfigError(f"{key}={value}: expected a whole number of at most {LARGEST:,}")
     return value
+
+
+def _hint(value: Any) -> str:
+    """What to type in the place of text that means a number or a range elsewhere."""
+    if not isinstance(value, str):
+        return ""
+    if match := re.fullmatch(r"0+([0-9]{1,18})", value):
+        return f" without leading zeros: type {int(match[1])}"
+    if match := re.fullmatch(r"([0-9]{1,9})(?::|-|\.\.)([0-9]{1,9})", value):
+        first, last = int(match[1]), int(match[2])
+        several = range(first, last + 1) if last - first < 10 else (first, "...", last)
+        return f"; for a range type [{','.join(map(str, several))}]" if first < last else ""
+    return ", without quotes" if re.fullmatch("0|[1-9][0-9]*", value) else ", in decimal digits"
 
 
 def limit(key: str, value: Any) -> int | None:
@@ -49,11 +70,23 @@ def auto(key: str, value: Any) -> int | str:
     return "auto" if value == "auto" else whole(key, value)
 
 
+def number(key: str, value: Any) -> float:
+    """A finite number; text such as 1e3 or 0.50 is taken as the number that it writes."""
+    found = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise ConfigError(f"{key}={value}: expected a finite number in decimal digits")
+    return float(found)
+
+
 def seconds(key: str, value: Any) -> float:
     """A finite number of 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    try:
+        found = number(key, value)
+    except ConfigError:
+        found = -1.0
+    if found < 0:
         raise ConfigError(f"{key}={value}: expected a number of seconds, 0 or more")
-    return float(value)
+    return found
 
 
 def flag(key: str, value: Any) -> bool:
@@ -64,18 +97,78 @@ def flag(key: str, value: Any) -> bool:
 
 
 def text(key: str, value: Any) -> str:
-    """A name or a path; a number is taken as its digits."""
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value == "":
+    """A name or a path in one line; a number is taken as its digits."""
+    if not isinstance(value, str | int | float) or value == "":
         raise ConfigError(f"{key}={value}: expected a name or a path")
+    if isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
+    if problem := text_problem(str(value)):
+        raise ConfigError(f"{key}: {ascii(value)[:80]} has {problem}")
     return str(value)
+
+
+def path(key: str, value: Any) -> Path:
+    """A path as it is typed; a leading ~ or ~USER is that user's home folder."""
+    found = text(key, value)
+    try:
+        return Path(found).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{key}={found}: there is no such home folder; for a folder of this name type ./{found}"
+        ) from error
+
+
+def of_type(key: str, value: Any, hint: Any) -> Any:
+    """Convert a value of a card to the type of its field; lists become tuples. Other types are left alone.
+
+    Raises:
+        ConfigError: the value is of another type.
+    """
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if isinstance(hint, UnionType):
+        return None if value is None else of_type(key, value, options[0]) if len(options) == 1 else value
+    if get_origin(hint) is tuple:
+        return tuple(of_type(key, item, options[0]) for item in _as_list([] if value is None else value))
+    if hint is str:
+        return "" if value in (None, "") else prose(key, value)
+    if hint is int:
+        return whole(key, value, 0)
+    if hint is float:
+        return number(key, value)
+    return flag(key, value) if hint is bool else value
+
+
+def same_setting(key: str, value: Any, resolved: Any) -> None:
+    """Check that a method's setting was not changed when it was converted to the type of its field.
+
+    Raises:
+        ConfigError: it was, as 1_0 to 10 and yes to true; or a number is not finite.
+    """
+    if resolved == "???":  # OmegaConf's mark of a value that is missing
+        raise ConfigError(f"{key}={value}: expected a value")
+    if isinstance(resolved, list | tuple) and isinstance(value, list | tuple):
+        for item, of_item in zip(value, resolved, strict=True):
+            same_setting(key, item, of_item)
+    elif isinstance(value, bool) or isinstance(resolved, bool):
+        if value is not resolved:
+            wanted = "true or false" if isinstance(resolved, bool) else type(resolved).__name__
+            raise ConfigError(f"{key}={value}: expected {wanted}")
+    elif isinstance(resolved, int | float) and number(key, value) != resolved:
+        raise ConfigError(f"{key}={value}: expected {type(resolved).__name__}")
+
+
+def prose(key: str, value: Any) -> str:
+    """Text that may have several lines."""
+    return value if isinstance(value, str) and not text_problem(value, "\n\t") else text(key, value)
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:
     """The lines of a text file, empty ones left out."""
     try:
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        content = read_regular(path, MAX_NAMES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{key}: {path} cannot be read ({error}): wanted one name a line") from error
+    return tuple(text(f"{key}: {path}", line.strip()) for line in content.splitlines() if line.strip())
 
 
 def maybe_text(key: str, value: Any) -> str | None:
@@ -103,7 +196,7 @@ def access(key: str, value: str) -> Access:
 
 def words(key: str, value: Any) -> tuple[str, ...]:
     """One name or a list of different ones."""
-    return _different(key, [str(v) for v in _as_list(value)])
+    return _different(key, [text(key, v) for v in _as_list(value)])
 
 
 def some_words(key: str, value: Any) -> tuple[str, ...]:

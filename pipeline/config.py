@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +30,9 @@ from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.layers import Kind, load, merged
 from pipeline.layers import file_of as file_of
 from pipeline.layers import names as names
+from pipeline.layers import notes as notes
 from pipeline.layers import own_folder as own_folder
+from pipeline.sqlite_urls import check_sqlite, sqlite_folder
 
 METHOD_KEYS = {"method": str, "config": dict, "per_dataset": dict}
 """What a conf/method file holds."""
@@ -129,7 +131,8 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     if isinstance(card.classnames, str):
         lines = checks.lines(f"{card.name}: classnames", file_of("dataset", name).parent / card.classnames)
         card = dataclasses.replace(card, classnames=lines)
-    card = dataclasses.replace(card, classnames=tuple(checks.text("classnames", c) for c in card.classnames))
+    for classname in card.classnames:
+        checks.text(f"{card.name}: classnames", classname)
     if card.layout == "parquet":
         if not card.sha256 or card.classnames:
             wrong = "has no sha256" if not card.sha256 else "has classnames, which such a file holds itself"
@@ -147,9 +150,15 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     for key in data:
         if key not in known:
             raise ConfigError(f"{file_of(kind, name)}: " + did_you_mean("key", key, known))
-    data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    hints = get_type_hints(cls)
+    names_file = data.pop("classnames") if isinstance(data.get("classnames"), str) else None
+    where = file_of(kind, name)
+    data = {key: checks.of_type(f"{where}: {key}", value, hints[key]) for key, value in data.items()}
+    if names_file is not None:
+        data["classnames"] = checks.text("classnames", names_file)
+    data["name"] = checks.text(f"{where}: name", data.get("name") or where.stem)
     try:
-        return cls(**{"name": Path(name).stem, **data})
+        return cls(**data)
     except TypeError as error:
         raise ConfigError(f"{file_of(kind, name)}: {error}") from error
 
@@ -178,8 +187,10 @@ def method_choice(
     try:
         typed = OmegaConf.merge(OmegaConf.structured(info.cls.Config), values)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"method {name!r}: {first_line(error)}") from error
+        raise ConfigError(f"method {name!r}: {first_line(error)} (setting {error.full_key})") from error
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
+    for key, value in values.items():
+        checks.same_setting(f"method {name!r}: {key}", value, resolved[key])
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
     return MethodChoice(name, info, config)
 
@@ -208,17 +219,17 @@ def _resolve(raw: dict[str, Any]) -> Config:
     for name in methods:
         if name not in variants:
             load("method", name)
-    storage = Path(checks.text("storage", raw["storage"])).absolute()
+    storage = sqlite_folder("storage", checks.path("storage", raw["storage"]).absolute())
     data = DataOptions(
-        checks.maybe_text("data.root", raw["data"]["root"]),
+        None if raw["data"]["root"] is None else str(checks.path("data.root", raw["data"]["root"])),
         checks.one_of("data.short_classes", raw["data"]["short_classes"], ("error", "take_all")),
     )
-    features = checks.maybe_text("features", raw["features"])
+    features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
-        label=str(raw["label"] or ""),
-        model=model_card(str(raw["model"])),
+        label="" if raw["label"] in (None, "") else checks.text("label", raw["label"]),
+        model=model_card(checks.text("model", raw["model"])),
         methods=methods,
         datasets=tuple(dataset_card(n, data.root) for n in checks.words("datasets", raw["datasets"])),
         data=data,
@@ -235,7 +246,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         sweep_budget=checks.limits("budget.sweep", budget["sweep"]),
         global_budget=GlobalBudget(
             checks.maybe_text("budget.global.name", budget["global"]["name"]),
-            checks.maybe_text("budget.global.url", budget["global"]["url"]),
+            check_sqlite("budget.global.url", checks.maybe_text("budget.global.url", budget["global"]["url"])),
             checks.limits("budget.global", budget["global"]),
         ),
         partial=checks.flag("budget.partial", budget["partial"]),
@@ -245,8 +256,8 @@ def _resolve(raw: dict[str, Any]) -> Config:
         address=checks.maybe_text("address", raw["address"]),
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
-        mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
-        features=Path(features).absolute() if features else storage.parent / "features",
+        mlflow=check_sqlite("mlflow", mlflow) or f"sqlite:///{storage / 'mlflow.db'}",
+        features=checks.path("features", features).absolute() if features else storage.parent / "features",
         variants=variants,
         method=raw["method"],
     )
