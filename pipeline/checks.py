@@ -130,7 +130,7 @@ def of_type(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple:
         return tuple(of_type(key, item, options[0]) for item in _as_list([] if value is None else value))
     if hint is str:
-        return "" if value in (None, "") else prose(key, value)
+        return "" if value in (None, "") else text(key, value)
     if hint is int:
         return whole(key, value, 0)
     if hint is float:
@@ -144,8 +144,6 @@ def same_setting(key: str, value: Any, resolved: Any) -> None:
     Raises:
         ConfigError: it was, as 1_0 to 10 and yes to true; or a number is not finite.
     """
-    if resolved == "???":  # OmegaConf's mark of a value that is missing
-        raise ConfigError(f"{key}={value}: expected a value")
     if isinstance(resolved, list | tuple) and isinstance(value, list | tuple):
         for item, of_item in zip(value, resolved, strict=True):
             same_setting(key, item, of_item)
@@ -155,11 +153,13 @@ def same_setting(key: str, value: Any, resolved: Any) -> None:
             raise ConfigError(f"{key}={value}: expected {wanted}")
     elif isinstance(resolved, int | float) and number(key, value) != resolved:
         raise ConfigError(f"{key}={value}: expected {type(resolved).__name__}")
+    elif isinstance(resolved, str) and str(value) != resolved:  # OmegaConf takes ??? for a value that is missing
+        raise ConfigError(f"{key}={value}: expected another text")
 
 
-def prose(key: str, value: Any) -> str:
+def prose(key: str, value: Any, hint: Any = str) -> Any:
     """Text that may have several lines."""
-    return value if isinstance(value, str) and not text_problem(value, "\n\t") else text(key, value)
+    return value if isinstance(value, str) and not text_problem(value, "\n\t") else of_type(key, value, hint)
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ from pipeline.layers import notes as notes
 from pipeline.layers import own_folder as own_folder
 from pipeline.sqlite_urls import check_sqlite, sqlite_folder
 
+PROSE = frozenset(("licence", "source", "url", "citation", "note"))
+"""Keys of cards whose text may have several lines."""
 METHOD_KEYS = {"method": str, "config": dict, "per_dataset": dict}
 """What a conf/method file holds."""
 
@@ -153,7 +155,9 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     hints = get_type_hints(cls)
     names_file = data.pop("classnames") if isinstance(data.get("classnames"), str) else None
     where = file_of(kind, name)
-    data = {key: checks.of_type(f"{where}: {key}", value, hints[key]) for key, value in data.items()}
+    for key, value in data.items():
+        convert = checks.prose if key in PROSE else checks.of_type
+        data[key] = convert(f"{where}: {key}", value, hints[key])
     if names_file is not None:
         data["classnames"] = checks.text("classnames", names_file)
     data["name"] = checks.text(f"{where}: name", data.get("name") or where.stem)

@@ -26,6 +26,7 @@ from pipeline.data.source import ParquetSource, Source
 from pipeline.data.split import draw
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.files import write_atomic
+from pipeline.untrusted import text_problem
 
 Say = Callable[[str], None]
 ROOT = {"data.root": ""}
@@ -147,6 +148,8 @@ def _words(words: Sequence[str], known: Mapping[str, str], wanted: Sequence[str]
     """The words that are no key=value, as many as wanted, and `known` with the values given. ConfigError otherwise."""
     values, plain = dict(known), []
     for word in words:
+        if problem := text_problem(word):
+            raise ConfigError(f"{ascii(word)[:80]} has {problem}")
         key, is_value, value = word.partition("=")
         if not is_value:
             plain.append(word)

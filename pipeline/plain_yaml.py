@@ -2,8 +2,8 @@
 
 Files and values of the command line are read by the same rules, which are those of YAML 1.2 made stricter:
 
-- `null`, `Null`, `NULL`, an empty value and, in files, `~` are null; `true`, `True`, `TRUE`, `false`, `False` and `FALSE`
-  are booleans.
+- `null`, `Null`, `NULL`, an empty value and, in files, `~` are null. `true`, `True`, `TRUE`, `false`, `False` and
+  `FALSE` are booleans.
 - A plain scalar is a number if the number is written back in the same way: 10, -3, 0.5, 1e-05. Everything else is text:
   010, 1_0, 0x10, 1:5, 1e3, .inf, 2024-01-01, yes, off. Where a number is wanted, such text is refused by its key.
 - A key is text. A key that occurs twice is refused, as are anchors, aliases, tags and more than one document.

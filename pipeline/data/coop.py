@@ -7,7 +7,6 @@ annotations with an unseeded shuffle, so that what is made here follows the same
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pipeline.data.official import (
     ucf,
 )
 from pipeline.errors import DataError
+from pipeline.untrusted import MAX_JSON, parse_json, read_regular
 
 # --- sets with a split file ----------------------------------------------------------------------------------------
 
@@ -95,11 +95,11 @@ class OwnSplitFile:
 def split_file(path: Path) -> Made:
     """A file {"train" | "val" | "test": [[path, label, class name], ...]}. DataError naming what is wrong with it."""
     try:
-        splits = json.loads(path.read_text())
+        splits = parse_json(read_regular(path, MAX_JSON), "it")
         return {name: [(str(p), int(y), str(c)) for p, y, c in splits[name]] for name in ("train", "val", "test")}
     except KeyError as error:
         raise DataError(f"{path} has no list {error}: wanted train, val and test") from error
-    except (ValueError, TypeError, OSError) as error:
+    except (DataError, ValueError, TypeError, OverflowError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a split file: wanted lists of [path, label, class name] ({reason})") from error
 
@@ -119,7 +119,7 @@ def named(root: Path, made: Made, watched: Sequence[Path], where: str, how: str 
             yield from ((path, label, split) for path, label, _ in of_split)
 
     classnames = tuple(names[label] for label in range(len(names)))
-    return Listing(root, classnames, classnames, batches(rows), tuple(watched), how)
+    return Listing(root, classnames, classnames, batches(rows), tuple(watched), how, stated=True)
 
 
 # --- sets whose files say the split --------------------------------------------------------------------------------

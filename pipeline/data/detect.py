@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipeline.data.folder import IMAGES, NAMES_OF_SPLITS
 from pipeline.data.listing import files, folders
 from pipeline.errors import DataError
+from pipeline.untrusted import read_json
 
 WANTED = (
     "train/CLASS/IMAGE beside test/CLASS/IMAGE (val/ if there is one), or CLASS/IMAGE, or a JSON file of "
@@ -54,8 +54,8 @@ def _is_split_file(path: Path) -> bool:
     if path.suffix != ".json":
         return False
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = read_json(path)
+    except DataError:
         return False
     return isinstance(found, dict) and all(isinstance(found.get(split), list) for split in ("train", "val", "test"))
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipeline.data.known import cache_folder
 from pipeline.data.layouts import Recipe, read
+from pipeline.data.listed_files import ListedFiles
 from pipeline.data.listing import SCHEMA, Listing, Rows
 from pipeline.errors import DataError
 
@@ -120,6 +121,7 @@ def _write(path: Path, listing: Listing) -> str:
 def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
     """The listed rows with the size of each image and, of images that are no files, the content key."""
     absent, first = 0, ""
+    files = ListedFiles(listing.root, listing.stated, [path.parent for path in listing.watched[:1]])
     for batch in listing.batches():
         if "image" in batch.schema.names:
             images = batch["image"].to_pylist()
@@ -130,7 +132,7 @@ def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
         sizes = []
         for path in batch["path"].to_pylist():
             try:
-                sizes.append((listing.root / path).stat().st_size)
+                sizes.append(files.size(path))
             except OSError:
                 sizes.append(-1)
                 absent, first = absent + 1, first or path

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.decode import MAX_BYTES
 from pipeline.data.index import Index, index_of
 from pipeline.data.known import Checked, Known, KnownRows, checks_name, records_of
 from pipeline.data.layouts import Recipe
 from pipeline.data.source import content_key, with_bits
 from pipeline.errors import DataError
+from pipeline.untrusted import check_regular, read_regular
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class FileSource(IndexedSource):
     def image_bytes(self, row: int) -> bytes:
         """The encoded image of one row. DataError when its file has gone."""
         try:
-            return self._path(row).read_bytes()
+            return read_regular(self._path(row), MAX_BYTES)
         except OSError as error:
             raise self._gone(row, error) from error
 
@@ -187,6 +189,7 @@ class FileSource(IndexedSource):
         for i, (path, size) in enumerate(zip(listed["path"], listed["size"], strict=True)):
             try:
                 found = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path costs more than the look itself)
+                check_regular(found, path)
             except OSError as error:
                 raise self._gone(rows[i], error) from error
             if found.st_size != size:

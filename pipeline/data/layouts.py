@@ -12,6 +12,7 @@ from pipeline.data.folder import ImageFolder
 from pipeline.data.listing import Listing
 from pipeline.data.tables import Tables
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 
 class Reader(Protocol):
@@ -55,6 +56,7 @@ def read(recipe: Recipe, images: bool = True) -> Listing:
     if (absent := missing(recipe.layout, recipe.path)) and (images or not reader.lists(where)):
         raise DataError(absent[0])
     listing = reader.read(where, recipe.split_seed)
+    check_texts(recipe.path, (*listing.classnames, *listing.class_ids))
     ids_of_its_own = listing.class_ids != listing.classnames
     if recipe.classnames:
         if len(recipe.classnames) != len(listing.class_ids):

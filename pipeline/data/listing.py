@@ -38,6 +38,8 @@ class Listing:
     """Files and folders that the rows were read from: when one of them changes, they are read again."""
     made: str = ""
     """How the split was made, where it is not the published one."""
+    stated: bool = False
+    """Whether the paths are taken from a split file or list, rather than found by listing folders."""
 
 
 class Rows:

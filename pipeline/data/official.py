@@ -5,7 +5,6 @@ Source: KaiyangZhou/CoOp, datasets/*.py.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline.data.listing import files, folders
 from pipeline.errors import DataError
+from pipeline.untrusted import MAX_NAMES, read_json, read_regular
 
 Named = tuple[str, int, str]
 """Path under the image folder, label, class name."""
@@ -113,7 +113,7 @@ def cars(folder: Path, rng: random.Random) -> Made:
 
 def flowers(folder: Path, rng: random.Random) -> Made:
     """imagelabels.mat, a label for each image of jpg/ in order, and cat_to_name.json."""
-    names = json.loads((folder / "cat_to_name.json").read_text())
+    names = read_json(folder / "cat_to_name.json")
     labels = [int(label) for label in matrix(folder / "imagelabels.mat", "labels")[0]]
     return parts_of_each_class(
         [(f"image_{i:05d}.jpg", label - 1, names[str(label)]) for i, label in enumerate(labels, start=1)], rng
@@ -157,7 +157,8 @@ def ucf(folder: Path, rng: random.Random) -> Made:
 def lines(path: Path) -> list[str]:
     """A text file's lines that are not empty. DataError when it cannot be read."""
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        content = read_regular(path, MAX_NAMES).decode("utf-8-sig")
+        return [line.strip() for line in content.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 

@@ -6,7 +6,6 @@ A source is a small value (a path and a digest) that travels in requests; the by
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.known import Checked, KnownRows, cache_folder, checks_name
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts, parse_json
 
 COLUMNS = ("image", "label", "split")
 
@@ -141,8 +141,11 @@ class ParquetSource:
     @cached_property
     def classnames(self) -> tuple[str, ...]:
         """Class names in label order."""
-        metadata = self._table.schema.metadata or {}
-        return tuple(json.loads(metadata[b"classes"]))
+        names = parse_json(self._table.schema.metadata[b"classes"], f"the metadata of {self.path}")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"the metadata of {self.path} has `classes` that are not a JSON list of texts")
+        check_texts(self.path, names)
+        return tuple(names)
 
     @property
     def class_ids(self) -> tuple[str, ...]:

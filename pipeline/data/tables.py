@@ -7,7 +7,6 @@ is a column, or else the first word of the file's or of its folder's name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.data.folder import NAMES_OF_SPLITS
 from pipeline.data.listing import SCHEMA, SPLITS, Listing
 from pipeline.errors import DataError
+from pipeline.untrusted import parse_json
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
@@ -131,12 +131,10 @@ def _class_names(files: list[_File]) -> tuple[str, ...]:
     """The schema's (Hugging Face's ClassLabel, or a JSON list under `classes`), or the labels if text, or none."""
     for file in files:
         metadata = file.schema.metadata or {}
-        try:
-            if names := json.loads(metadata.get(b"classes", b"[]")):
-                return tuple(map(str, names))
-            features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        except ValueError as error:
-            raise DataError(f"{file.path} has metadata that is not JSON: {error}") from error
+        where = f"the metadata of {file.path}"
+        if names := parse_json(metadata.get(b"classes", b"[]"), where):
+            return tuple(map(str, names))
+        features = parse_json(metadata.get(b"huggingface", b"{}"), where).get("info", {}).get("features", {})
         if names := features.get(file.label, {}).get("names"):
             return tuple(map(str, names))
     if all(_is_text(file.schema.field(file.label).type) for file in files):
