@@ -7,6 +7,7 @@ import math
 import re
 import socket
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -111,7 +112,7 @@ def path(key: str, value: Any) -> Path:
     """A path as it is typed; a leading ~ or ~USER is that user's home folder."""
     found = text(key, value)
     try:
-        return Path(found).expanduser()
+        return Path(found).expanduser() if found.startswith("~") else Path(found)  # a Path forgets the ./ of ./~x
     except RuntimeError as error:
         raise ConfigError(
             f"{key}={found}: there is no such home folder; for a folder of this name type ./{found}"
@@ -128,7 +129,8 @@ def of_type(key: str, value: Any, hint: Any) -> Any:
     if isinstance(hint, UnionType):
         return None if value is None else of_type(key, value, options[0]) if len(options) == 1 else value
     if get_origin(hint) is tuple:
-        return tuple(of_type(key, item, options[0]) for item in _as_list([] if value is None else value))
+        convert = text if options[0] is str else partial(of_type, hint=options[0])
+        return tuple(convert(key, item) for item in _as_list([] if value is None else value))
     if hint is str:
         return "" if value in (None, "") else text(key, value)
     if hint is int:
@@ -151,10 +153,11 @@ def same_setting(key: str, value: Any, resolved: Any) -> None:
         if value is not resolved:
             wanted = "true or false" if isinstance(resolved, bool) else type(resolved).__name__
             raise ConfigError(f"{key}={value}: expected {wanted}")
-    elif isinstance(resolved, int | float) and number(key, value) != resolved:
-        raise ConfigError(f"{key}={value}: expected {type(resolved).__name__}")
-    elif isinstance(resolved, str) and str(value) != resolved:  # OmegaConf takes ??? for a value that is missing
-        raise ConfigError(f"{key}={value}: expected another text")
+    elif isinstance(resolved, int | float):
+        if number(key, value) != resolved:
+            raise ConfigError(f"{key}={value}: expected {type(resolved).__name__}")
+    elif str(value) != str(resolved):  # OmegaConf takes ??? for a value that is missing
+        raise ConfigError(f"{key}={value}: expected another value")
 
 
 def prose(key: str, value: Any, hint: Any = str) -> Any:

@@ -143,7 +143,7 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     root = root or os.environ.get("FAREBOX_DATA")
     if not root:
         return card
-    return dataclasses.replace(card, path=str(Path(root).expanduser().absolute() / card.path))
+    return dataclasses.replace(card, path=str(checks.path("data.root", root).absolute() / card.path))
 
 
 def _card(cls: type[Any], kind: Kind, name: str) -> Any:

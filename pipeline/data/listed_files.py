@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import DataError
-from pipeline.untrusted import check_texts
 
 FOLLOW_LINKS = "FAREBOX_FOLLOW_LINKS"
 """Environment variable; 1 allows stated paths to lead out of the data set's folder by links."""
@@ -37,7 +36,6 @@ class ListedFiles:
             OSError: there is no such file.
             DataError: the path leads out of the data set's folder, or to something that is not a file.
         """
-        check_texts(self.root, [path])
         if self.stated:
             self._check_path(path)
         whole = f"{self.root}/{path}"

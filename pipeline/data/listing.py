@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, int, str]
@@ -86,6 +87,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     walk = iter(rows)
     while some := list(islice(walk, BATCH)):
         paths, labels, splits = zip(*some, strict=True)
+        check_texts("a listed file", paths)  # Arrow cannot hold lone surrogates
         yield pa.record_batch([paths, labels, [SPLITS.index(split) for split in splits]], schema=SCHEMA)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.data.folder import NAMES_OF_SPLITS
 from pipeline.data.listing import SCHEMA, SPLITS, Listing
 from pipeline.errors import DataError
-from pipeline.untrusted import parse_json
+from pipeline.untrusted import check_texts, parse_json
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
@@ -73,6 +73,7 @@ class Tables:
         paths = sorted(path for path in found if not path.name.startswith("cache-"))  # left by Hugging Face's `map`
         if not paths:
             raise DataError(f"{where} holds no .parquet or .arrow file")
+        check_texts("a table's file", map(str, paths))
         root = where.parent if where.is_file() else where
         files = [_open(path, root) for path in paths]
         names = _class_names(files)
