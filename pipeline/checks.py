@@ -7,10 +7,8 @@ import math
 import re
 import socket
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
@@ -106,63 +104,6 @@ def text(key: str, value: Any) -> str:
     if problem := text_problem(str(value)):
         raise ConfigError(f"{key}: {ascii(value)[:80]} has {problem}")
     return str(value)
-
-
-def path(key: str, value: Any) -> Path:
-    """A path as it is typed; a leading ~ or ~USER is that user's home folder."""
-    found = text(key, value)
-    try:
-        return Path(found).expanduser() if found.startswith("~") else Path(found)  # a Path forgets the ./ of ./~x
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{key}={found}: there is no such home folder; for a folder of this name type ./{found}"
-        ) from error
-
-
-def of_type(key: str, value: Any, hint: Any) -> Any:
-    """Convert a value of a card to the type of its field; lists become tuples. Other types are left alone.
-
-    Raises:
-        ConfigError: the value is of another type.
-    """
-    options = [option for option in get_args(hint) if option is not type(None)]
-    if isinstance(hint, UnionType):
-        return None if value is None else of_type(key, value, options[0]) if len(options) == 1 else value
-    if get_origin(hint) is tuple:
-        convert = text if options[0] is str else partial(of_type, hint=options[0])
-        return tuple(convert(key, item) for item in _as_list([] if value is None else value))
-    if hint is str:
-        return "" if value in (None, "") else text(key, value)
-    if hint is int:
-        return whole(key, value, 0)
-    if hint is float:
-        return number(key, value)
-    return flag(key, value) if hint is bool else value
-
-
-def same_setting(key: str, value: Any, resolved: Any) -> None:
-    """Check that a method's setting was not changed when it was converted to the type of its field.
-
-    Raises:
-        ConfigError: it was, as 1_0 to 10 and yes to true; or a number is not finite.
-    """
-    if isinstance(resolved, list | tuple) and isinstance(value, list | tuple):
-        for item, of_item in zip(value, resolved, strict=True):
-            same_setting(key, item, of_item)
-    elif isinstance(value, bool) or isinstance(resolved, bool):
-        if value is not resolved:
-            wanted = "true or false" if isinstance(resolved, bool) else type(resolved).__name__
-            raise ConfigError(f"{key}={value}: expected {wanted}")
-    elif isinstance(resolved, int | float):
-        if number(key, value) != resolved:
-            raise ConfigError(f"{key}={value}: expected {type(resolved).__name__}")
-    elif str(value) != str(resolved):  # OmegaConf takes ??? for a value that is missing
-        raise ConfigError(f"{key}={value}: expected another value")
-
-
-def prose(key: str, value: Any, hint: Any = str) -> Any:
-    """Text that may have several lines."""
-    return value if isinstance(value, str) and not text_problem(value, "\n\t") else of_type(key, value, hint)
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:

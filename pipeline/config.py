@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from methods import all_methods
 from methods.base import Method, MethodInfo
-from pipeline import checks
+from pipeline import checks, typed_values
 from pipeline.blackbox.bill import Limits
 from pipeline.cards import EMBEDDED as EMBEDDED
 from pipeline.cards import DatasetCard as DatasetCard
@@ -143,7 +143,7 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     root = root or os.environ.get("FAREBOX_DATA")
     if not root:
         return card
-    return dataclasses.replace(card, path=str(checks.path("data.root", root).absolute() / card.path))
+    return dataclasses.replace(card, path=str(typed_values.path("data.root", root).absolute() / card.path))
 
 
 def _card(cls: type[Any], kind: Kind, name: str) -> Any:
@@ -156,7 +156,7 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     names_file = data.pop("classnames") if isinstance(data.get("classnames"), str) else None
     where = file_of(kind, name)
     for key, value in data.items():
-        convert = checks.prose if key in PROSE else checks.of_type
+        convert = typed_values.prose if key in PROSE else typed_values.of_type
         data[key] = convert(f"{where}: {key}", value, hints[key])
     if names_file is not None:
         data["classnames"] = checks.text("classnames", names_file)
@@ -194,7 +194,7 @@ def method_choice(
         raise ConfigError(f"method {name!r}: {first_line(error)} (setting {error.full_key})") from error
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
     for key, value in values.items():
-        checks.same_setting(f"method {name!r}: {key}", value, resolved[key])
+        typed_values.same_setting(f"method {name!r}: {key}", value, resolved[key])
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
     return MethodChoice(name, info, config)
 
@@ -223,9 +223,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
     for name in methods:
         if name not in variants:
             load("method", name)
-    storage = sqlite_folder("storage", checks.path("storage", raw["storage"]).absolute())
+    storage = sqlite_folder("storage", typed_values.path("storage", raw["storage"]).absolute())
     data = DataOptions(
-        None if raw["data"]["root"] is None else str(checks.path("data.root", raw["data"]["root"])),
+        None if raw["data"]["root"] is None else str(typed_values.path("data.root", raw["data"]["root"])),
         checks.one_of("data.short_classes", raw["data"]["short_classes"], ("error", "take_all")),
     )
     features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
@@ -261,7 +261,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
         mlflow=check_sqlite("mlflow", mlflow) or f"sqlite:///{storage / 'mlflow.db'}",
-        features=checks.path("features", features).absolute() if features else storage.parent / "features",
+        features=typed_values.path("features", features).absolute() if features else storage.parent / "features",
         variants=variants,
         method=raw["method"],
     )

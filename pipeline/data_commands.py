@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import checks
+from pipeline import checks, typed_values
 from pipeline.cards import EMBEDDED
 from pipeline.config import dataset_card, file_of, names, own_folder
 from pipeline.data.card import listing, source_of
@@ -40,7 +40,7 @@ def add(arguments: Namespace, say: Say, aside: Say) -> int:
     keys = {"template": "a photo of a {}.", "classnames": "", "augment": "crop_flip", "shift_of": "", "split_seed": "1"}
     (name, path), given = _words(arguments.words, keys, ("NAME", "PATH"))
     card = _card_file(name, arguments.force)
-    layout, where = detect(checks.path("PATH", path).absolute())
+    layout, where = detect(typed_values.path("PATH", path).absolute())
     classnames = checks.lines("classnames", Path(given["classnames"])) if given["classnames"] else ()
     recipe = Recipe(layout, str(where), classnames, _number("split_seed", given["split_seed"], 0))
     aside(f"listing {where} ...")

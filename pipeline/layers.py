@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from methods import all_methods
-from pipeline import checks
+from pipeline import checks, typed_values
 from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.plain_yaml import read_file, read_value
 from pipeline.untrusted import text_problem
@@ -51,7 +51,7 @@ def names(kind: Kind) -> list[str]:
 def file_of(kind: Kind, name: str) -> Path:
     """The file of this name, there or not: of conf/, else of the user's own. A path ending in .yaml is itself."""
     if name.endswith(".yaml"):
-        return checks.path(kind, name)
+        return typed_values.path(kind, name)
     shipped = CONF / kind / f"{name}.yaml"
     return shipped if shipped.is_file() else own_folder(kind) / f"{name}.yaml"
 

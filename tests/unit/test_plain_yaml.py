@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import typed_values
 from pipeline.config import compose, dataset_card, method_choice, model_card, notes
 from pipeline.errors import ConfigError
 from pipeline.plain_yaml import read_file, read_value, scalar
@@ -300,11 +301,9 @@ def test_other_urls_are_taken_as_they_are_typed(url: str) -> None:
 
 
 def test_numbers_of_a_card_may_be_written_in_any_decimal_form() -> None:
-    from pipeline import checks
-
     hint: Any = tuple[float, ...] | None
-    assert checks.of_type("mean", ["0.50", 0.4, "1e-1", 1], hint) == (0.5, 0.4, 0.1, 1.0)
-    assert checks.of_type("mean", None, hint) is None
+    assert typed_values.of_type("mean", ["0.50", 0.4, "1e-1", 1], hint) == (0.5, 0.4, 0.1, 1.0)
+    assert typed_values.of_type("mean", None, hint) is None
     for value in ("nan", "1_0", True, [1]):
         with pytest.raises(ConfigError, match="mean="):
-            checks.of_type("mean", [value], hint)
+            typed_values.of_type("mean", [value], hint)
