@@ -66,6 +66,8 @@ class DatasetCard:
     """val: the split val is scored, where there is no test split with labels; nothing is left for validation then."""
     duplicates: str = ""
     """allow: classes may have the same prompt."""
+    bits: int | None = None
+    """Bits that 16-bit grey images use, 8 to 16. None: all 16; a set that uses fewer is refused."""
     shift_of: str | None = None
     """Set on test-only sets: the data set that methods are fitted on."""
     licence: str = ""

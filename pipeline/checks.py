@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import socket
@@ -15,10 +16,13 @@ from urllib.parse import quote, unquote, urlsplit
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
 from pipeline.errors import ConfigError, did_you_mean, masked
-from pipeline.files import read_text
+from pipeline.plain_yaml import NUMBER
+from pipeline.untrusted import read_text, text_problem
 
 T = TypeVar("T")
 
+LARGEST = 2**63 - 1
+"""The greatest number that a database column and a random generator's seed can be."""
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
     | {f"fuse.{name}" for name in ("sshfs", "ceph", "glusterfs", "s3fs", "gcsfuse", "rclone")}
@@ -40,10 +44,25 @@ PASSWORD_VARIABLES = {"budget.global.url": "FAREBOX_LEDGER_URL", "mlflow": "FARE
 
 
 def whole(key: str, value: Any, minimum: int = 1) -> int:
-    """A whole number of `minimum` or more; true, 1.0 and 1e3 are none."""
+    """A whole number from `minimum` to 2**63 - 1, typed in decimal digits. Booleans and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more")
+        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more{_hint(value)}")
+    if value > LARGEST:
+        raise ConfigError(f"{key}={value}: expected a whole number of at most {LARGEST:,}")
     return value
+
+
+def _hint(value: Any) -> str:
+    """What to type in the place of text that means a number or a range elsewhere."""
+    if not isinstance(value, str):
+        return ""
+    if match := re.fullmatch(r"0+([0-9]{1,18})", value):
+        return f" without leading zeros: type {int(match[1])}"
+    if match := re.fullmatch(r"([0-9]{1,9})(?::|-|\.\.)([0-9]{1,9})", value):
+        first, last = int(match[1]), int(match[2])
+        several = range(first, last + 1) if last - first < 10 else (first, "...", last)
+        return f"; for a range type [{','.join(map(str, several))}]" if first < last else ""
+    return ", without quotes" if re.fullmatch("0|[1-9][0-9]*", value) else ", in decimal digits"
 
 
 def limit(key: str, value: Any) -> int | None:
@@ -81,11 +100,23 @@ def auto(key: str, value: Any) -> int | str:
     return "auto" if value == "auto" else whole(key, value)
 
 
+def number(key: str, value: Any) -> float:
+    """A finite number; text such as 1e3 or 0.50 is taken as the number that it writes."""
+    found = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise ConfigError(f"{key}={value}: expected a finite number in decimal digits")
+    return float(found)
+
+
 def seconds(key: str, value: Any) -> float:
     """A finite number of 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    try:
+        found = number(key, value)
+    except ConfigError:
+        found = -1.0
+    if found < 0:
         raise ConfigError(f"{key}={value}: expected a number of seconds, 0 or more")
-    return float(value)
+    return found
 
 
 def flag(key: str, value: Any) -> bool:
@@ -96,9 +127,13 @@ def flag(key: str, value: Any) -> bool:
 
 
 def text(key: str, value: Any) -> str:
-    """A name or a path; a number is taken as its digits."""
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value == "":
+    """A name or a path in one line; a number is taken as its digits."""
+    if not isinstance(value, str | int | float) or value == "":
         raise ConfigError(f"{key}={value}: expected a name or a path")
+    if isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
+    if problem := text_problem(str(value)):
+        raise ConfigError(f"{key}: {ascii(value)[:80]} has {problem}")
     return str(value)
 
 
@@ -126,7 +161,7 @@ def lines(key: str, path: Path) -> tuple[str, ...]:
     if "" in content:
         where = f"line {content.index('') + 1} of {path} is empty" if any(content) else f"{path} is empty"
         raise ConfigError(f"{key}: {where}: wanted one name a line")
-    return tuple(content)
+    return tuple(text(f"{key}: {path}", line) for line in content)
 
 
 def maybe_text(key: str, value: Any) -> str | None:
@@ -154,7 +189,7 @@ def access(key: str, value: str) -> Access:
 
 def words(key: str, value: Any) -> tuple[str, ...]:
     """One name or a list of different ones."""
-    return _different(key, [str(v) for v in _as_list(value)])
+    return _different(key, [text(key, v) for v in _as_list(value)])
 
 
 def some_words(key: str, value: Any) -> tuple[str, ...]:

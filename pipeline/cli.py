@@ -63,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Run what is not done yet of a sweep, then print and write its leaderboard."""
     from pipeline import report, sweep
-    from pipeline.config import compose
+    from pipeline.config import compose, notes
 
     config = compose(arguments.words)
+    for line in notes(arguments.words):
+        _say_aside(f"farebox: {line}")
     mirror = report.Mirroring(config)
     outcome = sweep.run(config, _say, mirror.add)
     mirror.close()
@@ -78,11 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
     from pipeline import report
-    from pipeline.config import compose
+    from pipeline.config import compose, notes
     from pipeline.outline import outline
     from pipeline.plan import refuse_unpayable
 
     made = outline(compose(arguments.words))
+    for line in notes(arguments.words):
+        _say_aside(f"farebox: {line}")
     if arguments.json:
         print(json.dumps(made.records(), indent=1))
         for line in report.absent_lines(made):

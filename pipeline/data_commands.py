@@ -17,6 +17,7 @@ from pipeline.data.source import ParquetSource, Source
 from pipeline.data.split import draw
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.files import write_atomic
+from pipeline.untrusted import text_problem
 
 Say = Callable[[str], None]
 ROOT = {"data.root": ""}
@@ -111,6 +112,8 @@ def key_values(
     """
     values, plain = dict(known), []
     for word in arguments:
+        if problem := text_problem(word):
+            raise ConfigError(f"{ascii(word)[:80]} has {problem}")
         key, is_value, value = word.partition("=")
         if not is_value:
             plain.append(word)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -128,41 +126,3 @@ def _write_atomic(path: Path, data: bytes, spare: Path | None) -> None:
         os.fsync(folder)  # the rename itself, against a power cut
     finally:
         os.close(folder)
-
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-"""First bytes of the text that Git LFS leaves in the place of a file until `git lfs pull`."""
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file, without its byte-order mark.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: its content is not UTF-8 text, or is a Git LFS pointer.
-    """
-    data = path.read_bytes()
-    if data.startswith(_UTF_16) or b"\0" in data:
-        raise ValueError("it is UTF-16 or binary: save it as UTF-8")
-    if data.startswith(LFS_POINTER):
-        raise ValueError("it is a Git LFS pointer: type git lfs pull")
-    return data.decode("utf-8-sig")
-
-
-def read_json(path: Path) -> Any:
-    """Read a UTF-8 JSON file.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: its content is not JSON, or one of its objects has the same key twice.
-    """
-    return json.loads(read_text(path), object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return values

@@ -21,7 +21,7 @@ from methods.base import Access, Prompts, SoftPrompts
 from methods.toy import ToyTowers
 from pipeline.blackbox.text import SharedPrefixTower, fits
 from pipeline.config import EMBEDDED, ModelCard
-from pipeline.data.decode import ahead, cores, decode
+from pipeline.data.decode import ahead, cores
 from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
@@ -132,7 +132,7 @@ class FakeModel:
         return torch.cat([self.towers.image_features(self._pixels(images, i)[None]) for i in range(len(images))])
 
     def _pixels(self, images: Images, i: int) -> Tensor:
-        grey = np.asarray(decode(images.bytes_of(i)).convert("L").resize((8, 8)), np.float32).ravel() / 255
+        grey = np.asarray(images.decoded(i).convert("L").resize((8, 8)), np.float32).ravel() / 255
         view = int(images.views_of[i])
         return torch.from_numpy(grey) + (0.05 * self.towers.vector(images.key_of(i), 64) if view else 0)
 

@@ -32,8 +32,8 @@ EXPECTED = (SYSTEM, HIDDEN, OUTSIDE, OTHER, UNLISTED)
 def source_of(card: DatasetCard) -> Source:
     """The card's images, opened and checked once a process. DataError when they are not there."""
     if card.layout == "parquet":
-        return opened(ParquetSource(str(card.file), card.sha256))
-    return opened(_indexed(recipe(card)))
+        return opened(ParquetSource(str(card.file), card.sha256, card.bits))
+    return opened(_indexed(recipe(card), card.bits))
 
 
 def source_anew(card: DatasetCard, listed_anew: bool = False) -> Source:
@@ -48,9 +48,9 @@ def source_anew(card: DatasetCard, listed_anew: bool = False) -> Source:
 
 
 @lru_cache(maxsize=64)
-def _indexed(recipe: Recipe) -> Source:
+def _indexed(recipe: Recipe, bits: int | None) -> Source:
     kind = TableSource if recipe.layout == "table" else FileSource
-    return kind(recipe, index_of(recipe).digest)
+    return kind(recipe, index_of(recipe).digest, bits)
 
 
 def recipe(card: DatasetCard) -> Recipe:

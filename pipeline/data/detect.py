@@ -11,7 +11,7 @@ from pipeline.data.listing import files, folders
 from pipeline.data.shards import tables_below
 from pipeline.data.skipped import walk
 from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline.untrusted import read_json
 
 WANTED = "train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE, or a JSON split file, or .parquet or .arrow files"
 LOOKED_AT = 10_000
@@ -63,7 +63,7 @@ def _is_split_file(path: Path) -> bool:
         return False
     try:
         splits = read_json(path)
-    except (OSError, ValueError):
+    except DataError:
         return False
     return isinstance(splits, dict) and all(isinstance(splits.get(split), list) for split in ("train", "val", "test"))
 

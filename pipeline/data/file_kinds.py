@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.files import LFS_POINTER
+from pipeline.untrusted import LFS_POINTER
 
 IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),

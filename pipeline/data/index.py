@@ -29,7 +29,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.file_kinds import POINTER_SIZES, is_pointer
+from pipeline.data.known import cache_folder
 from pipeline.data.layouts import Recipe, read
+from pipeline.data.listed_files import ListedFiles
 from pipeline.data.listing import SCHEMA, Listing, Rows
 from pipeline.data.skipped import Contents
 from pipeline.data.source import content_key, file_sha256
@@ -67,16 +69,6 @@ class Index(Rows):
         self.file.unlink(missing_ok=True)
 
 
-def folder() -> Path:
-    """Where indexes are kept."""
-    cache = os.environ.get("FAREBOX_CACHE")
-    return (
-        Path(cache).absolute()
-        if cache
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farebox"
-    )
-
-
 def index_of(recipe: Recipe, anew: bool = False) -> Index:
     """Return the index of a data set: the one that is kept if no list or folder was changed since, else a new one.
 
@@ -85,7 +77,7 @@ def index_of(recipe: Recipe, anew: bool = False) -> Index:
     Raises:
         DataError: the data set cannot be listed.
     """
-    file = folder() / "index" / f"{hashlib.sha256(_name(recipe).encode()).hexdigest()[:24]}.json"
+    file = cache_folder() / "index" / f"{hashlib.sha256(_name(recipe).encode()).hexdigest()[:24]}.json"
     kept = None if anew else _kept(recipe, file)
     return kept if kept and not kept.contents.findings else _make(recipe, file)  # a finding may be resolved by now
 
@@ -177,7 +169,7 @@ def _make(recipe: Recipe, file: Path) -> Index:
             _images_path(before).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder()} cannot hold the index of {recipe.path} ({error.strerror}): set FAREBOX_CACHE=DIR"
+            f"{cache_folder()} cannot hold the index of {recipe.path} ({error.strerror}): set FAREBOX_CACHE=DIR"
         ) from error
     finally:
         for left in (temporary, images):
@@ -230,6 +222,7 @@ def _complete(listing: Listing, pointers: list[str]) -> Iterator[pa.RecordBatch]
     Paths of Git LFS pointers are added to `pointers`.
     """
     absent, broken, first = 0, 0, ""
+    files = ListedFiles(listing.root, listing.stated, [path.parent for path in listing.watched[:1]])
     for batch in listing.batches():
         if "image" in batch.schema.names:
             images = batch["image"].to_pylist()
@@ -241,11 +234,11 @@ def _complete(listing: Listing, pointers: list[str]) -> Iterator[pa.RecordBatch]
         sizes = []
         for path in batch["path"].to_pylist():
             try:
-                size = (file := listing.root / path).stat().st_size
+                size = files.size(path)
             except OSError:
                 size = -1
-                absent, broken, first = absent + 1, broken + file.is_symlink(), first or path
-            if size in POINTER_SIZES and is_pointer(file):
+                absent, broken, first = absent + 1, broken + (listing.root / path).is_symlink(), first or path
+            if size in POINTER_SIZES and is_pointer(listing.root / path):
                 pointers.append(path)
             sizes.append(size)
         yield pa.record_batch([*batch.columns, sizes], schema=_SIZED)

@@ -13,6 +13,7 @@ from pipeline.data.listing import Listing, Options
 from pipeline.data.split_file import OwnSplitFile
 from pipeline.data.tables import Tables
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 
 class Reader(Protocol):
@@ -65,6 +66,7 @@ def read(recipe: Recipe, images: bool = True) -> Listing:
     if recipe.test_split and recipe.layout in COOP:
         raise DataError(f"test={recipe.test_split} is for layouts folder, table and split_file, not {recipe.layout}")
     listing = reader.read(where, Options(recipe.split_seed, recipe.test_split, recipe.test_only))
+    check_texts(recipe.path, (*listing.classnames, *listing.class_ids))
     if recipe.classnames:
         check_names(recipe.path, listing.class_ids, recipe.classnames)
         if recipe.classes_digest not in ("", ids_digest(listing.class_ids)):

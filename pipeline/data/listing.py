@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.data.file_kinds import ends_in, entries, hidden_reason
 from pipeline.data.skipped import Contents
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, int, str]
@@ -58,6 +59,8 @@ class Listing:
     """What decides the order of the labels."""
     contents: Callable[[], Contents] = Contents
     """What else the folder holds; complete once the rows have been walked."""
+    stated: bool = False
+    """Whether the paths are taken from a split file or list, rather than found by listing folders."""
 
 
 class Rows:
@@ -104,6 +107,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     walk = iter(rows)
     while some := list(islice(walk, BATCH)):
         paths, labels, splits = zip(*some, strict=True)
+        check_texts("a listed file", paths)  # Arrow cannot hold lone surrogates
         yield pa.record_batch([paths, labels, [SPLITS.index(split) for split in splits]], schema=SCHEMA)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.data.file_kinds import IMAGES
 from pipeline.data.listing import files, folders
 from pipeline.errors import DataError
-from pipeline.files import read_json, read_text
+from pipeline.untrusted import read_json, read_text
 
 Named = tuple[str, int, str]
 """Path under the image folder, label, class name."""

@@ -13,14 +13,14 @@ from pipeline.cards import DatasetCard
 from pipeline.data import card as cards
 from pipeline.data.class_names import ends, same_prompt
 from pipeline.data.coop import COOP, SplitFile
-from pipeline.data.images import not_readable
+from pipeline.data.images import not_readable, unused_bits
 from pipeline.data.indexed import IndexedSource
 from pipeline.data.listing import SPLITS
 from pipeline.data.repeats import repeats
 from pipeline.data.skipped import Skipped
 from pipeline.data.source import Source
 from pipeline.errors import DataError
-from pipeline.files import LFS_POINTER
+from pipeline.untrusted import LFS_POINTER
 
 Say = Callable[[str], None]
 EVERY_S = 5.0
@@ -157,7 +157,9 @@ def _read_images(report: Report, source: Source, say: Say) -> None:
         bad[row] = f"{source.where(row)} ({size:,} bytes, {reason})"
     report.unreadable = list(bad.values())
     if bad:
-        report.findings.append(f"{len(bad):,} images cannot be read")
+        report.findings.append(f"{len(bad):,} images cannot be decoded")
+    if finding := unused_bits(source, rows):
+        report.findings.append(finding)
     found = repeats(source, np.setdiff1d(rows, list(bad)))
     report.duplicates = [(source.where(test), source.where(train)) for test, train in found.across]
     report.conflicting = [(source.where(one), source.where(other)) for one, other in found.conflicting]

@@ -12,7 +12,7 @@ from pipeline.data.listing import Listing, Options, Row, batches, folders, score
 from pipeline.data.official import Made, Named
 from pipeline.data.skipped import UNLISTED, Contents, Inventory
 from pipeline.errors import DataError
-from pipeline.files import read_json
+from pipeline.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def split_file(path: Path) -> tuple[Made, tuple[str, ...]]:
         made = {name: [_row(*row) for row in splits[name]] for name in ("train", "val", "test")}
     except KeyError as error:
         raise DataError(f"{path} has no list {error}: wanted train, val and test") from error
-    except (ValueError, TypeError, OSError) as error:
+    except (DataError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a split file: wanted lists of [path, label, class name] ({reason})") from error
     others = [key for key in splits if key not in made]
@@ -97,7 +97,9 @@ def named(
         return inventory.contents().plus(notes=notes)
 
     classnames = tuple(names[label] for label in range(len(names)))
-    return Listing(root, classnames, classnames, batches(rows), tuple(watched), how, "labels of its lists", contents)
+    return Listing(
+        root, classnames, classnames, batches(rows), tuple(watched), how, "labels of its lists", contents, stated=True
+    )
 
 
 def repeated(made: Made) -> list[str]:

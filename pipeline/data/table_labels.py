@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.data.class_names import in_order
 from pipeline.errors import DataError
+from pipeline.untrusted import parse_json
 
 SHOWN = 60
 """Characters of a column's type that a message shows."""
@@ -65,15 +65,14 @@ def class_names_of(path: Path, schema: pa.Schema, column: str) -> tuple[str, ...
         DataError: the metadata is not JSON, or its names are not a list of text.
     """
     metadata = schema.metadata or {}
-    try:
-        names = json.loads(metadata.get(b"classes", b"null"))
-        if names is None:
-            feature = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][column]
+    where = f"the metadata of {path}"
+    names = parse_json(metadata.get(b"classes", b"null"), where)
+    if names is None:
+        try:
+            feature = parse_json(metadata.get(b"huggingface", b"{}"), where)["info"]["features"][column]
             names = feature.get("names")
-    except (KeyError, TypeError, AttributeError):
-        names = None
-    except ValueError as error:
-        raise DataError(f"{path} has metadata that is not JSON: {error}") from error
+        except (KeyError, TypeError, AttributeError):
+            names = None
     if names is None:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -22,6 +22,7 @@ from pipeline.data.shards import check_shards, split_of, tables_below
 from pipeline.data.skipped import OTHER_IMAGES, Inventory
 from pipeline.data.table_labels import check_type, class_ids, class_names_of, labels_by_value, unlabelled
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
@@ -90,6 +91,7 @@ class Tables:
         paths = [where] if where.is_file() else tables_below(where)
         if not paths:
             raise DataError(f"{where} holds no .parquet or .arrow file")
+        check_texts("a table's file", map(str, paths))
         inventory = Inventory(root)
         schemas = {path: _schema(path) for path in paths}
         splits = {path: split_of(path, root, "split" in schemas[path].names) for path in paths}

@@ -108,7 +108,7 @@ def test_a_ceiling_is_one_whole_number(key: str, value: str) -> None:
     ("word", "message"),
     [
         ("shots", "'shots' is not key=value"),
-        ("shots=[1", "cannot read 'sweep=smoke shots=[1'"),
+        ("shots=[1", "cannot read shots=[1: "),
         ("shots=[]", "shots=[]: expected at least one"),
         ("shots=[0]", "shots=0: expected a whole number of 1 or more"),
         ("shots=[1.5]", "shots=1.5: expected a whole number"),

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DamagedFile
-from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_json, read_sealed, read_text, seal, write_atomic
+from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_sealed, seal, write_atomic
+from pipeline.untrusted import read_json, read_text
 
 
 def arrow_bytes() -> bytes:
