@@ -11,7 +11,7 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec
-from pipeline.results import FINISHED, LISTED, Store
+from pipeline.results import FINISHED, Store
 from pipeline.trial import failed_row, spec_columns
 
 
@@ -29,18 +29,6 @@ def pending(plan: Plan, store: Store) -> tuple[list[TrialSpec], list[TrialSpec]]
     stale = [t for t in plan.trials if done.get(t.trial_id, t.method_digest) != t.method_digest]
     rerun = {t.trial_id for t in stale} if plan.config.stale == "rerun" else set()
     return [t for t in plan.trials if t.trial_id not in done or t.trial_id in rerun], stale
-
-
-def recomputed(store: Store, todo: Sequence[TrialSpec]) -> list[str]:
-    """Return one line for each damaged file of a trial to run; LISTED at most, then how many more there are."""
-    ids = {spec.trial_id for spec in todo}
-    lines = [
-        f"{damage.path} is damaged: {damage.reason}; its trial is recomputed, and paid charges are replayed"
-        for damage in store.damaged.values()
-        if damage.trial_id in ids
-    ]
-    more = [f"{len(lines) - LISTED:,} more files are damaged: their trials are recomputed, too"]
-    return lines[:LISTED] + (more if len(lines) > LISTED else [])
 
 
 def reserve(

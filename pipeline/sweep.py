@@ -25,17 +25,7 @@ from ray import tune
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import NAMESPACE, RayPool, RemoteLedger, Say, loads, start
-from pipeline.books import (
-    close_books,
-    finished,
-    pending,
-    problems,
-    recomputed,
-    reserve,
-    settle_left_over,
-    sweep_account,
-    tidy,
-)
+from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
 from pipeline.checks import check_listening, close_ray_token, refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
@@ -54,7 +44,6 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-
 
 ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
@@ -169,7 +158,7 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for line in recomputed(store, todo):
+    for line in store.recomputed({t.trial_id for t in todo}):
         say(line)
     for name, why in plan.unable:
         say(f"not run: {name} {why}")
