@@ -16,7 +16,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config, GlobalBudget
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.plan import Plan, TrialSpec
-from pipeline.results import FINISHED, LISTED, ResultRow, Store
+from pipeline.results import FINISHED, ResultRow, Store
 from pipeline.row import account_name
 from pipeline.storage_id import FILE, StorageId, is_copy, moved_here, new_id, read_id, write_id
 from pipeline.trial import failed_row, spec_columns
@@ -127,18 +127,6 @@ def stale_line(stale: Mapping[str, str], rerun: bool) -> str:
     parts += ["the pipeline"] if "pipeline" in stale.values() else []
     doing = "run again" if rerun else "kept as they are (stale=keep)"
     return f"{len(stale)} finished trials are stale, the code changed since ({' and '.join(parts)}): {doing}"
-
-
-def recomputed(store: Store, todo: Sequence[TrialSpec]) -> list[str]:
-    """Return one line for each damaged file of a trial to run; LISTED at most, then how many more there are."""
-    ids = {spec.trial_id for spec in todo}
-    lines = [
-        f"{damage.path} is damaged: {damage.reason}; its trial is recomputed, and paid charges are replayed"
-        for damage in store.damaged.values()
-        if damage.trial_id in ids
-    ]
-    more = [f"{len(lines) - LISTED:,} more files are damaged: their trials are recomputed, too"]
-    return lines[:LISTED] + (more if len(lines) > LISTED else [])
 
 
 def reserve(

@@ -152,9 +152,16 @@ class Store:
 
     def damage(self) -> list[str]:
         """Return one line for each damaged file that was read so far; LISTED at most, then how many more there are."""
-        lines = [damage.line for damage in self.damaged.values()]
-        more = [f"{len(lines) - LISTED:,} more files in {self.storage} are damaged"] if len(lines) > LISTED else []
-        return [*lines[:LISTED], *more]
+        return _first([damage.line for damage in self.damaged.values()], f"files in {self.storage} are damaged")
+
+    def recomputed(self, trials: Collection[str]) -> list[str]:
+        """Return the same for a run: one line for each damaged file of these trials, which are to run again."""
+        lines = [
+            f"{damage.path} is damaged: {damage.reason}; its trial is recomputed, and paid charges are replayed"
+            for damage in self.damaged.values()
+            if damage.trial_id in trials
+        ]
+        return _first(lines, "files are damaged: their trials are recomputed, too")
 
     def _rows(self, path: Path) -> pa.Table | None:
         """Read one trial's rows; None, and a record in `damaged`, when they cannot be read."""
@@ -248,6 +255,11 @@ class Store:
     def predictions_path(self, trial_id: str, test_set: str) -> Path:
         """Return the file of one test set's predictions."""
         return self.storage / "predictions" / trial_id / f"{quote(test_set, safe='')}.arrow"
+
+
+def _first(lines: list[str], rest: str) -> list[str]:
+    """At most LISTED lines; one more counts the others."""
+    return [*lines[:LISTED], *([f"{len(lines) - LISTED:,} more {rest}"] if len(lines) > LISTED else [])]
 
 
 def _read_rows(path: Path) -> pa.Table:

@@ -169,7 +169,8 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = books.pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for line in (*plan.notes, *books.recomputed(store, todo), *(f"not run: {name} {why}" for name, why in plan.unable)):
+    recomputed = store.recomputed({t.trial_id for t in todo})
+    for line in (*plan.notes, *recomputed, *(f"not run: {name} {why}" for name, why in plan.unable)):
         say(line)
     if stale:
         say(books.stale_line(stale, config.stale == "rerun"))

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import FareboxError, TrackingError
 from pipeline.render import report
-from pipeline.results import ResultRow, Store
+from pipeline.results import ResultRow, Store, to_rows
 from pipeline.tracking import VIEW, Mirror, Synced, ui_command
 from tests.synthetic import make, sweep, write_store
 
@@ -131,6 +131,22 @@ def test_sync_makes_the_mirror_equal_to_the_store(opened: MakeMirror, tmp_path: 
     assert len(artifacts(mirror, by_id[shifted], "predictions")) == 2
     assert opened().sync(store) == Synced(12, [])
     assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+
+
+def test_sync_leaves_damaged_files_out_and_keeps_the_run_of_damaged_rows(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    rows = to_rows(store.scan().table)
+    shifted, digits = (next(r for r in rows if (r.method, r.dataset) == ("craft", d)) for d in ("icons", "digits"))
+    path = store.predictions_path(shifted.trial_id, "icons")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    mirror = opened()
+    assert mirror.sync(store) == 6
+    by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
+    assert artifacts(mirror, by_id[shifted.trial_id], "predictions") == ["predictions/icons_outline.arrow"]
+    (store.results / f"{digits.trial_id}.arrow").write_bytes(b"damage")
+    assert mirror.sync(store) == 5
+    assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+    assert {d.trial_id for d in store.damaged.values()} == {shifted.trial_id, digits.trial_id}
 
 
 def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror, tmp_path: Path) -> None:

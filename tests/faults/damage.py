@@ -40,7 +40,7 @@ from pipeline import cli, report, status  # noqa: F401
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
-from pipeline.books import close_books, finished, pending, problems, recomputed, reserve, settle_left_over, tidy
+from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, tidy
 from pipeline.cards import EMBEDDED
 from pipeline.config import compose
 from pipeline.errors import FareboxError
@@ -174,7 +174,7 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
     storage_id, ledger = open_storage(config.storage), Ledger(config.ledger_url)
     with contextlib.closing(ledger):
         todo, _ = pending(plan, store)
-        said += recomputed(store, todo)
+        said += store.recomputed({spec.trial_id for spec in todo})
         settle_left_over(ledger, storage_id, todo)
         funded, unfunded = reserve(ledger, plan, todo, storage_id)
         said += unfunded.values()
