@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.errors import FareboxError, TrackingError
 from pipeline.render import report
 from pipeline.results import ResultRow, Store, to_rows
@@ -234,3 +235,93 @@ def test_the_ui_command_serves_this_store_on_this_machine_and_shows_no_password(
     assert words[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert " ".join(words[4:]) == "--host 127.0.0.1 --port 5001 --workers 1"
     assert environment == {"MLFLOW_BACKEND_STORE_URI": "postgresql://me:secret@host/runs"}
+
+
+def test_any_name_is_fitted_to_mlflow_and_different_names_stay_different(opened: MakeMirror) -> None:
+    names = ["my set, v2 (50%)", "my set, v2 [50%]", "..", "a/../b", "x" * 300, "x" * 299 + "y", "\x00\n", "数据", " "]
+    source = make(
+        accuracy=50.0,
+        method="=m" * 200,
+        dataset="d" * 300,
+        test_set="d" * 300,
+        template="t\x00" * 4000,
+        notes=json.dumps({f"note {i}, (%)\x1b": "v" * 9000 for i in range(150)}),
+        error="e" * 20000,
+    )
+    rows = [source, *(replace(source, kind="shift", test_set=n, accuracy=float(i)) for i, n in enumerate(names))]
+    mirror = opened()
+    assert mirror.mirror(rows)
+    (run,) = runs(mirror)
+    found = [v for k, v in run.data.metrics.items() if k.startswith("shift/") and k.endswith("/accuracy")]
+    assert sorted(found) == [float(i) for i in range(len(names))]
+    assert run.data.metrics["shift/数据/accuracy"] == 7.0  # what MLflow takes is kept as it is
+    assert sum(k.startswith("notes.note") for k in run.data.params) == 150
+    assert max(map(len, run.data.params.values())) <= 5000 and len(run.info.run_name) <= 250
+    rows_json = mirror.client.download_artifacts(run.info.run_id, "rows.json")
+    assert [r["test_set"] for r in json.loads(Path(rows_json).read_text())][1:] == names
+
+
+def test_a_param_tells_the_rows_of_two_templates_apart(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([make(trial_id="a", accuracy=1.0, template="A {}", data_digest="d", classnames_digest="c")])
+    (run,) = runs(mirror)
+    assert {run.data.params[k] for k in ("template", "data_digest", "classnames_digest")} == {"A {}", "d", "c"}
+
+
+def test_one_trial_that_mlflow_does_not_take_does_not_stop_the_others(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    mirror, write = opened(), Mirror._write
+    bad = sorted(store.finished())[:5]
+
+    def refuse(self: Mirror, rows: list[ResultRow], *others: Any) -> str:
+        if rows[0].trial_id in bad:
+            from mlflow.exceptions import MlflowException
+
+            raise MlflowException.invalid_parameter_value("no such name")
+        return write(self, rows, *others)
+
+    monkeypatch.setattr(Mirror, "_write", refuse)
+    mirrored, problems = mirror.sync(store)
+    assert mirrored == 7 and [p.split()[1] for p in problems] == bad and "no such name" in problems[0]
+    monkeypatch.setattr(Mirror, "_write", write)
+    assert mirror.sync(store) == Synced(12, [])
+
+
+def test_an_mlflow_that_does_not_work_is_given_up_after_three_trials(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    tries: list[str] = []
+
+    def away(self: Mirror, rows: list[ResultRow], *others: Any) -> str:
+        tries.append(rows[0].trial_id)
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(Mirror, "_write", away)
+    with pytest.raises(TrackingError, match="ConnectionError: refused"):
+        opened().sync(store)
+    assert len(tries) == 3
+
+
+def test_sync_names_what_is_missing_and_still_writes_the_leaderboard(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    storage = tmp_path / "runs"
+    store = write_store(storage, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (storage / "storage_id").write_text("abc\n")
+    (storage / "leaderboard").mkdir()
+    (storage / "leaderboard" / "leaderboard.csv").write_text("a\n")
+    bad = sorted(store.finished())[0]
+    rows = [replace(row, predictions_file="../../secret") for row in store.rows_of(bad)]
+    (tmp_path / "secret").write_text("outside")
+    store.write(rows)
+    words = [f"storage={storage}", f"mlflow=sqlite:///{tmp_path / 'mlflow.db'}"]
+    assert main(["sync", *words]) == 3
+    out, err = capsys.readouterr()
+    assert "2 trials are in MLflow" in out and f"trial {bad} was not mirrored" in err and "is not in" in err
+    mirror = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", storage / "mlflow", "farebox/synthetic")
+    assert len(runs(mirror)) == 2 and len(runs(mirror, "tags.`farebox.kind` = 'leaderboard'")) == 1
+    assert not list(storage.rglob("mlflow/**/secret"))

@@ -178,3 +178,20 @@ def test_large_predictions_are_halved_without_changing_an_answer(
     assert near.logits_BC.dtype == np.float16 and near.predicted.tolist() == [1, 1]
     store.write_predictions("t", "far", ["a", "b"], np.array([1, 0]), logits)
     assert store.read_predictions("t", "far").logits_BC.dtype == np.float32
+
+
+def test_a_file_whose_rows_contradict_each_other_is_named_and_left_out(tmp_path: Path) -> None:
+    store, rows = Store(tmp_path), next(sweep(methods=("craft",)))
+    path = store.write(rows)
+    good = to_table(rows)
+    for bad, what in (
+        (to_table([rows[0], rows[0]]), "two of its rows are about one test set"),
+        (to_table([rows[0], replace(rows[1], seed=99)]), "its rows disagree in seed"),
+        (to_table([rows[0], replace(rows[1], template="b {}")]), "its rows disagree in template"),
+        (good.set_column(good.schema.get_field_index("kind"), "kind", [["x", "y"]]), "kind 'x' is not one of"),
+        (good.set_column(good.schema.get_field_index("requests"), "requests", [[1, 1]]), "requests is 1, but"),
+    ):
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, bad.schema) as writer:
+            writer.write_table(bad)
+        table, (line,) = store.scan()
+        assert len(table) == 0 and what in line
