@@ -176,10 +176,10 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     ledger, storage = books.open_ledger(config, say)
     with contextlib.closing(ledger):
         books.settle_left_over(ledger, storage.id, todo)
+        funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
         if not todo:
             books.tidy(store, plan.trials)
             return Outcome(plan, 0, kept, books.problems(plan, store, ledger, storage))
-        funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
         for spec in todo:
             if spec.trial_id in unfunded:
                 store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
