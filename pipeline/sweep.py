@@ -181,7 +181,7 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     ledger, storage = books.open_ledger(config, say)
     with contextlib.closing(ledger):
         books.settle_left_over(ledger, storage.id, todo)
-        funded, unfunded = books.reserve(ledger, plan, todo, storage.id) if todo else ([], {})
+        funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
         add_run(config.storage, [t.trial_id for t in plan.trials], config.stale == "keep", say)
         if not todo:
             books.tidy(store, plan.trials)

@@ -46,7 +46,6 @@ from pipeline.config import compose
 from pipeline.errors import FareboxError
 from pipeline.plan import make_plan
 from pipeline.results import Store
-from pipeline.storage import open_storage
 from pipeline.trial import run_trial
 from tests.faults.forked import forked
 from tests.lab import small_data

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+import sqlite3
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.blackbox.bill import Limits
-from pipeline.books import close_books, finished, pending, reserve, settle_left_over, sweep_account
+from pipeline.books import (
+    close_books,
+    finished,
+    open_ledger,
+    pending,
+    problems,
+    reserve,
+    settle_left_over,
+    sweep_account,
+)
 from pipeline.errors import BudgetExceeded, ConfigError
 from pipeline.results import ResultRow
 from pipeline.row import account_name
+from pipeline.storage_id import new_id
 from pipeline.trial import run_trial
 from tests.lab import STORAGE, Lab, encoded, write_card, write_source
 
@@ -92,6 +104,91 @@ def test_a_ceiling_below_what_was_spent_is_the_users_to_mend(lab: Lab) -> None:
     lowered = lab.plan("methods=[craft]", "budget.requests=100", "budget.sweep.requests=5")
     with pytest.raises(ConfigError, match="are charged or reserved already; raise the ceiling"):
         reserve(lab.ledger, lowered, lowered.trials, STORAGE)
+
+
+TEAM = ("methods=[craft]", "budget.requests=100", "budget.global.name=team")
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ((), None),
+        (("budget.global.requests=200",), None),
+        (("budget.global.requests=200", "budget.global.images=40000"), None),
+        (
+            ("budget.global.requests=201",),
+            "limited to 200 requests and 40,000 images, and this sweep names 201 requests",
+        ),
+        (("budget.global.images=1",), r"farebox budget set team images=1 url=URL"),
+    ],
+)
+def test_a_sweep_that_joins_a_budget_leaves_its_limits_alone(
+    lab: Lab, limits: tuple[str, ...], says: str | None
+) -> None:
+    wanted = Limits(requests=200, images=40000)
+    lab.ledger.open_account("team", wanted)
+    plan = lab.plan(*TEAM, *limits)
+    with contextlib.nullcontext() if says is None else pytest.raises(ConfigError, match=says):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert lab.ledger.limits("team") == wanted
+    assert len([t for t in lab.ledger.trials() if t.open]) == (says is None)
+
+
+def test_the_first_sweep_of_a_budget_states_its_limit(lab: Lab) -> None:
+    plan = lab.plan(*TEAM)
+    with pytest.raises(ConfigError, match=r"no budget named 'team' .*known: ceiling\): .*budget\.global\.requests=N"):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert lab.ledger.limits("team") is None
+    plan = lab.plan(*TEAM, "budget.global.images=50000")
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert lab.ledger.limits("team") == Limits(images=50000)
+    other = lab.plan(*TEAM[:2], f"budget.global.name={sweep_account('other')}", "budget.global.images=5")
+    with pytest.raises(ConfigError, match="those of single sweeps"):
+        reserve(lab.ledger, other, other.trials, STORAGE)
+
+
+def test_the_limit_of_a_budget_holds_for_a_sweep_that_does_not_state_it(lab: Lab) -> None:
+    lab.ledger.open_account("team", Limits(requests=5))
+    plan = lab.plan(*TEAM)
+    with pytest.raises(BudgetExceeded, match="of account 'team', which has 5 left"):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+
+
+def test_a_run_ends_with_the_verification_of_its_rows_and_its_ledger(lab: Lab) -> None:
+    plan = lab.plan("methods=[taskres]")
+    (spec,) = plan.trials
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    storage = replace(new_id(lab.folder), id=STORAGE)
+    assert problems(plan, lab.store, lab.ledger, storage) == ()
+    billed = {"requests": row.requests - 1, "adapt_requests": row.adapt_requests - 1}
+    lab.store.write([replace(row, **billed, evaluate_requests=row.evaluate_requests + 1)])
+    lines = problems(plan, lab.store, lab.ledger, storage)
+    assert [line.partition(": its row says ")[2] for line in lines] == [
+        f"{row.requests - 1} requests, the ledger {row.requests}",
+        f"{row.adapt_requests - 1} adapt_requests, the ledger {row.adapt_requests}",
+        f"{row.evaluate_requests + 1} evaluate_requests, the ledger {row.evaluate_requests}",
+    ]
+    lab.store.write([row])
+
+
+def test_a_run_refuses_a_ledger_in_memory(lab: Lab) -> None:
+    config = lab.plan("methods=[zero_shot]", "budget.global.url=sqlite://").config
+    with pytest.raises(ConfigError, match="a ledger in memory"):
+        open_ledger(config, print)
+
+
+def test_a_run_refuses_a_damaged_ledger_before_it_charges(lab: Lab, tmp_path: Path) -> None:
+    config = lab.plan("methods=[zero_shot]").config
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    config = replace(config, global_budget=replace(config.global_budget, url=url))
+    ledger, _ = open_ledger(config, print)
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as db, db:
+        db.execute("UPDATE ledger_storage SET path = '/elsewhere'")
+    with pytest.raises(ConfigError, match="damaged record: ledger_storage"):
+        open_ledger(config, print)
 
 
 def test_a_rerun_of_a_finished_trial_is_free_and_reserves_nothing_new(lab: Lab) -> None:

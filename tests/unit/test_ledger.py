@@ -5,9 +5,12 @@ With FAREBOX_TEST_LEDGER set to the URL of a PostgreSQL database, the tests run 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -460,54 +463,88 @@ def test_verify_names_what_was_tampered_with(url: str, statement: str, says: str
     ledger.close()
 
 
-def used(ledger: Ledger) -> dict[str, Callable[[], object]]:
-    """Calls that read the records of each table."""
-    fitted = [ask(0), ask(1), ask(0, "b")]
-    return {
-        "ledger_account": lambda: (ledger.accounts(), ledger.settle("s", "t")),
-        "ledger_trial": lambda: (ledger.accounts(), ledger.charge([ask(9, phase=Phase.EVALUATE)])),
-        "ledger_member": lambda: (ledger.accounts(), ledger.settle("s", "t")),
-        "ledger_charge": lambda: (ledger.charge(fitted), ledger.charges("s", "t")),
-        "ledger_refund": lambda: ledger.charges("s", "t"),
-        "ledger_storage": lambda: ledger.storage("s"),
-    }
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a ledger with records in every table."""
+    file = tmp_path_factory.mktemp("finished") / "ledger.db"
+    ledger = Ledger(f"sqlite:///{file}")
+    ledger.open_account("a", Limits(requests=50))
+    ledger.register("s", "/runs/demo", "here")
+    for trial in ("t", "u", "v"):
+        ledger.reserve("s", trial, ["a"], Limits(requests=12))
+        ledger.charge([ask(n, trial=trial, phase=Phase.ADAPT if n < 9 else Phase.EVALUATE) for n in range(30)])
+    ledger.charge([ask(0, "b")])
+    ledger.refund([ask(3).id])
+    ledger.settle("s", "u")
+    assert ledger.verify() == []
+    ledger.close()
+    return file.read_bytes()
 
 
-COLUMNS = [
-    (table.name, column.name)
-    for table in metadata.sorted_tables
-    if CHECKSUM in table.c
-    for column in table.c
-    if not (table is REFUND and column.name == "no")
-]
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+def uses(ledger: Ledger, table: str) -> object:
+    """Read the records of a table as a run or a command does."""
+    if table == "ledger_charge":
+        return ledger.charges("s", "t"), ledger.charge([ask(n, "b" if n == 0 else "d") for n in (0, 1, 0)])
+    if table == "ledger_refund":
+        return ledger.charges("s", "t")
+    if table == "ledger_storage":
+        return ledger.storage("s")
+    return ledger.accounts(), ledger.settle("s", "t"), ledger.charge([ask(99)])
 
 
 @sqlite_only
-@pytest.mark.parametrize(("table", "column"), COLUMNS, ids=lambda value: str(value))
-def test_a_changed_value_in_any_column_is_named_and_never_used(tmp_path: Path, table: str, column: str) -> None:
-    url = empty(tmp_path)
-    ledger = Ledger(url)
-    ledger.open_account("a", Limits(requests=10))
-    ledger.register("s", "/runs/demo", "here")
-    ledger.reserve("s", "t", ["a"], Limits(requests=5))
-    ledger.charge([ask(0), ask(1), ask(0, "b"), ask(3)])
-    ledger.refund([ask(3).id])
-    kind = metadata.tables[table].c[column].type
-    text = isinstance(kind, sa.Text)
-    value = f"{column} || 'x'" if text else f"coalesce({column}, 0) + 100"
-    if isinstance(kind, sa.Boolean):
-        value = f"NOT {column}"
-    tamper(url, f"UPDATE {table} SET {column} = {value}")
-    problems = ledger.verify()
-    assert problems and all(problem.startswith("damaged record: ") for problem in problems)
-    assert table in problems[0]
-    keys = {"ledger_charge": ("trial_no", "call"), "ledger_refund": ("trial_no",), "ledger_storage": ("storage",)}
-    hidden = column in keys.get(table, ())  # a look-up misses the record, and only the check at a run's start finds it
-    for call in (lambda: ledger.check("s"), *([] if hidden else [used(ledger)[table]])):
-        with pytest.raises(LedgerError, match="damaged") as error:
-            call()
-        assert len(str(error.value)) <= 300 + len(str(tmp_path)) and "\n" not in str(error.value)
-    ledger.close()
+def test_a_changed_value_in_any_column_is_named_and_never_used(finished: bytes, memory: Path) -> None:
+    hidden = {"ledger_charge": ("trial_no", "call"), "ledger_refund": ("trial_no",), "ledger_storage": ("storage",)}
+    columns = [column for table in metadata.sorted_tables if CHECKSUM in table.c for column in table.c]
+    for number, column in enumerate(c for c in columns if (c.table is REFUND, c.name) != (True, "no")):
+        table, file = column.table.name, memory / f"{number}.db"
+        file.write_bytes(finished)
+        value = f"{column.name} || 'x'" if isinstance(column.type, sa.Text) else f"coalesce({column.name}, 0) + 100"
+        with contextlib.closing(sqlite3.connect(file)) as db, db:
+            db.execute(f"UPDATE {table} SET {column.name} = {value}")
+        with contextlib.closing(Ledger(f"sqlite:///{file}")) as ledger:
+            problems = ledger.verify()
+            assert problems and all(line.startswith(f"damaged record: {table} ") for line in problems), column
+            calls = [lambda ledger=ledger: ledger.check("s")]
+            if column.name not in hidden.get(table, ()):  # else a look-up misses it: a run's start finds it
+                calls.append(lambda ledger=ledger, table=table: uses(ledger, table))
+            for call in calls:
+                with pytest.raises(LedgerError, match="damaged") as error:
+                    call()
+                assert len(str(error.value)) <= 300 and "\n" not in str(error.value)
+
+
+@sqlite_only
+def test_a_damaged_byte_anywhere_never_changes_a_figure(finished: bytes, memory: Path) -> None:
+    def figures(ledger: Ledger) -> object:
+        return ledger.accounts(), ledger.trials("s"), ledger.reservations(), ledger.charges("s", "t")
+
+    rng, refused, file = random.Random(1), 0, memory / "ledger.db"
+    file.write_bytes(finished)
+    with contextlib.closing(Ledger(f"sqlite:///{file}")) as ledger:
+        whole = figures(ledger)
+    for _ in range(100):
+        damaged, at = bytearray(finished), rng.randrange(len(finished))
+        damaged[at] ^= rng.randrange(1, 256)
+        for part in memory.iterdir():
+            part.unlink()
+        file.write_bytes(damaged)
+        problems: list[str] = []
+        with contextlib.ExitStack() as stack:
+            try:
+                ledger = stack.enter_context(contextlib.closing(Ledger(f"sqlite:///{file}")))
+                problems = ledger.verify()
+                assert figures(ledger) == whole or problems, at
+            except (LedgerError, ConfigError) as error:
+                refused += 1
+                assert "\n" not in str(error) and len(str(error)) <= 300, at
+    assert refused > 10
 
 
 def test_verify_compares_result_rows_with_the_books(ledger: Ledger) -> None:
