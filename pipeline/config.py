@@ -23,6 +23,7 @@ from pipeline.blackbox.bill import Limits
 from pipeline.cards import EMBEDDED as EMBEDDED
 from pipeline.cards import DatasetCard as DatasetCard
 from pipeline.cards import ModelCard as ModelCard
+from pipeline.cards import check_model
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean, first_line
@@ -112,7 +113,7 @@ class Config:
 
 def model_card(name: str) -> ModelCard:
     """The card of a model; `name` may be the path of a card of one's own, as in model=my/model.yaml."""
-    return _card(ModelCard, "model", name)
+    return check_model(_card(ModelCard, "model", name))
 
 
 def dataset_card(name: str, root: str | None = None) -> DatasetCard:

@@ -7,19 +7,20 @@ import hashlib
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from methods.base import Bill, MethodInfo, TaskShape
-from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Limits, total
+from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard
 from pipeline.data.card import check_card, source_of
 from pipeline.data.images import check_readable
 from pipeline.data.split import Split, draw
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.prompts import check_prompts
 from pipeline.protocol import TestSet, check_words, fitted, test_cards, test_sets, unable, within
 
 _RULES = 1
@@ -36,6 +37,7 @@ class TrialSpec:
     method_digest: str
     model: ModelCard
     model_identity: str
+    transform: str
     dataset: DatasetCard
     data_digest: str
     classnames_digest: str
@@ -78,11 +80,12 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a run in order, and the methods that the model's grant leaves out."""
+    """All trials of a run in order, the methods that cannot run, and what is known of the model."""
 
     config: Config
     trials: tuple[TrialSpec, ...]
     unable: tuple[tuple[str, str], ...]
+    model: ModelFacts
 
     @property
     def total(self) -> Bill:
@@ -142,11 +145,15 @@ def predicted(cell: Cell, shape: TaskShape) -> Bill:
     return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
 
 
-def make_plan(config: Config) -> Plan:
-    """Expand the run into trials. Raises ConfigError or DataError before any query is spent."""
+def make_plan(config: Config, fetch: bool = False) -> Plan:
+    """Expand the run into trials. Raises ConfigError or DataError before any query is spent.
+
+    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine.
+    """
     check_words(config)
+    facts = describe(config.model)
+    config = replace(config, model=facts.card)
     placed, left_out = cells(config)
-    identity, width = models.identity(config.model), models.feature_dim(config.model)
     tests, others = {}, test_cards(config)
     for card in config.datasets:
         check_card(card)
@@ -156,12 +163,24 @@ def make_plan(config: Config) -> Plan:
             except DataError as error:
                 raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
         tests[card.name] = test_sets(config.protocol, card, others[card.name])
+    if note := check_prompts(facts, tests, {cell.choice for cell in placed}, fetch):
+        facts = replace(facts, notes=(*facts.notes, note))
     draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
     trials = [
-        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], identity, width)
+        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
         for cell in placed
     ]
-    return Plan(config, tuple(trials), tuple(left_out.items()))
+    return Plan(config, tuple(trials), tuple(left_out.items()), facts)
+
+
+def announcements(plan: Plan) -> list[str]:
+    """What a run says before it starts: the model's input rule and notes, and the methods that cannot run."""
+    facts, name = plan.model, plan.config.model.name
+    lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
+    return [
+        *(f"model {name}: {line}" for line in (*lines, *facts.notes)),
+        *(f"not run: {method} {why}" for method, why in plan.unable),
+    ]
 
 
 def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
@@ -181,15 +200,14 @@ def _trial(
     cell: Cell,
     tests: tuple[TestSet, ...],
     drawn: tuple[Split, str],
-    identity: str,
-    width: int,
+    facts: ModelFacts,
 ) -> TrialSpec:
     choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
     split, split_digest = drawn
-    shape = shape_of(config, card, shots, width, split)
+    shape = shape_of(config, card, shots, facts.feature_dim, split)
     resolved = {
         "rules": _RULES,
-        "model": [identity, config.model.precision],
+        "model": [facts.identity, config.model.precision, facts.transform],
         "method": [choice.info.name, choice.info.version, choice.config],
         "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
         "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
@@ -209,7 +227,8 @@ def _trial(
         choice=choice,
         method_digest=method_digest(choice.info),
         model=config.model,
-        model_identity=identity,
+        model_identity=facts.identity,
+        transform=facts.transform,
         dataset=card,
         data_digest=source_of(card).digest,
         classnames_digest=texts_digest(tests[0].classes.names),

@@ -31,7 +31,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
-from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
+from pipeline.plan import Plan, TrialSpec, announcements, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.results import ResultRow, Store
 from pipeline.status import Heartbeat
@@ -148,7 +148,7 @@ def run(config: Config, say: Say, mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     refuse_absent(config)
-    plan = make_plan(config)
+    plan = make_plan(config, fetch=True)
     storage_id = open_storage(config.storage)
     check_writable("features", config.features)
     with alone(config.storage):
@@ -159,8 +159,8 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for name, why in plan.unable:
-        say(f"not run: {name} {why}")
+    for line in announcements(plan):
+        say(line)
     if stale:
         doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
         methods = ", ".join(sorted({t.choice.name for t in stale}))
