@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import logging
 import re
@@ -38,10 +39,12 @@ def configuration(card: ModelCard) -> dict[str, Any]:
         raise ConfigError(f"model {card.name!r}: " + did_you_mean("precision", card.precision, PRECISIONS))
     if card.kind == "embedded" and card.arch not in open_clip.list_models():
         open_clip.add_model_config(EMBEDDED / f"{card.arch}.json")
-    config = open_clip.get_model_config(card.arch) if ":" not in card.arch else None  # a hub's or folder's are fetched
+    if ":" in card.arch:  # open_clip would take the weights from there too, and ignore the card's
+        raise ConfigError(f"model {card.name!r}: arch {card.arch!r} is a place: write open_clip's name and set weights")
+    config = open_clip.get_model_config(card.arch)
     if config is None:
-        known = ", ".join(n for n in open_clip.list_models() if n[:3].lower() == card.arch[:3].lower())
-        raise ConfigError(f"model {card.name!r}: open_clip has no architecture {card.arch!r} (near: {known})")
+        near = ", ".join(difflib.get_close_matches(card.arch, open_clip.list_models(), n=4, cutoff=0.4))
+        raise ConfigError(f"model {card.name!r}: open_clip has no architecture {card.arch!r} (near: {near or 'none'})")
     text = config["text_cfg"]
     needed = [name for name in ("hf_model_name", "hf_tokenizer_name") if text.get(name)]
     if needed and importlib.util.find_spec("transformers") is None:
@@ -161,7 +164,6 @@ def quick_gelu(card: ModelCard, known: KnownFile | None = None, openai: bool = F
     ConfigError when the card does not say and the weights are known to have been trained with the other activation:
     a tag's (or a file that is a tag's), or a file in the layout of OpenAI's code (`openai`).
     """
-    import open_clip
 
     if card.quick_gelu is not None:
         return card.quick_gelu
@@ -173,23 +175,22 @@ def quick_gelu(card: ModelCard, known: KnownFile | None = None, openai: bool = F
     trained = known is None or bool(known.settings.get("quick_gelu", False))
     if trained == computed:
         return computed
-    other = card.arch + QUICK if trained else card.arch.removesuffix(QUICK)
+    other = other_activation(card.arch)
     whose = f"the weights of {known.tag!r}" if known else "weights in the layout of OpenAI's code"
     named = {True: "QuickGELU", False: "GELU"}
-    exists = other != card.arch and other in open_clip.list_models()
-    write = f"arch: {other}" if exists else f"quick_gelu: {str(trained).lower()}"
+    write = f"arch: {other}" if other else f"quick_gelu: {str(trained).lower()}"
     raise ConfigError(
         f"model {card.name!r}: {whose} were trained with {named[trained]}, and {card.arch} computes {named[computed]}: "
         f"write {write} in the card (or quick_gelu: {str(computed).lower()} to compute {named[computed]} all the same)"
     )
 
 
-def has_two_activations(card: ModelCard) -> bool:
-    """Whether open_clip has the architecture with either activation, so that a file of weights may need the other."""
+def other_activation(arch: str) -> str | None:
+    """The architecture that differs in its activation alone, which a local file may have been trained with."""
     import open_clip
 
-    names = {card.arch.removesuffix(QUICK), card.arch.removesuffix(QUICK) + QUICK}
-    return names <= set(open_clip.list_models())
+    other = arch.removesuffix(QUICK) if arch.endswith(QUICK) else arch + QUICK
+    return other if other in open_clip.list_models() else None
 
 
 def input_rule(card: ModelCard, size: Any, known: KnownFile | None = None) -> tuple[Preprocess, str]:

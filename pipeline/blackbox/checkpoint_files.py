@@ -69,13 +69,15 @@ def read_weights(path: Path, values: bool = True) -> StoredWeights:
     elif _is_torchscript(path):
         tensors, notes = read_torchscript(path, values), ["read from a TorchScript archive, whose code was not run"]
     else:
-        tensors, notes = _state_dict(_torch_load(path, values))
+        tensors, notes = _state_dict(_torch_load(path))
     tensors = _without_prefixes(tensors, notes)
     numbers = [key for key in OPENAI_BUFFERS if key in tensors]
     tensors = {key: tensor for key, tensor in tensors.items() if key not in numbers}
     if numbers:
         notes.append(f"skipped {', '.join(numbers)}: no weights")
     _check_dense(tensors)
+    if not values:
+        tensors = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
     return StoredWeights(tensors, tuple(notes), len(numbers) == len(OPENAI_BUFFERS) or _mixed_precision(tensors))
 
 
@@ -122,8 +124,11 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] or name for name in archive.namelist()}
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile as error:
         raise ValueError("it is cut off or damaged: copy or download it again") from error
+    if unpacked > 10 * path.stat().st_size:
+        raise ValueError(f"it would unpack to {unpacked:,} bytes, which no weights file does: download it again")
     if any(name.endswith(".npy") for name in names):
         raise ValueError(
             "it is a NumPy archive (of Google's big_vision?), which has no keys to check: load it with open_clip and "
@@ -134,12 +139,11 @@ def _is_torchscript(path: Path) -> bool:
     return "constants.pkl" in names
 
 
-def _torch_load(path: Path, values: bool) -> Any:
-    """The object of a file that torch.save wrote; nothing in it can run."""
-    device = "cpu" if values else "meta"
+def _torch_load(path: Path) -> Any:
+    """The object of a file that torch.save wrote, tensors mapped and not yet read; nothing in it can run."""
     try:
         with _plain_values():
-            return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(

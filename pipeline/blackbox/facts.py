@@ -79,8 +79,10 @@ def _describe(card: ModelCard, path: Path | None, stamp: tuple[int, ...]) -> Mod
         notes.append("SOFT is not granted: its text tower takes whole strings only")
         card = dataclasses.replace(card, grant=without_soft(card.access).label)
     own_file = plan.is_local and card.kind == "open_clip" and plan.known is None
-    if own_file and card.quick_gelu is None and architecture.has_two_activations(card):
-        notes.append(f"the file does not say its activation: {activation} is computed, as arch {card.arch} says")
+    other = architecture.other_activation(card.arch)
+    if own_file and card.quick_gelu is None and other:
+        trained = "GELU" if plan.quick_gelu else "QuickGELU (OpenAI's, MetaCLIP's, DFN's)"
+        notes.append(f"activation assumed from arch; weights trained with {trained} need arch: {other}")
     return ModelFacts(
         card=dataclasses.replace(card, weights_sha256=plan.sha256 or card.weights_sha256),
         identity=identity,
@@ -110,7 +112,10 @@ class _LoadPlan:
 
 def _plan(card: ModelCard, path: Path | None) -> _LoadPlan:
     is_tag = architecture.has_tag(card)
-    sha256 = architecture.weights_digest(path) if path and (card.weights_sha256 or not is_tag) else ""
+    try:
+        sha256 = architecture.weights_digest(path) if path and (card.weights_sha256 or not is_tag) else ""
+    except OSError as error:
+        raise DataError(f"model {card.name!r}: cannot read {str(path)!r} ({error.strerror})") from error
     if sha256 and card.weights_sha256 and sha256 != card.weights_sha256.lower():
         raise DataError(
             f"model {card.name!r}: {path} does not have the digest that its card states (it has {sha256[:12]}): "
