@@ -14,10 +14,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
-from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, unexpected
+from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 
 ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
 
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         incomplete = isinstance(error, ModuleNotFoundError)
         remedy = ": the installation is incomplete, type: pip install --force-reinstall farebox" if incomplete else ""
-        print(f"farebox: {_one_line(error)}{remedy}", file=sys.stderr)
+        _complain(f"{error}{remedy}")
         return 2
     except (ConfigError, DataError, AccessDenied, BudgetExceeded) as error:
-        print(f"farebox: {_one_line(error)}", file=sys.stderr)
+        _complain(error)
         return 2
     except FareboxError as error:
-        print(f"farebox: {_one_line(error)}", file=sys.stderr)
+        _complain(error)
         return 3
     except KeyboardInterrupt:
         print("\nfarebox: interrupted; nothing is lost: the same command continues", file=sys.stderr)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     mirror.close()
     damaged = report.publish(config, _say)
     for line in (*outcome.problems, *damaged):
-        print(line, file=sys.stderr)
+        print(shortened(line), file=sys.stderr)
     return 3 if outcome.problems or damaged else 0
 
 
@@ -89,7 +89,7 @@ def plan(arguments: argparse.Namespace) -> int:
         _say_aside(f"farebox: {line}")
     if arguments.json:
         print(json.dumps(made.records(), indent=1))
-        for line in report.absent_lines(made):
+        for line in (*report.model_lines(made), *report.absent_lines(made)):
             _say_aside(line)
     else:
         print(report.plan_table(made))
@@ -224,8 +224,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are short."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with 2."""
+        super().error(shortened(message, 250))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -322,12 +330,12 @@ def _cut(text: str, width: int) -> str:
 def _exit_code(problems: Sequence[str]) -> int:
     """Print problems on stderr; 3 when there are any, else 0."""
     for problem in problems:
-        print(f"farebox: {problem}", file=sys.stderr)
+        _complain(problem)
     return 3 if problems else 0
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _complain(problem: object) -> None:
+    print(shortened(f"farebox: {problem}"), file=sys.stderr)
 
 
 def _say(line: str) -> None:

@@ -24,6 +24,7 @@ from pipeline.blackbox.bill import Limits
 from pipeline.cards import EMBEDDED as EMBEDDED
 from pipeline.cards import DatasetCard as DatasetCard
 from pipeline.cards import ModelCard as ModelCard
+from pipeline.cards import check_model
 from pipeline.data.decode import BITS
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts import LAYOUTS
@@ -118,7 +119,7 @@ class Config:
 
 def model_card(name: str) -> ModelCard:
     """The card of a model; `name` may be the path of a card of one's own, as in model=my/model.yaml."""
-    return _card(ModelCard, "model", name)
+    return check_model(_card(ModelCard, "model", name))
 
 
 def dataset_card(name: str, root: str | None = None) -> DatasetCard:

@@ -104,6 +104,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """The text in one line of at most `most` characters: its middle is left out, its end (what to do) is kept."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    end = line[-(most // 2) :]
+    start = line[: most - len(end) - len(" ... ")]
+    return f"{start.rpartition(' ')[0] or start} ... {end.partition(' ')[2] or end}"
+
+
 def masked(text: str) -> str:
     """The text with the password of every URL in it left out."""
     text = re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)

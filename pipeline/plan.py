@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from methods.base import Bill, MethodInfo, TaskShape
-from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Limits, total
+from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard
 from pipeline.data.card import check_card, source_of
 from pipeline.data.images import check_readable
 from pipeline.data.split import Split, draw
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.prompts import check_prompts
 from pipeline.protocol import TestSet, check_words, fitted, test_cards, test_sets, unable, within
 from pipeline.row import account_name
 from pipeline.source_code import code_digest
@@ -39,6 +40,7 @@ class TrialSpec:
     code_digest: str
     model: ModelCard
     model_identity: str
+    transform: str
     dataset: DatasetCard
     data_digest: str
     classnames_digest: str
@@ -81,11 +83,12 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a run in order, and the methods that the model's grant leaves out."""
+    """All trials of a run in order, the methods that cannot run, and what is known of the model."""
 
     config: Config
     trials: tuple[TrialSpec, ...]
     unable: tuple[tuple[str, str], ...]
+    model: ModelFacts
     notes: tuple[str, ...] = ()
     """Remarks for the user, one line each."""
 
@@ -147,11 +150,15 @@ def predicted(cell: Cell, shape: TaskShape) -> Bill:
     return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
 
 
-def make_plan(config: Config) -> Plan:
-    """Expand the run into trials. Raises ConfigError or DataError before any query is spent."""
+def make_plan(config: Config, fetch: bool = False) -> Plan:
+    """Expand the run into trials. Raises ConfigError or DataError before any query is spent.
+
+    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine.
+    """
     check_words(config)
+    facts = describe(config.model)
+    config = replace(config, model=facts.card)
     placed, left_out = cells(config)
-    identity, width = models.identity(config.model), models.feature_dim(config.model)
     tests, others = {}, test_cards(config)
     for card in config.datasets:
         check_card(card)
@@ -161,13 +168,26 @@ def make_plan(config: Config) -> Plan:
             except DataError as error:
                 raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
         tests[card.name] = test_sets(config.protocol, card, others[card.name])
+    if note := check_prompts(facts, tests, {cell.choice for cell in placed}, fetch):
+        facts = replace(facts, notes=(*facts.notes, note))
     draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
     trials = [
-        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], identity, width)
+        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
         for cell in placed
     ]
     cards = {card.name: card for found in tests.values() for card in (test.card for test in found)}
-    return Plan(config, tuple(trials), tuple(left_out.items()), tuple(_same_data(cards.values())))
+    return Plan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(cards.values())))
+
+
+def announcements(plan: Plan) -> list[str]:
+    """What a run says before it starts: the model's input rule and notes, and the methods that cannot run."""
+    facts, name = plan.model, plan.config.model.name
+    lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
+    return [
+        *(f"model {name}: {line}" for line in (*lines, *facts.notes)),
+        *plan.notes,
+        *(f"not run: {method} {why}" for method, why in plan.unable),
+    ]
 
 
 def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
@@ -197,17 +217,16 @@ def _trial(
     cell: Cell,
     tests: tuple[TestSet, ...],
     drawn: tuple[Split, str],
-    identity: str,
-    width: int,
+    facts: ModelFacts,
 ) -> TrialSpec:
     choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
     split, split_digest = drawn
-    shape = shape_of(config, card, shots, width, split)
+    shape = shape_of(config, card, shots, facts.feature_dim, split)
     if not choice.info.uses_views:
         shape = replace(shape, views=0, fresh_views=False)  # one trial, whatever `views` is
     resolved = {
         "rules": _RULES,
-        "model": [identity, config.model.precision],
+        "model": [facts.identity, config.model.precision, facts.transform],
         "method": [choice.info.name, choice.info.version, choice.config],
         "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
         "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
@@ -228,7 +247,8 @@ def _trial(
         method_digest=method_digest(choice.info),
         code_digest=code_digest(),
         model=config.model,
-        model_identity=identity,
+        model_identity=facts.identity,
+        transform=facts.transform,
         dataset=card,
         data_digest=source_of(card).digest,
         classnames_digest=texts_digest(tests[0].classes.names),

@@ -198,7 +198,15 @@ def plan_table(made: Outline) -> str:
         if limits != Limits():
             text.append(f"ceiling of {name}: {limits.words}")
     text += [*made.notes, *(f"not run: {name} {why}" for name, why in made.unable)]
-    return "\n".join([*text, *absent_lines(made)])
+    return "\n".join([*text, *model_lines(made), *absent_lines(made)])
+
+
+def model_lines(made: Outline) -> list[str]:
+    """The model's input rule and activation, and what is changed, skipped or guessed about it, one line each."""
+    facts, name = made.model, made.config.model.name
+    if facts is None:
+        return []
+    return [f"model {name}: {line}" for line in ((facts.rule, *facts.notes) if facts.rule else facts.notes)]
 
 
 def absent_lines(made: Outline) -> list[str]:

@@ -51,7 +51,7 @@ class ResultRow:
     model: str
     """Name of the model's config."""
     model_digest: str
-    """Digest of the weights."""
+    """Identity of the model: architecture with the weights' digest or tag, and what was changed to load them."""
     code_digest: str = ""
     """Digest of the code that affects results, apart from the method's own."""
     precision: str

@@ -29,7 +29,7 @@ from pipeline.config import Config
 from pipeline.errors import CodeMismatch, ConfigError, EndpointLost, LedgerError, StorageError, first_line
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
-from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
+from pipeline.plan import Plan, TrialSpec, announcements, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.ray_session import ray_session
 from pipeline.results import ResultRow, Store
@@ -158,7 +158,7 @@ def run(config: Config, say: Say, mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     refuse_absent(config)
-    plan = make_plan(config)
+    plan = make_plan(config, fetch=True)
     check_writable("storage", config.storage)
     check_writable("features", config.features)
     with alone(config.storage):
@@ -169,8 +169,7 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
     todo, stale = books.pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    recomputed = store.recomputed({t.trial_id for t in todo})
-    for line in (*plan.notes, *recomputed, *(f"not run: {name} {why}" for name, why in plan.unable)):
+    for line in (*announcements(plan), *store.recomputed({t.trial_id for t in todo})):
         say(line)
     if stale:
         say(books.stale_line(stale, config.stale == "rerun"))

@@ -211,7 +211,7 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "model": spec.model.name,
         "model_digest": spec.model_identity,
         "precision": spec.model.precision,
-        "transform": "",
+        "transform": spec.transform,
         "dataset": spec.dataset.name,
         "data_digest": spec.data_digest,
         "template": spec.dataset.template,

@@ -32,9 +32,9 @@ from pipeline.bench.harness import Figure, Say, bench, machine, random_card, thr
 from pipeline.blackbox.bill import Limits, Phase
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
+from pipeline.blackbox.facts import feature_dim
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
-from pipeline.blackbox.model import feature_dim
 from pipeline.config import Config, ModelCard, compose
 from pipeline.errors import ConfigError
 from pipeline.plan import TrialSpec, make_plan

@@ -207,6 +207,13 @@ class Preprocess:
         return f"resize{self.size}-{self.filter}-{self.mode}-{self.mean}-{self.std}"
 
     @property
+    def summary(self) -> str:
+        """The same for people: size, shape, interpolation, mean and standard deviation."""
+        shape = "squashed" if self.mode == "squash" else "cropped"
+        mean, std = (", ".join(f"{n:.4g}" for n in numbers) for numbers in (self.mean, self.std))
+        return f"{shape} to {self.size}x{self.size} ({self.filter}), mean {mean}, std {std}"
+
+    @property
     def _filter(self) -> Image.Resampling:
         return Image.Resampling[self.filter.upper()]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -212,6 +213,9 @@ def test_weights_that_are_not_there_are_refused(command: Command, tmp_path: Path
         f"kind: open_clip\narch: ViT-B-32-quickgelu\nweights: {tmp_path}/weights.pt\nweights_sha256: '{0:064}'\n"
     )
     assert "does not have the digest that its card states" in command.refused(f"model={model}")
+    torch.save({f"text_model.encoder.{n}": torch.zeros(1) for n in range(9)}, tmp_path / "weights.pt")
+    model.write_text(f"kind: open_clip\narch: ViT-B-32-quickgelu\nweights: {tmp_path}/weights.pt\n")
+    assert "none of its 9 keys (text_model.encoder.0" in command.refused(f"model={model}")
     model.write_text("kind: open_clip\narch: ViT-B-33\nweights: openai\n")
     assert "open_clip has no architecture 'ViT-B-33'" in command.refused(f"model={model}")
     model.write_text("kind: magic\n")

@@ -40,7 +40,7 @@ from pipeline import cli, report, status  # noqa: F401
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
-from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, tidy
+from pipeline.books import close_books, finished, open_ledger, pending, problems, reserve, settle_left_over, tidy
 from pipeline.cards import EMBEDDED
 from pipeline.config import compose
 from pipeline.errors import FareboxError
@@ -170,7 +170,9 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
     said: list[str] = []
     plan = make_plan(compose(list(words)))
     config, store = plan.config, Store(plan.config.storage)
-    storage_id, ledger = open_storage(config.storage), Ledger(config.ledger_url)
+    config.storage.mkdir(parents=True, exist_ok=True)
+    ledger, storage = open_ledger(config, said.append)
+    storage_id = storage.id
     with contextlib.closing(ledger):
         todo, _ = pending(plan, store)
         said += store.recomputed({spec.trial_id for spec in todo})

@@ -280,7 +280,7 @@ def test_bills_are_predicted_from_the_card_alone(monkeypatch: pytest.MonkeyPatch
         patch.setattr(planning, "source_of", None)  # no file is opened
         config = compose([*lab.words, *asked])
         cells, left_out = planning.cells(config)
-        width = planning.models.feature_dim(config.model)
+        width = planning.describe(config.model).feature_dim
         bills = [planning.predicted(c, planning.shape_of(config, c.dataset, c.shots, width)) for c in cells]
     assert left_out == dict(plan.unable) == {}
     assert bills == [trial.predicted for trial in plan.trials]
