@@ -55,12 +55,7 @@ class Images:
 
     def views(self, n: int, seed: int = 0) -> Images:
         """n augmented copies of each image, view-major."""
-        if not 0 < n < _VIEWS_PER_SEED:
-            raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
-        if (self.views_of != PLAIN).any():
-            raise ValueError("these images are views already: take views of the plain images")
-        numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
-        return Images(self.source, self.split, np.tile(self.rows, n), np.repeat(numbers, len(self.rows)), self.augment)
+        return Images(self.source, self.split, *view_rows(self.rows, self.views_of, n, seed), self.augment)
 
     def pixels(self, size: int) -> Tensor:
         """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
@@ -73,6 +68,11 @@ class Images:
     def bytes_of(self, i: int) -> bytes:
         """Encoded bytes of the i-th image."""
         return opened(self.source).image_bytes(self.rows[i])
+
+    def where(self, i: int) -> str:
+        """File or table row of the i-th image, and its view, for messages."""
+        view = int(self.views_of[i])
+        return opened(self.source).where(self.rows[i]) + (f" (view {view})" if view != PLAIN else "")
 
     @property
     def keys(self) -> list[str]:
@@ -94,6 +94,20 @@ class Images:
         h.update(np.ascontiguousarray(self.rows, dtype="<i8").tobytes())
         h.update(np.ascontiguousarray(self.views_of, dtype="<i8").tobytes())
         return h.hexdigest()
+
+
+def view_rows(rows: np.ndarray, views_of: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and view numbers of n augmented copies of each row, view-major.
+
+    Raises:
+        ValueError: n is out of range, or the rows are views already.
+    """
+    if not 0 < n < _VIEWS_PER_SEED:
+        raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
+    if (views_of != PLAIN).any():
+        raise ValueError("these images are views already: take views of the plain images")
+    numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
+    return np.tile(rows, n), np.repeat(numbers, len(rows))
 
 
 def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:
