@@ -94,6 +94,7 @@ class Config:
     concurrency: int | str
     address: str | None
     checkpoint_s: float
+    trial_timeout_s: float
     stale: str
     mlflow: str
     features: Path
@@ -241,6 +242,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         concurrency=checks.auto("concurrency", raw["concurrency"]),
         address=checks.maybe_text("address", raw["address"]),
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
+        trial_timeout_s=checks.seconds("trial_timeout_s", raw["trial_timeout_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
         mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
         features=Path(features).absolute() if features else storage.parent / "features",

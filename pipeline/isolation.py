@@ -60,7 +60,7 @@ def settings_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     """Restore the global random state of `random`, numpy and torch after a block."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = _cuda()
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if cuda else None
     try:
@@ -73,24 +73,28 @@ def random_state_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(devices)
 
 
+def _cuda() -> bool:
+    return bool(torch.cuda.is_available() and torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def seed_globals(*parts: int | str) -> None:
     """Seed the global generators of `random`, numpy and torch with a digest of these parts."""
     seed = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed also looks for other devices: 100 times slower
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda():
         torch.cuda.manual_seed_all(seed)
 
 
-def outside_state(method: Method) -> dict[str, bytes]:
-    """Digest of each variable outside the object in which a method could keep state.
+def outside_state(method: type[Method]) -> dict[str, bytes]:
+    """Digest of each variable outside a method's object in which a method could keep state.
 
     These are the attributes of its classes, the global variables of their modules, and the defaults and attributes of
     their functions. Modules, classes and other functions are left out.
     """
     found: dict[str, bytes] = {}
-    for cls in type(method).__mro__:
+    for cls in method.__mro__:
         if cls in (Method, object):
             continue
         module = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
@@ -99,13 +103,25 @@ def outside_state(method: Method) -> dict[str, bytes]:
                 if name.startswith("__") and name.endswith("__"):
                     continue
                 if isinstance(value, FunctionType):
-                    if owner == cls.__module__ and value.__module__ != owner:
-                        continue  # imported from elsewhere
-                    value = (value.__defaults__, value.__kwdefaults__, vars(value))
-                elif isinstance(value, (type, ModuleType, BuiltinFunctionType, staticmethod, classmethod, property)):
-                    continue
-                found[f"{owner}.{name}"] = _content(value)
+                    if value.__module__ == cls.__module__:  # else imported from elsewhere
+                        found |= {f"{owner}.{name}.{part}": state for part, state in _function_state(value)}
+                elif not isinstance(value, _WITHOUT_STATE):
+                    found[f"{owner}.{name}"] = _content(value)
     return found
+
+
+_WITHOUT_STATE = (type, ModuleType, BuiltinFunctionType, staticmethod, classmethod, property)
+
+
+def _function_state(function: FunctionType | None) -> Iterator[tuple[str, bytes]]:
+    """The defaults and attributes of a function, and of those that decorators wrapped."""
+    while function is not None:
+        for part in ("__defaults__", "__kwdefaults__"):
+            yield f"{part} of {function.__code__.co_name}", _content(getattr(function, part))
+        for name, value in vars(function).items():
+            if name != "__wrapped__":
+                yield name, _content(value)
+        function = vars(function).get("__wrapped__")
 
 
 class _ContentPickler(pickle.Pickler):

@@ -112,6 +112,7 @@ class MethodBox:
         """(rows, [P, rows, C]) blocks of one call."""
         session = _session(self)
         blocks = session.box.score_blocks(session.images_of(images), prompts)
+        block: tuple[slice, Tensor] | None
         block = session.send(lambda: next(blocks), images, prompts)  # the call is charged with its first block
         while block is not None:
             yield block
@@ -208,11 +209,9 @@ class Session:
 
     def task(self, task: FewShotTask) -> FewShotTask:
         """The task as the method gets it: with opaque images, and with labels of its own."""
-        parts = {
-            part: LabelledImages(self._open(part, found.images), found.labels.clone())
-            for part, found in (("train", task.train), ("val", task.val))
-        }
-        return replace(task, **parts)
+        train = LabelledImages(self._open("train", task.train.images), task.train.labels.clone())
+        val = LabelledImages(self._open("val", task.val.images), task.val.labels.clone())
+        return replace(task, train=train, val=val)
 
     @contextlib.contextmanager
     def predicting(self, phase: Phase, most_sets: int) -> Iterator[None]:
@@ -249,7 +248,9 @@ class Session:
             origin = f"{part} images" if part in ("train", "val") else "images of another batch or trial"
             where = "predict" if prediction is not None else "start and step"
             given = "the images that it is given" if prediction is not None else "train and val images"
-            error = AccessDenied(f"{self.method} asked about {len(images)} {origin}: {where} may ask about {given} only")
+            error = AccessDenied(
+                f"{self.method} asked about {len(images)} {origin}: {where} may ask about {given} only"
+            )
             self.failure = self.failure or error
             raise error
         base = self._sets[name]

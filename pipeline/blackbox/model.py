@@ -236,7 +236,10 @@ class OpenClipModel:
 
 
 def _check_weights(card: ModelCard, net: torch.nn.Module) -> None:
-    """Raise DataError, naming the parameter, for weights that are NaN or infinite."""
+    """Raise DataError, naming the parameter, for weights that are NaN or infinite, or a logit scale that overflows."""
+    scale = cast(Tensor, net.logit_scale).float()
+    if torch.isfinite(scale).all() and not torch.isfinite(scale.exp()).all():
+        raise DataError(f"model {card.name!r}: logit_scale of {card.weights!r} is {float(scale)}, whose exp overflows")
     for name, weights in net.state_dict().items():
         if not name.endswith("attn_mask") and (bad := first_non_finite(weights.float())) is not None:
             raise DataError(
