@@ -20,12 +20,12 @@ from torch.nn.functional import normalize
 from methods.base import Access, Prompts, SoftPrompts
 from methods.toy import ToyTowers
 from pipeline.blackbox.text import SharedPrefixTower, fits
+from pipeline.blackbox.weights import check_weights
 from pipeline.config import EMBEDDED, ModelCard
 from pipeline.data.decode import ahead, cores, decode
 from pipeline.data.images import Images, Preprocess
 from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, EndpointRefused, did_you_mean
-from pipeline.finite import first_non_finite
 
 IMAGE_TILE = 32
 """Images in one forward, always: short tiles are padded, so that a row's value does not depend on its neighbours."""
@@ -165,7 +165,7 @@ class OpenClipModel:
         except Exception as error:  # RuntimeErrors of many kinds; a file whose pickle would run code is one of them
             raise DataError(f"model {card.name!r}: open_clip cannot load {card.weights!r}: {error}") from error
         self.net.eval().requires_grad_(False)
-        _check_weights(card, self.net)
+        check_weights(card, self.net)
         self.identity, self.grant = identity(card), card.access
         self.logit_scale = float(self.net.logit_scale.exp())
         self.preprocess = _input_rule(card, open_clip.get_model_preprocess_cfg(self.net))
@@ -233,19 +233,6 @@ class OpenClipModel:
         if self.text is None:
             raise EndpointRefused("this model takes prompts as strings only")
         return self.text.embed(text).float().cpu()
-
-
-def _check_weights(card: ModelCard, net: torch.nn.Module) -> None:
-    """Raise DataError, naming the parameter, for weights that are NaN or infinite, or a logit scale that overflows."""
-    scale = cast(Tensor, net.logit_scale).float()
-    if torch.isfinite(scale).all() and not torch.isfinite(scale.exp()).all():
-        raise DataError(f"model {card.name!r}: logit_scale of {card.weights!r} is {float(scale)}, whose exp overflows")
-    for name, weights in net.state_dict().items():
-        if not name.endswith("attn_mask") and (bad := first_non_finite(weights.float())) is not None:
-            raise DataError(
-                f"model {card.name!r}: weight {name}{list(bad)} of {card.weights!r} is {float(weights[bad])}, wanted a "
-                "finite number: restore the checkpoint file"
-            )
 
 
 def write_random_weights(arch: str, path: Path, seed: int = 0) -> None:
