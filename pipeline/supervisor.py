@@ -6,18 +6,18 @@ import copy
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from methods.base import FewShotTask, LabelledImages, Method
+from methods.base import FewShotTask, Method
+from methods.state import outside_state
 from pipeline.blackbox.boundary import Session
 from pipeline.data.images import Images
 from pipeline.errors import MethodError, NonFiniteError
 from pipeline.finite import first_non_finite
-from pipeline.isolation import outside_state, seed_globals, settings_kept
+from pipeline.isolation import seed_globals, settings_kept
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Supervisor:
     def task(self, task: FewShotTask) -> FewShotTask:
         """The task to give to the method; `call` checks that it stays as it is."""
         self._given = self.session.task(task)
-        self._kept = replace(self._given, train=_own(self._given.train), val=_own(self._given.val))
+        self._kept = task
         return self._given
 
     def call(self, stage: str, function: Callable[..., T], *arguments: Any) -> T:
@@ -138,7 +138,3 @@ class Supervisor:
 
     def _error(self, what: str) -> MethodError:
         return MethodError(f"{self.session.method}: {what}")
-
-
-def _own(part: LabelledImages) -> LabelledImages:
-    return LabelledImages(part.images, part.labels.clone())

@@ -50,6 +50,7 @@ class Watchdog:
             if self.dump is not None:
                 self.dump.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.dump.open("w")
+                self._end_later()
             self._thread = threading.Thread(target=self._watch, args=(threading.get_ident(),), daemon=True)
             self._thread.start()
         return self
@@ -107,11 +108,18 @@ class Watchdog:
     def _late(self, grace_s: float) -> bool:
         return time.monotonic() - self.since > self.limit_s + grace_s
 
+    @property
+    def _tick_s(self) -> float:
+        return min(self.limit_s / 4, LONGEST_TICK_S)
+
+    def _end_later(self) -> None:
+        """End the process unless this is called again: for code that holds Python's lock, so that no thread runs."""
+        faulthandler.dump_traceback_later(self.limit_s + GRACE_S + self._tick_s, exit=True, file=self._file)
+
     def _watch(self, thread: int) -> None:
-        tick = min(self.limit_s / 4, LONGEST_TICK_S)
-        while not self._stop.wait(tick):
-            if self._file is not None:  # for code that keeps this thread from running too: it holds Python's lock
-                faulthandler.dump_traceback_later(self.limit_s + GRACE_S + tick, exit=True, file=self._file)
+        while not self._stop.wait(self._tick_s):
+            if self._file is not None:
+                self._end_later()
             if self.armed and self._late(0.0):
                 if self._main:
                     signal.pthread_kill(thread, signal.SIGALRM)

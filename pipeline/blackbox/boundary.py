@@ -208,10 +208,10 @@ class Session:
             self._close(name)
 
     def task(self, task: FewShotTask) -> FewShotTask:
-        """The task as the method gets it: with opaque images, and with labels of its own."""
+        """The task as the method gets it: with opaque images, and with labels and classes of its own."""
         train = LabelledImages(self._open("train", task.train.images), task.train.labels.clone())
         val = LabelledImages(self._open("val", task.val.images), task.val.labels.clone())
-        return replace(task, train=train, val=val)
+        return replace(task, classes=replace(task.classes), train=train, val=val)
 
     @contextlib.contextmanager
     def predicting(self, phase: Phase, most_sets: int) -> Iterator[None]:

@@ -22,7 +22,6 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    MethodInfo,
     Remaining,
     TaskShape,
 )
@@ -33,13 +32,12 @@ from pipeline.blackbox.boundary import Session, _session
 from pipeline.blackbox.endpoint import Answer, Endpoint, Request
 from pipeline.blackbox.local import LocalPool
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import MethodChoice
 from pipeline.data.images import Images
 from pipeline.plan import TrialSpec
 from pipeline.scoring import metrics
 from pipeline.supervisor import Supervisor
 from pipeline.trial import State, few_shot_task, run_trial
-from tests.lab import STORAGE, Lab, outcome, plain_bill
+from tests.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 
 # --- metrics -------------------------------------------------------------------------------------------------------
 
@@ -137,16 +135,6 @@ class Buggy(Probe):
         if self.done == 1:
             raise RuntimeError("a bug")
         return super().step(box)
-
-
-def spec_of(lab: Lab, cls: type[Method], *words: str) -> TrialSpec:
-    """A trial of a method that is not registered."""
-    spec = lab.spec("zero_shot", *words)
-    cls.info = MethodInfo(cls.__name__, cls, Access.TEXT | Access.SCORES, "", 1, False, "")
-    task = few_shot_task(spec)
-    predicted = cls().bill(TaskShape.of(task, 16), spec.allotment.remaining(Bill()))
-    changes = {"choice": MethodChoice(cls.__name__, cls.info, ()), "predicted": predicted, "trial_id": cls.__name__}
-    return TrialSpec(**{**vars(spec), **changes})
 
 
 ONE = Bill.scores(1, 20, 5)
