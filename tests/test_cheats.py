@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import random
+import subprocess
 import sys
 import time
 import types
@@ -598,22 +599,24 @@ def test_global_state_neither_affects_a_trial_nor_outlives_it(lab: Lab) -> None:
     assert again.predictions_digest == first.predictions_digest
 
 
+class Killed(BaseException):
+    """What a kill -9 looks like from inside."""
+
+
+class Noisy(Honest):
+    """Uses torch's global generator in each step; can be killed in its second one."""
+
+    def step(self, box: BlackBox) -> bool:
+        if self.done == 1 and os.environ.get("KILL"):
+            raise Killed
+        self.noise = getattr(self, "noise", 0) + torch.randn(5)
+        return super().step(box)
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        return super().predict(images, box, classes) + self.noise
+
+
 def test_a_trial_that_uses_the_global_generators_continues_to_the_same_row(lab: Lab, tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
-    class Noisy(Honest):
-        kill = False
-
-        def step(self, box: BlackBox) -> bool:
-            if self.done == 1 and os.environ.get("KILL"):
-                raise Killed
-            self.noise = getattr(self, "noise", 0) + torch.randn(5)
-            return super().step(box)
-
-        def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-            return super().predict(images, box, classes) + self.noise
-
     straight = Lab(tmp_path / "straight", lab.pool.endpoint, lab.card)
     wanted = straight.run(spec_of(straight, Noisy))
     spec = spec_of(lab, Noisy)
@@ -669,8 +672,6 @@ with watchdog.Watchdog(0.2, Path(sys.argv[1])) as watch, watch.watching("step"):
 
 @pytest.mark.parametrize("how", ["native", "holds the lock", "catches all"])
 def test_a_worker_that_cannot_be_interrupted_ends_itself_and_says_where(tmp_path: Path, how: str) -> None:
-    import subprocess
-
     began = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path / "dump"), how], check=False, timeout=60)
     assert ended.returncode == 1 and time.monotonic() - began < 30
@@ -718,14 +719,6 @@ def test_the_contract_suite_finds_it_too(cls: type[Honest], test: str, said: str
 
 
 def test_the_contract_suite_finds_the_use_of_global_randomness() -> None:
-    class Noisy(Honest):
-        def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-            super().start(task, box, rng)
-            self.noise = torch.randn(5)
-
-        def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-            return super().predict(images, box, classes) + self.noise
-
     with pytest.raises(AssertionError):
         contract(Noisy, "test_same_seed_same_logits")
     with pytest.raises(AssertionError, match="global random state"):
