@@ -7,6 +7,7 @@ nearest known one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,10 @@ def method_choice(
         raise ConfigError(f"method {name!r}: {first_line(error)}") from error
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
+    for key, value in config:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"method.{name}.{key}={number}: expected a finite number")
     return MethodChoice(name, info, config)
 
 

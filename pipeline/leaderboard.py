@@ -32,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from pipeline.finite import strict_json
 from pipeline.results import KINDS, Predictions
 from pipeline.stats import harmonic, mean_or_none, ranks, resampled_means, student
 
@@ -176,7 +177,7 @@ def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
 
     def spec(row: Row) -> Row:
         fixed = {k: row[k] for k in ("views", "validation", "settings")}
-        return {k: json.dumps(v) for k, v in json.loads(row["config"]).items()} | fixed
+        return {k: strict_json(v) for k, v in json.loads(row["config"]).items()} | fixed
 
     seen: dict[tuple[str, Section], Row] = {}
     varying: dict[str, set[str]] = defaultdict(set)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.blackbox.bill import Limits
+from pipeline.finite import strict_json
 from pipeline.leaderboard import GAINS, HARMONIC, ReadPredictions, leaderboard, summary
 
 Record = dict[str, Any]
@@ -96,7 +96,7 @@ def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
 
 def to_json(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
     """A list of records, every column."""
-    return json.dumps(_records(table)[0], indent=1) + "\n"
+    return strict_json(_records(table)[0], indent=1) + "\n"
 
 
 def to_md(table: pa.Table) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -20,6 +19,7 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, TrackingError, masked
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
@@ -195,7 +195,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
             "open_trials": sum(t.open for t in trials),
             "problems": problems,
         }
-        return json.dumps(record, indent=1), problems
+        return strict_json(record, indent=1), problems
     text = [f"{'phase':<10}{'requests':>14}{'images':>18}{'prompts':>16}{'outputs':>20}"]
     for phase, bill in phases.items():
         text.append(f"{phase.value:<10}{bill.requests:>14,}{bill.images:>18,}{bill.prompts:>16,}{bill.outputs:>20,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -196,6 +197,10 @@ class ResultRow:
             paid = getattr(self, f"adapt_{unit}") + getattr(self, f"validate_{unit}")
             if getattr(self, unit) != paid:
                 raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate is {paid:,}")
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{column.name} is {value}, wanted a finite number")
 
 
 def _schema() -> pa.Schema:
@@ -222,7 +227,11 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
 
 
 def conform(table: pa.Table) -> pa.Table:
-    """The table under the present schema. A column that it lacks takes its default; ValueError where there is none."""
+    """The table under the present schema. A column that it lacks takes its default.
+
+    Raises:
+        ValueError: a column without a default is missing, or a number is NaN or infinite.
+    """
     if "kind" not in table.column_names:  # written before other protocols were
         own = pc.equal(table["test_set"], table["dataset"])
         table = table.append_column("kind", pc.if_else(own, "source", "shift"))
@@ -234,4 +243,7 @@ def conform(table: pa.Table) -> pa.Table:
             columns.append(pa.array([field.default] * len(table), column.type))
         else:
             raise ValueError(f"made by another Farebox: it has no column {column.name!r}")
+    for column, values in zip(SCHEMA, columns, strict=True):
+        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(values)).as_py() is False:
+            raise ValueError(f"its column {column.name!r} holds NaN or infinity")
     return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -19,6 +19,7 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.books import sweep_account
 from pipeline.errors import ConfigError, StorageError
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
 from pipeline.progress import clock
 from pipeline.results import FINISHED, Store
 from pipeline.storage import held
@@ -47,7 +48,7 @@ class Heartbeat:
             "left_s": left_s,
         }
         try:
-            write_atomic(self.path, json.dumps(record).encode())
+            write_atomic(self.path, strict_json(record).encode())
         except StorageError:
             return
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError, first_line, masked
+from pipeline.finite import strict_json
 from pipeline.results import PHASES, UNITS, ResultRow, Store, to_rows
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
@@ -95,7 +96,7 @@ class Mirror:
             records = folder / "leaderboard.json"
             if records.exists() and (table := json.loads(records.read_text())):
                 self.client.log_dict(run_id, _split(table), TABLE)
-                self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
+                self.client.set_tag(run_id, "mlflow.loggedArtifacts", strict_json([{"path": TABLE, "type": "table"}]))
             self.client.set_terminated(run_id)
             self._signpost(run_id)
         return str(run_id)
@@ -188,7 +189,7 @@ class Mirror:
         )
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         with contextlib.suppress(Exception):
-            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", json.dumps(VIEW))
+            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", strict_json(VIEW))
 
 
 def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
@@ -253,7 +254,7 @@ def _metrics(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
 
 def _params(row: ResultRow) -> dict[str, str]:
     found = {name: getattr(row, name) for name in PARAMS} | {
-        f"{group}.{key}": value if isinstance(value, str) else json.dumps(value)
+        f"{group}.{key}": value if isinstance(value, str) else strict_json(value)
         for group, said in (("config", row.config), ("notes", row.notes))
         for key, value in json.loads(said).items()
     }
@@ -270,7 +271,7 @@ def _split(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _digest(rows: Sequence[ResultRow]) -> str:
-    return hashlib.sha256(json.dumps([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
 
 
 def _milliseconds(created: str) -> int:

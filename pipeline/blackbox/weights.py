@@ -24,6 +24,6 @@ def check_weights(card: ModelCard, net: torch.nn.Module) -> None:
                 f"model {card.name!r}: weight {name}{list(bad)} of {card.weights!r} is {float(weights[bad])}, wanted a "
                 "finite number: restore the checkpoint file"
             )
-    scale = cast(Tensor, net.logit_scale).float()
+    scale = cast(Tensor, net.logit_scale).detach().float()
     if not torch.isfinite(scale.exp()).all():
         raise DataError(f"model {card.name!r}: logit_scale of {card.weights!r} is {float(scale)}: its exp overflows")

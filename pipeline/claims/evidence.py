@@ -21,6 +21,7 @@ from pipeline.claims.measured import Measured
 from pipeline.config import Config, compose
 from pipeline.errors import FareboxError
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
 from pipeline.outline import absent
 from pipeline.plan import method_digest
 from pipeline.report import Say
@@ -95,7 +96,7 @@ class Evidence:
                 return kept["values"]
         self.say(f"measuring {name}")
         values = take()
-        write_atomic(path, json.dumps({"code": digest, "values": values}, indent=1).encode())
+        write_atomic(path, strict_json({"code": digest, "values": values}, indent=1).encode())
         return values
 
     def lacking(self, name: str) -> str:
