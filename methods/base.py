@@ -343,6 +343,20 @@ def torch_generator(rng: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
 
 
+def finite(values: Tensor, what: str) -> Tensor:
+    """Return `values` when all are finite: a loss, the fitness [P] of candidates, weights.
+
+    Raises:
+        FloatingPointError: one is NaN or infinite. The message says `what`, and in [P] the candidate's number from 1.
+    """
+    if not math.isfinite(float(values.detach().sum())):
+        bad = (~torch.isfinite(values.detach().flatten())).nonzero().flatten().tolist()
+        if bad:
+            number = f" of candidate {bad[0] + 1}" if values.dim() == 1 else ""
+            raise FloatingPointError(f"{what}{number} is {float(values.detach().flatten()[bad[0]])}")
+    return values
+
+
 def with_templates(classes: Classes, template: str) -> Classes:
     """The same classes under another template (a paper's own start, as a flagged variant)."""
     return replace(classes, template=template)

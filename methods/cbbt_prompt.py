@@ -49,6 +49,7 @@ from methods.base import (
     Remaining,
     SoftPrompts,
     TaskShape,
+    finite,
     method,
     torch_generator,
     with_templates,
@@ -133,6 +134,7 @@ class CBBTPrompt(Method):
         u_QTE = sphere(self.plan.directions, self.learned_TE.shape, self.generator)
         offsets_PTE = torch.cat([torch.zeros(1, *u_QTE.shape[1:]), self.h * u_QTE])
         losses_P = self._losses(box, self._prompts(self.classes, offsets_PTE), self.batches.pop(0))
+        finite(losses_P, f"loss in step {self.done + 1}")
 
         if self.plan.directions:
             self.learned_TE.grad = estimated_gradient(losses_P, u_QTE, self.h)

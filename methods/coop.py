@@ -44,6 +44,7 @@ from methods.base import (
     Method,
     Remaining,
     TaskShape,
+    finite,
     method,
     torch_generator,
     with_templates,
@@ -121,6 +122,7 @@ class CoOp(Method):
         prompts = self.classes.soft(self.ctx_LE.detach().unsqueeze(0))
         text_PCD = box.text_features(prompts).requires_grad_()
         loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])
+        finite(loss, f"loss in step {self.done + 1}")
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
 
         self.ctx_LE.grad = box.text_gradients(prompts, upstream_PCD)[0]

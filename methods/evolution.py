@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Bill, Remaining, torch_generator
+from methods.base import Bill, Remaining, finite, torch_generator
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -71,7 +71,8 @@ class Evolution:
         return self._tensor(np.stack(self.asked))
 
     def tell(self, fitness_P: Tensor) -> None:
-        """The values of the population last asked for; small is good."""
+        """The values of the population last asked for; small is good. FloatingPointError for one that is not finite."""
+        finite(fitness_P, "fitness")
         self.es.tell(self.asked, fitness_P.double().tolist())
         self.asked = []
 

@@ -32,7 +32,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+from methods.base import (
+    Access,
+    Bill,
+    BlackBox,
+    Classes,
+    FewShotTask,
+    ImageSet,
+    Method,
+    Remaining,
+    TaskShape,
+    finite,
+    method,
+)
 
 
 def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: float, max_iter: int) -> Tensor:
@@ -58,6 +70,7 @@ def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: f
         line_search_fn="strong_wolfe",
     )
     optimizer.step(closure)  # type: ignore[no-untyped-call]
+    finite(w_D1C, f"a weight at c_reg {c_reg:g}")
     w_D1C.grad = None
     return w_D1C
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from methods.base import finite
 from methods.optim import shuffled_batches
 
 
@@ -85,7 +86,7 @@ class Refiner:
     ) -> None:
         """One pass of Adam in shuffled batches; `weight` 0 for the epochs that CraFT leaves without the KL term."""
         for rows in shuffled_batches(len(labels_N), self.batch_size, generator):
-            loss = self.loss(raw_NC[rows], labels_N[rows], weight)
+            loss = finite(self.loss(raw_NC[rows], labels_N[rows], weight), "loss of the refiner")
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

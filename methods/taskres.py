@@ -52,6 +52,7 @@ from methods.base import (
     Method,
     Remaining,
     TaskShape,
+    finite,
     method,
     torch_generator,
 )
@@ -115,6 +116,7 @@ class TaskRes(Method):
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.epoch)
         for rows in shuffled_batches(len(self.labels_N), self.config.batch_size, self.generator, drop_last=True):
             loss = cross_entropy(self._logits(features_ND[rows]), self.labels_N[rows])
+            finite(loss, f"loss in epoch {self.epoch + 1}")
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

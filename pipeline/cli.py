@@ -9,7 +9,6 @@ damaged and its numbers are left out, or Ray was lost and the same command conti
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
+from pipeline.finite import strict_json
 
 ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
 
@@ -88,7 +88,7 @@ def plan(arguments: argparse.Namespace) -> int:
     for line in notes(arguments.words):
         _say_aside(f"farebox: {line}")
     if arguments.json:
-        print(json.dumps(made.records(), indent=1))
+        print(strict_json(made.records(), indent=1))
         for line in (*report.model_lines(made), *report.absent_lines(made)):
             _say_aside(line)
     else:
@@ -105,7 +105,7 @@ def status(arguments: argparse.Namespace) -> int:
 
     config = compose(arguments.words)
     record = view.status(config.storage, config.ledger_url)
-    print(json.dumps(record, indent=1) if arguments.json else view.shown(record))
+    print(strict_json(record, indent=1) if arguments.json else view.shown(record))
     return _exit_code(record["damaged"])
 
 
@@ -184,7 +184,7 @@ def bench(arguments: argparse.Namespace) -> int:
     name, *rest = arguments.bench or [None]
     for each in [name] if name else [n for n in harness.names() if n not in harness.ON_REQUEST]:
         figure = harness.run(each, rest, _say_aside)
-        print(json.dumps(figure.record()) if arguments.json else figure.table(), flush=True)
+        print(strict_json(figure.record()) if arguments.json else figure.table(), flush=True)
     return 0
 
 
@@ -200,7 +200,7 @@ def claims(arguments: argparse.Namespace) -> int:
     words = [word for word in arguments.words if "=" in word and not word.startswith("storage=")]
     evidence = Evidence(Path(storage[-1] if storage else "runs/claims").absolute(), words, _say_aside)
     rows = table.find(papers, evidence)
-    print(json.dumps(table.records(rows), indent=1) if arguments.json else table.text(rows))
+    print(strict_json(table.records(rows), indent=1) if arguments.json else table.text(rows))
     _say_aside(f"\nwritten to {evidence.storage}: {', '.join(table.write(rows, evidence))}")
     return 0
 
@@ -307,7 +307,7 @@ def _data_parsers(parser: argparse.ArgumentParser) -> None:
 
 def _table(records: list[dict[str, Any]], as_json: bool) -> int:
     if as_json:
-        print(json.dumps(records, indent=1))
+        print(strict_json(records, indent=1))
         return 0
     shown = [{k: _cell(v) for k, v in r.items()} for r in records]
     widths = {k: min(46, max(len(k), *(len(r[k]) for r in shown))) for k in shown[0]}

@@ -7,6 +7,7 @@ nearest known one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ class Config:
     concurrency: int | str
     address: str | None
     checkpoint_s: float
+    trial_timeout_s: float
     stale: str
     mlflow: str
     features: Path
@@ -221,6 +223,10 @@ def method_choice(
     for key, value in values.items():
         typed_values.same_setting(f"method {name!r}: {key}", value, resolved[key])
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
+    for key, value in config:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"method.{name}.{key}={number}: expected a finite number")
     return MethodChoice(name, info, config)
 
 
@@ -284,6 +290,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         concurrency=checks.auto("concurrency", raw["concurrency"]),
         address=checks.maybe_text("address", raw["address"]),
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
+        trial_timeout_s=checks.seconds("trial_timeout_s", raw["trial_timeout_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
         mlflow=checks.tracking_uri("mlflow", check_sqlite("mlflow", mlflow) or f"sqlite:///{storage / 'mlflow.db'}"),
         features=typed_values.path("features", features).absolute() if features else storage.parent / "features",

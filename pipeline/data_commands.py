@@ -17,6 +17,7 @@ from pipeline.data.source import ParquetSource, Source
 from pipeline.data.split import draw
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
 from pipeline.untrusted import text_problem
 
 Say = Callable[[str], None]
@@ -37,7 +38,7 @@ def check(arguments: Namespace, say: Say, aside: Say) -> int:
         if not arguments.json:
             say(report.text())
     if arguments.json:
-        say(json.dumps([report.record() for report in reports], indent=1))
+        say(strict_json([report.record() for report in reports], indent=1))
     states = {report.state for report in reports}
     if asked and states & {"missing", "unusable"}:
         return 2

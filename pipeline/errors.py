@@ -5,6 +5,8 @@ FareboxError
  +- DataError          a data set, image or checkpoint file is missing or wrong: fix it (exit 2)
  +- AccessDenied       a method asked for more than it declared, or than the model grants; never retried
  +- BudgetExceeded     a limit would be passed; ends the trial, which is scored with what it has
+ +- MethodError        a method broke a rule of its interface: wrong output, changed input, no return; fails its trial
+ +- NonFiniteError     a number that must be finite is NaN or infinite; fails the trial, with the stage and the place
  +- EndpointError      the endpoint did not answer
  |   +- EndpointLost      the replica died; retried on another under the same id
  |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
@@ -54,6 +56,14 @@ class BudgetExceeded(FareboxError):
             f"{self.asked:,} {self.unit} asked of account {self.account!r}, which has {self.limit - self.spent:,} left "
             f"({self.spent:,} of {self.limit:,} charged or reserved)"
         )
+
+
+class MethodError(FareboxError):
+    """A method broke a rule of its interface. The trial fails; a rerun of the same code fails again."""
+
+
+class NonFiniteError(FareboxError):
+    """A number that must be finite is NaN or infinite. The message names the stage, and the image or the prompt set."""
 
 
 class EndpointError(FareboxError):

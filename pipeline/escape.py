@@ -6,7 +6,6 @@ control sequences, no Markdown or LaTeX commands, no spreadsheet formulas. HTML 
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -41,12 +40,3 @@ def latex(text: str) -> str:
 def csv_cell(value: Any) -> Any:
     """A value as CSV holds it: numbers unchanged, text that a spreadsheet would run as a formula behind a `'`."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
-def json_value(value: Any) -> Any:
-    """A value as JSON holds it: None for a number that is NaN or infinite; containers are copied."""
-    if isinstance(value, dict):
-        return {key: json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

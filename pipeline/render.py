@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -18,7 +17,8 @@ import pyarrow as pa
 
 from pipeline.blackbox.bill import Limits
 from pipeline.comparison import GAINS, HARMONIC
-from pipeline.escape import csv_cell, json_value, latex, markdown, plain
+from pipeline.escape import csv_cell, latex, markdown, plain
+from pipeline.finite import strict_json
 from pipeline.identity import Selection, missing_references, select
 from pipeline.leaderboard import ReadPredictions, leaderboard, summary
 
@@ -88,7 +88,7 @@ def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
 
 def to_json(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
     """A list of records, every column. Numbers that JSON cannot hold (NaN, infinity) are null."""
-    return json.dumps(json_value(_records(table)[0]), indent=1, allow_nan=False) + "\n"
+    return strict_json(_records(table)[0], indent=1) + "\n"
 
 
 def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import threading
 import time
@@ -21,6 +20,7 @@ from pipeline.books import audit, existing_ledger, trials_of
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
 from pipeline.identity import Selection, missing_references, select
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
@@ -227,7 +227,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
         try:
             accounts, trials = books.accounts(), trials_of(books, rows, storage)
         except LedgerError as error:
-            return json.dumps({"problems": problems}, indent=1) if as_json else str(error), problems
+            return strict_json({"problems": problems}, indent=1) if as_json else str(error), problems
     copied = sum(t.storage != storage.id for t in trials)
     phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}
     if as_json:
@@ -242,7 +242,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
             "open_trials": sum(t.open for t in trials),
             "problems": problems,
         }
-        return json.dumps(record, indent=1), problems
+        return strict_json(record, indent=1), problems
     text = [f"{'phase':<10}{'requests':>14}{'images':>18}{'prompts':>16}{'outputs':>20}"]
     for phase, bill in phases.items():
         text.append(f"{phase.value:<10}{bill.requests:>14,}{bill.images:>18,}{bill.prompts:>16,}{bill.outputs:>20,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -205,6 +206,10 @@ class ResultRow:
             paid = getattr(self, f"adapt_{unit}") + getattr(self, f"validate_{unit}")
             if getattr(self, unit) != paid:
                 raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate is {paid:,}")
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{column.name} is {value}, wanted a finite number")
 
 
 def account_name(trial_id: str, method_digest: str, code_digest: str) -> str:
@@ -261,11 +266,11 @@ def conform(table: pa.Table) -> pa.Table:
     """Return the table under the present schema. A missing column takes its default.
 
     Raises:
-        ValueError: a missing column has no default.
+        ValueError: a missing column has no default, or a number is NaN or infinite.
     """
     table = table.replace_schema_metadata(None)
     if table.schema.equals(SCHEMA):
-        return table
+        return _finite(table)
     if "kind" not in table.column_names:  # written before other protocols were
         own = pc.equal(table["test_set"], table["dataset"])
         table = table.append_column("kind", pc.if_else(own, "source", "shift"))
@@ -277,4 +282,11 @@ def conform(table: pa.Table) -> pa.Table:
             columns.append(pa.array([field.default] * len(table), column.type))
         else:
             raise ValueError(f"made by another Farebox: it has no column {column.name!r}")
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return _finite(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+
+def _finite(table: pa.Table) -> pa.Table:
+    for column in SCHEMA:
+        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(table[column.name])).as_py() is False:
+            raise ValueError(f"its column {column.name!r} holds NaN or infinity")
+    return table

@@ -22,6 +22,7 @@ from pipeline.blackbox.ledger_schema import sqlite_file
 from pipeline.books import sweep_account
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
+from pipeline.finite import strict_json
 from pipeline.progress import clock
 from pipeline.results import FINISHED, Store
 from pipeline.storage import held
@@ -51,7 +52,7 @@ class Heartbeat:
             "left_s": left_s,
         }
         try:
-            write_atomic(self.path, seal(json.dumps({SEAL_KEY: UNSEALED, **record}).encode()))
+            write_atomic(self.path, seal(strict_json({SEAL_KEY: UNSEALED, **record}).encode()))
         except StorageError:
             return
 

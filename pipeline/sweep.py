@@ -37,7 +37,7 @@ from pipeline.runs import add_run
 from pipeline.source_code import check_code, driver_code
 from pipeline.status import Heartbeat
 from pipeline.storage import alone, check_writable
-from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
+from pipeline.trial import failed_row, run_recorded, spec_columns
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the rows are ours; Tune's csv and json are not read
@@ -48,6 +48,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
+SCRATCH = "tune"
+"""Folder in `storage` for what one run alone needs."""
 STOPS = "stops"
 """In a trial's result: the error that ends the whole sweep."""
 
@@ -92,19 +94,12 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         spec: TrialSpec = self.shared["specs"][self.index]
         store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
         try:
-            if not books.finished(
-                store, spec
-            ):  # else an earlier worker wrote its rows, and died before it could say so
-                try:
-                    threads, every_s = self.shared["threads"], self.shared["checkpoint_s"]
-                    run_trial(spec, self.pool, storage, store, every_s, threads=threads)
-                except (CodeMismatch, LedgerError, StorageError):
-                    raise
-                except Exception as error:  # a method's own bug must not stop the other trials
-                    write_failure(spec, error, store, spec_columns(spec))
+            if not books.finished(store, spec):  # else an earlier worker wrote the rows and died before it could say so
+                dump = store.storage / SCRATCH / "hung" / f"{spec.trial_id}.txt"
+                run_recorded(spec, self.pool, storage, store, dump, **self.shared["options"])
             if books.finished(
                 store, spec
-            ):  # a failure of a killed run's worker must not close what a new one goes on with
+            ):  # a killed run's worker must not settle a new run's trial
                 self.ledger.settle(storage, spec.account)
         except (CodeMismatch, LedgerError, StorageError) as error:
             return {"done": True, STOPS: error}
@@ -251,8 +246,11 @@ def _tune(
         "code": driver_code(),
         "storage": str(config.storage),
         "storage_id": storage_id,
-        "checkpoint_s": config.checkpoint_s,
-        "threads": config.threads,
+        "options": {
+            "checkpoint_s": config.checkpoint_s,
+            "threads": config.threads,
+            "timeout_s": config.trial_timeout_s,
+        },
     }
     cores = int(ray.cluster_resources()["CPU"])
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
@@ -266,7 +264,7 @@ def _tune(
     ids = [t.trial_id for t in funded]
     watch = Watch(ids, store, ledger, books.sweep_account(storage_id), told)
     heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
-    scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
+    scratch = config.storage / SCRATCH  # Tune's own state, which nobody reads: cells and checkpoints are ours
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     predicted = total(t.predicted for t in funded)
     try:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError, first_line, masked
-from pipeline.escape import json_value
+from pipeline.finite import json_value, strict_json
 from pipeline.results import ResultRow, Store, to_rows
 from pipeline.tracking_names import LONGEST_NAME, fit_value, metrics_of, milliseconds, params_of, table_of
 
@@ -101,7 +101,7 @@ class Mirror:
             records = folder / "leaderboard.json"
             if records.exists() and (table := json.loads(records.read_text())):
                 self.client.log_dict(run_id, table_of(table), TABLE)
-                self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
+                self.client.set_tag(run_id, "mlflow.loggedArtifacts", strict_json([{"path": TABLE, "type": "table"}]))
             self.client.set_terminated(run_id)
             self._signpost(run_id)
         return str(run_id)
@@ -230,7 +230,7 @@ class Mirror:
         )
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         with contextlib.suppress(Exception):
-            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", json.dumps(VIEW))
+            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", strict_json(VIEW))
 
 
 def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
@@ -283,7 +283,7 @@ def _refused(error: TrackingError) -> bool:
 
 
 def _digest(rows: Sequence[ResultRow]) -> str:
-    return hashlib.sha256(json.dumps([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
 
 
 def _gone(location: str) -> bool:

@@ -176,6 +176,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "concurrency": ("3", "concurrency"),
     "address": ("auto", "address"),
     "checkpoint_s": ("3", "checkpoint_s"),
+    "trial_timeout_s": ("3", "trial_timeout_s"),
     "stale": ("keep", "stale"),
     "mlflow": ("http://host", "mlflow"),
     "features": ("elsewhere", "features"),

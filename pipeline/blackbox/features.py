@@ -67,10 +67,10 @@ class _Mapped:
         self.features = np.frombuffer(data, "<f4", n * feature_dim, features).reshape(n, feature_dim)
 
     def sound(self, rows: np.ndarray) -> bool:
-        """Whether these rows match their sums."""
+        """Whether these rows match their sums and are finite."""
         keys, features = self.keys[rows].view("V16"), self.features
         found = [_sum(key.tobytes(), features[row]) for key, row in zip(keys, rows, strict=True)]
-        return found == self.sums[rows].tolist()
+        return found == self.sums[rows].tolist() and _finite(features[rows])
 
 
 class FeatureStore:
@@ -115,8 +115,14 @@ class FeatureStore:
         return torch.from_numpy(features), np.flatnonzero(places == NOWHERE).tolist()
 
     def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
-        """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room."""
+        """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room.
+
+        Raises:
+            ValueError: a feature is NaN or infinite.
+        """
         digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype="<f4")
+        if not _finite(features):
+            raise ValueError("features that are NaN or infinite are not stored")
         sums = np.array(
             [_sum(key.tobytes(), row) for key, row in zip(digests.view("V16"), features, strict=True)], _SUM
         )
@@ -165,7 +171,7 @@ class FeatureStore:
 
     def _drop(self, number: int) -> None:
         """Forget a damaged file and take it out of the others' way."""
-        _remove(self._files[number].path, "a row does not match its sum")
+        _remove(self._files[number].path, "a row does not match its sum, or is not finite")
         keep = self._places >> _FILE_BITS != number
         self._keys, self._places = self._keys[keep], self._places[keep]
 
@@ -178,6 +184,11 @@ def _digests(keys: Sequence[str]) -> np.ndarray:
 def _sum(key: bytes, feature_D: np.ndarray) -> int:
     """Of a row: a feature under another's key does not match."""
     return zlib.crc32(feature_D.data, zlib.crc32(key))
+
+
+def _finite(features: np.ndarray) -> bool:
+    """True when no float32 is NaN or infinite: such a one is kept by the sum, which cannot overflow in float64."""
+    return bool(np.isfinite(features.sum(dtype=np.float64)))
 
 
 def _remove(path: Path, why: str) -> None:

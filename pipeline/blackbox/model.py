@@ -22,6 +22,7 @@ from pipeline.blackbox import architecture
 from pipeline.blackbox.architecture import PRECISIONS
 from pipeline.blackbox.facts import TOY_TRANSFORM, describe, load_network, without_soft
 from pipeline.blackbox.text import SharedPrefixTower, fits, too_long
+from pipeline.blackbox.weights import check_finite
 from pipeline.config import ModelCard
 from pipeline.data.decode import ahead, cores
 from pipeline.data.images import Images
@@ -111,6 +112,7 @@ class OpenClipModel:
         self.device, self.dtype = device_for(card), PRECISIONS[card.precision]
         self.net, self.preprocess = load_network(card, self.device)
         self.net.eval().requires_grad_(False)
+        check_finite(card, self.net)
         self.identity, self.grant = facts.identity, card.access
         self.logit_scale = float(self.net.logit_scale.exp())
         self.transform = self.preprocess.name

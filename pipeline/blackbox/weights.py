@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pipeline.blackbox.architecture import KnownFile
 from pipeline.blackbox.checkpoint_files import StoredWeights
+from pipeline.cards import ModelCard
+from pipeline.errors import DataError
+from pipeline.finite import first_non_finite
 
 TEXT_PARTS = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 POSITION_IDS = "text.transformer.embeddings.position_ids"
@@ -157,3 +160,20 @@ def imagenet_names() -> tuple[str, ...]:
     import open_clip
 
     return tuple(open_clip.IMAGENET_CLASSNAMES)
+
+
+def check_finite(card: ModelCard, net: torch.nn.Module) -> None:
+    """Check that all weights are finite, and the factor of the scores.
+
+    Raises:
+        DataError: names the first weight that is NaN or infinite, or a logit scale that overflows.
+    """
+    for name, weights in net.state_dict().items():
+        if not name.endswith("attn_mask") and (bad := first_non_finite(weights.float())) is not None:
+            raise DataError(
+                f"model {card.name!r}: weight {name}{list(bad)} of {card.weights!r} is {float(weights[bad])}, wanted a "
+                "finite number: restore the checkpoint file"
+            )
+    scale = cast(Tensor, net.logit_scale).detach().float()
+    if not torch.isfinite(scale.exp()).all():
+        raise DataError(f"model {card.name!r}: logit_scale of {card.weights!r} is {float(scale)}: its exp overflows")

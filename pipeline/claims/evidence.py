@@ -20,6 +20,7 @@ from pipeline.claims.measured import Measured
 from pipeline.config import Config, compose
 from pipeline.errors import DamagedFile, FareboxError
 from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
+from pipeline.finite import strict_json
 from pipeline.outline import absent
 from pipeline.plan import method_digest
 from pipeline.report import Say
@@ -101,7 +102,7 @@ class Evidence:
         self.say(f"measuring {name}")
         values = take()
         record = {SEAL_KEY: UNSEALED, "code": digest, "values": values}
-        write_atomic(path, seal(json.dumps(record, indent=1).encode()))
+        write_atomic(path, seal(strict_json(record, indent=1).encode()))
         return values
 
     def lacking(self, name: str) -> str:

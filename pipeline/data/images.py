@@ -56,12 +56,7 @@ class Images:
 
     def views(self, n: int, seed: int = 0) -> Images:
         """n augmented copies of each image, view-major."""
-        if not 0 < n < _VIEWS_PER_SEED:
-            raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
-        if (self.views_of != PLAIN).any():
-            raise ValueError("these images are views already: take views of the plain images")
-        numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
-        return Images(self.source, self.split, np.tile(self.rows, n), np.repeat(numbers, len(self.rows)), self.augment)
+        return Images(self.source, self.split, *view_rows(self.rows, self.views_of, n, seed), self.augment)
 
     def pixels(self, size: int) -> Tensor:
         """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
@@ -78,6 +73,11 @@ class Images:
     def decoded(self, i: int) -> Image.Image:
         """Upright RGB image of the i-th row, without its view's augmentation."""
         return load(self.source, int(self.rows[i]))
+
+    def where(self, i: int) -> str:
+        """File or table row of the i-th image, and its view, for messages."""
+        view = int(self.views_of[i])
+        return opened(self.source).where(self.rows[i]) + (f" (view {view})" if view != PLAIN else "")
 
     @property
     def keys(self) -> list[str]:
@@ -115,6 +115,20 @@ def load(source: Source, row: int) -> Image.Image:
         return decode(data, source.bits)
     except DataError as error:
         raise DataError(_unreadable(source, row, len(data), str(error))) from error
+
+
+def view_rows(rows: np.ndarray, views_of: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and view numbers of n augmented copies of each row, view-major.
+
+    Raises:
+        ValueError: n is out of range, or the rows are views already.
+    """
+    if not 0 < n < _VIEWS_PER_SEED:
+        raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
+    if (views_of != PLAIN).any():
+        raise ValueError("these images are views already: take views of the plain images")
+    numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
+    return np.tile(rows, n), np.repeat(numbers, len(rows))
 
 
 def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:

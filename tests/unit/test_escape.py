@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.escape import csv_cell, json_value, latex, markdown, plain
+from pipeline.escape import csv_cell, latex, markdown, plain
+from pipeline.finite import json_value
 from pipeline.leaderboard import leaderboard
 from pipeline.render import figures, raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import to_table

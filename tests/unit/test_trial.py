@@ -22,22 +22,22 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    MethodInfo,
     Remaining,
     TaskShape,
 )
 from pipeline import scoring
 from pipeline import trial as trials
 from pipeline.blackbox.bill import Phase
+from pipeline.blackbox.boundary import Session, _session
 from pipeline.blackbox.endpoint import Answer, Endpoint, Request
 from pipeline.blackbox.local import LocalPool
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import MethodChoice
 from pipeline.data.images import Images
 from pipeline.plan import TrialSpec
 from pipeline.scoring import metrics
+from pipeline.supervisor import Supervisor
 from pipeline.trial import State, few_shot_task, run_trial
-from tests.lab import STORAGE, Lab, outcome, plain_bill
+from tests.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 
 # --- metrics -------------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,6 @@ class Probe(Method):
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         self.seen += len(images)
-        SEEN.append((self.seen, images))
         return box.scores(images, self.task.classes.prompts())[0]
 
     def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
@@ -138,19 +137,6 @@ class Buggy(Probe):
         return super().step(box)
 
 
-SEEN: list[tuple[int, Any]] = []
-
-
-def spec_of(lab: Lab, cls: type[Method], *words: str) -> TrialSpec:
-    """A trial of a method that is not registered."""
-    spec = lab.spec("zero_shot", *words)
-    cls.info = MethodInfo(cls.__name__, cls, Access.TEXT | Access.SCORES, "", 1, False, "")
-    task = few_shot_task(spec)
-    predicted = cls().bill(TaskShape.of(task, 16), spec.allotment.remaining(Bill()))
-    changes = {"choice": MethodChoice(cls.__name__, cls.info, ()), "predicted": predicted, "trial_id": cls.__name__}
-    return TrialSpec(**{**vars(spec), **changes})
-
-
 ONE = Bill.scores(1, 20, 5)
 
 
@@ -158,14 +144,18 @@ def test_predictions_are_made_by_a_copy_on_shuffled_batches_and_kept_in_file_ord
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "TEST_BATCH", 25)
-    SEEN.clear()
+    batches, copies = list[Images](), list[Any]()
+    batch, copy = Session.batch, Supervisor.copy
+    monkeypatch.setattr(Session, "batch", lambda self, images: (batches.append(images), batch(self, images))[1])
+    monkeypatch.setattr(Supervisor, "copy", lambda self, method: (copies.append(copy(self, method)), copies[-1])[1])
     spec = spec_of(lab, Probe, "curve=1")
     (row,) = lab.run(spec)
-    assert [(seen, len(images)) for seen, images in SEEN] == [(25, 25), (50, 25), (60, 10)] * 2, "each time a new copy"
-    asked = [key for _, images in SEEN[3:] for key in images.keys]
+    assert [len(images) for images in batches] == [25, 25, 10] * 2
+    assert [subject.seen for subject in copies] == [60, 60], "each time a new copy"
+    asked = [key for images in batches[3:] for key in images.keys]
     kept = lab.store.read_predictions(row.trial_id, "small", row.predictions_digest)
     assert sorted(asked) == sorted(kept.image_keys) and asked != kept.image_keys
-    source = SEEN[0][1].source
+    source = batches[0].source
     in_order = Images.plain(source, "test", source.rows_of("test"), "crop")
     assert kept.image_keys == in_order.keys and kept.labels.tolist() == source.labels[in_order.rows].tolist()
     request = Request(
@@ -226,7 +216,9 @@ def die(monkeypatch: pytest.MonkeyPatch, point: str, cls: type[Method]) -> None:
         dying = once_for_each(LocalPool.ask, lambda _, request: request.charge.id, before=point.startswith("before"))
         monkeypatch.setattr(LocalPool, "ask", dying)
     elif point == "after a step":
-        monkeypatch.setattr(cls, "step", once_for_each(cls.step, lambda method, box: pickle.dumps(vars(box.meter))))
+        monkeypatch.setattr(
+            cls, "step", once_for_each(cls.step, lambda method, box: pickle.dumps(vars(_session(box).box.meter)))
+        )
     else:
         saves: set[int] = set()
         save = Checkpoint.save
