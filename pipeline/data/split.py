@@ -88,8 +88,8 @@ def _sample(
     if short_classes == "error" and (short := np.flatnonzero(count < n)).size:
         label = int(short[0])
         raise DataError(
-            f"{n} {kind} images a class asked of {name!r}, but class {source.classnames[label]!r} has {count[label]}"
-            f"{f' ({short.size:,} such classes)' if short.size > 1 else ''}: {_advice(kind, int(count.min()), taken)}"
+            f"{n} {kind} images a class asked of {name!r}, but class {source.classnames[label]!r} has {count[label]}: "
+            f"{_advice(kind, int(count.min()), taken)}{f' ({short.size:,} such classes)' if short.size > 1 else ''}"
         )
     return tuple(rows[sample(rng, labels, n)].tolist())
 

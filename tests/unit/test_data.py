@@ -97,12 +97,12 @@ def test_more_shots_than_a_class_has_names_the_class(tmp_path: Path) -> None:
     [
         ([3, 2], [3, 3], 3, "'b' has 2: set shots to 2 or fewer, or data.short_classes=take_all"),
         ([3, 0], [3, 3], 1, "'b' has 0: add train images, or remove the class (farebox data check names all)"),
-        ([1, 2, 0], [1, 1, 1], 3, "'a' has 1 (3 such classes): add train images, or remove"),
+        ([1, 2, 0], [1, 1, 1], 3, "'a' has 1: add train images, or remove the class (far"),
         ([4, 4], [2, 1], 2, "'b' has 1: set shots to 1 or fewer, or validation=none, or data.short_classes=take_all"),
         ([4, 4], [2, 0], 2, "'b' has 0: validation=none"),
-        ([6, 5], [0, 0], 4, "'a' has 2 (2 such classes): set shots to 2 or fewer, or validation=none, or data.short"),
-        ([4, 4], [0, 0], 4, "'a' has 0 (2 such classes): set shots to 2 or fewer, or validation=none"),
-        ([1, 1], [0, 0], 1, "'a' has 0 (2 such classes): validation=none"),
+        ([6, 5], [0, 0], 4, "'a' has 2: set shots to 2 or fewer, or validation=none, or data.short"),
+        ([4, 4], [0, 0], 4, "'a' has 0: set shots to 2 or fewer, or validation=none"),
+        ([1, 1], [0, 0], 1, "'a' has 0: validation=none (2 such classes)"),
     ],
 )  # fmt: skip
 def test_advice_about_classes_with_too_few_images_is_what_works(
