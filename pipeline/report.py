@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -48,11 +49,11 @@ def publish(config: Config, say: Say) -> None:
         mirror.sync(store)  # what a crash, or an MLflow that was away, left out
         mirror.sweep_run(folder)
     except TrackingError as error:
-        say(f"not mirrored to MLflow ({error}); later: farebox sync storage={_shown(config.storage)}")
+        say(f"not mirrored to MLflow ({error}); later: farebox sync {_word(config)}")
     say(f"page with figures:  {_shown(folder / 'leaderboard.html')}")
-    say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
-    say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
-    say(f"MLflow's pages:     farebox ui storage={_shown(config.storage)}")
+    say(f"every data set:     farebox leaderboard {_word(config)}")
+    say(f"the bill, checked:  farebox ledger {_word(config)}")
+    say(f"MLflow's pages:     farebox ui {_word(config)}")
 
 
 class Mirroring:
@@ -265,6 +266,11 @@ def _mirror(config: Config) -> Any:
 
 def _notes(config: Config) -> list[str]:
     return [config.label] if config.label else []
+
+
+def _word(config: Config) -> str:
+    """The argument that names the storage, quoted for a shell."""
+    return shlex.quote(f"storage={_shown(config.storage)}")
 
 
 def _shown(path: Path) -> str:
