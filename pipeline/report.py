@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,11 +55,11 @@ def publish(config: Config, say: Say) -> list[str]:
     except TrackingError as error:
         behind = [str(error)]
     for line in [*behind[:2], *([f"{len(behind) - 2} more like these"] if len(behind) > 2 else [])]:
-        say(f"not mirrored to MLflow ({line}); later: farebox sync storage={_shown(config.storage)}")
+        say(f"not mirrored to MLflow ({line}); later: farebox sync {_word(config)}")
     say(f"page with figures:  {_shown(folder / 'leaderboard.html')}")
-    say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
-    say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
-    say(f"MLflow's pages:     farebox ui storage={_shown(config.storage)}")
+    say(f"every data set:     farebox leaderboard {_word(config)}")
+    say(f"the bill, checked:  farebox ledger {_word(config)}")
+    say(f"MLflow's pages:     farebox ui {_word(config)}")
     return store.damage()
 
 
@@ -317,6 +318,11 @@ def _mirror(config: Config) -> Any:
 
 def _notes(config: Config) -> list[str]:
     return [config.label] if config.label else []
+
+
+def _word(config: Config) -> str:
+    """The argument that names the storage, quoted for a shell."""
+    return shlex.quote(f"storage={_shown(config.storage)}")
 
 
 def _shown(path: Path) -> str:
