@@ -277,9 +277,8 @@ def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mo
     found = {key: _network(Path(m[1]), mounts) for key, url in urls.items() if (m := SQLITE.match(url))}
     if bad := {key: kind for key, kind in found.items() if kind}:
         raise ConfigError(
-            f"{' and '.join(urls[key] for key in bad)} would lie on a network file system "
-            f"({', '.join(sorted(set(bad.values())))}), where SQLite loses its locks and its log: "
-            "name a local disk or a server, " + " ".join(f"{key}={INSTEAD[key]}" for key in bad)
+            f"{' and '.join(bad)} would lie on a network file system ({', '.join(sorted(set(bad.values())))}), where "
+            "SQLite loses its locks: name a local disk or a server, " + " ".join(f"{key}={INSTEAD[key]}" for key in bad)
         )
 
 

@@ -149,7 +149,7 @@ def _torch_load(path: Path) -> Any:
             raise ValueError(
                 f"it holds objects of {refused[1][:60]}, which may run code when they are read: {SAVE_AGAIN}"
             ) from error
-        raise ValueError(f"it is damaged or no PyTorch file ({_first_words(error)}): copy it again") from error
+        raise ValueError("it is damaged or no PyTorch file: copy or download it again") from error
 
 
 def _plain_values() -> contextlib.AbstractContextManager[Any]:
@@ -215,7 +215,3 @@ def _mixed_precision(tensors: Mapping[str, Tensor]) -> bool:
 def _listed(names: Any, most: int = 4) -> str:
     names = [str(name)[:40] for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _first_words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:80] or type(error).__name__

@@ -118,8 +118,8 @@ def _plan(card: ModelCard, path: Path | None) -> _LoadPlan:
         raise DataError(f"model {card.name!r}: cannot read {str(path)!r} ({error.strerror})") from error
     if sha256 and card.weights_sha256 and sha256 != card.weights_sha256.lower():
         raise DataError(
-            f"model {card.name!r}: {path} does not have the digest that its card states (it has {sha256[:12]}): "
-            "restore the file, or correct weights_sha256"
+            f"model {card.name!r}: {path} does not have the digest that its card states (it has {sha256[:12]}): restore "
+            "the file, or correct weights_sha256"
         )
     if path is None or is_tag:
         return _LoadPlan(False, "", None, architecture.quick_gelu(card))
@@ -140,7 +140,7 @@ def _read(card: ModelCard, path: Path, values: bool) -> StoredWeights:
     try:
         return read_weights(path, values)
     except Exception as error:  # what a damaged file makes torch raise is of many kinds
-        raise DataError(f"model {card.name!r}: cannot load {str(path)!r}: {_one_line(error)}") from error
+        raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {_one_line(error)}") from error
 
 
 def _fitted(
@@ -151,7 +151,12 @@ def _fitted(
     try:
         return fit_weights(net, stored, card.arch, plan.known)
     except ValueError as error:
-        raise DataError(f"model {card.name!r}: cannot load {str(path)!r}: {_one_line(error)}") from error
+        raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {_one_line(error)}") from error
+
+
+def _shown(path: Path) -> str:
+    """The path, or its end where it would fill the message."""
+    return str(path) if len(str(path)) <= 60 else f".../{path.parent.name[-30:]}/{path.name[-40:]}"
 
 
 def _one_line(error: BaseException) -> str:

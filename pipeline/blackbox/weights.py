@@ -21,7 +21,7 @@ from pipeline.finite import first_non_finite
 
 TEXT_PARTS = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 POSITION_IDS = "text.transformer.embeddings.position_ids"
-TRANSFORMERS = "its keys look like those of transformers' CLIPModel (or SiglipModel): name a file in open_clip's layout"
+TRANSFORMERS = "its keys look like transformers' CLIPModel: name a file in open_clip's layout"
 FOREIGN = (
     ("text_model.", TRANSFORMERS),
     ("vision_model.", TRANSFORMERS),
@@ -139,7 +139,7 @@ def _guess(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: st
 
 
 def _first(keys: list[str]) -> str:
-    return ", ".join(key if len(key) < 34 else f"{key[:31]}..." for key in keys[:2])
+    return ", ".join(key if len(key) <= 30 else f"{key[:27]}..." for key in keys[:2])
 
 
 def _name(dtype: torch.dtype) -> str:

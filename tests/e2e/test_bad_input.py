@@ -117,9 +117,7 @@ def test_sqlite_on_a_network_file_system_is_refused(command: Command, monkeypatc
     here = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
     monkeypatch.setattr("pipeline.checks.NETWORK", here)
     said = command.refused()
-    assert (
-        f"{command.storage / 'ledger.db'} and sqlite:///{command.storage / 'mlflow.db'} would lie on a network" in said
-    )
+    assert said.startswith("budget.global.url and mlflow would lie on a network file system")
     assert "budget.global.url=sqlite:////LOCAL/ledger.db (or postgresql" in said and "mlflow=" in said
     assert not command.storage.exists()
 
@@ -233,9 +231,8 @@ def test_the_real_command_says_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_weights_that_cannot_be_read_are_refused_by_the_endpoint_and_nothing_is_reserved(
+def test_weights_that_cannot_be_read_are_refused_before_ray_starts_and_nothing_is_made(
     tmp_path: Path, card: Path
 ) -> None:
     (tmp_path / "weights.pt").write_bytes(b"not weights")
@@ -245,7 +242,5 @@ def test_weights_that_cannot_be_read_are_refused_by_the_endpoint_and_nothing_is_
     done = farebox("run", *words, expect=2)
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("farebox: ")
-    assert f"open_clip cannot load '{tmp_path}/weights.pt'" in done.stderr
-    assert charges(tmp_path / "s") == 0
-    statement = farebox("ledger", f"storage={tmp_path}/s").stdout
-    assert "0 of them open; verified" in statement
+    assert "/weights.pt': it is damaged or no PyTorch file" in done.stderr
+    assert not (tmp_path / "s").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_weights_that_would_run_code_are_refused_by_name_and_run_nothing(tmp_pat
     trace, weights = tmp_path / "it_ran", tmp_path / "weights.pt"
     torch.save({"state_dict": {"a": Harmful(trace)}}, weights)
     card = ModelCard(name="own", kind="open_clip", arch="RN50", weights=str(weights))
-    with pytest.raises(DataError, match=re.escape(f"cannot load '{weights}'")):
+    with pytest.raises(DataError, match=r"/weights.pt': it holds objects of getattr, which may run code"):
         OpenClipModel(card)
     assert not trace.exists()
     torch.load(weights, weights_only=False)
