@@ -41,7 +41,7 @@ class Batch:
             refusal = entry.refusal(c.bill)
         if refusal is not None:
             return refusal
-        entry.buckets[place] += c.bill
+        entry.buckets[place] = ledger_rows.plus(entry.buckets[place], c.bill)
         self.charged[entry.no, c.call, c.digest] = (c.bill, diverged)
         self.paid_calls.add((entry.no, c.call))
         self.new.append(ledger_rows.charge_columns(entry.no, c, diverged))

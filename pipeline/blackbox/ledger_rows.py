@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam, select
 
 from methods.base import Bill
-from pipeline.blackbox.bill import PAID, UNITS, Charge, Limits, Phase, total
+from pipeline.blackbox.bill import PAID, UNITS, Charge, Limits, Phase
 from pipeline.blackbox.ledger_checksum import CHECKSUM, RESTORE, UNSEALED, checksum, verified
 from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, metadata
 from pipeline.errors import BudgetExceeded, LedgerError
@@ -53,19 +53,24 @@ class TrialRow:
     @classmethod
     def _parse(cls, record: Sequence[Any]) -> TrialRow:
         no, storage, trial, is_open, requests, images, *counts = record[:-1]
-        bills = (Bill(*counts[i : i + _WIDTH]) for i in range(0, len(counts), _WIDTH))
-        return cls(no, storage, trial, is_open, Limits(requests, images), dict(zip(BUCKETS, bills, strict=True)))
+        starts = range(0, len(counts), len(UNITS))
+        buckets = {name: Bill(*counts[i : i + len(UNITS)]) for name, i in zip(BUCKETS, starts, strict=True)}
+        return cls(no, storage, trial, is_open, Limits(requests, images), buckets)
 
     @property
     def values(self) -> tuple[Any, ...]:
         """The record's values in the order of the columns, without the checksum."""
         key, limits = (self.no, self.storage, self.trial), (self.allotment.requests, self.allotment.images)
-        return (*key, self.open, *limits, *(n for name in BUCKETS for n in _counts(self.buckets[name])))
+        values: list[Any] = [*key, self.open, *limits]
+        for name in BUCKETS:
+            values += _counts(self.buckets[name])
+        return tuple(values)
 
     @property
     def paid(self) -> Bill:
         """What the allotment has paid."""
-        return total(self.buckets[phase.value] for phase in PAID)
+        adapt, validate = (self.buckets[phase.value] for phase in PAID)
+        return plus(adapt, validate)
 
     @property
     def bills(self) -> dict[Phase, Bill]:
@@ -105,6 +110,16 @@ class AccountRow:
     def refusal(self, asked: Bill) -> BudgetExceeded | None:
         """Why so much more cannot be committed."""
         return _refusal(self.name, self.limits, self.held + self.spent, asked)
+
+
+def plus(bill: Bill, more: Bill) -> Bill:
+    """The sum, as `+` gives it, for the code that runs once for each charge: several times faster."""
+    return Bill(
+        bill.requests + more.requests,
+        bill.images + more.images,
+        bill.prompts + more.prompts,
+        bill.outputs + more.outputs,
+    )
 
 
 def _counts(bill: Bill) -> tuple[int, int, int, int]:
@@ -227,7 +242,6 @@ def parse_charge(record: Sequence[Any]) -> tuple[int, int, str, Phase, bool, Bil
     return no, call, digest, Phase(phase), diverged, Bill(*counts), at
 
 
-_WIDTH = len(UNITS)
 _NAMES = {table.name: [c.name for c in table.columns] for table in metadata.sorted_tables}
 _SAVE_TRIAL = (
     sa.update(TRIAL)
