@@ -24,7 +24,7 @@ from pipeline.blackbox.client import Meter, MeteredBox
 from pipeline.blackbox.endpoint import Answer, Endpoint, Request
 from pipeline.blackbox.features import FeatureStore
 from pipeline.blackbox.local import LocalPool
-from pipeline.blackbox.weights import check_weights
+from pipeline.blackbox.weights import check_finite
 from pipeline.cards import EMBEDDED
 from pipeline.config import ModelCard, compose, model_card
 from pipeline.data.images import Images
@@ -98,11 +98,11 @@ class Net(torch.nn.Module):
 )
 def test_weights_that_are_not_finite_are_named(change: Any, said: str) -> None:
     net, card = Net(), ModelCard(name="m", kind="open_clip", arch="x", weights="f.pt")
-    check_weights(card, net)
+    check_finite(card, net)
     with torch.no_grad():
         change(net)
     with pytest.raises(DataError, match=said):
-        check_weights(card, net)
+        check_finite(card, net)
 
 
 def test_the_embedded_model_with_one_nan_does_not_load(tmp_path: Path) -> None:
