@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -35,8 +36,12 @@ def read_storage_id(folder: Path) -> str:
     Raises:
         ConfigError: its file is damaged. Another id would be charged anew for all that was paid.
     """
+    path = folder / "storage_id"
     try:
-        return read_sealed(folder / "storage_id").decode().split()[0]
+        found = re.fullmatch(rb"([\w-]+)\n\S+\n", read_sealed(path))
+        if found is None:
+            raise DamagedFile(path, "it holds something else")
+        return found[1].decode("ascii")
     except DamagedFile as error:
         raise ConfigError(f"{error}: restore it from a copy, or start another storage with storage=DIR") from error
 
