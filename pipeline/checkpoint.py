@@ -48,7 +48,7 @@ class Checkpoint:
                 log.warning("checkpoint %s is damaged: removed; an older one is used, or the trial starts again", path)
                 path.unlink(missing_ok=True)  # else it would become the spare at the next save
                 continue
-            if header.decode().partition(" ")[2] != self.trial:
+            if header.partition(b" ")[2] != self.trial.encode():
                 log.warning("checkpoint %s is of another trial: removed", path)
                 path.unlink(missing_ok=True)
                 continue

@@ -169,7 +169,7 @@ class Store:
             table = _read_rows(path)
         except FileNotFoundError:  # replaced or removed while the folder was listed
             table = None
-        except (OSError, ValueError, pa.ArrowException, DamagedFile) as error:
+        except (OSError, KeyError, ValueError, pa.ArrowException, DamagedFile) as error:
             reason = error.reason if isinstance(error, DamagedFile) else first_line(error)
             self.damaged[path] = Damage(path, path.stem, reason, "its trial counts as not run")
             return None
@@ -263,7 +263,12 @@ def _first(lines: list[str], rest: str) -> list[str]:
 
 
 def _read_rows(path: Path) -> pa.Table:
-    """One trial's rows under the present schema; DamagedFile, ValueError or an Arrow error when they are not that."""
+    """Read one trial's rows under the present schema.
+
+    Raises:
+        OSError, DamagedFile: the file cannot be read or is damaged.
+        KeyError, ValueError, pa.ArrowException: it is intact and holds something else.
+    """
     table = pa.ipc.open_file(read_sealed(path)).read_all()
     if set(table["trial_id"].to_pylist()) != {path.stem}:
         raise ValueError("its rows are of another trial than its name says")

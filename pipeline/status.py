@@ -141,5 +141,9 @@ def _last_beat(path: Path) -> dict[str, Any]:
     nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
     try:
         return nothing | {"left_s": None} | json.loads(read_sealed(path))
-    except (OSError, DamagedFile):  # the run has not come so far; a damaged file is replaced within a second
+    except (
+        OSError,
+        ValueError,
+        DamagedFile,
+    ):  # the run has not come so far; a damaged file is replaced within a second
         return nothing | {"left_s": None}

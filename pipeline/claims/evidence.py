@@ -93,15 +93,15 @@ class Evidence:
         digest = " ".join([*digests, *self.words])
         try:
             kept = json.loads(read_sealed(path))
-            if kept["code"] == digest:
+            if (kept["name"], kept["code"]) == (name, digest):
                 return kept["values"]
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError):  # not measured yet, or intact and something else
             pass
         except DamagedFile as error:
             self.say(f"{error}: measured again")
         self.say(f"measuring {name}")
         values = take()
-        record = {SEAL_KEY: UNSEALED, "code": digest, "values": values}
+        record = {SEAL_KEY: UNSEALED, "name": name, "code": digest, "values": values}
         write_atomic(path, seal(strict_json(record, indent=1).encode()))
         return values
 

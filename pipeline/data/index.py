@@ -91,7 +91,7 @@ def _kept(recipe: Recipe, file: Path) -> Index | None:
     """The index of a JSON file; None when there is none, its data was changed, or it is damaged."""
     try:
         known = json.loads(read_sealed(file))
-        if known["recipe"] != _name(recipe):
+        if known.get("recipe") != _name(recipe):
             raise DamagedFile(file, "it is of another data set")
         if any(_stamp(Path(path)) != stamp for path, stamp in known["watched"].items()):
             return None
@@ -103,7 +103,7 @@ def _kept(recipe: Recipe, file: Path) -> Index | None:
         images = None if known["image_bytes"] is None else _open_images(rows_file, known["image_bytes"])
     except FileNotFoundError:
         return None
-    except (OSError, pa.ArrowException, DamagedFile) as error:
+    except (OSError, ValueError, pa.ArrowException, DamagedFile) as error:
         log.warning("%s: the index is made again", first_line(error))
         return None
     names, ids = tuple(known["classnames"]), tuple(known["class_ids"])
@@ -138,7 +138,7 @@ def _rows_of(file: Path) -> Path | None:
     """Where the rows lie that a JSON file states; None when it is missing or damaged."""
     try:
         return _rows_path(file, json.loads(read_sealed(file))["rows"])
-    except (OSError, DamagedFile):
+    except (OSError, ValueError, KeyError, DamagedFile):
         return None
 
 

@@ -86,6 +86,15 @@ def test_every_flipped_byte_is_found(copy: Path, part: str) -> None:
     assert store.damaged == {}
 
 
+def test_an_intact_file_of_another_kind_is_not_taken_for_rows(copy: Path) -> None:
+    store = Store(copy)
+    (row, *_) = store.scan().table.to_pylist()
+    path = store.results / f"{row['trial_id']}.arrow"
+    path.unlink()
+    shutil.copy(store.predictions_path(row["trial_id"], row["test_set"]), path)
+    assert store.rows_of(row["trial_id"]) == [] and "does not exist in schema" in store.damage()[0]
+
+
 @pytest.mark.parametrize("form", ["table", "csv", "json", "md", "latex", "html"])
 def test_the_leaderboard_leaves_damaged_rows_out_and_names_the_file(
     copy: Path, form: str, capsys: pytest.CaptureFixture[str]
@@ -120,6 +129,12 @@ def _removed(path: Path) -> None:
     path.unlink()
 
 
+def _of_another_kind(path: Path) -> None:
+    rows = next(path.parents[2].glob("results/*.arrow"))
+    path.unlink()
+    shutil.copy(rows, path)
+
+
 def _of_another_trial(path: Path) -> None:
     other = next(p for p in path.parent.parent.glob(f"*/{path.name}") if p.parent != path.parent)
     path.unlink()
@@ -131,6 +146,7 @@ def _of_another_trial(path: Path) -> None:
     [
         (_flipped, "its content does not match its checksum"),
         (_removed, "the file is missing"),
+        (_of_another_kind, "does not exist in schema"),
         (_of_another_trial, "its predictions are not those of the row"),
     ],
 )
@@ -306,6 +322,10 @@ def test_a_damaged_storage_id_stops_before_anything_is_charged_anew(tmp_path: Pa
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         with pytest.raises(ConfigError, match=r"storage_id is damaged: .*restore it from a copy"):
+            open_storage(tmp_path)
+    for other in (b"", f"{UNSEALED}\n".encode(), f"a b\n{UNSEALED}\n".encode(), f"\xff\n{UNSEALED}\n".encode("latin1")):
+        path.write_bytes(seal(other) if other else b"")
+        with pytest.raises(ConfigError, match="storage_id is damaged"):
             open_storage(tmp_path)
     path.write_bytes(data)
     assert open_storage(tmp_path) == wanted
