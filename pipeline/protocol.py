@@ -100,6 +100,12 @@ def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
     fits = {card.name for card in config.datasets}
     shifts = [card for card in shifts if card.shift_of in fits]
     refuse_same_names(config.datasets, shifts, others)
+    for other in others:
+        if other.name in {shift.name for shift in shifts}:
+            raise ConfigError(
+                f"transfer: {other.name!r} is a shift set of {other.shift_of!r}, which this run scores as one already: "
+                "leave it out of transfer, or set shift=false"
+            )
     return {
         card.name: (
             *(("shift", other) for other in shifts if other.shift_of == card.name),

@@ -97,9 +97,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
             if not books.finished(store, spec):  # else an earlier worker wrote the rows and died before it could say so
                 dump = store.storage / SCRATCH / "hung" / f"{spec.trial_id}.txt"
                 run_recorded(spec, self.pool, storage, store, dump, **self.shared["options"])
-            if books.finished(
-                store, spec
-            ):  # a killed run's worker must not settle a new run's trial
+            if books.finished(store, spec):  # a killed run's worker must not settle a new run's trial
                 self.ledger.settle(storage, spec.account)
         except (CodeMismatch, LedgerError, StorageError) as error:
             return {"done": True, STOPS: error}

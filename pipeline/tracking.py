@@ -13,8 +13,10 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -25,7 +27,7 @@ from urllib.parse import unquote, urlparse
 from pipeline.errors import TrackingError, first_line, masked
 from pipeline.finite import json_value, strict_json
 from pipeline.results import ResultRow, Store, to_rows
-from pipeline.tracking_names import LONGEST_NAME, fit_value, metrics_of, milliseconds, params_of, table_of
+from pipeline.tracking_names import LONGEST_NAME, fit_key, fit_value, metrics_of, milliseconds, params_of, table_of
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
 SHOWN = (
@@ -199,7 +201,8 @@ class Mirror:
         self.client.log_dict(run_id, json_value([asdict(row) for row in rows]), "rows.json")
         self.client.log_dict(run_id, json_value(json.loads(source.config)), "config.json")
         for file in files:
-            self.client.log_artifact(run_id, str(file), "predictions")
+            with _fit_name(file) as fitted:
+                self.client.log_artifact(run_id, str(fitted), "predictions")
         metrics = [Metric(key, value, end, step) for key, value, step in metrics_of(rows)]
         params = [Param(key, value) for key, value in params_of(source).items()]
         while len(metrics) > 1000 or len(params) > 100:  # what one call of MLflow takes
@@ -231,6 +234,17 @@ class Mirror:
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         with contextlib.suppress(Exception):
             self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", strict_json(VIEW))
+
+
+@contextlib.contextmanager
+def _fit_name(file: Path) -> Iterator[Path]:
+    """The file, or a copy of it where its decoded name holds a path, which a server of artifacts refuses."""
+    name = unquote(file.stem)
+    if not set(name) & set("/\\") and name.strip("."):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(shutil.copy(file, Path(folder) / f"{fit_key(name)}{file.suffix}"))
 
 
 def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:

@@ -261,6 +261,18 @@ def test_any_name_is_fitted_to_mlflow_and_different_names_stay_different(opened:
     assert [r["test_set"] for r in json.loads(Path(rows_json).read_text())][1:] == names
 
 
+def test_a_prediction_file_whose_name_decodes_to_a_path_is_stored_under_a_plain_name(
+    opened: MakeMirror, tmp_path: Path
+) -> None:
+    file = tmp_path / "..%2F..%2Fetc%2Fpasswd.arrow"
+    file.write_bytes(b"predictions")
+    mirror = opened()
+    mirror.mirror(trial(), [file])
+    (run,) = runs(mirror)
+    (name,) = artifacts(mirror, run.info.run_id, "predictions")
+    assert name.startswith("predictions/_.._etc_passwd-") and name.endswith(".arrow")
+
+
 def test_a_param_tells_the_rows_of_two_templates_apart(opened: MakeMirror) -> None:
     mirror = opened()
     mirror.mirror([make(trial_id="a", accuracy=1.0, template="A {}", data_digest="d", classnames_digest="c")])

@@ -118,8 +118,8 @@ def _plan(card: ModelCard, path: Path | None) -> _LoadPlan:
         raise DataError(f"model {card.name!r}: cannot read {str(path)!r} ({error.strerror})") from error
     if sha256 and card.weights_sha256 and sha256 != card.weights_sha256.lower():
         raise DataError(
-            f"model {card.name!r}: {path} does not have the digest that its card states (it has {sha256[:12]}): restore "
-            "the file, or correct weights_sha256"
+            f"model {card.name!r}: {path} does not have the digest that its card states (it has {sha256[:12]}): "
+            "restore the file, or correct weights_sha256"
         )
     if path is None or is_tag:
         return _LoadPlan(False, "", None, architecture.quick_gelu(card))

@@ -426,6 +426,14 @@ def test_a_card_may_be_named_once_in_a_list_and_again_in_another(tmp_path: Path)
         cards_of(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "shift=false"))
 
 
+def test_a_set_that_a_fit_would_score_twice_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    a, s = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "s.yaml", "shifted", shift_of="mine")
+    with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* shift=false"):
+        cards_of(smoke(f"datasets=[{a}]", f"shift=[{s}]", f"transfer=[{s}]"))
+    (other,) = cards_of(smoke(f"datasets=[{a}]", "shift=false", f"transfer=[{s}]"))["mine"]
+    assert other[0] == "transfer"
+
+
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2J", "all", " a", "数" * 50, 10, None, True, "\u202e"])
 def test_a_name_that_tables_or_files_cannot_hold_is_refused(tmp_path: Path, name: Any) -> None:
     with pytest.raises(ConfigError, match=r"a\.yaml: name"):

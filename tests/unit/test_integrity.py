@@ -18,13 +18,13 @@ from pipeline.cards import EMBEDDED
 from pipeline.cli import main
 from pipeline.config import compose, model_card
 from pipeline.data.source import ParquetSource
-from pipeline.errors import ConfigError, DataError
-from pipeline.files import UNSEALED, seal
+from pipeline.errors import DamagedFile, DataError
+from pipeline.files import UNSEALED
 from pipeline.package_data import DIGESTS, verified
 from pipeline.published import printed
 from pipeline.report import formatted
 from pipeline.results import LISTED, ResultRow, Store
-from pipeline.storage import open_storage, read_storage_id
+from pipeline.storage_id import new_id, read_id, write_id
 from tests.lab import STORAGE, Lab, outcome
 from tests.synthetic import write_store
 
@@ -55,7 +55,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with rows and predictions of two methods on five data sets."""
     folder = tmp_path_factory.mktemp("swept")
     write_store(folder, methods=("zero_shot", "craft"), **SMALL)
-    open_storage(folder)
+    write_id(folder, new_id(folder))
     return folder
 
 
@@ -180,7 +180,7 @@ def trial(lab: Lab) -> Iterator[tuple[Lab, Path, Path]]:
     """A lab with one finished trial: its rows and its predictions; the ledger's storage id is the lab's."""
     spec = lab.spec("taskres")
     lab.run(spec)
-    (lab.folder / "storage_id").write_bytes(seal(f"{STORAGE}\n{UNSEALED}\n".encode()))
+    write_id(lab.folder, replace(new_id(lab.folder), id=STORAGE))
     store = lab.store
     yield lab, store.results / f"{spec.trial_id}.arrow", store.predictions_path(spec.trial_id, "small")
 
@@ -314,21 +314,19 @@ def test_printed_accuracies_with_a_flipped_byte_are_refused(tmp_path: Path, monk
 # --- the storage's id -----------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_storage_id_stops_before_anything_is_charged_anew(tmp_path: Path) -> None:
-    wanted = open_storage(tmp_path)
-    assert read_storage_id(tmp_path) == wanted == open_storage(tmp_path)
+def test_a_damaged_storage_id_keeps_its_id_or_stops(tmp_path: Path) -> None:
+    wanted = new_id(tmp_path)
+    write_id(tmp_path, wanted)
     path = tmp_path / "storage_id"
     data = path.read_bytes()
-    for at in range(len(data)):
+    for at in range(len(data)):  # the id is stored twice
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        with pytest.raises(ConfigError, match=r"storage_id is damaged: .*restore it from a copy"):
-            open_storage(tmp_path)
-    for other in (b"", f"{UNSEALED}\n".encode(), f"a b\n{UNSEALED}\n".encode(), f"\xff\n{UNSEALED}\n".encode("latin1")):
-        path.write_bytes(seal(other) if other else b"")
-        with pytest.raises(ConfigError, match="storage_id is damaged"):
-            open_storage(tmp_path)
-    path.write_bytes(data)
-    assert open_storage(tmp_path) == wanted
+        assert read_id(tmp_path) == wanted
+    half = len(data) // 2
+    for other in (b"", f"{UNSEALED}\n".encode(), data[: half - 1], data[:9] + b"x" + data[10 : half + 9] + b"x"):
+        path.write_bytes(other)
+        with pytest.raises(DamagedFile, match="storage_id is damaged"):
+            read_id(tmp_path)
 
 
 def test_the_row_that_is_written_is_the_row_that_is_read(lab: Lab) -> None:

@@ -258,6 +258,20 @@ def test_a_transfer_set_is_predicted_under_its_own_classes_and_template(lab: Lab
     assert len(ids) == 3
 
 
+def test_the_digest_of_a_test_set_knows_the_words_that_predict_is_given(lab: Lab, tmp_path: Path) -> None:
+    card = mixed(tmp_path, "other", [4, 0, 2], shift_of="small")
+
+    def digests() -> tuple[str, str]:
+        shift = lab.spec("zero_shot", f"shift=[{card}]").tests[-1]
+        transfer = lab.spec("zero_shot", "shift=false", f"transfer=[{card}]").tests[-1]
+        assert (shift.kind, transfer.kind) == ("shift", "transfer")
+        return shift.digest, transfer.digest
+
+    shift, transfer = digests()
+    card.write_text(card.read_text().replace("an icon of a {}.", "a sign of a {}.", 1))
+    assert digests()[0] == shift != transfer != digests()[1]
+
+
 def test_protocols_never_meet_in_one_section(lab: Lab) -> None:
     rows = [
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "transfer=[digits]", "shots=1")),
