@@ -34,8 +34,11 @@ def text_problem(text: str, allowed: str = "") -> str:
         return ""
     for match in _CONTROL.finditer(text):
         if match[0] not in allowed:
+            where = f"at position {match.start() + 1}"
+            if "\udc80" <= match[0] <= "\udcff":  # how Python writes a byte of a file name that it cannot decode
+                return f"the byte 0x{ord(match[0]) - 0xDC00:02X} {where}, which is not UTF-8"
             kind = "lone surrogate" if "\ud800" <= match[0] <= "\udfff" else "control character"
-            return f"the {kind} U+{ord(match[0]):04X} at position {match.start() + 1}"
+            return f"the {kind} U+{ord(match[0]):04X} {where}"
     return ""
 
 

@@ -122,7 +122,7 @@ def test_lists_mappings_and_quoted_text_are_yaml(text: str, value: object) -> No
         ("[!!int 1]", "tags"),
         ("[a\nb]", "control character U+000A"),
         ("a\x1b[0m", "control character U+001B"),
-        ("\udcff", "lone surrogate U+DCFF"),
+        ("\udcff", "the byte 0xFF at position 1, which is not UTF-8"),
         ("[" * 1000, "nested more than"),
     ],
 )
