@@ -223,7 +223,10 @@ def close_books(
         if not finished(store, spec):
             rows = [r for r in store.rows_of(spec.trial_id) if _same_code(r, spec)]
             why = (lost or {}).get(spec.trial_id, "no more is known")
-            gone = f"its worker died again and again ({why}); the same command goes on"
+            gone = (
+                f"its worker died again and again ({why:.120}): the process was ended, crashed or ran out of memory; "
+                "run the same command to try again"
+            )
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
             store.write([replace((rows or [failed_row(spec, gone, spec_columns(spec))])[0], **bill)])
         ledger.settle(storage_id, spec.account)

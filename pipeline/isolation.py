@@ -1,11 +1,14 @@
-"""Keep trials apart in one process: the global random state, and the global settings of torch and numpy."""
+"""Keep trials apart in one process: its global random state, and settings of torch, numpy and the process."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,19 @@ Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 def _flag(owner: Any, name: str) -> Setting:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _autocast(device: str) -> Setting:
+    return lambda: torch.is_autocast_enabled(device), lambda value: torch.set_autocast_enabled(device, value)
+
+
+_INFERENCE: list[torch.inference_mode] = []
+"""Modes that were entered in the place of one that a method did not leave; leaving them would bring it back."""
+
+
+def _entered(mode: torch.inference_mode) -> torch.inference_mode:
+    mode.__enter__()
+    return mode
 
 
 _SETTINGS: tuple[Setting, ...] = (
@@ -29,6 +45,8 @@ _SETTINGS: tuple[Setting, ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     *(_flag(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
     _flag(torch.backends.mkldnn, "enabled"),
+    *(_autocast(device) for device in ("cpu", "cuda")),
+    (torch.is_inference_mode_enabled, lambda mode: _INFERENCE.append(_entered(torch.inference_mode(mode)))),
     (np.geterr, lambda state: np.seterr(**state)),
 )
 """What a trial may not leave changed: how each is read and set."""
@@ -51,14 +69,24 @@ def settings_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Restore the global random state of `random`, numpy and torch after a block."""
+def process_state_kept() -> Iterator[None]:
+    """Restore after a block the random state of `random`, numpy and torch, and what a process has one of.
+
+    That is the working directory, the environment, the warning filters, and torch's treatment of denormals.
+    """
     cuda = _cuda()
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if cuda else None
+    folder, environment = Path.cwd(), dict(os.environ)
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
+        os.chdir(folder)
+        if environment != os.environ:
+            os.environ.clear()
+            os.environ.update(environment)
+        torch.set_flush_denormal(False)
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])

@@ -83,10 +83,11 @@ class Supervisor:
         if logits.dtype != torch.float32 or logits.device.type != "cpu" or logits.shape != (len(images), n_classes):
             found = f"{str(logits.dtype).removeprefix('torch.')} on {logits.device} of shape {tuple(logits.shape)}"
             raise self._error(f"predict returned {found}, wanted {wanted}")
+        logits = logits.detach().as_subclass(Tensor).clone()
         if (bad := first_non_finite(logits)) is not None:
             value, image = float(logits[bad]), images.where(bad[0])
             raise NonFiniteError(f"predict: {self.session.method} gave the logit {value} for {image}, class {bad[1]}")
-        return logits.detach().clone()
+        return logits
 
     def check_result(self, method: Method) -> None:
         """Check what a fitted method reports beside its logits.

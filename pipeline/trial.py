@@ -35,7 +35,7 @@ from pipeline.errors import (
     first_line,
 )
 from pipeline.finite import strict_json
-from pipeline.isolation import random_state_kept
+from pipeline.isolation import process_state_kept
 from pipeline.plan import TrialSpec, texts_digest
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
@@ -106,7 +106,7 @@ def run_trial(
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
     common = _common(spec, pool, threads)
     try:
-        with Watchdog(timeout_s, dump) as watchdog, Session(box, name, watchdog) as session, random_state_kept():
+        with Watchdog(timeout_s, dump) as watchdog, Session(box, name, watchdog) as session, process_state_kept():
             supervisor = Supervisor(session, cls, spec.seed)
             _fit(spec, state, supervisor, checkpoint, checkpoint_s)
             rows = [_score(spec, state, supervisor, test, store, common) for test in spec.tests]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def test_image_sets_and_box_cannot_be_changed_and_the_box_not_kept(lab: Lab) -> 
         for name in ("phase", "pool", "meter", "storage", "trial", "allotment", "__dict__"):
             assert not hasattr(session.method_box, name)
         assert len(handle[[]]) == 0 and len(handle[torch.tensor([2, 0])]) == 2 and len(handle.views(3)) == 15
-        assert session.images_of(handle[[4, 1]].views(2)).rows.tolist() == [4, 1, 4, 1]
+        assert session.resolve(handle[[4, 1]].views(2))[0].rows.tolist() == [4, 1, 4, 1]
     with pytest.raises(Exception, match="outside of its trial"):
         _ = session.method_box.remaining
     with pytest.raises(Exception, match="of another trial"):
@@ -209,6 +210,34 @@ class Forges(Honest):
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         own = type(images)("another/train", np.arange(5), np.zeros(5, int))  # type: ignore[call-arg]
         return box.scores(own, self.task.classes.prompts())[0]
+
+
+class Subclasses(Honest):
+    """Sends an image set of its own class, whose positions could change between check and call."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        class Own(type(images)):  # type: ignore[misc]
+            pass
+
+        own = Own(images._set, images._positions, images._views)  # type: ignore[attr-defined]
+        return box.scores(own, self.task.classes.prompts())[0]
+
+
+class ChangesItsPrompts(Honest):
+    """Sends prompts that are one set when they are counted, and four later."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        one, reads = self.task.classes.prompts().texts[0], iter(range(1000))
+
+        class Changing(TextPrompts):
+            texts = property(lambda _: (one,) * (4 if next(reads) > 0 else 1))  # type: ignore[assignment]
+
+            def __init__(self) -> None:
+                pass
+
+        scores = box.scores(images, Changing())
+        assert len(scores) == 1, "what was priced is what was sent"
+        return scores[0]
 
 
 # --- what predict may ask ------------------------------------------------------------------------------------------
@@ -344,6 +373,10 @@ def test_one_pass_in_several_calls_is_an_evaluation(lab: Lab, monkeypatch: pytes
     row = done(lab, InParts)
     assert plain_bill(row) == ONE * 3
     assert (row.evaluate_images, row.evaluate_requests) == (60, 6 + 3 * 4)
+
+
+def test_what_is_priced_is_what_is_sent(lab: Lab) -> None:
+    assert done(lab, ChangesItsPrompts).evaluate_requests == 1
 
 
 def test_a_curve_is_drawn_by_the_same_rules(lab: Lab) -> None:
@@ -486,6 +519,7 @@ CAUGHT: list[tuple[type[Honest], str]] = [
     (ReachesThePool, "AttributeError: 'MethodBox' object has no attribute 'pool'"),
     (KeepsTheBox, "MethodError: the method keeps the box"),
     (Forges, "AccessDenied: Forges asked about 5 train images: predict may ask about the images that it is given only"),
+    (Subclasses, "TypeError: expected the task's images, got Own"),
     (AsksAboutTrain, "AccessDenied: AsksAboutTrain asked about 2 train images: predict may"),
     (HidesThatItAsksAboutVal, "AccessDenied: HidesThatItAsksAboutVal asked about 20 val images: predict may"),
     (ReadsPixelsOfTrain, "AccessDenied: ReadsPixelsOfTrain asked about 20 train images: predict may"),
@@ -577,6 +611,14 @@ class Global(Honest):
         torch.autograd.set_detect_anomaly(True)
         torch.backends.mkldnn.enabled = False
         np.seterr(divide="raise")
+        torch.set_autocast_enabled("cpu", True)
+        os.environ["OMP_NUM_THREADS"] = "7"
+        os.chdir("/")
+        warnings.simplefilter("error")
+
+    def step(self, box: BlackBox) -> bool:
+        torch.inference_mode().__enter__()
+        return super().step(box)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return super().predict(images, box, classes) + self.noise + torch.rand(5)
@@ -586,6 +628,8 @@ def _global() -> list[Any]:
     settings = [torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), np.geterr()]
     settings += [torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()]
     settings += [torch.get_default_device(), torch.is_anomaly_enabled(), torch.backends.mkldnn.enabled]
+    settings += [torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()]
+    settings += [dict(os.environ), Path.cwd(), list(warnings.filters)]
     return [*settings, random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 

@@ -14,12 +14,12 @@ import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
 
-from methods.base import FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts
+from methods.base import FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
 from pipeline.blackbox.bill import Phase
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import check_shapes, prompt_counts, prompts_digest
@@ -66,7 +66,7 @@ class ImageHandle:
         session = _OPEN.get(self._set)
         if session is None:
             raise AccessDenied(f"{len(self)} images of another trial, or of an earlier batch, cannot be read")
-        images = session.images_of(self)
+        images, _ = session.resolve(self)
         with session.watchdog.paused():
             return images.pixels(size)
 
@@ -104,16 +104,17 @@ class MethodBox:
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
         """[P, B, C]"""
-        session = _session(self)
-        whole = session.images_of(images)
-        return session.send(lambda: session.box.scores(whole, prompts), images, prompts)
+        session, prompts = _session(self), _copied(prompts)
+        whole, positions = session.resolve(images)
+        return session.send(lambda: session.box.scores(whole, prompts), positions, prompts)
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         """(rows, [P, rows, C]) blocks of one call."""
-        session = _session(self)
-        blocks = session.box.score_blocks(session.images_of(images), prompts)
+        session, prompts = _session(self), _copied(prompts)
+        whole, positions = session.resolve(images)
+        blocks = session.box.score_blocks(whole, prompts)
         block: tuple[slice, Tensor] | None
-        block = session.send(lambda: next(blocks), images, prompts)  # the call is charged with its first block
+        block = session.send(lambda: next(blocks), positions, prompts)  # the call is charged with its first block
         while block is not None:
             yield block
             with session.watchdog.paused():
@@ -122,24 +123,34 @@ class MethodBox:
     def image_features(self, images: ImageSet) -> Tensor:
         """[B, D]"""
         session = _session(self)
-        whole = session.images_of(images)
-        return session.send(lambda: session.box.image_features(whole), images, None)
+        whole, positions = session.resolve(images)
+        return session.send(lambda: session.box.image_features(whole), positions, None)
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """[P, C, D]"""
-        session = _session(self)
+        session, prompts = _session(self), _copied(prompts)
         return session.send(lambda: session.box.text_features(prompts), None, prompts)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """[P, L, E]; white box."""
-        session = _session(self)
-        return session.send(lambda: session.box.text_gradients(prompts, upstream_PCD), None, prompts, gradients=True)
+        session, plain = _session(self), cast(SoftPrompts, _copied(prompts))  # others are refused by the endpoint
+        return session.send(lambda: session.box.text_gradients(plain, upstream_PCD), None, plain, gradients=True)
 
     def embed_text(self, text: str) -> Tensor:
         """[L, E], free of charge."""
         session = _session(self)
         with session.watchdog.paused():
             return session.box.embed_text(text)
+
+
+def _copied(prompts: Prompts) -> Prompts:
+    """The prompts as plain values: what is priced is what is sent, also for a subclass whose attributes change."""
+    if isinstance(prompts, SoftPrompts):
+        ctx_PLE = prompts.ctx_PLE.detach().as_subclass(Tensor)
+        return SoftPrompts(ctx_PLE, tuple(prompts.classnames), str(prompts.suffix))
+    if isinstance(prompts, TextPrompts):
+        return TextPrompts(tuple(tuple(map(str, texts)) for texts in prompts.texts))
+    raise TypeError(f"expected TextPrompts or SoftPrompts, got {type(prompts).__name__}")
 
 
 _BOXES: weakref.WeakKeyDictionary[MethodBox, Session] = weakref.WeakKeyDictionary()
@@ -167,12 +178,11 @@ class _Prediction:
     seen: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     """Whether each image of the present batch was asked about."""
 
-    def covers(self, handle: ImageHandle | None, prompts: Prompts | None) -> bool:
+    def covers(self, positions: np.ndarray, prompts: Prompts | None) -> bool:
         """True for a call that is part of one pass over the batch with at most `most_sets` prompt sets; it is recorded.
 
         A call that is not, is charged to adapt and leaves the pass as it is.
         """
-        positions = np.empty(0, np.int64) if handle is None else handle._positions
         if self.seen[positions].any() or len(np.unique(positions)) < len(positions):
             return False
         if prompts is not None and (digest := prompts_digest(prompts)) not in self.prompts:
@@ -233,14 +243,14 @@ class Session:
         prediction.batch, prediction.seen = handle._set, np.zeros(len(images), bool)
         return handle
 
-    def images_of(self, images: ImageSet) -> Images:
-        """The images that a handle stands for.
+    def resolve(self, images: ImageSet) -> tuple[Images, np.ndarray]:
+        """The images that a handle stands for, and their positions in the set that was opened.
 
         Raises:
             TypeError: it is no image set that a task holds.
             AccessDenied: it was not given to the present call.
         """
-        if not isinstance(images, ImageHandle):
+        if type(images) is not ImageHandle:
             raise TypeError(f"expected the task's images, got {type(images).__name__}")
         prediction, name = self._prediction, images._set
         if name not in self._sets or (prediction is not None and name != prediction.batch):
@@ -253,11 +263,12 @@ class Session:
             )
             self.failure = self.failure or error
             raise error
-        base = self._sets[name]
-        return Images(base.source, base.split, base.rows[images._positions], images._views, base.augment)
+        base, positions = self._sets[name], np.array(images._positions, np.int64)
+        views = np.array(images._views, np.int64)
+        return Images(base.source, base.split, base.rows[positions], views, base.augment), positions
 
     def send(
-        self, call: Callable[[], T], images: ImageSet | None, prompts: Prompts | None, gradients: bool = False
+        self, call: Callable[[], T], positions: np.ndarray | None, prompts: Prompts | None, gradients: bool = False
     ) -> T:
         """Make a call in its phase.
 
@@ -267,8 +278,8 @@ class Session:
         prediction, phase = self._prediction, Phase.ADAPT
         check_shapes(None, prompts)
         if prediction is not None:
-            handle = images if isinstance(images, ImageHandle) else None
-            phase = Phase.ADAPT if gradients or not prediction.covers(handle, prompts) else prediction.phase
+            covered = prediction.covers(np.empty(0, np.int64) if positions is None else positions, prompts)
+            phase = prediction.phase if covered and not gradients else Phase.ADAPT
         before, self.box.phase = self.box.phase, phase
         try:
             with self.watchdog.paused():
