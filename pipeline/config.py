@@ -166,7 +166,7 @@ def _card(cls: type[Any], kind: Kind, name: str) -> Any:
         data[key] = convert(f"{file}: {key}", value, hints[key])
     if names_file is not None:
         data["classnames"] = checks.text("classnames", names_file)
-    data["name"] = checks.card_name(f"{file}: name", data.get("name") or file.stem)
+    data["name"] = checks.card_name(f"{file}: name", file.stem if data.get("name") is None else data["name"])
     try:
         return cls(**data, **({"card_file": str(file)} if cls is DatasetCard else {}))
     except TypeError as error:

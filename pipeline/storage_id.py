@@ -3,8 +3,8 @@
 A folder that holds the id of another existing folder is a copy, and gets an id of its own: two storages with one id
 would settle each other's trials in a shared ledger. A folder whose recorded place is gone was moved, and keeps its id.
 
-The file `storage_id` holds one JSON object twice, a line each, with a checksum in each line, so that one damaged byte
-does not lose the id.
+The file `storage_id` holds one JSON object twice, a line each, with a checksum in each line and an empty line between
+them, so that one damaged byte does not lose the id.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def read_id(folder: Path) -> StorageId:
 def write_id(folder: Path, identity: StorageId) -> None:
     """Write the identity of a storage."""
     line = seal(json.dumps(asdict(identity) | {SEAL_KEY: UNSEALED}).encode())
-    write_atomic(folder / FILE, line + b"\n" + line + b"\n")
+    write_atomic(folder / FILE, line + b"\n\n" + line + b"\n")
 
 
 def is_copy(folder: Path, identity: StorageId, path: str, host: str) -> bool:

@@ -434,9 +434,9 @@ def test_a_set_that_a_fit_would_score_twice_is_refused_before_anything_is_spent(
     assert other[0] == "transfer"
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2J", "all", " a", "数" * 50, 10, None, True, "\u202e"])
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2J", "all", " a", "数" * 50, True, "\u202e"])
 def test_a_name_that_tables_or_files_cannot_hold_is_refused(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(ConfigError, match=r"a\.yaml: name"):
+    with pytest.raises(ConfigError, match=r"a\.yaml(: name| is not valid YAML: .*control character)"):
         dataset_card(str(named(tmp_path, "a.yaml", name)))
 
 

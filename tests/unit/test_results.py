@@ -18,7 +18,7 @@ import pipeline.row
 from methods.base import Bill
 from pipeline.blackbox.bill import Phase, row_columns
 from pipeline.errors import DataError, StorageError
-from pipeline.files import sealed_arrow
+from pipeline.files import sealed_arrow, write_atomic
 from pipeline.results import SCHEMA, DamagedFileWarning, ResultRow, Store, to_rows, to_table
 from tests.synthetic import make, sweep
 
@@ -191,7 +191,6 @@ def test_a_file_whose_rows_contradict_each_other_is_named_and_left_out(tmp_path:
         (good.set_column(good.schema.get_field_index("kind"), "kind", [["x", "y"]]), "kind 'x' is not one of"),
         (good.set_column(good.schema.get_field_index("requests"), "requests", [[1, 1]]), "requests is 1, but"),
     ):
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, bad.schema) as writer:
-            writer.write_table(bad)
+        write_atomic(path, sealed_arrow(bad))
         table, (line,) = store.scan()
         assert len(table) == 0 and what in line
