@@ -128,7 +128,7 @@ def _formatted(config: Config, store: Store, form: str, raw: bool, published: bo
         )
     if form == "html":
         beside = html(leaderboard(rows)) if published else ""
-        return report(rows, store.reader(rows), config.sweep, _notes(config), beside)["leaderboard.html"].decode()
+        return report(rows, store.reader(rows.rows), config.sweep, _notes(config), beside)["leaderboard.html"].decode()
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")

@@ -325,7 +325,7 @@ def test_a_damaged_storage_id_keeps_its_id_or_stops(tmp_path: Path) -> None:
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         assert read_id(tmp_path) == wanted
     half = len(data) // 2
-    for other in (b"", f"{UNSEALED}\n".encode(), data[: half - 1], data[:9] + b"x" + data[10 : half + 9] + b"x"):
+    for other in (b"", f"{UNSEALED}\n".encode(), data[: half - 3], data[:9] + b"x" + data[10 : half + 9] + b"x"):
         path.write_bytes(other)
         with pytest.raises(DamagedFile, match="storage_id is damaged"):
             read_id(tmp_path)
