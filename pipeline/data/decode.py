@@ -186,9 +186,9 @@ def _rgb(image: Image.Image, sixteen: bool, bits: int | None) -> tuple[Image.Ima
         raise ValueError(f"16 bits a channel in colour, and `bits: {bits}` scales grey only; convert it to 8 bits")
     peak = _colour_peak(image) if sixteen else 0
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" and "transparency" not in image.info else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB"), peak
+    return image if image.mode == "RGB" else image.convert("RGB"), peak  # convert would copy the pixels
 
 
 def _colour_peak(image: Image.Image) -> int:
