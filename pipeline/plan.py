@@ -153,10 +153,11 @@ def predicted(cell: Cell, shape: TaskShape) -> Bill:
 def make_plan(config: Config, fetch: bool = False) -> Plan:
     """Expand the run into trials. Raises ConfigError or DataError before any query is spent.
 
-    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine.
+    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine, and a tag's weights where
+    replicas run on this machine alone.
     """
     check_words(config)
-    facts = describe(config.model)
+    facts = describe(config.model, fetch and config.address is None)
     config = replace(config, model=facts.card)
     placed, left_out = cells(config)
     tests, others = {}, test_cards(config)

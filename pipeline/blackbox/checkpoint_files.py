@@ -63,10 +63,14 @@ class StoredWeights:
 
 
 def read_weights(path: Path, values: bool = True) -> StoredWeights:
-    """Read the state dict of a file. Without `values` its tensors are on the meta device: keys, shapes and types."""
+    """Read the state dict of a file.
+
+    Without `values` its tensors are on the meta device (keys, shapes and types alone), and a zip archive's checksums
+    are compared with its content.
+    """
     if _is_safetensors(path):
         tensors, notes = _safetensors(path, values), list[str]()
-    elif _is_torchscript(path):
+    elif _is_torchscript(path, check=not values):
         tensors, notes = read_torchscript(path, values), ["read from a TorchScript archive, whose code was not run"]
     else:
         tensors, notes = _state_dict(_torch_load(path))
@@ -117,7 +121,8 @@ def _safetensors(path: Path, values: bool) -> dict[str, Tensor]:
         raise ValueError(f"it is not a whole safetensors file ({error}): copy or download it again") from error
 
 
-def _is_torchscript(path: Path) -> bool:
+def _is_torchscript(path: Path, check: bool) -> bool:
+    """Whether the file is a TorchScript archive; False for one that torch.save wrote. `check` verifies checksums."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return False
@@ -125,10 +130,12 @@ def _is_torchscript(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] or name for name in archive.namelist()}
             unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > 10 * path.stat().st_size:
+                raise ValueError(f"it would unpack to {unpacked:,} bytes, as no weights file does: download it again")
+            if check and (damaged := archive.testzip()):
+                raise ValueError(f"{damaged} in it does not match its checksum: copy or download it again")
     except zipfile.BadZipFile as error:
         raise ValueError("it is cut off or damaged: copy or download it again") from error
-    if unpacked > 10 * path.stat().st_size:
-        raise ValueError(f"it would unpack to {unpacked:,} bytes, which no weights file does: download it again")
     if any(name.endswith(".npy") for name in names):
         raise ValueError(
             "it is a NumPy archive (of Google's big_vision?), which has no keys to check: load it with open_clip and "
@@ -177,6 +184,8 @@ def _state_dict(loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
     if others:
         notes.append(f"skipped {len(others)} entries that are no tensors: {_listed(others)}")
     tensors = {key: value.detach() for key, value in loaded.items() if isinstance(value, Tensor)}
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ValueError(f"its tensors are without values (on the meta device): {SAVE_AGAIN}")
     if not tensors:
         raise ValueError(f"it holds no tensors ({_listed(others) or 'an empty state dict'}): {SAVE_AGAIN}")
     return tensors, notes

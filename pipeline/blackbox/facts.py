@@ -51,15 +51,20 @@ class ModelFacts:
     """Tokens that the text tower takes, start and end included; None: any."""
 
 
-def describe(card: ModelCard) -> ModelFacts:
+def describe(card: ModelCard, fetch: bool = False) -> ModelFacts:
     """Check a card and its weights file, if it is here, without loading it; ConfigError or DataError, of one line.
 
-    The network is built on the meta device, and keys and shapes of the file are compared with it.
+    The network is built on the meta device, and keys and shapes of the file are compared with it. `fetch` allows a
+    tag's weights to be downloaded where they are not here.
     """
     if card.kind == "fake":
         return ModelFacts(card, "fake-1", feature_dim(card), TOY_TRANSFORM)
     architecture.configuration(card)
-    path = architecture.local_file(card) or architecture.cached_file(architecture.tag_settings(card.arch, card.weights))
+    path = architecture.local_file(card)
+    if path is None:
+        architecture.quick_gelu(card)  # refuses a tag of the other activation before it is downloaded
+        cached = architecture.cached_file(architecture.tag_settings(card.arch, card.weights))
+        path = _fetched(card) if fetch else cached
     stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path else ()
     return _describe(card, path, stamp)
 

@@ -216,6 +216,13 @@ def renamed(prefix: str) -> Callable[[State, Path], Path]:
     return lambda state, path: saved({prefix + key: value for key, value in state.items()}, path)
 
 
+def flipped(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    return path
+
+
 def bomb(path: Path) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w/data.pkl", bytes(50_000_000))
@@ -255,6 +262,8 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Path], str]] = {
     "sparse": (lambda s, p: saved(s | {"visual.proj": torch.eye(32, 16).to_sparse()}, p), "sparse"),
     "npz": (lambda s, p: (np.savez(p.open("wb"), a=np.ones(2)), p)[1], "NumPy archive"),
     "bomb": (lambda s, p: bomb(p), "would unpack to 50,000,000 bytes"),
+    "meta": (lambda s, p: saved({k: v.to("meta") for k, v in s.items()}, p), "tensors are without values"),
+    "flipped_bit": (lambda s, p: flipped(saved(s, p)), "does not match its checksum"),
     "zip": (lambda s, p: (zipfile.ZipFile(p, "w").writestr("a.txt", "b"), p)[1], "zip archive of other files"),
 }
 
@@ -384,6 +393,20 @@ def test_a_file_is_never_taken_for_a_tag(weights: str, tmp_path: Path, monkeypat
     else:
         with pytest.raises(DataError, match="cannot load"):
             describe(card)
+
+
+def test_a_run_on_this_machine_fetches_a_tags_weights_before_ray_starts(
+    tmp_path: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(card: ModelCard) -> Path:
+        raise OSError("no network")
+
+    monkeypatch.setattr(architecture, "cached_file", lambda settings: None)
+    monkeypatch.setattr(architecture, "fetched_file", offline)
+    plan = lab.plan("model=vit_b32", "methods=[zero_shot]")
+    with pytest.raises(DataError, match="open_clip cannot fetch 'openai': no network"):
+        make_plan(plan.config, fetch=True)
+    assert make_plan(replace(plan.config, address="10.0.0.1:6379"), fetch=True).trials, "replicas fetch them"
 
 
 # --- the input rule ------------------------------------------------------------------------------------------------
