@@ -25,7 +25,7 @@ from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
-from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, StorageError, first_line
+from pipeline.errors import BudgetExceeded, DataError, FareboxError, LedgerError, StorageError, first_line
 from pipeline.plan import TrialSpec, texts_digest
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
@@ -82,6 +82,8 @@ def run_trial(
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
     common = _common(spec, pool, threads)
     try:
+        if pool.info.identity != spec.model_identity:
+            raise DataError("the weights changed after the run was planned: type the same command again")
         _fit(spec, state, box, checkpoint, checkpoint_s)
         rows = [_score(spec, state, box, test, store, common) for test in spec.tests]
     except (LedgerError, StorageError):

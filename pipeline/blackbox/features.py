@@ -182,4 +182,5 @@ def _sum(key: bytes, feature_D: np.ndarray) -> int:
 
 def _remove(path: Path, why: str) -> None:
     log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where nothing may be removed, it is not read again by this process
+        path.unlink()

@@ -8,6 +8,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from pathlib import Path
@@ -53,7 +54,8 @@ class Known:
     def forget(self) -> None:
         """Remove all records, so that every image is hashed again by the next process."""
         for file in self.folder.glob(f"*{SUFFIX}"):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def _take(self, records: np.ndarray) -> None:
         kept = records[records["row"] < len(self._records)]
@@ -85,5 +87,6 @@ class Known:
             log.warning("%s cannot be read (%s): its images are hashed again", file, error)
         except DamagedFile as error:
             log.warning("%s: removed, its images are hashed again", error)
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
         return np.empty(0, RECORD)
