@@ -1,8 +1,9 @@
 """Files that Farebox writes: replaced atomically, and sealed with a checksum that is verified before they are parsed.
 
-A sealed file contains, one or more times, the mark `farebox-sha256:` followed by 64 hexadecimal digits: the SHA-256 of
-the whole file with those digits read as zeros. The mark may be anywhere, so an Arrow file stores it in its schema
-metadata and stays readable by any Arrow reader, JSON stores it under a key, and other formats store it in a first line.
+A sealed file contains the mark `farebox-sha256:` followed by 64 hexadecimal digits: the SHA-256 of the whole file with
+those digits read as zeros. The first mark counts; what looks like one after it is content. An Arrow file stores the
+mark in its schema metadata and stays readable by any Arrow reader, JSON stores it under its first key, and other
+formats store it in their first line.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,17 +30,15 @@ UNSEALED = (_MARK + _ZEROS).decode()
 
 
 def seal(data: bytes) -> bytes:
-    """Fill in the checksum of a file's content, which holds `UNSEALED` at least once.
-
-    Marks with other digits are content, for example those of another sealed file that is quoted.
+    """Fill in the checksum of a file's content, which holds `UNSEALED` before any other mark.
 
     Raises:
-        ValueError: the content does not hold `UNSEALED`.
+        ValueError: the first mark is not `UNSEALED`, or there is none.
     """
-    if _MARK + _ZEROS not in data:
-        marks = sorted({match[1] for match in _SEAL.finditer(data)})
-        raise ValueError(f"expected {UNSEALED!r} in the content, found marks {marks}")
-    return data.replace(_MARK + _ZEROS, _MARK + hashlib.sha256(data).hexdigest().encode())
+    mark = _SEAL.search(data)
+    if mark is None or mark[1] != _ZEROS:
+        raise ValueError(f"expected {UNSEALED!r} in the content, found {mark and mark[0]!r}")
+    return data[: mark.start(1)] + hashlib.sha256(data).hexdigest().encode() + data[mark.end(1) :]
 
 
 def sealed_arrow(table: pa.Table) -> bytes:
@@ -58,22 +57,14 @@ def check_seal(path: Path, data: bytes | memoryview) -> None:
         DamagedFile: the content has no checksum, or does not match it.
     """
     view = memoryview(data)
-    marks = [(match.start(1), match.end(1), bytes(match[1])) for match in _SEAL.finditer(view)]
-    stated = {digits for _, _, digits in marks}
-    if not any(_unsealed_digest(view, marks, digits) == digits for digits in stated):
-        raise DamagedFile(path, "its content does not match its checksum" if stated else "it has no checksum")
-
-
-def _unsealed_digest(view: memoryview, marks: Sequence[tuple[int, int, bytes]], digits: bytes) -> bytes:
-    """SHA-256 of the content with zeros in every mark that holds `digits`."""
-    digest, start = hashlib.sha256(), 0
-    for first, last, stated in marks:
-        if stated == digits:
-            digest.update(view[start:first])
-            digest.update(_ZEROS)
-            start = last
-    digest.update(view[start:])
-    return digest.hexdigest().encode()
+    mark = _SEAL.search(view)
+    if mark is None:
+        raise DamagedFile(path, "it has no checksum")
+    digest = hashlib.sha256(view[: mark.start(1)])
+    digest.update(_ZEROS)
+    digest.update(view[mark.end(1) :])
+    if digest.hexdigest().encode() != bytes(mark[1]):
+        raise DamagedFile(path, "its content does not match its checksum")
 
 
 def read_sealed(path: Path) -> bytes:
@@ -81,8 +72,10 @@ def read_sealed(path: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        DamagedFile: its content does not match its checksum.
+        DamagedFile: it is not a regular file, or its content does not match its checksum.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DamagedFile(path, "it is not a regular file")  # reading from a pipe would wait for ever
     data = path.read_bytes()
     check_seal(path, data)
     return data

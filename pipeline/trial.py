@@ -28,6 +28,7 @@ from pipeline.data.images import Images
 from pipeline.errors import (
     BudgetExceeded,
     CodeMismatch,
+    DataError,
     FareboxError,
     LedgerError,
     MethodError,
@@ -106,6 +107,8 @@ def run_trial(
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
     common = _common(spec, pool, threads)
     try:
+        if pool.info.identity != spec.model_identity:
+            raise DataError("the weights changed after the run was planned: type the same command again")
         with Watchdog(timeout_s, dump) as watchdog, Session(box, name, watchdog) as session, process_state_kept():
             supervisor = Supervisor(session, cls, spec.seed)
             _fit(spec, state, supervisor, checkpoint, checkpoint_s)

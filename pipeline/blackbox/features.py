@@ -193,4 +193,5 @@ def _finite(features: np.ndarray) -> bool:
 
 def _remove(path: Path, why: str) -> None:
     log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where nothing may be removed, it is not read again by this process
+        path.unlink()

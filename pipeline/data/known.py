@@ -8,6 +8,7 @@ those that it was made for. A damaged file is removed, and its images are hashed
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import uuid
@@ -93,7 +94,8 @@ class Known:
     def forget(self) -> None:
         """Remove all records, so that every image is hashed again by the next process."""
         for file in self.folder.glob(f"*{SUFFIX}"):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def _take(self, records: np.ndarray) -> None:
         kept = records[records["row"] < len(self._records)]
@@ -125,7 +127,8 @@ class Known:
             log.warning("%s cannot be read (%s): its images are hashed again", file, error)
         except DamagedFile as error:
             log.warning("%s: removed, its images are hashed again", error)
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
         return np.empty(0, RECORD)
 
 

@@ -287,7 +287,7 @@ def judge(kind: str, path: Path, sweep: Sweep, before: dict[str, Any], thorough:
         told = [why] if outcome == "detected" else []
     if kind == "printed":
         return printed(sweep, before["printed"])
-    outcome, why = again(kind, reader(kind, path), sweep, before)
+    outcome, why = again(kind, reader(kind, path, before), sweep, before)
     return ("detected" if told and outcome == "harmless" else outcome), "; ".join([*told, why])
 
 
@@ -325,8 +325,11 @@ def printed(sweep: Sweep, before: list[Any]) -> tuple[str, str]:
     return ("harmless", "") if found == before else ("silent", "a printed accuracy changed")
 
 
-def reader(kind: str, path: Path) -> str:
-    """Which of the sweep's runs reads a file."""
+def reader(kind: str, path: Path, before: dict[str, Any]) -> str:
+    """Which of the sweep's runs reads a file, or made it."""
+    if kind in ("rows", "predictions"):
+        trial = path.stem if kind == "rows" else path.parent.name
+        return str(next(row["model"] for row in before["rows"].values() if row["trial_id"] == trial))
     if kind == "checkpoints":
         return "stopped"
     weights = kind == "embedded" and path.suffix != ".parquet"

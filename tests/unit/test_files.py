@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import DamagedFile
-from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_sealed, seal, write_atomic
+from pipeline.errors import DamagedFile, DataError
+from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_sealed, seal, sealed_arrow, write_atomic
 from pipeline.untrusted import read_json, read_text
 
 
@@ -57,10 +58,25 @@ def test_a_sealed_file_may_quote_another(tmp_path: Path) -> None:
             check_seal(tmp_path, bytes(damaged))
 
 
+def test_content_that_looks_like_an_empty_mark_is_kept(tmp_path: Path) -> None:
+    name = f"a class named {UNSEALED}"
+    sealed = sealed_arrow(pa.table({"name": [name]}))
+    check_seal(tmp_path, sealed)
+    assert pa.ipc.open_file(sealed).read_all()["name"].to_pylist() == [name]
+
+
+def test_what_is_not_a_regular_file_is_damaged(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(DamagedFile, match="is not a regular file"):
+            read_sealed(tmp_path / name)
+
+
 def test_content_is_sealed_once() -> None:
     with pytest.raises(ValueError, match="expected 'farebox-sha256:"):
         seal(b"no mark")
-    with pytest.raises(ValueError, match="found marks"):
+    with pytest.raises(ValueError, match=r"found b'farebox-sha256:[0-9a-f]{64}'"):
         seal(seal(UNSEALED.encode()))
 
 
@@ -78,10 +94,10 @@ def test_text_is_read_without_its_byte_order_mark(tmp_path: Path, encoding: str)
         (b"caf\xe9", "can't decode byte"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer: type git lfs pull"),
         (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' occurs twice"),
-        (b"{", "Expecting"),
+        (b"{", "is not valid JSON"),
     ],
 )
 def test_what_is_not_json_in_utf_8_is_refused(tmp_path: Path, content: bytes, line: str) -> None:
     (tmp_path / "text").write_bytes(content)
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(DataError, match=line):
         read_json(tmp_path / "text")

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +398,14 @@ def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path: Path) -> None:
     for at in range(len(data)):
         checkpoint.path.write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
         assert checkpoint.load() is None, at
+
+
+def test_weights_that_changed_after_the_plan_fail_the_trial_before_anything_is_asked(lab: Lab) -> None:
+    spec = replace(lab.spec("taskres"), model_identity="other weights")
+    lab.reserve(spec)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
+    assert row.status == "failed" and "the weights changed after the run was planned" in str(row.error)
+    assert lab.paid(spec) == Bill()
 
 
 # --- the curve -----------------------------------------------------------------------------------------------------
