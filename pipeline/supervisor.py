@@ -17,7 +17,7 @@ from pipeline.blackbox.boundary import Session
 from pipeline.data.images import Images
 from pipeline.errors import MethodError, NonFiniteError
 from pipeline.finite import first_non_finite
-from pipeline.isolation import seed_globals, settings_kept
+from pipeline.isolation import Settings, seed_globals
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Supervisor:
 
     def __init__(self, session: Session, cls: type[Method], seed: int) -> None:
         self.session, self.cls, self.seed = session, cls, seed
-        self._outside = outside_state(cls)
+        self._outside, self._settings = outside_state(cls), Settings()
         self._given: FewShotTask | None = None
         self._kept: FewShotTask | None = None
 
@@ -47,7 +47,7 @@ class Supervisor:
         """
         seed_globals(self.seed, stage)
         try:
-            with settings_kept(), self.session.watchdog.watching(f"{stage} of {self.session.method}"):
+            with self.session.watchdog.watching(f"{stage} of {self.session.method}"):
                 result = function(*arguments)
         except SystemExit as error:
             raise self._error(f"{stage} exited the process (SystemExit: {error.code})") from error
@@ -55,6 +55,8 @@ class Supervisor:
             if self.session.failure is not None and error is not self.session.failure:
                 raise self.session.failure from error
             raise
+        finally:
+            self._settings.restore()
         if self.session.failure is not None:
             raise self.session.failure
         self._check_task(stage)
