@@ -26,6 +26,7 @@ from pipeline.data.source import ParquetSource, Source
 from pipeline.data.split import draw
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.files import write_atomic
+from pipeline.plain_yaml import scalar
 from pipeline.untrusted import text_problem
 
 Say = Callable[[str], None]
@@ -163,7 +164,7 @@ def _words(words: Sequence[str], known: Mapping[str, str], wanted: Sequence[str]
 
 
 def _number(key: str, text: str, minimum: int) -> int:
-    return checks.whole(key, int(text) if text.isdecimal() else text, minimum)
+    return checks.whole(key, scalar(text), minimum)
 
 
 def _card_file(name: str, force: bool) -> Path:
