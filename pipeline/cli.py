@@ -190,15 +190,14 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def claims(arguments: argparse.Namespace) -> int:
     """What the seed papers claim, measured here: runs what is missing (under an hour), prints each verdict and why."""
-    from pathlib import Path
-
     from pipeline.claims import table
     from pipeline.claims.evidence import Evidence
+    from pipeline.typed_values import path
 
     papers = [word for word in arguments.words if "=" not in word]
     storage = [word.partition("=")[2] for word in arguments.words if word.startswith("storage=")]
     words = [word for word in arguments.words if "=" in word and not word.startswith("storage=")]
-    evidence = Evidence(Path(storage[-1] if storage else "runs/claims").absolute(), words, _say_aside)
+    evidence = Evidence(path("storage", storage[-1] if storage else "runs/claims").absolute(), words, _say_aside)
     rows = table.find(papers, evidence)
     print(strict_json(table.records(rows), indent=1) if arguments.json else table.text(rows))
     _say_aside(f"\nwritten to {evidence.storage}: {', '.join(table.write(rows, evidence))}")

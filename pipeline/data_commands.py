@@ -18,6 +18,7 @@ from pipeline.data.split import draw
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.files import write_atomic
 from pipeline.finite import strict_json
+from pipeline.plain_yaml import scalar
 from pipeline.untrusted import text_problem
 
 Say = Callable[[str], None]
@@ -129,4 +130,4 @@ def key_values(
 
 def number(key: str, text: str, minimum: int) -> int:
     """Return a whole number of `minimum` or more from its text. ConfigError otherwise."""
-    return checks.whole(key, int(text) if text.isdecimal() else text, minimum)
+    return checks.whole(key, scalar(text), minimum)

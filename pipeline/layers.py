@@ -27,8 +27,8 @@ CONF = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
 Kind = Literal["sweep", "model", "dataset", "method"]
 ALLOW_ENV = "FAREBOX_ALLOW_ENV"
 """Environment variable; 1 allows interpolations such as ${oc.env:NAME} in files."""
-REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_.]*\}")
-"""An interpolation that names a key of the run and nothing else."""
+REFERENCE = re.compile(r"\$\{([a-z]+)\}")
+"""An interpolation that names a key at the top of base.yaml and nothing else."""
 BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
 """Keys of base.yaml under which a method's name stands, and what under that."""
 
@@ -93,13 +93,26 @@ def _refuse_interpolation(path: Path, value: Any, references: bool) -> None:
             _refuse_interpolation(path, item, references)
 
 
+def _check_references(where: str, value: Any, others: Mapping[str, Any]) -> None:
+    """ConfigError where text of a file names a key whose own value in a file has an interpolation.
+
+    Such chains could name themselves, or grow beyond all memory.
+    """
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_references(where, item, others)
+    for key in REFERENCE.findall(value) if isinstance(value, str) else ():
+        if _interpolates(others.get(key)):
+            raise ConfigError(f"{where}: {value[:60]!r} names {key}, whose value has an interpolation itself")
+
+
 def _resolved(data: dict[str, Any]) -> dict[str, Any]:
     """The data with its interpolations replaced by OmegaConf, where it has any."""
     if not _interpolates(data):
         return data
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(data), resolve=True))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"an interpolation cannot be resolved: {first_line(error)}") from error
 
 
@@ -144,6 +157,8 @@ def merged(words: Sequence[str]) -> dict[str, Any]:
         _check_keys(where, layer, base, "")
     whole = _over(_over(base, chosen), typed)
     whole["sweep"] = Path(sweep).stem
+    if os.environ.get(ALLOW_ENV) != "1":
+        _check_references(f"sweep {sweep!r}", chosen, {key: value for key, value in chosen.items() if key not in typed})
     raw = _resolved(whole)
     raw["method"] = _settings_of_methods(raw, chosen, typed)
     return raw

@@ -324,6 +324,8 @@ def test_every_resolver_counts_and_a_reference_to_a_key_does_not(tmp_path: Path,
         compose([f"sweep={path}"])
     path.write_text("storage: runs/${sweep}-${model}\n")
     assert compose([f"sweep={path}"]).storage.name == "own-tiny"
+    path.write_text("label: at ${storage}\n")
+    assert compose([f"sweep={path}"]).label == "at runs/own"
 
 
 def test_a_typed_value_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,3 +333,28 @@ def test_a_typed_value_may_come_from_the_environment(monkeypatch: pytest.MonkeyP
     assert compose(["budget.global.url=${oc.env:SECRET_OF_MINE}"]).ledger_url.endswith("password@host/db")
     with pytest.raises(ConfigError, match="interpolation"):
         compose(["label=${oc.env:NOT_SET_ANYWHERE}"])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "label: ${label}\n",
+        "label: ${storage}\nstorage: ${label}\n",
+        "label: ${mlflow}${mlflow}\nmlflow: ${storage}${storage}\n",
+        "storage: x\nfeatures: ${budget}\n",
+        "method: {zero_shot: {a: '${method.zero_shot.b}', b: x}}\nmethods: [zero_shot]\n",
+    ],
+)
+def test_a_chain_of_references_in_a_file_is_refused(tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(lines)
+    with pytest.raises(ConfigError) as error:
+        compose([f"sweep={path}"])
+    one_line(error.value)
+
+
+def test_a_typed_reference_to_itself_is_refused() -> None:
+    for words in (["label=${label}"], ["label=${storage}", "storage=${label}"]):
+        with pytest.raises(ConfigError) as error:
+            compose(words)
+        one_line(error.value)
