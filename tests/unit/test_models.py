@@ -31,6 +31,7 @@ from pipeline.cli import main
 from pipeline.config import ModelCard, model_card
 from pipeline.errors import ConfigError, DataError, EndpointRefused, shortened
 from pipeline.plan import announcements, make_plan
+from pipeline.trial import spec_columns
 from tests.lab import Lab
 
 State = dict[str, Tensor]
@@ -366,6 +367,18 @@ def test_a_file_that_changes_after_the_plan_is_refused_by_the_replica(state: Sta
         models.load(spec.model)
 
 
+def test_a_stated_digest_is_compared_without_regard_to_case_and_for_tags_too(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(state, tmp_path / "w.pt")
+    digest = describe(card_of(path)).card.weights_sha256
+    assert describe(card_of(path, weights_sha256=digest.upper())).identity == describe(card_of(path)).identity
+    monkeypatch.setattr(architecture, "cached_file", lambda settings: path)
+    tag = card_of(Path("openai"), "ViT-B-32-quickgelu", weights_sha256="0" * 64)
+    with pytest.raises(DataError, match="does not have the digest that its card states"):
+        describe(tag)
+
+
 @pytest.mark.parametrize(
     ("arch", "phrase"),
     [
@@ -461,9 +474,7 @@ def test_the_stated_rule_is_used_recorded_printed_and_part_of_the_trial_id(
     assert "resize_mode from the card, else open_clip's default, as no tag has a rule" in printed
 
 
-def test_a_rows_of_a_trial_that_failed_states_the_rule_too(lab: Lab) -> None:
-    from pipeline.trial import spec_columns
-
+def test_the_row_of_a_trial_that_failed_states_the_rule_too(lab: Lab) -> None:
     assert spec_columns(lab.spec("zero_shot"))["transform"] == "grey8"
 
 
