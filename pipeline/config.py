@@ -189,8 +189,7 @@ def refuse_same_names(*groups: Sequence[DatasetCard]) -> None:
             listed.add(file)
             if files.setdefault(key, file) != file:
                 raise ConfigError(
-                    f"two data sets are named {card.name!r}: {files[key]} and {file}; "
-                    "change the `name:` of one card (without that line, the name is the file's)"
+                    f"two data sets are named {card.name!r}: {files[key]} and {file}; change the `name:` of one card"
                 )
 
 

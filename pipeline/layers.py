@@ -49,11 +49,19 @@ def names(kind: Kind) -> list[str]:
 
 
 def file_of(kind: Kind, name: str) -> Path:
-    """The file of this name, there or not: of conf/, else of the user's own. A path ending in .yaml is itself."""
+    """The file of this name, there or not: of conf/, else of the user's own. A path ending in .yaml is itself.
+
+    Raises:
+        ConfigError: both have a file of this name, and which one is meant would be a guess.
+    """
     if name.endswith(".yaml"):
         return typed_values.path(kind, name)
-    shipped = CONF / kind / f"{name}.yaml"
-    return shipped if shipped.is_file() else own_folder(kind) / f"{name}.yaml"
+    shipped, own = CONF / kind / f"{name}.yaml", own_folder(kind) / f"{name}.yaml"
+    if not shipped.is_file():
+        return own
+    if own.is_file() and not own.samefile(shipped):
+        raise ConfigError(f"two files define {kind} {name!r}: {shipped} and {own}; rename your own")
+    return shipped
 
 
 def load(kind: Kind, name: str) -> dict[str, Any]:

@@ -419,6 +419,21 @@ def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
     assert ".yaml and /" in str(error.value) and "change the `name:` of one card" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "word"), [("dataset", "datasets=[icons]"), ("model", "model=fake"), ("method", "methods=[craft]")]
+)
+def test_an_own_file_with_the_name_of_a_shipped_one_is_refused_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, word: str
+) -> None:
+    monkeypatch.setenv("FAREBOX_CONF", str(tmp_path))
+    own = tmp_path / kind / f"{word.split('=')[1].strip('[]')}.yaml"
+    own.parent.mkdir()
+    smoke(word)
+    own.write_text("x: 1")
+    with pytest.raises(ConfigError, match=f"two files define {kind} .*{own}; rename your own"):
+        smoke(word)
+
+
 def test_a_card_may_be_named_once_in_a_list_and_again_in_another(tmp_path: Path) -> None:
     a, b = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "b.yaml", "other")
     cards_of(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "shift=false"))
