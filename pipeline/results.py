@@ -58,7 +58,7 @@ __all__ = [
     "to_table",
 ]
 
-REPAIR = "repeat the `farebox run` command of this storage: it recomputes the trial at no new charge"
+REPAIR = "repeat the `farebox run` command of this storage, which recomputes it at no new charge"
 LISTED = 5
 """Damaged files that are named one by one; more are counted."""
 
@@ -71,11 +71,13 @@ class Damage(NamedTuple):
     reason: str
     effect: str
     """What is left out because of it."""
+    otherwise: str = ""
+    """What also repairs it."""
 
     @property
     def line(self) -> str:
         """The file, what is wrong with it, what follows, and the command that repairs it."""
-        return f"{self.path} is damaged: {self.reason}; {self.effect}; {REPAIR}"
+        return f"{self.path} is damaged: {self.reason}; {self.effect}; {REPAIR}{self.otherwise}"
 
 
 class Scan(NamedTuple):
@@ -171,7 +173,7 @@ class Store:
             table = None
         except (OSError, KeyError, ValueError, pa.ArrowException, DamagedFile) as error:
             reason = error.reason if isinstance(error, DamagedFile) else first_line(error)
-            self.damaged[path] = Damage(path, path.stem, reason, "its trial counts as not run")
+            self.damaged[path] = Damage(path, path.stem, reason, "its trial counts as not run", ", or delete the file")
             return None
         self.damaged.pop(path, None)
         return table

@@ -395,10 +395,10 @@ def outcomes(
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "sweep"
-        state, value = forked(lambda: str(make(home).folder))
+        state, value = forked(lambda: str(make(home).folder), 900)
         assert state == "done", value
         sweep = Sweep(home)
-        state, before = forked(lambda: baseline(sweep))
+        state, before = forked(lambda: baseline(sweep), 900)
         assert state == "done", before
         before["seen"] = {name: tuple(seen) for name, seen in before["seen"].items()}
         look(sweep)  # so that no child imports what commands import

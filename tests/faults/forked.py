@@ -14,7 +14,7 @@ from typing import Any
 TIMEOUT_S = 180
 
 
-def forked(work: Callable[[], Any]) -> tuple[str, Any]:
+def forked(work: Callable[[], Any], timeout_s: int = TIMEOUT_S) -> tuple[str, Any]:
     """Do work in a forked process.
 
     Returns ("done", its result as JSON gives it back), ("traceback", text), ("crash", signal) or ("hang", seconds).
@@ -34,7 +34,7 @@ def forked(work: Callable[[], Any]) -> tuple[str, Any]:
             os._exit(0)
     os.close(write)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
-    signal.alarm(TIMEOUT_S)
+    signal.alarm(timeout_s)
     try:
         with os.fdopen(read) as pipe:
             text = pipe.read()
@@ -42,7 +42,7 @@ def forked(work: Callable[[], Any]) -> tuple[str, Any]:
     finally:
         left = signal.alarm(0)
     if left == 0 and os.WIFSIGNALED(wait):
-        return "hang", TIMEOUT_S
+        return "hang", timeout_s
     if os.WIFSIGNALED(wait) or not text:
         return "crash", signal.Signals(os.WTERMSIG(wait)).name if os.WIFSIGNALED(wait) else "no answer"
     outcome, value = json.loads(text)
