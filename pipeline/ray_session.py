@@ -8,6 +8,7 @@ process itself, with an exit code and a line of ours, as soon as one does not.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -110,7 +111,7 @@ def check_nodes(expected: ImportedCode) -> None:
         try:
             found = ImportedCode(*ray.get(reference, timeout=PROBE_TIMEOUT_S))
         except RayError as error:
-            raise ConfigError(f"node {address} did not tell which code it imports: {first_line(error)[:160]}") from error
+            raise ConfigError(f"node {address} did not tell its code digest: {first_line(error)[:160]}") from error
         if difference := code_difference(expected, found, address):
             raise ConfigError(difference)
 
@@ -166,7 +167,7 @@ def _end(line: str, folder: Path | None) -> None:
     """Print the line and end the process at once: every call to Ray would block, or end it without a word."""
     sys.stderr.write(("\n" if sys.stderr.isatty() else "") + f"farebox: {line}\n")
     sys.stderr.flush()
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # the main thread goes on for a moment
+    sys.stdout = sys.stderr = io.StringIO()  # the main thread goes on for a moment
     if folder is not None:
         with contextlib.suppress(Exception):
             ray_worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)

@@ -17,6 +17,7 @@ from methods import all_methods
 from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.blackbox.ledger import Ledger
+from pipeline.checks import check_free_port
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, TrackingError, masked
 from pipeline.files import write_atomic
@@ -128,10 +129,15 @@ def sync(config: Config, say: Say) -> None:
 
 
 def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours."""
+    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours.
+
+    Raises:
+        ConfigError: there is no sweep, or the port is in use.
+    """
     from pipeline.tracking import ui_command as command
 
     _store(config)
+    check_free_port(port)
     return command(config.mlflow, port)
 
 
