@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -259,6 +260,33 @@ def refuse_passwords(words: Sequence[str]) -> None:
                 f"{key}: any user of this machine can read a password on the command line; put the URL into an "
                 f"environment variable, as {name}, and type {key}='${{oc.env:{name}}}'"
             )
+
+
+def check_free_port(port: int, host: str = "127.0.0.1") -> None:
+    """Verify that a server can listen on this port.
+
+    Raises:
+        ConfigError: another program listens on it, or the system does not allow it.
+    """
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port}: expected a number from 1 to 65535")
+    if (error := _cannot_listen(host, port)) is None:
+        return
+    others = [*range(port + 1, min(port + 100, 65536)), *range(max(port - 100, 1024), port)]
+    other = next((n for n in others if n >= 1024 and _cannot_listen(host, n) is None), 0)
+    what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+    raise ConfigError(f"port {port} {what}: --port {other or 5000}")
+
+
+def _cannot_listen(host: str, port: int) -> OSError | None:
+    """Why the port cannot be bound; None when it can."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
+        try:
+            server.bind((host, port))
+        except OSError as error:
+            return error
+    return None
 
 
 def close_ray_token(home: Path) -> None:

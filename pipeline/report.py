@@ -18,6 +18,7 @@ from methods import all_methods
 from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.books import audit, existing_ledger, trials_of
+from pipeline.checks import check_free_port
 from pipeline.config import Config, dataset_card, model_card, names
 from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
@@ -164,10 +165,15 @@ def sync(config: Config, say: Say) -> list[str]:
 
 
 def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours."""
+    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours.
+
+    Raises:
+        ConfigError: there is no sweep, or the port is in use.
+    """
     from pipeline.tracking import ui_command as command
 
     _store(config)
+    check_free_port(port)
     return command(config.mlflow, port)
 
 

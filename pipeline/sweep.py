@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import torch
@@ -31,7 +29,7 @@ from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, announcements, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
-from pipeline.ray_session import ray_session
+from pipeline.ray_session import LOST, ray_session
 from pipeline.results import ResultRow, Store
 from pipeline.runs import add_run
 from pipeline.source_code import check_code, driver_code
@@ -68,11 +66,27 @@ class Outcome:
 class TrialRunner(tune.Trainable):  # type: ignore[misc]
     """Tune's view of a trial: one step that runs it. The worker, its imports and its pool are reused by the next."""
 
-    def setup(self, config: dict[str, Any], shared: dict[str, Any] | None = None) -> None:
-        """Keep what all trials share."""
-        assert shared is not None
+    shared: ClassVar[dict[str, Any]]
+    """What all trials share."""
+
+    @classmethod
+    def sharing(cls, shared: dict[str, Any]) -> type[TrialRunner]:
+        """Return the class with these values as a part of it.
+
+        Tune's own way puts them into the object store, and the process of a driver that has an object there is ended by
+        Ray, without a word, as soon as the object is lost.
+        """
+
+        class Sharing(cls):  # type: ignore[misc, valid-type]  # a local class: Ray sends it by value
+            pass
+
+        Sharing.shared = shared
+        return Sharing
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first trial."""
         torch.set_num_threads(1)
-        self.shared, self.index = shared, int(config["index"])
+        self.index, shared = int(config["index"]), self.shared
         self.refusal: CodeMismatch | None = None
         try:
             check_code(shared["code"])
@@ -207,22 +221,15 @@ def _ray(config: Config, storage_id: str, say: Say) -> Iterator[tuple[list[Any],
         replicas, ledger = _start(config, storage_id, say)
         try:
             yield replicas, ledger
-        except ray.exceptions.RayError as error:
-            raise EndpointLost(f"Ray was lost ({first_line(error)}): the same command goes on") from error
+        except (ray.exceptions.RayError, tune.TuneError) as error:
+            raise EndpointLost(LOST.format(first_line(error)[:120])) from error
 
 
 def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     if not ray.cluster_resources().get("CPU"):
         raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
     return start(config.model, config.features, config.threads, config.replicas, config.ledger_url, storage_id, say)
-
-
-def _interrupt(*_: object) -> None:
-    """A batch system's SIGTERM ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _tune(
@@ -268,7 +275,7 @@ def _tune(
     try:
         with Progress(len(funded), predicted.requests, watch.count, heart.beat), _quiet():
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(TrialRunner, shared=shared), {"cpu": min(1.0, cores / slots)}),
+                tune.with_resources(TrialRunner.sharing(shared), {"cpu": min(1.0, cores / slots)}),
                 param_space={"index": tune.grid_search(list(range(len(funded))))},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=None if growing else slots),
                 run_config=tune.RunConfig(
