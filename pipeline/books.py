@@ -15,7 +15,7 @@ from pipeline.blackbox.ledger_schema import sqlite_file
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config, GlobalBudget
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
-from pipeline.plan import Plan, TrialSpec
+from pipeline.plan import Plan, TrialSpec, refuse_nameless
 from pipeline.results import FINISHED, ResultRow, Store
 from pipeline.row import account_name
 from pipeline.storage_id import FILE, StorageId, is_copy, moved_here, new_id, read_id, write_id
@@ -25,6 +25,8 @@ SWEEP = "sweep:"
 """Accounts whose names begin so are ceilings of single sweeps."""
 _ACCOUNT = ["trial_id", "method_digest", "code_digest"]
 """Columns of a row that name its trial's account."""
+LONGEST_NAME = 60
+"""Characters in the name of a global budget."""
 
 
 def sweep_account(storage_id: str) -> str:
@@ -53,6 +55,11 @@ def open_ledger(config: Config, say: Callable[[str], None]) -> tuple[Ledger, Sto
             if config.global_budget.url is None:
                 for earlier in storage.copied_from:
                     ledger.rename_storage(earlier, storage.id, {sweep_account(earlier): sweep_account(storage.id)})
+            if config.global_budget.name and config.global_budget.url is None:
+                say(
+                    f"budget {config.global_budget.name!r} is in this storage's own ledger, which no other sweep uses: "
+                    "to share it, name one ledger for all with budget.global.url=URL"
+                )
             ledger.check(storage.id)
             ledger.register(storage.id, storage.path, storage.host)
         except BaseException:
@@ -139,6 +146,7 @@ def reserve(
         ConfigError: the limits of an account contradict those of the sweep.
     """
     config = plan.config
+    refuse_nameless(config)
     accounts = [sweep_account(storage_id)]
     _open_sweep(ledger, accounts[0], config.sweep_budget)
     if config.global_budget.name:
@@ -169,10 +177,17 @@ def _open_sweep(ledger: Ledger, name: str, limits: Limits) -> None:
         raise ConfigError(f"{error}; raise the ceiling (budget.sweep.*)") from error
 
 
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that a global budget cannot have."""
+    if name.startswith(SWEEP):
+        raise ConfigError(f"budget name {name[:60]!r}: names that begin with {SWEEP!r} are those of single sweeps")
+    if not name.isprintable() or not name.strip() or len(name) > LONGEST_NAME:
+        raise ConfigError(f"budget name {name[:60]!r}: expected 1 to {LONGEST_NAME} printable characters")
+
+
 def _join(ledger: Ledger, name: str, budget: GlobalBudget) -> None:
     """Join a named global budget, or create it. Its present limits never change here."""
-    if name.startswith(SWEEP):
-        raise ConfigError(f"budget.global.name={name}: names that begin with {SWEEP!r} are those of single sweeps")
+    check_name(name)
     stated = budget.limits
     if stated == Limits():
         if ledger.limits(name) is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.blackbox.bill import LIMITED, Limits, Reservation
 from pipeline.blackbox.ledger import Ledger
-from pipeline.books import SWEEP, existing_ledger
+from pipeline.books import SWEEP, check_name, existing_ledger
 from pipeline.config import compose
 from pipeline.errors import ConfigError, DamagedFile, LedgerError
 from pipeline.storage import alone, held
@@ -57,6 +57,8 @@ def _parse(verb: str, arguments: Sequence[str]) -> Command:
         if not equals:
             names.append(argument)
         elif verb == "set" and key in LIMITED:
+            if key in limits:
+                raise ConfigError(f"farebox budget set: {key} is given twice")
             limits[key] = _limit(key, value)
         elif key in LEDGER_KEYS:
             overrides.append(f"budget.global.{argument}" if key == "url" else argument)
@@ -170,10 +172,7 @@ def _clock(seconds: float) -> str:
 
 def _set(command: Command) -> dict[str, Any]:
     ledger, (name,) = command.ledger, command.names
-    if name.startswith(SWEEP):
-        raise ConfigError(
-            f"{name} is the ceiling of one sweep: its command sets it, with budget.sweep.requests and images"
-        )
+    check_name(name)
     before = ledger.limits(name)
     limits = replace(before or Limits(), **command.limits)
     try:
@@ -205,8 +204,9 @@ def _release(command: Command) -> dict[str, Any]:
                 f"no open trials of a storage {name!r} in {ledger.name}; storages with open trials: {known}"
             )
         _refuse_at_work(reservations[name])
-    chosen = command.names or [name for name, r in reservations.items() if state(r) == "deleted"]
-    for name in dict.fromkeys(chosen):
+    deleted = [name for name, reservation in reservations.items() if state(reservation) == "deleted"]
+    chosen = list(dict.fromkeys(command.names or deleted))
+    for name in chosen:
         reservation = reservations[name]
         with contextlib.ExitStack() as lock:
             if state(reservation) == "stopped" and reservation.place is not None:

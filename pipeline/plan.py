@@ -269,8 +269,18 @@ def _trial(
     )
 
 
+def refuse_nameless(config: Config) -> None:
+    """Raise ConfigError for limits of a global budget without its name, which would limit nothing."""
+    budget = config.global_budget
+    if budget.name is None and budget.limits != Limits():
+        raise ConfigError(
+            f"budget.global limits {budget.limits.words} of a budget without a name: add budget.global.name"
+        )
+
+
 def refuse_unpayable(config: Config, asked: Bill) -> None:
     """Raise BudgetExceeded when the ceilings cannot pay what trials are predicted to ask."""
+    refuse_nameless(config)
     for account, ceiling in (
         ("the sweep", config.sweep_budget),
         (f"global budget {config.global_budget.name!r}", config.global_budget.limits),

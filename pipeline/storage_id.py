@@ -62,6 +62,8 @@ def read_id(folder: Path) -> StorageId:
         lines = path.read_bytes().splitlines()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"no sweep at {folder}: name one with storage=DIR") from error
+    except OSError as error:
+        raise DamagedFile(path, f"it cannot be read ({error.strerror})") from error
     for line in lines:
         try:
             check_seal(path, line)
@@ -94,7 +96,7 @@ def is_copy(folder: Path, identity: StorageId, path: str, host: str) -> bool:
         return read_id(other).id == identity.id
     except (FileNotFoundError, NotADirectoryError, ConfigError):
         return False
-    except (OSError, DamagedFile):  # it is there, and cannot be read
+    except (OSError, DamagedFile):  # it is there and cannot be read
         return True
 
 

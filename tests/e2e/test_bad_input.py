@@ -107,6 +107,11 @@ def test_a_ceiling_of_a_named_budget_is_refused_as_well(command: Command) -> Non
     assert "asked of account \"global budget 'thesis'\", which has 10 left" in said
 
 
+def test_limits_of_a_global_budget_without_its_name_are_refused(command: Command) -> None:
+    for words in (["budget.global.requests=10"], ["budget.global.images=10", "budget.partial=true"]):
+        assert "of a budget without a name: add budget.global.name" in command.refused(*words)
+
+
 def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: Path) -> None:
     assert "cannot be used: wanted sqlite:///PATH or postgresql" in command.refused("budget.global.url=mysql://x/y")
     (tmp_path / "ledger.db").write_text("this is no database" * 100)
