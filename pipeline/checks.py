@@ -8,6 +8,7 @@ import math
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -129,10 +130,10 @@ def flag(key: str, value: Any) -> bool:
 
 def text(key: str, value: Any) -> str:
     """A name or a path in one line; a number is taken as its digits."""
+    if value is None or isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
     if not isinstance(value, str | int | float) or value == "":
         raise ConfigError(f"{key}={value}: expected a name or a path")
-    if isinstance(value, bool):
-        raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
     if problem := text_problem(str(value)):
         raise ConfigError(f"{key}: {ascii(value)[:80]} has {problem}")
     return str(value)
@@ -215,9 +216,9 @@ def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
 def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
     """One allotment; or, where requests or images is a list, every combination: the budget as an axis of the sweep."""
     points = [
-        Limits(limit("budget.requests", r), limit("budget.images", i))
-        for r in _different("budget.requests", _as_list(requests))
-        for i in _different("budget.images", _as_list(images))
+        Limits(r, i)
+        for r in _different("budget.requests", [limit("budget.requests", r) for r in _as_list(requests)])
+        for i in _different("budget.images", [limit("budget.images", i) for i in _as_list(images)])
     ]
     return tuple(points)
 
@@ -229,9 +230,9 @@ def _as_list(value: Any) -> list[Any]:
 def _different(key: str, values: list[T]) -> tuple[T, ...]:
     if not values:
         raise ConfigError(f"{key}=[]: expected at least one")
-    repeated = [v for v in values if values.count(v) > 1]
-    if repeated:
-        raise ConfigError(f"{key}: {repeated[0]!r} is listed twice")
+    value, count = Counter(values).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"{key}: {value!r} is listed twice")
     return tuple(values)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
+from pipeline.console import echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.finite import strict_json
 
@@ -41,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         incomplete = isinstance(error, ModuleNotFoundError)
         remedy = ": the installation is incomplete, type: pip install --force-reinstall farebox" if incomplete else ""
-        _complain(f"{error}{remedy}")
+        print_error(f"{error}{remedy}")
         return 2
     except (ConfigError, DataError, AccessDenied, BudgetExceeded) as error:
-        _complain(error)
+        print_error(error)
         return 2
     except FareboxError as error:
-        _complain(error)
+        print_error(error)
         return 3
     except KeyboardInterrupt:
         print("\nfarebox: interrupted; nothing is lost: the same command continues", file=sys.stderr)
@@ -67,11 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = compose(arguments.words)
     for line in notes(arguments.words):
-        _say_aside(f"farebox: {line}")
+        log(f"farebox: {line}")
     mirror = report.Mirroring(config)
-    outcome = sweep.run(config, _say, mirror.add)
+    outcome = sweep.run(config, echo, mirror.add)
     mirror.close()
-    damaged = report.publish(config, _say)
+    damaged = report.publish(config, echo)
     for line in (*outcome.problems, *damaged):
         print(shortened(line), file=sys.stderr)
     return 3 if outcome.problems or damaged else 0
@@ -86,11 +87,11 @@ def plan(arguments: argparse.Namespace) -> int:
 
     made = outline(compose(arguments.words))
     for line in notes(arguments.words):
-        _say_aside(f"farebox: {line}")
+        log(f"farebox: {line}")
     if arguments.json:
         print(strict_json(made.records(), indent=1))
         for line in (*report.model_lines(made), *report.absent_lines(made)):
-            _say_aside(line)
+            log(line)
     else:
         print(report.plan_table(made))
     if not made.config.partial:
@@ -106,7 +107,7 @@ def status(arguments: argparse.Namespace) -> int:
     config = compose(arguments.words)
     record = view.status(config.storage, config.ledger_url)
     print(strict_json(record, indent=1) if arguments.json else view.shown(record))
-    return _exit_code(record["damaged"])
+    return exit_code(record["damaged"])
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
@@ -115,9 +116,9 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline.config import compose
 
     config = compose(arguments.words)
-    text, damaged = report.formatted(config, arguments.format, arguments.raw, arguments.published, _say_aside)
+    text, damaged = report.formatted(config, arguments.format, arguments.raw, arguments.published, log)
     print(text)
-    return _exit_code(damaged)
+    return exit_code(damaged)
 
 
 def ledger(arguments: argparse.Namespace) -> int:
@@ -127,7 +128,7 @@ def ledger(arguments: argparse.Namespace) -> int:
 
     text, problems = report.ledger(compose(arguments.words), as_json=arguments.json)
     print(text)
-    return _exit_code(problems)
+    return exit_code(problems)
 
 
 def budget(arguments: argparse.Namespace) -> int:
@@ -143,7 +144,7 @@ def sync(arguments: argparse.Namespace) -> int:
     from pipeline import report
     from pipeline.config import compose
 
-    return _exit_code(report.sync(compose(arguments.words), _say))
+    return exit_code(report.sync(compose(arguments.words), echo))
 
 
 def ui(arguments: argparse.Namespace) -> int:
@@ -152,29 +153,29 @@ def ui(arguments: argparse.Namespace) -> int:
     from pipeline.config import compose
 
     command, environment = report.ui_command(compose(arguments.words), arguments.port)
-    _say(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
+    echo(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
     os.execvpe(command[0], command, os.environ | environment)
 
 
 def methods(arguments: argparse.Namespace) -> int:
     """What methods exist, with the access that they need and their paper."""
-    from pipeline import report
+    from pipeline import catalog
 
-    return _table(report.methods(), arguments.json)
+    return print_table(catalog.methods(), arguments.json)
 
 
 def datasets(arguments: argparse.Namespace) -> int:
     """What data sets exist, with sizes and licence."""
-    from pipeline import report
+    from pipeline import catalog
 
-    return _table(report.datasets(), arguments.json)
+    return print_table(catalog.datasets(), arguments.json)
 
 
 def models(arguments: argparse.Namespace) -> int:
     """What models exist, with the access that they grant."""
-    from pipeline import report
+    from pipeline import catalog
 
-    return _table(report.models(), arguments.json)
+    return print_table(catalog.models(), arguments.json)
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -183,7 +184,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
     name, *rest = arguments.bench or [None]
     for each in [name] if name else [n for n in harness.names() if n not in harness.ON_REQUEST]:
-        figure = harness.run(each, rest, _say_aside)
+        figure = harness.run(each, rest, log)
         print(strict_json(figure.record()) if arguments.json else figure.table(), flush=True)
     return 0
 
@@ -197,10 +198,10 @@ def claims(arguments: argparse.Namespace) -> int:
     papers = [word for word in arguments.words if "=" not in word]
     storage = [word.partition("=")[2] for word in arguments.words if word.startswith("storage=")]
     words = [word for word in arguments.words if "=" in word and not word.startswith("storage=")]
-    evidence = Evidence(path("storage", storage[-1] if storage else "runs/claims").absolute(), words, _say_aside)
+    evidence = Evidence(path("storage", storage[-1] if storage else "runs/claims").absolute(), words, log)
     rows = table.find(papers, evidence)
     print(strict_json(table.records(rows), indent=1) if arguments.json else table.text(rows))
-    _say_aside(f"\nwritten to {evidence.storage}: {', '.join(table.write(rows, evidence))}")
+    log(f"\nwritten to {evidence.storage}: {', '.join(table.write(rows, evidence))}")
     return 0
 
 
@@ -209,7 +210,7 @@ def data(arguments: argparse.Namespace) -> int:
     from pipeline import data_add, data_commands
 
     verbs = {"add": data_add.add, "check": data_commands.check, "show": data_commands.show}
-    return verbs.get(arguments.verb, data_commands.export_split)(arguments, _say, _say_aside)
+    return verbs.get(arguments.verb, data_commands.export_split)(arguments, echo, log)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -302,47 +303,6 @@ def _data_parsers(parser: argparse.ArgumentParser) -> None:
     made["show"].add_argument("--page", type=int, default=1, help="40 classes a page")
     made["show"].add_argument("--out", metavar="FILE", help="a PNG file; NAME.png when left out")
     made["export-split"].add_argument("--out", metavar="FILE", help="standard output when left out")
-
-
-def _table(records: list[dict[str, Any]], as_json: bool) -> int:
-    if as_json:
-        print(strict_json(records, indent=1))
-        return 0
-    shown = [{k: _cell(v) for k, v in r.items()} for r in records]
-    widths = {k: min(46, max(len(k), *(len(r[k]) for r in shown))) for k in shown[0]}
-    print("  ".join(k.ljust(w) for k, w in widths.items()).rstrip())
-    for record in shown:
-        print("  ".join(_cut(record[k], w).ljust(w) for k, w in widths.items()).rstrip())
-    return 0
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _exit_code(problems: Sequence[str]) -> int:
-    """Print problems on stderr; 3 when there are any, else 0."""
-    for problem in problems:
-        _complain(problem)
-    return 3 if problems else 0
-
-
-def _complain(problem: object) -> None:
-    print(shortened(f"farebox: {problem}"), file=sys.stderr)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _say_aside(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

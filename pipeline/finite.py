@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # commands that load no model do not import torch
+    from torch import Tensor
 
 
 def first_non_finite(values: Tensor) -> tuple[int, ...] | None:
@@ -18,7 +18,7 @@ def first_non_finite(values: Tensor) -> tuple[int, ...] | None:
     """
     if not values.is_floating_point() or math.isfinite(float(values.detach().sum())):
         return None
-    bad = (~torch.isfinite(values.detach())).nonzero()
+    bad = (~values.detach().isfinite()).nonzero()
     return tuple(bad[0].tolist()) if len(bad) else None  # finite elements whose sum overflows
 
 

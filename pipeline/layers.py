@@ -92,9 +92,9 @@ def _refuse_interpolation(path: Path, value: Any, references: bool) -> None:
     """
     if isinstance(value, str):
         if "${" in (REFERENCE.sub("", value) if references else value):
+            instead = "type the key on the command line, or " if references else ""
             raise ConfigError(
-                f"{path}: {value[:60]!r} has an interpolation, which files may not use: type KEY='{value[:60]}' on the "
-                f"command line, or set {ALLOW_ENV}=1"
+                f"{path}: {value[:60]!r} has an interpolation, which files may not use: {instead}set {ALLOW_ENV}=1"
             )
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:

@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from methods import all_methods
 from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.books import audit, existing_ledger, trials_of
 from pipeline.checks import check_free_port
-from pipeline.config import Config, dataset_card, model_card, names
+from pipeline.config import Config, names
 from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
 from pipeline.finite import strict_json
@@ -262,37 +261,6 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
     inherited = f", {copied} of them paid by the storage that this one was copied from" if copied else ""
     text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open{inherited}; {verdict}")
     return "\n".join(text), problems
-
-
-def methods() -> list[dict[str, Any]]:
-    """One record for each method that conf/method or the registry knows."""
-    registered = all_methods()
-    records = []
-    for name in names("method"):
-        info = registered[load("method", name).get("method", name)]
-        records.append(
-            {
-                "method": name,
-                "access": info.access.label,
-                "paper": info.paper,
-                "version": info.version,
-                "new_classes": info.new_classes,
-                "what": info.summary,
-            }
-        )
-    return records
-
-
-def datasets() -> list[dict[str, Any]]:
-    """One record for each data set."""
-    keys = ("classes", "train", "val", "test", "shift_of", "template", "licence", "source")
-    return [{"dataset": name, **{k: getattr(dataset_card(name), k) for k in keys}} for name in names("dataset")]
-
-
-def models() -> list[dict[str, Any]]:
-    """One record for each model."""
-    keys = ("kind", "arch", "weights", "grant", "licence", "note")
-    return [{"model": name, **{k: getattr(model_card(name), k) for k in keys}} for name in names("model")]
 
 
 def _store(config: Config) -> Store:

@@ -154,6 +154,9 @@ def test_what_is_half_understood_is_refused(text: str, reason: str) -> None:
         ("datasets=[1.10]", "no dataset named '1.10'"),
         ("datasets=[2024-01-01]", "no dataset named '2024-01-01'"),
         ("methods=[on]", "no method named 'on'"),
+        ("budget.requests=[[1]]", "budget.requests=[1]: expected a whole number of 1 or more"),
+        ("budget.images=[{a: 1}]", "budget.images={'a': 1}: expected a whole number of 1 or more"),
+        ("datasets=[[icons]]", "datasets=['icons']: expected a name"),
         ("label=false", "label=False: expected a name"),
     ],
 )
