@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.books import SWEEP, check_name, existing_ledger
 from pipeline.config import compose
 from pipeline.errors import ConfigError, DamagedFile, LedgerError
+from pipeline.finite import strict_json
 from pipeline.storage import alone, held
 from pipeline.storage_id import host_name, read_id
 
@@ -46,7 +46,7 @@ def run(verb: str, arguments: Sequence[str], as_json: bool) -> str:
     with contextlib.closing(command.ledger):
         record = {"show": _show, "set": _set, "release": _release}[verb](command)
     if as_json:
-        return json.dumps(record, indent=1)
+        return strict_json(record, indent=1)
     return {"show": _shown, "set": _set_text, "release": _released}[verb](record)
 
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         check_packages()
-        from pipeline.checks import refuse_passwords  # it imports `methods`, which has been checked only now
+        from pipeline.preflight import refuse_passwords  # it imports `methods`, which has been checked only now
 
         refuse_passwords(getattr(arguments, "words", []))
         return int(arguments.command(arguments))

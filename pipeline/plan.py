@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from methods.base import Bill, MethodInfo, TaskShape
+from methods.base import Bill, TaskShape
 from pipeline.blackbox.bill import Limits, total
 from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard
@@ -23,7 +19,7 @@ from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.prompts import check_prompts
 from pipeline.protocol import TestSet, check_words, fitted, test_cards, test_sets, unable, within
 from pipeline.row import account_name
-from pipeline.source_code import code_digest
+from pipeline.source_code import code_digest, method_digest, texts_digest
 
 _RULES = 1
 """Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
@@ -288,36 +284,3 @@ def refuse_unpayable(config: Config, asked: Bill) -> None:
         unit = ceiling.passed(Bill(), asked)
         if unit:
             raise BudgetExceeded(account, unit, getattr(asked, unit), 0, getattr(ceiling, unit))
-
-
-def texts_digest(texts: Sequence[str]) -> str:
-    """Digest of a sequence of texts; empty for none."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16] if texts else ""
-
-
-@cache
-def method_digest(info: MethodInfo) -> str:
-    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out."""
-    folder, done, todo = Path(inspect.getfile(info.cls)).parent, set(), [Path(inspect.getfile(info.cls))]
-    h = hashlib.sha256()
-    while todo:
-        path = todo.pop()
-        if path in done or not path.is_file():
-            continue
-        done.add(path)
-        source = path.read_text()
-        h.update(source.encode())
-        todo += [folder / f"{part}.py" for part in sorted(_imported_parts(source) - {"base"})]
-    return h.hexdigest()[:16]
-
-
-def _imported_parts(source: str) -> set[str]:
-    """The modules of `methods/` that this source imports, in whichever way."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["methods" if node.level else "", node.module or ""]))
-            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return {name.split(".")[1] for name in names if name.startswith("methods.")}

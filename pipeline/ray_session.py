@@ -29,8 +29,8 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.checks import check_listening, close_ray_token
 from pipeline.errors import ConfigError, first_line
+from pipeline.preflight import check_listening, close_ray_token
 from pipeline.source_code import ROOT, ImportedCode, code_difference, code_probe, driver_code
 
 NAMESPACE = "farebox"

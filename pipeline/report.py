@@ -17,7 +17,6 @@ import pyarrow as pa
 from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
 from pipeline.books import audit, existing_ledger, trials_of
-from pipeline.checks import check_free_port
 from pipeline.config import Config, names
 from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
@@ -26,6 +25,7 @@ from pipeline.identity import Selection, missing_references, select
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
+from pipeline.preflight import check_free_port
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Callable, Iterable
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from methods.base import MethodInfo
 from pipeline.errors import CodeMismatch
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages `methods` and `pipeline`."""
 RESULT_SOURCES = (
     *("methods/base.py", "methods/toy.py", "pipeline/blackbox/*.py", "pipeline/data/*.py", "pipeline/plan.py"),
-    *("pipeline/protocol.py", "pipeline/scoring.py", "pipeline/trial.py"),
+    *("pipeline/protocol.py", "pipeline/scoring.py", "pipeline/trial.py", "pipeline/supervisor.py"),
 )
 """Sources that can change a number of a row, besides the method's own files. An edit makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
-    {f"pipeline/blackbox/{name}.py" for name in ("ledger", "ledger_audit", "ledger_rows", "ledger_schema")}
+    {f"pipeline/blackbox/ledger{part}.py" for part in ("", "_audit", "_batch", "_lists", "_rows", "_schema")}
     | {f"pipeline/blackbox/{name}.py" for name in ("local", "pool", "serving")}
     | {f"pipeline/data/{name}.py" for name in ("report", "sheet")}
 )
 """Files among them that cannot: they record charges, pass requests on, print and draw."""
 IMAGE_FEATURE_SOURCES = (
-    *("methods/toy.py", "pipeline/blackbox/model.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
+    *("methods/toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
+    *("pipeline/blackbox/weights.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
 )
 """Sources that turn the bytes of an image into a stored feature."""
 
@@ -121,3 +126,36 @@ def _digest(patterns: Iterable[str]) -> str:
         data = path.read_bytes()
         content.update(f"{path.relative_to(ROOT).as_posix()} {len(data)}\n".encode() + data)
     return content.hexdigest()[:16]
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Digest of a sequence of texts; empty for none."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16] if texts else ""
+
+
+@cache
+def method_digest(info: MethodInfo) -> str:
+    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out."""
+    folder, done, todo = Path(inspect.getfile(info.cls)).parent, set(), [Path(inspect.getfile(info.cls))]
+    h = hashlib.sha256()
+    while todo:
+        path = todo.pop()
+        if path in done or not path.is_file():
+            continue
+        done.add(path)
+        source = path.read_text()
+        h.update(source.encode())
+        todo += [folder / f"{part}.py" for part in sorted(_imported_parts(source) - {"base"})]
+    return h.hexdigest()[:16]
+
+
+def _imported_parts(source: str) -> set[str]:
+    """The modules of `methods/` that this source imports, in whichever way."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, ["methods" if node.level else "", node.module or ""]))
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return {name.split(".")[1] for name in names if name.startswith("methods.")}

@@ -22,12 +22,12 @@ from pipeline import books
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import RayPool, RemoteLedger, Say, loads, start
-from pipeline.checks import refuse_network_sqlite
 from pipeline.config import Config
 from pipeline.errors import CodeMismatch, ConfigError, EndpointLost, LedgerError, StorageError, first_line
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, announcements, make_plan, refuse_unpayable
+from pipeline.preflight import refuse_network_sqlite
 from pipeline.progress import Mirroring, Progress, Watch
 from pipeline.ray_session import LOST, ray_session
 from pipeline.results import ResultRow, Store

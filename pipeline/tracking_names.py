@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from pipeline.finite import strict_json
 from pipeline.results import PHASES, UNITS, ResultRow
 
 PARAMS = (
@@ -70,7 +71,7 @@ def params_of(row: ResultRow) -> dict[str, str]:
     values = {name: getattr(row, name) for name in PARAMS}
     for group, column in (("config", row.config), ("notes", row.notes)):
         for name, value in json.loads(column).items():
-            values[fit_key(f"{group}.{name}")] = value if isinstance(value, str) else json.dumps(value)
+            values[fit_key(f"{group}.{name}")] = value if isinstance(value, str) else strict_json(value)
     return {key: fit_value(str(value)) for key, value in values.items() if value not in (None, "")}
 
 

@@ -37,10 +37,11 @@ from pipeline.errors import (
 )
 from pipeline.finite import strict_json
 from pipeline.isolation import process_state_kept
-from pipeline.plan import TrialSpec, texts_digest
+from pipeline.plan import TrialSpec
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
 from pipeline.scoring import metrics, predict, test_labels
+from pipeline.source_code import texts_digest
 from pipeline.supervisor import Supervisor
 from pipeline.watchdog import Watchdog
 

@@ -22,10 +22,9 @@ from pipeline.errors import DamagedFile, FareboxError
 from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
 from pipeline.finite import strict_json
 from pipeline.outline import absent
-from pipeline.plan import method_digest
 from pipeline.report import Say
 from pipeline.results import FINISHED, ResultRow, Store
-from pipeline.source_code import code_digest
+from pipeline.source_code import code_digest, method_digest
 
 
 class Evidence:

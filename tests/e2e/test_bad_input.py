@@ -120,7 +120,7 @@ def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: P
 
 def test_sqlite_on_a_network_file_system_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
-    monkeypatch.setattr("pipeline.checks.NETWORK", here)
+    monkeypatch.setattr("pipeline.preflight.NETWORK", here)
     said = command.refused()
     assert said.startswith("budget.global.url and mlflow would lie on a network file system")
     assert "budget.global.url=sqlite:////LOCAL/ledger.db (or postgresql" in said and "mlflow=" in said

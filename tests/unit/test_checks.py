@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checks import close_ray_token, refuse_network_sqlite
 from pipeline.errors import ConfigError
+from pipeline.preflight import close_ray_token, refuse_network_sqlite
 
 MOUNTS = r"""
 overlay / overlay rw 0 0

@@ -101,11 +101,11 @@ def test_what_each_format_escapes() -> None:
 
 
 def test_json_is_valid_whatever_a_row_holds() -> None:
-    table = to_table([make(accuracy=math.nan, nll=math.inf), make(seed=2, accuracy=50.0, nll=math.nan)])
+    records = raw_records(to_table([make(accuracy=50.0)]))
+    records[0] |= {"accuracy": math.nan, "nll": math.inf}
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    (record,) = json.loads(to_json(leaderboard(table)), parse_constant=refuse)
-    assert (record["seeds"], record["accuracy"], record["nll"]) == (1, 50.0, None)
-    assert len(json.loads(to_json(raw_records(table)), parse_constant=refuse)) == 2
+    (record,) = json.loads(to_json(records), parse_constant=refuse)
+    assert (record["seed"], record["accuracy"], record["nll"]) == (1, None, None)

@@ -220,7 +220,8 @@ def test_a_card_edited_and_restored_shows_the_numbers_of_the_card_that_stands_th
         config = compose([*lab.words, "methods=[zero_shot]", "views=2"])
         sweep.run(config, lambda line: None, lambda rows: None)
         notes: list[str] = []
-        (board,) = json.loads(report.formatted(config, "json", raw=False, echo=notes.append))
+        text, _ = report.formatted(config, "json", raw=False, echo=notes.append)
+        (board,) = json.loads(text)
         return board | {"notes": notes}
 
     try:

@@ -260,7 +260,7 @@ def test_what_is_known_is_merged_into_one_file_and_outlives_damage(tmp_path: Pat
 
 def test_a_flipped_byte_of_what_is_known_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "known"
-    record = np.array([(1, 5, 9, True, 0)], RECORD)
+    record = np.array([(1, 5, 9, True, 0, 0)], RECORD)
     Known(folder, 3).add(record)
     (path,) = folder.iterdir()
     data = path.read_bytes()

@@ -17,7 +17,8 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.config import compose
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.outline import outline
-from pipeline.plan import TrialSpec, method_digest, refuse_unpayable
+from pipeline.plan import TrialSpec, refuse_unpayable
+from pipeline.source_code import method_digest
 from tests.lab import Lab, outcome, plain_bill
 
 # --- trial ids -----------------------------------------------------------------------------------------------------
