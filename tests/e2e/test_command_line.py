@@ -91,7 +91,7 @@ def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) 
 def test_it_leaves_its_files_and_nothing_else(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
-    stores = {"ledger.db", "mlflow", "mlflow.db", "predictions", "results", "storage_id"}
+    stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "results", "storage_id"}
     assert found == {".lock", "leaderboard", "log.jsonl"} | stores
     assert {path.suffix for path in (swept.storage / "leaderboard").rglob("*") if path.is_file()} >= {".html", ".csv"}
     assert not list(swept.storage.parent.rglob("*.tmp"))
