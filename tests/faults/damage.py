@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-import pipeline.blackbox.model
+import pipeline.blackbox.architecture
 import pipeline.cards
 import pipeline.published
 from pipeline import cli, report, status  # noqa: F401
@@ -120,7 +120,7 @@ class Sweep:
     def enter(self) -> None:
         """Make this process use the copy's index cache and embedded files."""
         os.environ["FAREBOX_CACHE"] = str(self.folder / "cache")
-        pipeline.cards.EMBEDDED = pipeline.blackbox.model.EMBEDDED = self.folder / "embedded"  # type: ignore[misc]
+        pipeline.cards.EMBEDDED = pipeline.blackbox.architecture.EMBEDDED = self.folder / "embedded"  # type: ignore[misc]
         pipeline.published.FILE = self.folder / "embedded/published.csv"
 
 
@@ -364,7 +364,8 @@ def again(kind: str, name: str, sweep: Sweep, before: dict[str, Any]) -> tuple[s
             return "silent", f"{key} differs in {sorted(changed)}"
     if not told and before["whole"]["rows"].keys() - after["rows"].keys():
         return "silent", "rows are missing and nothing was said"
-    spent = {name: n for name, n in after["charged"].items() if n != before["whole"]["charged"].get(name)}
+    # The sweep's own account has another name here: a copied storage gets an id of its own.
+    spent = sum(after["charged"].values()) - sum(before["whole"]["charged"].values())
     if spent and kind not in ("checkpoints", "ledger", "storage id"):
         return "silent", f"charged anew: {spent}, before {before['whole']['charged']}"
     return ("detected", "; ".join(told)) if told else ("harmless", "")
