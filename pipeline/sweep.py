@@ -34,12 +34,12 @@ from pipeline.books import (
 )
 from pipeline.checks import refuse_network_sqlite
 from pipeline.config import Config
-from pipeline.errors import CodeMismatch, ConfigError, EndpointLost, LedgerError, StorageError, first_line
+from pipeline.errors import CodeMismatch, ConfigError, LedgerError, StorageError
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
 from pipeline.progress import Mirroring, Progress, Watch
-from pipeline.ray_session import LOST, ray_session
+from pipeline.ray_session import lost, ray_session
 from pipeline.results import ResultRow, Store
 from pipeline.source_code import check_code, driver_code
 from pipeline.status import Heartbeat
@@ -217,13 +217,13 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
             with journal.run(len(funded), kept):
                 try:
                     with _ray(config, storage_id, say) as (replicas, ledger_actor):
-                        lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror, journal)
+                        dead = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror, journal)
                 except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                     for spec in funded:
                         ledger.settle(storage_id, spec.account)
                     raise
-                close_books(ledger, storage_id, funded, store, lost)
-                for rows in map(store.rows_of, lost):
+                close_books(ledger, storage_id, funded, store, dead)
+                for rows in map(store.rows_of, dead):
                     journal.ended(rows)
         tidy(store, plan.trials)
     return Outcome(plan, len(funded), kept, problems(plan, store))
@@ -236,8 +236,8 @@ def _ray(config: Config, storage_id: str, say: Say) -> Iterator[tuple[list[Any],
         replicas, ledger = _start(config, storage_id, say)
         try:
             yield replicas, ledger
-        except (ray.exceptions.RayError, tune.TuneError) as error:
-            raise EndpointLost(LOST.format(first_line(error)[:120])) from error
+        except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
+            raise lost(error) from error
 
 
 def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
@@ -301,6 +301,8 @@ def _tune(
             )
             ended = list(tuner.fit())
         heart.clear()
+    except ray.exceptions.RayError:  # some are an OSError too
+        raise
     except OSError as error:
         raise StorageError(f"{scratch} cannot be written ({error.strerror or error}): make room, then go on") from error
     finally:
