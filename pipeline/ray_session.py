@@ -29,7 +29,7 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import ConfigError, EndpointLost, first_line
 from pipeline.preflight import check_listening, close_ray_token
 from pipeline.source_code import ROOT, ImportedCode, code_difference, code_probe, driver_code
 
@@ -93,6 +93,19 @@ def ray_session(address: str | None, echo: Callable[[str], None], **options: Any
 def _interrupt(*_: object) -> None:
     """End a run on SIGTERM, which batch systems send, as on Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def lost(error: BaseException) -> EndpointLost:
+    """Describe in one line an error of Ray that ends a run; an error that is not Ray's is raised again.
+
+    Tune raises a RuntimeError when Ray killed a worker since memory ran out.
+    """
+    text = first_line(error)
+    if isinstance(error, RuntimeError) and not isinstance(error, RayError) and "Caught unexpected" not in text:
+        raise error
+    if "low on memory" in text:
+        text = "its workers were killed since memory ran out: free some, or set fewer replicas and concurrency"
+    return EndpointLost(LOST.format(text[:120]))
 
 
 def check_nodes(expected: ImportedCode) -> None:

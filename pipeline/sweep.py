@@ -23,13 +23,13 @@ from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.pool import RayPool, RemoteLedger, Say, loads, start
 from pipeline.config import Config
-from pipeline.errors import CodeMismatch, ConfigError, EndpointLost, LedgerError, StorageError, first_line
+from pipeline.errors import CodeMismatch, ConfigError, LedgerError, StorageError
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
 from pipeline.plan import Plan, TrialSpec, announcements, make_plan, refuse_unpayable
 from pipeline.preflight import refuse_network_sqlite
 from pipeline.progress import Mirroring, Progress, Watch
-from pipeline.ray_session import LOST, ray_session
+from pipeline.ray_session import lost, ray_session
 from pipeline.results import ResultRow, Store
 from pipeline.runs import add_run
 from pipeline.source_code import check_code, driver_code
@@ -202,13 +202,13 @@ def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
             with journal.run(len(funded), kept):
                 try:
                     with _ray(config, storage.id, say) as (replicas, ledger_actor):
-                        lost = _tune(config, funded, replicas, ledger_actor, storage.id, ledger, store, mirror, journal)
+                        dead = _tune(config, funded, replicas, ledger_actor, storage.id, ledger, store, mirror, journal)
                 except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                     for spec in funded:
                         ledger.settle(storage.id, spec.account)
                     raise
-                books.close_books(ledger, storage.id, funded, store, lost)
-                for rows in map(store.rows_of, lost):
+                books.close_books(ledger, storage.id, funded, store, dead)
+                for rows in map(store.rows_of, dead):
                     journal.ended(rows)
         books.tidy(store, plan.trials)
         return Outcome(plan, len(funded), kept, books.problems(plan, store, ledger, storage))
@@ -221,8 +221,8 @@ def _ray(config: Config, storage_id: str, say: Say) -> Iterator[tuple[list[Any],
         replicas, ledger = _start(config, storage_id, say)
         try:
             yield replicas, ledger
-        except (ray.exceptions.RayError, tune.TuneError) as error:
-            raise EndpointLost(LOST.format(first_line(error)[:120])) from error
+        except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
+            raise lost(error) from error
 
 
 def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
@@ -289,6 +289,8 @@ def _tune(
             )
             ended = list(tuner.fit())
         heart.clear()
+    except ray.exceptions.RayError:  # some are an OSError too
+        raise
     except OSError as error:
         raise StorageError(f"{scratch} cannot be written ({error.strerror or error}): make room, then go on") from error
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blackbox.bill import Charge, Receipt
@@ -260,7 +260,7 @@ class RayPool:
                 return ray.get(send(self.home), timeout=ANSWER_S)
             except GetTimeoutError as error:
                 raise EndpointBusy(f"a replica took a request and did not answer within {ANSWER_S:.0f} s") from error
-            except RayActorError as error:
+            except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
                 if time.monotonic() > deadline:
                     raise EndpointLost(f"no replica answered within {REPLICA_S:.0f} s: {_line(error)}") from error
                 time.sleep(0.2)
