@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -398,10 +399,19 @@ def test_another_distributions_package_of_the_same_name_is_named(monkeypatch: py
         pipeline.check_packages()
 
 
+def test_the_installed_command_runs(tmp_path: Path) -> None:
+    command = Path(sys.executable).parent / "farebox"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run([command, "methods", "--json"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert set(all_methods()) <= {entry["method"] for entry in json.loads(ran.stdout)}
+
+
 def test_what_is_shipped_is_what_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["pipeline", "methods"]
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["farebox.py"] == "farebox.py"
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == ["farebox.py", "methods", "pipeline"]
+    assert "farebox.py" not in wheel["force-include"], "an editable installation would copy it away from its packages"
     assert project["project"]["scripts"] == {"farebox": "farebox:main"}
     declared = {re.split(r"[\[>=<~! ]", d)[0].lower().replace("-", "_") for d in project["project"]["dependencies"]}
     known_as = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyaml"}
