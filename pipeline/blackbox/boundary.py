@@ -292,8 +292,8 @@ class Session:
                 raise
             asked = f"{error.asked:,} {error.unit} asked, {error.limit - error.spent:,} left"
             raise MethodError(
-                f"predict of {self.method} asked for more than one pass (each image once, {prediction.most_sets} prompt "
-                f"set(s)), which is charged to adapt: {asked}"
+                f"predict of {self.method} asked for more than one pass (each image once, {prediction.most_sets} "
+                f"prompt set(s)), which is charged to adapt: {asked}"
             ) from error
         finally:
             self.box.phase = before
