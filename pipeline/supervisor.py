@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import numbers
@@ -22,14 +23,26 @@ from pipeline.isolation import Settings, seed_globals
 T = TypeVar("T")
 
 
+_BEFORE: dict[type[Method], dict[str, bytes]] = {}
+"""State outside a method, as it was before a trial in this process changed it: later trials are compared with it."""
+
+
 class Supervisor:
     """The calls of one method in one trial. `seed` seeds the global generators before each call."""
 
     def __init__(self, session: Session, cls: type[Method], seed: int) -> None:
         self.session, self.cls, self.seed = session, cls, seed
-        self._outside, self._settings = outside_state(cls), Settings()
+        self._outside, self._settings = _BEFORE.get(cls) or outside_state(cls), Settings()
         self._given: FewShotTask | None = None
         self._kept: FewShotTask | None = None
+
+    def __enter__(self) -> Supervisor:
+        self.check_outside()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(MethodError):  # of a trial that failed otherwise: for the next one to see
+            self.check_outside()
 
     def task(self, task: FewShotTask) -> FewShotTask:
         """The task to give to the method; `call` checks that it stays as it is."""
@@ -119,6 +132,7 @@ class Supervisor:
         now = outside_state(self.cls)
         changed = sorted(name for name in {*now, *self._outside} if now.get(name) != self._outside.get(name))
         if changed:
+            _BEFORE[self.cls] = self._outside
             raise self._error(f"changed {changed[0]}: state outside its own object outlives a prediction and a trial")
 
     def _check_number(self, name: str, value: object) -> None:

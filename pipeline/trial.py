@@ -110,8 +110,12 @@ def run_trial(
     try:
         if pool.info.identity != spec.model_identity:
             raise DataError("the weights changed after the run was planned: type the same command again")
-        with Watchdog(timeout_s, dump) as watchdog, Session(box, name, watchdog) as session, process_state_kept():
-            supervisor = Supervisor(session, cls, spec.seed)
+        with (
+            Watchdog(timeout_s, dump) as watchdog,
+            Session(box, name, watchdog) as session,
+            process_state_kept(),
+            Supervisor(session, cls, spec.seed) as supervisor,
+        ):
             _fit(spec, state, supervisor, checkpoint, checkpoint_s)
             rows = [_score(spec, state, supervisor, test, store, common) for test in spec.tests]
     except (CodeMismatch, LedgerError, StorageError):

@@ -563,6 +563,23 @@ def test_each_route_is_caught_by_name(lab: Lab, cls: type[Honest], said: str) ->
     assert done(lab, Honest).accuracy is not None, "the next trial of the process is not affected"
 
 
+class WritesOnce(Honest):
+    """Leaves something for the next trial of the process, then fails."""
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+        super().start(task, box, rng)
+        if not MEMORY.get("written"):
+            MEMORY["written"] = 1
+            raise RuntimeError("a bug")
+
+
+def test_a_trial_does_not_start_from_what_a_failed_one_left_outside_the_method(lab: Lab) -> None:
+    assert failed(lab, WritesOnce).startswith("RuntimeError: a bug")
+    said = "MethodError: WritesOnce: changed tests.test_cheats.MEMORY: state outside its own object"
+    assert failed(lab, WritesOnce).startswith(said)
+    del MEMORY["written"]
+
+
 def test_an_image_of_an_earlier_batch_is_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.scoring.TEST_BATCH", 25)
     said = "AccessDenied: AsksAboutAnEarlierBatch asked about 25 images of another batch or trial: predict may"

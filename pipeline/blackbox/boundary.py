@@ -290,9 +290,10 @@ class Session:
         except BudgetExceeded as error:
             if prediction is None:
                 raise
+            asked = f"{error.asked:,} {error.unit} asked, {error.limit - error.spent:,} left"
             raise MethodError(
-                f"predict of {self.method} asked for more than one pass over its images with {prediction.most_sets} "
-                f"prompt set(s), which is charged to adapt, and the trial's budget does not pay it: {error}"
+                f"predict of {self.method} asked for more than one pass (each image once, {prediction.most_sets} "
+                f"prompt set(s)), which is charged to adapt: {asked}"
             ) from error
         finally:
             self.box.phase = before
