@@ -4,8 +4,8 @@
 
 Each round runs two sweeps on one named budget at the same time and kills each driver after a drawn number of requests.
 Then one storage is copied, moved or deleted, in turn; the copy runs as well, and what the deleted one reserves is
-released. The limit is read all the while. At the end nothing may be reserved, `farebox ledger` must verify each storage,
-and each storage must hold the rows of an undisturbed run. Exit code 1 when anything is wrong.
+released. The limit is read all the while. At the end nothing may be reserved, `farebox ledger` must verify each
+storage, and each storage must hold the rows of an undisturbed run. Exit code 1 when anything is wrong.
 """
 
 from __future__ import annotations
