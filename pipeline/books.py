@@ -47,10 +47,7 @@ def open_ledger(config: Config, say: Callable[[str], None]) -> tuple[Ledger, Sto
     try:
         ledger = Ledger(config.ledger_url)
         try:
-            if ledger.in_memory:
-                raise ConfigError(
-                    "budget.global.url names a ledger in memory: expected sqlite:///PATH or postgresql://..."
-                )
+            _refuse_memory(ledger)
             storage = _identify(config, ledger, say)
             if config.global_budget.url is None:
                 for earlier in storage.copied_from:
@@ -75,7 +72,22 @@ def existing_ledger(config: Config) -> Ledger:
     file = sqlite_file(config.ledger_url)
     if file is not None and not file.is_file():
         raise ConfigError(f"no ledger at {file}: name the one that the sweep used with budget.global.url=URL")
-    return Ledger(config.ledger_url)
+    try:
+        ledger = Ledger(config.ledger_url)
+    except LedgerError as error:
+        if file is None:  # a server that does not answer, or no URL
+            raise ConfigError(str(error)) from error
+        raise
+    _refuse_memory(ledger)
+    return ledger
+
+
+def _refuse_memory(ledger: Ledger) -> None:
+    if ledger.in_memory:
+        ledger.close()
+        raise ConfigError(
+            f"budget.global.url={ledger.name} is a ledger in memory: expected sqlite:///PATH or postgresql://..."
+        )
 
 
 def _identify(config: Config, ledger: Ledger, say: Callable[[str], None]) -> StorageId:

@@ -233,7 +233,9 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
         try:
             accounts, trials = books.accounts(), trials_of(books, rows, storage)
         except LedgerError as error:
-            return strict_json({"problems": problems}, indent=1) if as_json else str(error), problems
+            problems = problems or [str(error)]
+            no_figures = "the ledger is damaged: none of its figures is printed"
+            return strict_json({"problems": problems}, indent=1) if as_json else no_figures, problems
     copied = sum(t.storage != storage.id for t in trials)
     phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}
     if as_json:

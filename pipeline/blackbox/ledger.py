@@ -259,7 +259,8 @@ class Ledger:
         """
         if lines := self.verify(storage=storage, whole=False):
             more = f" and {len(lines) - 1:,} more" if len(lines) > 1 else ""
-            raise LedgerError(f"the ledger {self._store.name} is damaged: {lines[0]}{more}; {RESTORE}")
+            line = lines[0].removeprefix("damaged ")
+            raise LedgerError(f"the ledger {self._store.name} is damaged: {line}{more}; {RESTORE}")
 
     def verify(
         self,

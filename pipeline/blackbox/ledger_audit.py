@@ -50,7 +50,7 @@ def _damaged(db: sa.Connection) -> Iterator[str]:
         for row in db.execute(select(table)):
             record = row[1:] if table is REFUND else row  # the database numbers refunds itself
             if not intact(table, record):
-                yield f"damaged record: {label(table, row)}"
+                yield f"damaged record {label(table, row)}"
 
 
 def _sums(
@@ -61,7 +61,7 @@ def _sums(
     query = select(CHARGE).where(*_of(storages)).execution_options(yield_per=AT_ONCE)
     for row in db.execute(query):
         if not intact(CHARGE, row):
-            lines.append(f"damaged record: {label(CHARGE, row)}")
+            lines.append(f"damaged record {label(CHARGE, row)}")
             continue
         no, _, _, phase, diverged, requests, images, prompts, outputs, _, _ = row
         entry = sums[no, phase, diverged]

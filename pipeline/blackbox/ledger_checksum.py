@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Table
 
-from pipeline.errors import LedgerError, masked
+from pipeline.errors import masked
 
 CHECKSUM = "checksum"
 """Name of the column."""
@@ -20,6 +20,12 @@ UNSEALED = 0
 """Checksum of a record between its insertion and the read of the number that the database gave it."""
 RESTORE = "restore a backup of the ledger, or use another (storage=DIR, budget.global.url=URL); rows stay readable"
 """What the user can do about a damaged ledger."""
+
+
+class DamagedRecord(Exception):
+    """A record does not match its checksum, or is absent; the store raises it again as a LedgerError with its name."""
+
+
 _blake2b, _bytes = hashlib.blake2b, int.from_bytes
 
 
@@ -35,9 +41,9 @@ def intact(table: Table, record: Sequence[Any]) -> bool:
 
 
 def verified(table: Table, record: Any) -> Any:
-    """Return the record. Raises LedgerError when it does not match its checksum."""
+    """Return the record. Raises DamagedRecord when it does not match its checksum."""
     if checksum(table, record[:-1]) != record[-1]:
-        raise LedgerError(f"damaged record: {label(table, record)}; {RESTORE}")
+        raise DamagedRecord(f"record {label(table, record)}")
     return record
 
 

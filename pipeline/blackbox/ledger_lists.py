@@ -19,10 +19,9 @@ from pipeline.blackbox.bill import (
     total,
 )
 from pipeline.blackbox.ledger_audit import AT_ONCE, account_differences
-from pipeline.blackbox.ledger_checksum import RESTORE, verified
+from pipeline.blackbox.ledger_checksum import DamagedRecord, verified
 from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, parse_charge
 from pipeline.blackbox.ledger_schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL
-from pipeline.errors import LedgerError
 
 
 def find_account(db: sa.Connection, name: str) -> AccountRow | None:
@@ -38,19 +37,17 @@ def list_accounts(db: sa.Connection) -> list[AccountRecord]:
     for no in names:
         for name in names[no]:
             if no not in trials:
-                raise LedgerError(
-                    f"damaged: account {name!r} is charged for trial number {no}, which is absent; {RESTORE}"
-                )
+                raise DamagedRecord(f"trial number {no}, charged to account {name!r}, is absent")
             on[name].append(trials[no])
     records = []
     for account in sorted((AccountRow.of(row) for row in db.execute(select(ACCOUNT))), key=lambda a: a.name):
         mine = on.pop(account.name, [])
         for line in account_differences(account, mine):
-            raise LedgerError(f"damaged: {line}; {RESTORE}")
+            raise DamagedRecord(line)
         charged = total(t.paid + t.buckets["replay"] for t in mine)
         records.append(AccountRecord(account.name, account.limits, account.held, account.spent, charged, len(mine)))
     for name in on:
-        raise LedgerError(f"damaged: trials are charged to account {name!r}, which is absent; {RESTORE}")
+        raise DamagedRecord(f"account {name!r}, to which trials are charged, is absent")
     return records
 
 

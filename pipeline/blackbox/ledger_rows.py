@@ -16,9 +16,9 @@ from sqlalchemy import bindparam, select
 
 from methods.base import Bill
 from pipeline.blackbox.bill import PAID, UNITS, Charge, Limits, Phase
-from pipeline.blackbox.ledger_checksum import CHECKSUM, RESTORE, UNSEALED, checksum, verified
+from pipeline.blackbox.ledger_checksum import CHECKSUM, UNSEALED, DamagedRecord, checksum, verified
 from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, metadata
-from pipeline.errors import BudgetExceeded, LedgerError
+from pipeline.errors import BudgetExceeded
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -42,7 +42,7 @@ class TrialRow:
 
     @classmethod
     def of(cls, record: Sequence[Any]) -> TrialRow:
-        """Read a whole record of the table. Raises LedgerError when it is damaged."""
+        """Read a whole record of the table. Raises DamagedRecord when it is damaged."""
         return cls._parse(verified(TRIAL, record))
 
     @classmethod
@@ -97,7 +97,7 @@ class AccountRow:
 
     @classmethod
     def of(cls, record: Sequence[Any]) -> AccountRow:
-        """Read a whole record of the table. Raises LedgerError when it is damaged."""
+        """Read a whole record of the table. Raises DamagedRecord when it is damaged."""
         name, requests, images, held_requests, held_images, *spent = verified(ACCOUNT, record)[:-1]
         return cls(name, Limits(requests, images), Bill(held_requests, held_images), Bill(*spent))
 
@@ -188,12 +188,12 @@ def lock_accounts(db: sa.Connection, names: Collection[str]) -> dict[str, Accoun
 
 
 def lock_payers(db: sa.Connection, trials: Iterable[TrialRow]) -> dict[int, list[AccountRow]]:
-    """The accounts of each trial, by trial number. Raises LedgerError when one of them is absent."""
+    """The accounts of each trial, by trial number. Raises DamagedRecord when one of them is absent."""
     joined = members(db, {trial.no for trial in trials})
     accounts = lock_accounts(db, {name for names in joined.values() for name in names})
     for names in joined.values():
         for name in names - accounts.keys():
-            raise LedgerError(f"damaged record: account {name!r} is absent, and trials are charged to it; {RESTORE}")
+            raise DamagedRecord(f"account {name!r}, to which trials are charged, is absent")
     return {no: [accounts[name] for name in sorted(names)] for no, names in joined.items()}
 
 
@@ -237,7 +237,7 @@ def refund_columns(charge: Sequence[Any]) -> dict[str, Any]:
 
 
 def parse_charge(record: Sequence[Any]) -> tuple[int, int, str, Phase, bool, Bill, float]:
-    """(trial number, call, digest, phase, diverged, bill, time) of a whole record. LedgerError when it is damaged."""
+    """(trial number, call, digest, phase, diverged, bill, time) of a whole record. DamagedRecord when it is damaged."""
     no, call, digest, phase, diverged, *counts, at, _ = verified(CHARGE, record)
     return no, call, digest, Phase(phase), diverged, Bill(*counts), at
 

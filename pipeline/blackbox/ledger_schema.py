@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from pipeline.blackbox.bill import LIMITED, PAID, UNITS, Phase
-from pipeline.blackbox.ledger_checksum import CHECKSUM, RESTORE
+from pipeline.blackbox.ledger_checksum import CHECKSUM, RESTORE, DamagedRecord
 from pipeline.errors import ConfigError, LedgerError, first_line, masked
 
 SCHEMA = 2
@@ -192,6 +192,8 @@ class Store:
                 yield db
         except SQLAlchemyError as exc:
             raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}{_advice(exc)}") from exc
+        except DamagedRecord as exc:
+            raise LedgerError(f"the ledger {self.name} is damaged: {exc}; {RESTORE}") from exc
         except UnicodeError as exc:  # SQLite quotes the damaged bytes in its own message
             raise LedgerError(f"the ledger {self.name} cannot be used{DAMAGED}") from exc
 

@@ -2,10 +2,10 @@
 
     python -m tests.faults.shared_budget --rounds 5 --kills 4 --seed 1 --json runs/shared_budget.json
 
-Each round runs two sweeps on one named budget at the same time and kills their drivers by a clock. In the middle one
-storage is copied, moved or deleted, in turn; the copy runs as well, and what the deleted one reserves is released. The
-limit is read all the while. At the end nothing may be reserved, `farebox ledger` must verify each storage, and each
-storage must hold the rows of an undisturbed run. Exit code 1 when anything is wrong.
+Each round runs two sweeps on one named budget at the same time and kills each driver after a drawn number of requests.
+Then one storage is copied, moved or deleted, in turn; the copy runs as well, and what the deleted one reserves is
+released. The limit is read all the while. At the end nothing may be reserved, `farebox ledger` must verify each
+storage, and each storage must hold the rows of an undisturbed run. Exit code 1 when anything is wrong.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from typing import Any
 
 from methods.base import Bill
 from pipeline.blackbox.ledger import Ledger, Limits
+from pipeline.books import sweep_account
 from pipeline.errors import FareboxError
 from pipeline.results import Store
-from pipeline.storage_id import read_id
+from pipeline.storage_id import FILE, read_id
 from tests.command import Running, farebox, here
 from tests.faults.long import end_all
 from tests.lab import outcome, small_data
@@ -80,13 +81,16 @@ class Round:
         watcher = Watcher(self.url)
         watcher.start()
         for _ in range(kills):
-            running = [self.start(storage) for storage in self.storages]
-            time.sleep(self.rng.uniform(0.4, 1.0) * quiet_s)
-            for each in running:
-                self.kill(each)
+            due = {storage: self.charged(storage) + self.rng.randint(20, 150) for storage in self.storages}
+            running = {storage: self.start(storage) for storage in self.storages}
+            while running:
+                time.sleep(0.05)
+                for storage, each in list(running.items()):
+                    if each.process.poll() is not None or self.charged(storage) >= due[storage]:
+                        self.kill(running.pop(storage))
         self.happen()
-        running = [self.start(storage) for storage in self.storages]
-        for storage, each in zip(self.storages, running, strict=True):
+        last = [self.start(storage) for storage in self.storages]
+        for storage, each in zip(self.storages, last, strict=True):
             if code := each.process.wait(timeout=30 * quiet_s + 300):
                 self.wrong.append(f"{storage.name} ended with {code}")
         watcher.over.set()
@@ -120,6 +124,14 @@ class Round:
             released = json.loads(here("budget", "release", f"url={self.url}", "--json"))["released"]
             self.counts["released_trials"] += sum(r["open_trials"] for r in released)
             self.storages.remove(first)
+
+    def charged(self, storage: Path) -> int:
+        """Requests that the trials of a storage were charged so far."""
+        if not (storage / FILE).exists():
+            return 0
+        with contextlib.closing(Ledger(self.url)) as ledger:
+            name = sweep_account(read_id(storage).id)
+            return next((a.charged.requests for a in ledger.accounts() if a.name == name), 0)
 
     def reserved(self) -> int:
         """Requests that the budget reserves."""

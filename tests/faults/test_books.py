@@ -186,7 +186,7 @@ def test_a_run_refuses_a_damaged_ledger_before_it_charges(lab: Lab, tmp_path: Pa
     ledger.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as db, db:
         db.execute("UPDATE ledger_storage SET path = '/elsewhere'")
-    with pytest.raises(ConfigError, match="damaged record: ledger_storage"):
+    with pytest.raises(ConfigError, match="is damaged: record ledger_storage"):
         open_ledger(config, print)
 
 

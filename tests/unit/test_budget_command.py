@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from methods.base import Bill
 from pipeline.blackbox.bill import Charge, Limits, Phase
 from pipeline.blackbox.ledger import Ledger
 from pipeline.cli import main
+from pipeline.storage_id import new_id, write_id
 from tests.command import here
 
 
@@ -108,6 +110,34 @@ def test_a_ledger_that_does_not_exist_is_refused_and_not_made(
     assert "no ledger at " in refused(capsys, "show", f"storage={tmp_path / 'none'}")
     assert "no ledger at " in refused(capsys, "set", "team", "requests=5", f"url=sqlite:///{tmp_path / 'none.db'}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", ["foo", "mysql://me:secret@host/db", "sqlite://"])
+def test_an_url_that_is_no_ledger_is_refused(capsys: pytest.CaptureFixture[str], bad: str) -> None:
+    line = refused(capsys, "show", f"url={bad}")
+    assert "secret" not in line
+
+
+def test_a_damaged_ledger_has_no_figures(
+    ledger: Ledger, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_id(tmp_path, new_id(tmp_path))
+    assert main(["ledger", f"storage={tmp_path}"]) == 0
+    capsys.readouterr()
+    change = "UPDATE ledger_account SET spent_requests = spent_requests + ? WHERE name = 'team'"
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as db, db:
+        db.execute(change, [7])
+    for words in (
+        ["ledger", f"storage={tmp_path}"],
+        ["budget", "show", f"url={url}"],
+        ["status", f"storage={tmp_path}"],
+    ):
+        assert main(words) == 3
+        out, err = capsys.readouterr()
+        assert "record ledger_account name=team" in err and err.count("\n") == 1 and len(err) <= 300 + len(url)
+        assert "7" not in out.replace(str(tmp_path), "")
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as db, db:
+        db.execute(change, [-7])
 
 
 def test_a_storage_that_no_run_registered_is_released_by_its_id_once_it_is_quiet(
