@@ -19,6 +19,7 @@ from pipeline import __version__, check_packages
 from pipeline.console import echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.finite import strict_json
+from pipeline.preflight import refuse_passwords
 
 ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
 
@@ -32,12 +33,10 @@ WORDS = "key=value words, as in: sweep=demo shots=[1,16] method.craft.popsize=20
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     logging.basicConfig(level=os.environ.get("FAREBOX_LOG", "WARNING"), format="%(levelname)s %(message)s")
-    arguments = _parse(argv)
     try:
         check_packages()
-        from pipeline.preflight import refuse_passwords  # it imports `methods`, which has been checked only now
-
-        refuse_passwords(getattr(arguments, "words", []))
+        refuse_passwords(sys.argv[1:] if argv is None else argv)
+        arguments = _parse(argv)
         return int(arguments.command(arguments))
     except ImportError as error:
         incomplete = isinstance(error, ModuleNotFoundError)

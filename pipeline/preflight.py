@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import ConfigError, masked
+from pipeline.errors import ConfigError, masked, shortened
 from pipeline.sqlite_urls import SQLITE
 
 NETWORK = frozenset(
@@ -46,9 +46,10 @@ def refuse_passwords(words: Sequence[str]) -> None:
         if masked(word) != word:
             key = word.partition("=")[0]
             name = PASSWORD_VARIABLES.get(key, "FAREBOX_URL")
+            typed = f"{key}='${{oc.env:{name}}}'" if key in PASSWORD_VARIABLES else f"'${{oc.env:{name}}}' in its place"
             raise ConfigError(
-                f"{key}: any user of this machine can read a password on the command line; put the URL into an "
-                f"environment variable, as {name}, and type {key}='${{oc.env:{name}}}'"
+                f"{shortened(masked(word), 80)}: any user of this machine can read a password on the command line; put "
+                f"the URL into an environment variable, as {name}, and type {typed}"
             )
 
 

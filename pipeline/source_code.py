@@ -19,17 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT_SOURCES = (
     *("methods/base.py", "methods/toy.py", "pipeline/blackbox/*.py", "pipeline/data/*.py", "pipeline/plan.py"),
     *("pipeline/protocol.py", "pipeline/scoring.py", "pipeline/trial.py", "pipeline/supervisor.py"),
+    *("pipeline/isolation.py", "methods/state.py"),
 )
 """Sources that can change a number of a row, besides the method's own files. An edit makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
-    {f"pipeline/blackbox/ledger{part}.py" for part in ("", "_audit", "_batch", "_lists", "_rows", "_schema")}
-    | {f"pipeline/blackbox/{name}.py" for name in ("local", "pool", "serving")}
+    {f"pipeline/blackbox/ledger_{part}.py" for part in ("audit", "batch", "checksum", "lists", "rows", "schema")}
+    | {f"pipeline/blackbox/{name}.py" for name in ("ledger", "local", "pool", "serving")}
     | {f"pipeline/data/{name}.py" for name in ("report", "sheet")}
 )
 """Files among them that cannot: they record charges, pass requests on, print and draw."""
 IMAGE_FEATURE_SOURCES = (
     *("methods/toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
-    *("pipeline/blackbox/weights.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
+    *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/weights.py", "pipeline/data/decode.py"),
+    *("pipeline/blackbox/torchscript.py", "pipeline/data/images.py"),
 )
 """Sources that turn the bytes of an image into a stored feature."""
 
