@@ -219,12 +219,17 @@ def _join(ledger: Ledger, name: str, budget: GlobalBudget) -> None:
         )
 
 
-def finished(store: Store, spec: TrialSpec) -> bool:
-    """Whether the trial has its whole result, made by the present code, and its files are intact."""
+def recorded(store: Store, spec: TrialSpec) -> bool:
+    """Whether the trial has its whole result, made by the present code, whatever became of its predictions."""
     rows = store.rows_of(spec.trial_id)
-    if not rows or rows[0].status not in FINISHED or not _same_code(rows[0], spec):
-        return False
-    return all(store.intact(row.trial_id, row.test_set, row.predictions_digest) for row in rows)
+    return bool(rows) and rows[0].status in FINISHED and _same_code(rows[0], spec)
+
+
+def finished(store: Store, spec: TrialSpec) -> bool:
+    """Whether the trial is recorded and its predictions are intact."""
+    return recorded(store, spec) and all(
+        store.intact(row.trial_id, row.test_set, row.predictions_digest) for row in store.rows_of(spec.trial_id)
+    )
 
 
 def _same_code(row: ResultRow, spec: TrialSpec) -> bool:
@@ -247,7 +252,7 @@ def close_books(
     `lost` says by trial id what ended the last worker of a trial that lost all of its workers.
     """
     for spec in funded:
-        if not finished(store, spec):
+        if not recorded(store, spec):
             rows = [r for r in store.rows_of(spec.trial_id) if _same_code(r, spec)]
             why = (lost or {}).get(spec.trial_id, "no more is known")
             gone = (

@@ -25,7 +25,7 @@ from pipeline.errors import BudgetExceeded, ConfigError
 from pipeline.results import ResultRow
 from pipeline.row import account_name
 from pipeline.storage_id import new_id
-from pipeline.trial import run_trial
+from pipeline.trial import failed_row, run_trial, spec_columns
 from tests.lab import STORAGE, Lab, encoded, write_card, write_source
 
 
@@ -74,6 +74,23 @@ def test_a_trial_whose_worker_is_lost_for_good_gets_a_row_with_its_bill(lab: Lab
     assert row.error is not None and "its worker died" in row.error
     assert verified(lab, [row])
     assert not finished(lab.store, spec)
+
+
+def test_a_failed_recomputation_of_damaged_predictions_keeps_the_rows_of_every_test_set(lab: Lab) -> None:
+    plan = lab.plan("methods=[zero_shot]", "protocol=base_to_new")
+    (spec,) = plan.trials
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    rows = run_trial(spec, lab.pool, STORAGE, lab.store)
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    assert len(rows) == 2
+    lab.store.predictions_path(spec.trial_id, rows[1].test_set).write_bytes(b"damaged")
+
+    assert pending(plan, lab.store) == ([spec], {})
+    reserve(lab.ledger, plan, [spec], STORAGE)
+    lab.store.write([failed_row(spec, "a bug", spec_columns(spec))])
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    assert lab.store.rows_of(spec.trial_id) == rows
+    assert pending(plan, lab.store) == ([spec], {}), "it is not finished: the same command tries again"
 
 
 def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_back(lab: Lab) -> None:
