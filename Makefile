@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-faults: setup
-	$(BIN)/python -m pytest tests/faults/at_points.py
+	$(BIN)/python -m pytest tests/faults/at_points.py tests/faults/at_ray.py
 	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json runs/faults.json
 	$(BIN)/python -m tests.faults.shared_budget --rounds 6 --kills 3 --json runs/shared_budget.json
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.blackbox import endpoint
+from pipeline import sweep
+from pipeline.blackbox import endpoint, pool
 from pipeline.books import pending, stale_line
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import model_card
@@ -40,6 +41,19 @@ def test_other_code_is_refused_and_its_folder_named() -> None:
     ours = driver_code()
     assert "if you edited them during the run" in code_difference(ours, ours._replace(digest="0" * 16))
     assert "finds no packages" in code_difference(ours, ImportedCode("", "0" * 16), node="7")
+
+
+def test_a_replica_a_ledger_and_a_trials_worker_each_refuse_other_code(tmp_path: Path) -> None:
+    other = ImportedCode("/elsewhere", "0" * 16)
+    with pytest.raises(CodeMismatch):
+        pool._checked(endpoint.Endpoint, other)(model_card("fake"), tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+    ledger = pool.LedgerActor.__ray_metadata__.modified_class(f"sqlite:///{tmp_path / 'ledger.db'}", other)
+    assert isinstance(ledger.do("accounts"), CodeMismatch) and isinstance(ledger.do("accounts"), CodeMismatch)
+    worker = object.__new__(sweep.TrialRunner.sharing({"code": other}))
+    worker.setup({"index": 0})
+    assert isinstance(worker.step()[sweep.STOPS], CodeMismatch)
+    assert worker.reset_config({"index": 1}) and isinstance(worker.step()[sweep.STOPS], CodeMismatch)
 
 
 def test_every_listed_source_exists() -> None:
