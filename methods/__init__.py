@@ -7,7 +7,7 @@ import pkgutil
 
 from methods.base import REGISTRY, MethodInfo
 
-_NOT_METHODS = {"base", "optim", "refiner", "state", "testing", "toy"}
+_NOT_METHODS = {"base", "finite", "optim", "refiner", "state", "testing", "toy"}
 
 
 def all_methods() -> dict[str, MethodInfo]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -75,10 +75,15 @@ class Bill:
         return cls(requests=p, prompts=p * c, outputs=p * c * d)
 
     def __add__(self, other: Bill) -> Bill:
-        return Bill(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Bill(  # written out: this runs several times for each request
+            self.requests + other.requests,
+            self.images + other.images,
+            self.prompts + other.prompts,
+            self.outputs + other.outputs,
+        )
 
     def __mul__(self, times: int) -> Bill:
-        return Bill(*(getattr(self, f.name) * times for f in fields(self)))
+        return Bill(self.requests * times, self.images * times, self.prompts * times, self.outputs * times)
 
 
 class Remaining(NamedTuple):
@@ -341,20 +346,6 @@ def method(
 def torch_generator(rng: np.random.Generator) -> torch.Generator:
     """A torch generator seeded from numpy's, so that a trial has one source of randomness. Pickles with the method."""
     return torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
-
-
-def finite(values: Tensor, what: str) -> Tensor:
-    """Return `values` when all are finite: a loss, the fitness [P] of candidates, weights.
-
-    Raises:
-        FloatingPointError: one is NaN or infinite. The message says `what`, and in [P] the candidate's number from 1.
-    """
-    if not math.isfinite(float(values.detach().sum())):
-        bad = (~torch.isfinite(values.detach().flatten())).nonzero().flatten().tolist()
-        if bad:
-            number = f" of candidate {bad[0] + 1}" if values.dim() == 1 else ""
-            raise FloatingPointError(f"{what}{number} is {float(values.detach().flatten()[bad[0]])}")
-    return values
 
 
 def with_templates(classes: Classes, template: str) -> Classes:

@@ -49,11 +49,11 @@ from methods.base import (
     Remaining,
     SoftPrompts,
     TaskShape,
-    finite,
     method,
     torch_generator,
     with_templates,
 )
+from methods.finite import finite
 from methods.optim import epoch_view, mean_cross_entropy, shuffled_batches, warm_cosine_lr, with_context
 
 

@@ -44,11 +44,11 @@ from methods.base import (
     Method,
     Remaining,
     TaskShape,
-    finite,
     method,
     torch_generator,
     with_templates,
 )
+from methods.finite import finite
 from methods.optim import EpochViews, shuffled_batches, training_views, views_wanted, warm_cosine_lr, with_context
 
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Bill, Remaining, finite, torch_generator
+from methods.base import Bill, Remaining, torch_generator
+from methods.finite import finite
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

@@ -32,19 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import (
-    Access,
-    Bill,
-    BlackBox,
-    Classes,
-    FewShotTask,
-    ImageSet,
-    Method,
-    Remaining,
-    TaskShape,
-    finite,
-    method,
-)
+from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+from methods.finite import finite
 
 
 def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: float, max_iter: int) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods.base import finite
+from methods.finite import finite
 from methods.optim import shuffled_batches
 
 

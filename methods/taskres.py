@@ -52,10 +52,10 @@ from methods.base import (
     Method,
     Remaining,
     TaskShape,
-    finite,
     method,
     torch_generator,
 )
+from methods.finite import finite
 from methods.optim import EpochViews, affordable, shuffled_batches, training_views, views_wanted, warm_cosine_lr
 
 

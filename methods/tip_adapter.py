@@ -49,10 +49,10 @@ from methods.base import (
     Method,
     Remaining,
     TaskShape,
-    finite,
     method,
     torch_generator,
 )
+from methods.finite import finite
 from methods.optim import EpochViews, affordable, cosine_lr, shuffled_batches, training_views
 
 

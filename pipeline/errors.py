@@ -114,9 +114,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def one_line(text: object) -> str:
+    """The text, or what an error says, with each run of white space as one space."""
+    return " ".join(str(text).split())
+
+
 def shortened(text: str, most: int = 300) -> str:
     """The text in one line of at most `most` characters: its middle is left out, its end (what to do) is kept."""
-    line = " ".join(text.split())
+    line = one_line(text)
     if len(line) <= most:
         return line
     end = line[-(most // 2) :]

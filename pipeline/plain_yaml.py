@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.untrusted import read_regular, text_problem
 
 MAX_BYTES = 2**20
@@ -173,4 +173,4 @@ def _reason(error: Exception) -> str:
     """One line without the text around the place, which YAML's errors repeat."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     said = f"{problem} in line {mark.line + 1}" if problem and mark else str(error)
-    return " ".join(said.split())[:160]
+    return one_line(said)[:160]

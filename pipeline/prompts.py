@@ -10,7 +10,7 @@ from methods.base import Access, Classes
 from pipeline.blackbox import architecture
 from pipeline.blackbox.facts import ModelFacts
 from pipeline.config import MethodChoice
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, one_line
 from pipeline.protocol import TestSet
 
 
@@ -27,7 +27,7 @@ def check_prompts(
     try:
         tokenizer = architecture.tokenizer(facts.card, fetch)
     except Exception as error:  # whatever the tokenizer's own library raises
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         if fetch:
             raise ConfigError(f"model {facts.card.name!r}: its tokenizer cannot be loaded: {reason}") from error
         return f"lengths of prompts are not checked: its tokenizer is not on this machine ({reason})"

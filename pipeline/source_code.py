@@ -30,8 +30,8 @@ NEUTRAL_SOURCES = frozenset(
 """Files among them that cannot: they record charges, pass requests on, print and draw."""
 IMAGE_FEATURE_SOURCES = (
     *("methods/toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
-    *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/weights.py", "pipeline/data/decode.py"),
-    *("pipeline/blackbox/torchscript.py", "pipeline/data/images.py"),
+    *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/facts.py", "pipeline/blackbox/weights.py"),
+    *("pipeline/blackbox/torchscript.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
 )
 """Sources that turn the bytes of an image into a stored feature."""
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from methods.base import FewShotTask, Method
+from methods.finite import first_non_finite
 from methods.state import outside_state
 from pipeline.blackbox.boundary import Session
 from pipeline.data.images import Images
 from pipeline.errors import MethodError, NonFiniteError
-from pipeline.finite import first_non_finite
 from pipeline.isolation import Settings, seed_globals
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 
 MAX_JSON = 2**30
 """Size of a JSON file; ImageNet's split as JSON has about a tenth."""
@@ -85,7 +85,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     except RecursionError as error:
         raise DataError(f"{where} is not valid JSON: nested too deep") from error
     except ValueError as error:
-        raise DataError(f"{where} is not valid JSON: {' '.join(str(error).split())[:160]}") from error
+        raise DataError(f"{where} is not valid JSON: {one_line(error)[:160]}") from error
 
 
 def read_text(path: Path, limit: int = MAX_NAMES) -> str:

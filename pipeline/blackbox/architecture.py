@@ -293,8 +293,13 @@ def prompt_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 def weights_digest(path: Path) -> str:
     """SHA-256 of a weights file, computed once for each content and process."""
+    return _digest(path, *stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Size, time of change and inode of a file: what is known of its content is used again while they stay."""
     stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 @lru_cache(maxsize=16)

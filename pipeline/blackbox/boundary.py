@@ -23,7 +23,7 @@ from methods.base import FewShotTask, ImageSet, LabelledImages, Prompts, Remaini
 from pipeline.blackbox.bill import Phase
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import check_shapes, prompt_counts, prompts_digest
-from pipeline.data.images import PLAIN, Images, view_rows
+from pipeline.data.images import PLAIN, Images, row_index, view_rows
 from pipeline.errors import AccessDenied, BudgetExceeded, FareboxError, MethodError, NonFiniteError
 from pipeline.watchdog import Watchdog
 
@@ -54,7 +54,7 @@ class ImageHandle:
         return len(self._positions)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> ImageHandle:
-        index = rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+        index = row_index(rows)
         return ImageHandle(self._set, self._positions[index], self._views[index])
 
     def views(self, n: int, seed: int = 0) -> ImageHandle:
@@ -117,8 +117,7 @@ class MethodBox:
         block = session.send(lambda: next(blocks), positions, prompts)  # the call is charged with its first block
         while block is not None:
             yield block
-            with session.watchdog.paused():
-                block = next(blocks, None)
+            block = session.answer(lambda: next(blocks, None))
 
     def image_features(self, images: ImageSet) -> Tensor:
         """[B, D]"""
@@ -278,25 +277,30 @@ class Session:
         prediction, phase = self._prediction, Phase.ADAPT
         check_shapes(None, prompts)
         if prediction is not None:
-            covered = prediction.covers(np.empty(0, np.int64) if positions is None else positions, prompts)
-            phase = prediction.phase if covered and not gradients else Phase.ADAPT
+            asked = np.empty(0, np.int64) if positions is None else positions
+            phase = prediction.phase if not gradients and prediction.covers(asked, prompts) else Phase.ADAPT
         before, self.box.phase = self.box.phase, phase
+        try:
+            return self.answer(call)
+        except BudgetExceeded as error:
+            if prediction is None:
+                raise
+            rest = f"{error.asked:,} {error.unit} asked, {error.limit - error.spent:,} left"
+            raise MethodError(
+                f"predict of {self.method} asked for more than one pass (each image once, {prediction.most_sets} "
+                f"prompt set(s)), which is charged to adapt: {rest}"
+            ) from error
+        finally:
+            self.box.phase = before
+
+    def answer(self, call: Callable[[], T]) -> T:
+        """Wait for the endpoint. A value that is not finite fails the trial, even if the method catches the error."""
         try:
             with self.watchdog.paused():
                 return call()
         except NonFiniteError as error:
             self.failure = self.failure or error
             raise
-        except BudgetExceeded as error:
-            if prediction is None:
-                raise
-            asked = f"{error.asked:,} {error.unit} asked, {error.limit - error.spent:,} left"
-            raise MethodError(
-                f"predict of {self.method} asked for more than one pass (each image once, {prediction.most_sets} "
-                f"prompt set(s)), which is charged to adapt: {asked}"
-            ) from error
-        finally:
-            self.box.phase = before
 
     def _open(self, part: str, images: Any) -> ImageHandle:
         name = f"{self._name}/{part}"

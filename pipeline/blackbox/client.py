@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
+from methods.finite import first_non_finite
 from pipeline.blackbox.bill import PAID, Charge, Limits, Phase, paid
 from pipeline.blackbox.endpoint import Answer, Kind, ModelInfo, Request, access_of, price, prompts_digest
 from pipeline.data.images import Images, as_images
 from pipeline.errors import AccessDenied, BudgetExceeded, NonFiniteError
-from pipeline.finite import first_non_finite
 
 BLOCK_BYTES = 64 * 2**20
 """Largest answer that crosses the boundary in one piece."""

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from methods.base import Access, Bill, Prompts, SoftPrompts
+from methods.finite import first_non_finite
 from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Charge
 from pipeline.blackbox.features import FeatureStore
 from pipeline.config import ModelCard
 from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
-from pipeline.finite import first_non_finite
 from pipeline.source_code import image_feature_digest
 
 Kind = Literal["scores", "image_features", "text_features", "text_gradients"]

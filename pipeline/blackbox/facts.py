@@ -25,7 +25,7 @@ from pipeline.blackbox.text import fits
 from pipeline.blackbox.weights import fit_weights
 from pipeline.cards import ModelCard
 from pipeline.data.images import Preprocess
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 
 TOY_TRANSFORM = "grey8"
 """Name of the toy model's input rule."""
@@ -65,12 +65,11 @@ def describe(card: ModelCard, fetch: bool = False) -> ModelFacts:
         architecture.quick_gelu(card)  # refuses a tag of the other activation before it is downloaded
         cached = architecture.cached_file(architecture.tag_settings(card.arch, card.weights))
         path = _fetched(card) if fetch else cached
-    stamp = (path.stat().st_mtime_ns, path.stat().st_size) if path else ()
-    return _describe(card, path, stamp)
+    return _describe(card, path, *(architecture.stamp(path) if path else ()))
 
 
 @lru_cache(maxsize=32)
-def _describe(card: ModelCard, path: Path | None, stamp: tuple[int, ...]) -> ModelFacts:
+def _describe(card: ModelCard, path: Path | None, *_stamp: int) -> ModelFacts:
     plan = _plan(card, path)
     net = architecture.build(card, plan.quick_gelu, torch.device("meta"))
     notes = list(_fitted(card, net, path, plan, values=False)[1]) if path else []
@@ -83,7 +82,7 @@ def _describe(card: ModelCard, path: Path | None, stamp: tuple[int, ...]) -> Mod
     if (own_tokenizer or not fits(net, None)) and card.access.covers(Access.SOFT):
         notes.append("SOFT is not granted: its text tower takes whole strings only")
         card = dataclasses.replace(card, grant=without_soft(card.access).label)
-    own_file = plan.is_local and card.kind == "open_clip" and plan.known is None
+    own_file = plan.sha256 and card.kind == "open_clip" and plan.known is None
     other = architecture.other_activation(card.arch)
     if own_file and card.quick_gelu is None and other:
         trained = "GELU" if plan.quick_gelu else "QuickGELU (OpenAI's, MetaCLIP's, DFN's)"
@@ -108,7 +107,6 @@ def feature_dim(card: ModelCard) -> int:
 class _LoadPlan:
     """How the weights of a card are loaded."""
 
-    is_local: bool
     sha256: str
     """Digest of a local file; empty for a tag."""
     known: KnownFile | None
@@ -127,15 +125,15 @@ def _plan(card: ModelCard, path: Path | None) -> _LoadPlan:
             "restore the file, or correct weights_sha256"
         )
     if path is None or is_tag:
-        return _LoadPlan(False, "", None, architecture.quick_gelu(card))
+        return _LoadPlan("", None, architecture.quick_gelu(card))
     known = architecture.known_file(path, sha256)
     openai = card.quick_gelu is None and known is None and _read(card, path, values=False).openai
-    return _LoadPlan(True, sha256, known, architecture.quick_gelu(card, known, openai))
+    return _LoadPlan(sha256, known, architecture.quick_gelu(card, known, openai))
 
 
 def _identity(card: ModelCard, plan: _LoadPlan, notes: Sequence[str]) -> str:
     """The architecture with the file's digest and what was done to it, or with open_clip's tag."""
-    changes = list(notes) if plan.is_local else []
+    changes = list(notes) if plan.sha256 else []
     if card.quick_gelu is not None:
         changes.append(f"quick_gelu={str(card.quick_gelu).lower()}")
     return "; ".join([f"{card.arch}/{plan.sha256 or card.weights}", *changes])
@@ -143,9 +141,15 @@ def _identity(card: ModelCard, plan: _LoadPlan, notes: Sequence[str]) -> str:
 
 def _read(card: ModelCard, path: Path, values: bool) -> StoredWeights:
     try:
-        return read_weights(path, values)
+        return read_weights(path) if values else _contents(path, *architecture.stamp(path))
     except Exception as error:  # what a damaged file makes torch raise is of many kinds
-        raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {_one_line(error)}") from error
+        raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {one_line(error)}") from error
+
+
+@lru_cache(maxsize=4)
+def _contents(path: Path, *_stamp: int) -> StoredWeights:
+    """What a file holds, without the values: checking a zip archive reads all of it."""
+    return read_weights(path, values=False)
 
 
 def _fitted(
@@ -156,16 +160,12 @@ def _fitted(
     try:
         return fit_weights(net, stored, card.arch, plan.known)
     except ValueError as error:
-        raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {_one_line(error)}") from error
+        raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {one_line(error)}") from error
 
 
 def _shown(path: Path) -> str:
     """The path, or its end where it would fill the message."""
     return str(path) if len(str(path)) <= 60 else f".../{path.parent.name[-30:]}/{path.name[-40:]}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def without_soft(grant: Access) -> Access:
@@ -186,4 +186,4 @@ def _fetched(card: ModelCard) -> Path:
     try:
         return architecture.fetched_file(card)
     except Exception as error:  # what a hub's client raises is of many kinds
-        raise DataError(f"model {card.name!r}: open_clip cannot fetch {card.weights!r}: {_one_line(error)}") from error
+        raise DataError(f"model {card.name!r}: open_clip cannot fetch {card.weights!r}: {one_line(error)}") from error

@@ -66,11 +66,11 @@ class _Mapped:
         self.sums = np.frombuffer(data, _SUM, n, sums)
         self.features = np.frombuffer(data, "<f4", n * feature_dim, features).reshape(n, feature_dim)
 
-    def sound(self, rows: np.ndarray) -> bool:
-        """Whether these rows match their sums and are finite."""
-        keys, features = self.keys[rows].view("V16"), self.features
-        found = [_sum(key.tobytes(), features[row]) for key, row in zip(keys, rows, strict=True)]
-        return found == self.sums[rows].tolist() and _finite(features[rows])
+    def read(self, rows: np.ndarray) -> np.ndarray | None:
+        """A copy [N, D] of the features of these rows; None when one does not match its sum or is not finite."""
+        keys, features = self.keys[rows].view("V16"), self.features[rows]
+        found = [_sum(key.tobytes(), feature) for key, feature in zip(keys, features, strict=True)]
+        return features if found == self.sums[rows].tolist() and _finite(features) else None
 
 
 class FeatureStore:
@@ -107,8 +107,8 @@ class FeatureStore:
         for number in np.unique(places[places != NOWHERE] >> _FILE_BITS).tolist():
             file, of_file = self._files[number], np.flatnonzero(places >> _FILE_BITS == number)
             rows = places[of_file] & (2**_FILE_BITS - 1)
-            if file.sound(rows):
-                features[of_file] = file.features[rows]
+            if (found := file.read(rows)) is not None:
+                features[of_file] = found
             else:
                 self._drop(number)
                 places[of_file] = NOWHERE

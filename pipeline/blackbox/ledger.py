@@ -207,7 +207,7 @@ class Ledger:
                 db.execute(sa.insert(REFUND), ledger_rows.refund_columns(row))
                 db.execute(sa.delete(CHARGE).where(*key))
             ledger_rows.save_trials(db, trials.values())
-            ledger_rows.save_accounts(db, {a.name: a for some in payers.values() for a in some}.values())
+            ledger_rows.save_payers(db, payers)
 
     def trial_bill(self, storage: str, trial: str) -> dict[Phase, Bill]:
         """What a trial was charged, by phase; all zero for a trial never seen."""

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from methods.base import Bill
 from pipeline.blackbox.bill import LIMITED, UNITS, Phase, row_columns, total
 from pipeline.blackbox.ledger_checksum import intact, label
-from pipeline.blackbox.ledger_rows import AccountRow, TrialRow
+from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, all_trials
 from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, bucket
 
 SUMMED = tuple(f"{Phase.EVALUATE.value}_{unit}" for unit in UNITS)
@@ -37,7 +37,7 @@ def problems(
     lines += _damaged(db)
     if lines:
         return lines  # sums over the records that are left would only repeat it
-    trials = {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL).order_by(TRIAL.c.no))}
+    trials = all_trials(db)
     lines = [*_charges(db, trials, sums, scope), *_trials(trials.values()), *_accounts(db, trials)]
     if results is not None:
         lines += _results(trials.values(), results, storages)

@@ -41,7 +41,7 @@ class Batch:
             refusal = entry.refusal(c.bill)
         if refusal is not None:
             return refusal
-        entry.buckets[place] = ledger_rows.plus(entry.buckets[place], c.bill)
+        entry.buckets[place] += c.bill
         self.charged[entry.no, c.call, c.digest] = (c.bill, diverged)
         self.paid_calls.add((entry.no, c.call))
         self.new.append(ledger_rows.charge_columns(entry.no, c, diverged))
@@ -66,4 +66,4 @@ class Batch:
         changed = {row["trial_no"] for row in self.new}
         ledger_rows.save_trials(self.db, [entry for entry in self.trials.values() if entry.no in changed])
         if self.payers is not None:
-            ledger_rows.save_accounts(self.db, {a.name: a for payers in self.payers.values() for a in payers}.values())
+            ledger_rows.save_payers(self.db, self.payers)

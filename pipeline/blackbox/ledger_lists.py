@@ -20,7 +20,7 @@ from pipeline.blackbox.bill import (
 )
 from pipeline.blackbox.ledger_audit import AT_ONCE, account_differences
 from pipeline.blackbox.ledger_checksum import DamagedRecord, verified
-from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, parse_charge
+from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, all_trials, parse_charge
 from pipeline.blackbox.ledger_schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL
 
 
@@ -32,7 +32,7 @@ def find_account(db: sa.Connection, name: str) -> AccountRow | None:
 
 def list_accounts(db: sa.Connection) -> list[AccountRecord]:
     """See Ledger.accounts."""
-    trials, names = _all_trials(db), _all_members(db)
+    trials, names = all_trials(db), _all_members(db)
     on: dict[str, list[TrialRow]] = defaultdict(list)
     for no in names:
         for name in names[no]:
@@ -56,16 +56,12 @@ def list_trials(db: sa.Connection, storage: str | None) -> list[TrialRecord]:
     names = _all_members(db)
     return [
         TrialRecord(t.storage, t.trial, t.open, t.allotment, t.bills, tuple(sorted(names.get(t.no, ()))))
-        for t in _all_trials(db).values()
+        for t in all_trials(db).values()
         if storage is None or t.storage == storage
     ]
 
 
 # Whole tables are read, not a part by an index: a damaged index leaves out records without a word.
-def _all_trials(db: sa.Connection) -> dict[int, TrialRow]:
-    return {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL).order_by(TRIAL.c.no))}
-
-
 def _all_members(db: sa.Connection) -> dict[int, list[str]]:
     names: dict[int, list[str]] = defaultdict(list)
     for row in db.execute(select(MEMBER)):
@@ -96,7 +92,7 @@ def find_storage(db: sa.Connection, storage: str) -> StorageRecord | None:
 
 def list_reservations(db: sa.Connection) -> list[Reservation]:
     """See Ledger.reservations."""
-    trials, accounts = [trial for trial in _all_trials(db).values() if trial.open], _all_members(db)
+    trials, accounts = [trial for trial in all_trials(db).values() if trial.open], _all_members(db)
     storages, last = {trial.no: trial.storage for trial in trials}, dict[str, float]()
     charges = select(CHARGE).join(TRIAL).where(TRIAL.c.open).execution_options(yield_per=AT_ONCE)
     for charge in db.execute(charges):

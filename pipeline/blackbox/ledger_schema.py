@@ -28,7 +28,7 @@ from sqlalchemy.pool import StaticPool
 
 from pipeline.blackbox.bill import LIMITED, PAID, UNITS, Phase
 from pipeline.blackbox.ledger_checksum import CHECKSUM, RESTORE, DamagedRecord
-from pipeline.errors import ConfigError, LedgerError, first_line, masked
+from pipeline.errors import ConfigError, LedgerError, first_line, masked, one_line
 
 SCHEMA = 2
 BUSY_S = 30.0
@@ -203,7 +203,7 @@ class Store:
             with self.read() as db:
                 verdict = str(db.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one())
                 if verdict != "ok":
-                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {' '.join(verdict.split())}")
+                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {one_line(verdict)}")
 
     def insert_new(self, table: Table) -> sa.Insert:
         """INSERT that leaves a row alone which is there already."""

@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pipeline.blackbox.architecture import KnownFile
+from methods.finite import first_non_finite
+from pipeline.blackbox.architecture import QUICK, KnownFile
 from pipeline.blackbox.checkpoint_files import StoredWeights
 from pipeline.cards import ModelCard
-from pipeline.errors import DataError
-from pipeline.finite import first_non_finite
+from pipeline.errors import DataError, one_line
 
 TEXT_PARTS = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 POSITION_IDS = "text.transformer.embeddings.position_ids"
@@ -45,7 +45,7 @@ def fit_weights(
     try:
         tensors = _converted(net, tensors, notes)
     except Exception as error:  # open_clip's conversions assert, or fail inside torch
-        reason = " ".join(str(error).split())[:80]
+        reason = one_line(error)[:80]
         differences = _differences(tensors, wanted, arch) or f"open_clip cannot convert them for {arch} ({reason})"
         raise ValueError(f"{differences}: {_guess(tensors, wanted, arch, known)}") from error
     counters = [key for key in wanted if key.endswith("num_batches_tracked") and key not in tensors]
@@ -123,7 +123,7 @@ def _differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], ar
 def _guess(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: str, known: KnownFile | None) -> str:
     """Where weights of other keys or shapes come from, and what to do."""
     unknown = [key for key in tensors if key not in wanted]
-    if known and known.arch.removesuffix("-quickgelu") != arch.removesuffix("-quickgelu"):
+    if known and known.arch.removesuffix(QUICK) != arch.removesuffix(QUICK):
         return f"it is open_clip's {known.tag!r} of {known.arch}: write arch: {known.arch}"
     for part, guess in FOREIGN:
         if any(part in key for key in unknown):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def _decoded(data: bytes, bits: int | None, check_end: bool = False) -> tuple[Im
     except UnidentifiedImageError as error:
         raise DataError("no known image format") from error
     except Exception as error:  # Pillow's plugins raise exceptions of many types for damaged bytes
-        raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise DataError(one_line(error) or type(error).__name__) from error
 
 
 @cache

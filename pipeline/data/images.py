@@ -51,7 +51,7 @@ class Images:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Images:
-        index = rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+        index = row_index(rows)
         return Images(self.source, self.split, self.rows[index], self.views_of[index], self.augment)
 
     def views(self, n: int, seed: int = 0) -> Images:
@@ -115,6 +115,11 @@ def load(source: Source, row: int) -> Image.Image:
         return decode(data, source.bits)
     except DataError as error:
         raise DataError(_unreadable(source, row, len(data), str(error))) from error
+
+
+def row_index(rows: slice | Sequence[int] | Tensor) -> slice | np.ndarray:
+    """What selects these rows of an array; an empty list selects none."""
+    return rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
 
 
 def view_rows(rows: np.ndarray, views_of: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from pipeline.data.listing import SPLITS
 from pipeline.data.repeats import repeats
 from pipeline.data.skipped import Skipped
 from pipeline.data.source import Source
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 from pipeline.untrusted import LFS_POINTER
 
 Say = Callable[[str], None]
@@ -115,7 +115,7 @@ def look(card: DatasetCard, images: bool, say: Say) -> Report:
                 _fill(report, card, cards.source_anew(card, listed_anew=True), images, say)
             break
         except DataError as error:
-            report.unusable = " ".join(str(error).split())
+            report.unusable = one_line(error)
     assert report is not None
     return report
 

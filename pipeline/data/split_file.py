@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.data.listing import Listing, Options, Row, batches, folders, scored
 from pipeline.data.official import Made, Named
 from pipeline.data.skipped import UNLISTED, Contents, Inventory
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 from pipeline.untrusted import read_json
 
 
@@ -57,7 +57,7 @@ def split_file(path: Path) -> tuple[Made, tuple[str, ...]]:
     except KeyError as error:
         raise DataError(f"{path} has no list {error}: wanted train, val and test") from error
     except (DataError, ValueError, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(f"{path} is not a split file: wanted lists of [path, label, class name] ({reason})") from error
     others = [key for key in splits if key not in made]
     return made, tuple(f"{path.name} has {key!r} beside train, val and test: it is not used" for key in others)

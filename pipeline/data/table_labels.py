@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.data.class_names import in_order
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 from pipeline.untrusted import parse_json
 
 SHOWN = 60
@@ -53,7 +53,7 @@ def check_type(path: Path, column: str, kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
     if not is_text and not pa.types.is_integer(value):
-        shown = text if len(text := " ".join(str(kind).split())) <= SHOWN else f"{text[:SHOWN]}..."
+        shown = text if len(text := one_line(kind)) <= SHOWN else f"{text[:SHOWN]}..."
         raise DataError(f"{path} has labels of type {shown} in {column!r}: wanted whole numbers or text")
     return bool(is_text)
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pipeline
-from methods.base import Access, SoftPrompts, finite
+from methods.base import Access, SoftPrompts
 from methods.evolution import Evolution
+from methods.finite import finite, first_non_finite
 from pipeline.blackbox.bill import Limits
 from pipeline.blackbox.client import Meter, MeteredBox
 from pipeline.blackbox.endpoint import Answer, Endpoint, Request
@@ -30,7 +31,7 @@ from pipeline.config import ModelCard, compose, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.errors import ConfigError, DataError, EndpointRefused, NonFiniteError
-from pipeline.finite import first_non_finite, strict_json
+from pipeline.finite import strict_json
 from pipeline.plan import source_of
 from pipeline.results import Store
 from pipeline.row import to_table
