@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-faults: setup
-	$(BIN)/python -m pytest tests/faults/at_points.py tests/faults/at_ray.py
+	$(BIN)/python -m pytest tests/faults/test_points.py tests/faults/test_ray_killed.py
 	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json runs/faults.json
 	$(BIN)/python -m tests.faults.shared_budget --rounds 6 --kills 3 --json runs/shared_budget.json
 
@@ -39,14 +39,14 @@ test-damage: setup
 	$(BIN)/python -m tests.faults.damage --flips 1000
 
 test-gpu: setup
-	FAREBOX_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/unit/test_text.py tests/e2e/at_gpu.py
+	FAREBOX_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/blackbox/test_text_tower.py tests/gpu/test_gpu.py
 
 test-postgres: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres]'
-	$(BIN)/python -m tools.postgres $(BIN)/python -m pytest tests/unit/test_ledger.py tests/faults/at_postgres.py
+	$(BIN)/python -m tests.postgres.server $(BIN)/python -m pytest tests/ledger/test_ledger.py tests/postgres/test_postgres.py
 
 test-cluster: setup
-	$(BIN)/python -m tools.loopback_cluster
+	$(BIN)/python -m tests.cluster.loopback
 
 check: setup
 	$(BIN)/ruff check .
@@ -54,7 +54,7 @@ check: setup
 	$(BIN)/mypy
 
 golden: setup
-	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.support.golden
 
 embedded: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement tools/embedded/requirements.txt

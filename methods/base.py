@@ -31,6 +31,20 @@ class Access(enum.Flag):
     FEATURES = enum.auto()
     GRADIENTS = enum.auto()
 
+    @classmethod
+    def parse(cls, text: str) -> Access:
+        """Parse names joined by plus signs, as in 'SOFT+FEATURES'.
+
+        Raises:
+            ValueError: a name is not one of the flags.
+        """
+        access = cls(0)
+        for name in str(text).replace("|", "+").split("+"):
+            if name.strip().upper() not in cls.__members__:
+                raise ValueError(f"unknown access {name!r}; expected {', '.join(cls.__members__)}, joined by +")
+            access |= cls[name.strip().upper()]
+        return access
+
     def closure(self) -> Access:
         """This access with everything that it implies (SOFT allows TEXT, FEATURES allow SCORES)."""
         full = self

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from methods.base import Access
-from pipeline import checks
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 INPUT_KEYS = ("mean", "std", "interpolation", "resize_mode")
@@ -50,7 +49,10 @@ class ModelCard:
     @property
     def access(self) -> Access:
         """The grant as flags."""
-        return checks.access("grant", self.grant)
+        try:
+            return Access.parse(self.grant)
+        except ValueError as error:
+            raise ConfigError(f"grant: {error}") from None
 
 
 def check_model(card: ModelCard) -> ModelCard:
@@ -60,12 +62,11 @@ def check_model(card: ModelCard) -> ModelCard:
         value = getattr(card, key.name)
         if key.type == "str" and not isinstance(value, str):
             raise ConfigError(f"{where}: {key.name}: {value}: expected text (put it in quotes)")
-    if card.quick_gelu is not None:
-        checks.flag(f"{where}: quick_gelu", card.quick_gelu)
-    if card.interpolation is not None:
-        checks.one_of(f"{where}: interpolation", card.interpolation, ("bicubic", "bilinear"))
-    if card.resize_mode is not None:
-        checks.one_of(f"{where}: resize_mode", card.resize_mode, ("shortest", "squash"))
+    if card.quick_gelu not in (None, True, False):
+        raise ConfigError(f"{where}: quick_gelu={card.quick_gelu}: expected true or false")
+    for name, choices in (("interpolation", ("bicubic", "bilinear")), ("resize_mode", ("shortest", "squash"))):
+        if (value := getattr(card, name)) not in (None, *choices):
+            raise ConfigError(f"{where}: {name}: " + did_you_mean("choice", str(value), choices))
     if card.kind == "fake" and (given := [k for k in (*INPUT_KEYS, "quick_gelu") if getattr(card, k) is not None]):
         raise ConfigError(f"{where}: {given[0]}: a fake model has no such setting: leave it out")
     for name in ("mean", "std"):
@@ -94,7 +95,7 @@ class DatasetCard:
 
     name: str
     layout: str = "parquet"
-    """How its files lie: see pipeline/data/layouts.py."""
+    """How its files lie: see pipeline/data/layouts/registry.py."""
     path: str
     """File or folder; a folder's may be relative to `data.root`, and is absolute once composed if that is known."""
     sha256: str = ""

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 from pipeline import __version__, check_packages
 from pipeline.console import echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
-from pipeline.finite import strict_json
-from pipeline.preflight import refuse_passwords
+from pipeline.files import strict_json
+from pipeline.sweep.preflight import refuse_passwords
 
 ABOUT = """Few-shot adaptation of black-box vision-language models, under one honest meter.
 
@@ -62,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what is not done yet of a sweep, then print and write its leaderboard."""
-    from pipeline import report, sweep
-    from pipeline.config import compose, notes
+    from pipeline.commands import report
+    from pipeline.config.compose import compose, notes
+    from pipeline.sweep import driver as sweep
 
     config = compose(arguments.words)
     for line in notes(arguments.words):
@@ -79,10 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
-    from pipeline import report
-    from pipeline.config import compose, notes
-    from pipeline.outline import outline
-    from pipeline.plan import refuse_unpayable
+    from pipeline.commands import report
+    from pipeline.config.compose import compose, notes
+    from pipeline.trials.estimate import outline
+    from pipeline.trials.plan import refuse_unpayable
 
     made = outline(compose(arguments.words))
     for line in notes(arguments.words):
@@ -100,8 +101,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """What a sweep is doing: trials, replicas, budget, time left; from any terminal, while it runs or after."""
-    from pipeline import status as view
-    from pipeline.config import compose
+    from pipeline.config.compose import compose
+    from pipeline.sweep import status as view
 
     config = compose(arguments.words)
     record = view.status(config.storage, config.ledger_url)
@@ -111,8 +112,8 @@ def status(arguments: argparse.Namespace) -> int:
 
 def leaderboard(arguments: argparse.Namespace) -> int:
     """The leaderboard of a sweep's rows, in several formats; --raw: one record for each trial and test set."""
-    from pipeline import report
-    from pipeline.config import compose
+    from pipeline.commands import report
+    from pipeline.config.compose import compose
 
     config = compose(arguments.words)
     text, damaged = report.formatted(config, arguments.format, arguments.raw, arguments.published, log)
@@ -122,8 +123,8 @@ def leaderboard(arguments: argparse.Namespace) -> int:
 
 def ledger(arguments: argparse.Namespace) -> int:
     """Print the ledger and verify it: charges add up, match the rows, and passed no limit."""
-    from pipeline import report
-    from pipeline.config import compose
+    from pipeline.commands import report
+    from pipeline.config.compose import compose
 
     text, problems = report.ledger(compose(arguments.words), as_json=arguments.json)
     print(text)
@@ -132,7 +133,7 @@ def ledger(arguments: argparse.Namespace) -> int:
 
 def budget(arguments: argparse.Namespace) -> int:
     """Show the budgets of a ledger and what reserves them, set a limit, or release what deleted storages reserve."""
-    from pipeline import budget_command
+    from pipeline.commands import budget as budget_command
 
     print(budget_command.run(arguments.verb, arguments.words, arguments.json))
     return 0
@@ -140,16 +141,16 @@ def budget(arguments: argparse.Namespace) -> int:
 
 def sync(arguments: argparse.Namespace) -> int:
     """Rebuild the MLflow mirror from the rows."""
-    from pipeline import report
-    from pipeline.config import compose
+    from pipeline.commands import report
+    from pipeline.config.compose import compose
 
     return exit_code(report.sync(compose(arguments.words), echo))
 
 
 def ui(arguments: argparse.Namespace) -> int:
     """Open MLflow's pages on this machine."""
-    from pipeline import report
-    from pipeline.config import compose
+    from pipeline.commands import report
+    from pipeline.config.compose import compose
 
     command, environment = report.ui_command(compose(arguments.words), arguments.port)
     echo(f"http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)")
@@ -158,21 +159,21 @@ def ui(arguments: argparse.Namespace) -> int:
 
 def methods(arguments: argparse.Namespace) -> int:
     """What methods exist, with the access that they need and their paper."""
-    from pipeline import catalog
+    from pipeline.commands import catalog
 
     return print_table(catalog.methods(), arguments.json)
 
 
 def datasets(arguments: argparse.Namespace) -> int:
     """What data sets exist, with sizes and licence."""
-    from pipeline import catalog
+    from pipeline.commands import catalog
 
     return print_table(catalog.datasets(), arguments.json)
 
 
 def models(arguments: argparse.Namespace) -> int:
     """What models exist, with the access that they grant."""
-    from pipeline import catalog
+    from pipeline.commands import catalog
 
     return print_table(catalog.models(), arguments.json)
 
@@ -192,7 +193,7 @@ def claims(arguments: argparse.Namespace) -> int:
     """What the seed papers claim, measured here: runs what is missing (under an hour), prints each verdict and why."""
     from pipeline.claims import table
     from pipeline.claims.evidence import Evidence
-    from pipeline.typed_values import path
+    from pipeline.config.typed_values import path
 
     papers = [word for word in arguments.words if "=" not in word]
     storage = [word.partition("=")[2] for word in arguments.words if word.startswith("storage=")]
@@ -206,7 +207,8 @@ def claims(arguments: argparse.Namespace) -> int:
 
 def data(arguments: argparse.Namespace) -> int:
     """Your own images, and what is known of all data sets: add, check, show, export-split."""
-    from pipeline import data_add, data_commands
+    from pipeline.commands import data as data_commands
+    from pipeline.commands import data_add
 
     verbs = {"add": data_add.add, "check": data_commands.check, "show": data_commands.show}
     return verbs.get(arguments.verb, data_commands.export_split)(arguments, echo, log)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import shortened
-from pipeline.finite import strict_json
+from pipeline.files import strict_json
 
 
 def print_table(records: list[dict[str, Any]], as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""Files that Farebox writes: replaced atomically, and sealed with a checksum that is verified before they are parsed.
+"""Write files atomically, seal them with a checksum, verify it before parsing; write JSON without NaN.
 
 A sealed file contains the mark `farebox-sha256:` followed by 64 hexadecimal digits: the SHA-256 of the whole file with
 those digits read as zeros. The first mark counts; what looks like one after it is content. An Arrow file stores the
@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import re
 import stat
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import DamagedFile, StorageError
+from pipeline.errors import DamagedFile, DataError, StorageError
 
 SEAL_KEY = "checksum"
 """Name under which metadata and JSON store the mark."""
@@ -27,6 +31,8 @@ _ZEROS = b"0" * 64
 _SEAL = re.compile(re.escape(_MARK) + rb"([0-9a-f]{64})")
 UNSEALED = (_MARK + _ZEROS).decode()
 """What a file's content holds in the place of the checksum before `seal` fills it in."""
+DIGESTS = "digests.json"
+"""In each folder of files that ship with the package: SHA-256 by file name."""
 
 
 def seal(data: bytes) -> bytes:
@@ -119,3 +125,51 @@ def _write_atomic(path: Path, data: bytes, spare: Path | None) -> None:
         os.fsync(folder)  # the rename itself, against a power cut
     finally:
         os.close(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(path: Path) -> Path:
+    """Return the path of a file of package data after verifying its SHA-256.
+
+    Raises:
+        DataError: the file, or the list of digests beside it, is missing or damaged.
+    """
+    listed = path.with_name(DIGESTS)
+    try:
+        expected = json.loads(listed.read_text(encoding="utf-8"))[path.name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{listed} is damaged: it has no digest of {path.name}: {repair(listed)}") from error
+    if not path.is_file():
+        raise DataError(f"{path} is missing: {repair(path)}")
+    if file_sha256(path) != expected:
+        raise DataError(f"{path} is damaged: it does not have the SHA-256 that {DIGESTS} states: {repair(path)}")
+    return path
+
+
+def repair(path: Path) -> str:
+    """What to type to restore a file of the package."""
+    return f"pip install --force-reinstall farebox, or in a clone git checkout {path}"
+
+
+def json_value(value: Any) -> Any:
+    """Return a value as JSON can hold it: a float that is NaN or infinite becomes None; containers are copied."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [json_value(item) for item in value]
+    return value
+
+
+def strict_json(value: Any, **options: Any) -> str:
+    """Serialize to JSON as RFC 8259 defines it: a float that is NaN or infinite becomes null.
+
+    `options` are those of `json.dumps`.
+    """
+    return json.dumps(json_value(value), allow_nan=False, **options)

@@ -17,19 +17,18 @@ from pipeline.errors import CodeMismatch
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages `methods` and `pipeline`."""
 RESULT_SOURCES = (
-    *("methods/base.py", "methods/toy.py", "pipeline/blackbox/*.py", "pipeline/data/*.py", "pipeline/plan.py"),
-    *("pipeline/protocol.py", "pipeline/scoring.py", "pipeline/trial.py", "pipeline/supervisor.py"),
-    *("pipeline/isolation.py", "methods/state.py"),
+    *("methods/base.py", "methods/toy.py", "methods/state.py", "methods/finite.py", "pipeline/budget.py"),
+    *("pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/trials/*.py"),
 )
 """Sources that can change a number of a row, besides the method's own files. An edit makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
-    {f"pipeline/blackbox/ledger_{part}.py" for part in ("audit", "batch", "checksum", "lists", "rows", "schema")}
-    | {f"pipeline/blackbox/{name}.py" for name in ("ledger", "local", "pool", "serving")}
-    | {f"pipeline/data/{name}.py" for name in ("report", "sheet")}
+    {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "ray_pool", "replica_queue")}
+    | {f"pipeline/data/{name}.py" for name in ("inspect", "contact_sheet")}
+    | {f"pipeline/trials/{name}.py" for name in ("checkpoint", "estimate", "prompts", "watchdog")}
 )
-"""Files among them that cannot: they record charges, pass requests on, print and draw."""
+"""Files among them that cannot: they pass requests on, print, draw, estimate, or let pass unchanged."""
 IMAGE_FEATURE_SOURCES = (
-    *("methods/toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
+    *("methods/toy.py", "methods/finite.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
     *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/facts.py", "pipeline/blackbox/weights.py"),
     *("pipeline/blackbox/torchscript.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
 )

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.config import dataset_card, model_card
+from pipeline.config.compose import dataset_card, model_card
 from pipeline.data.source import Source
-from pipeline.plan import source_of
-from tests.lab import Lab, small_data
+from pipeline.trials.plan import source_of
+from tests.support.lab import Lab, small_data
 
 torch.set_num_threads(1)  # bit-identity is claimed per thread count, and the machine is shared
 

@@ -24,11 +24,11 @@ import methods
 import pipeline
 from methods import all_methods
 from pipeline import cli, errors
-from pipeline.config import Config, compose, dataset_card, method_choice, model_card, names
-from pipeline.data.coop import COOP
-from pipeline.data.source import file_sha256
-from pipeline.outline import outline
-from pipeline.plan import source_of
+from pipeline.config.compose import Config, compose, dataset_card, method_choice, model_card, names
+from pipeline.data.layouts.coop import COOP
+from pipeline.files import file_sha256
+from pipeline.trials.estimate import outline
+from pipeline.trials.plan import source_of
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS, PIPELINE = (sorted((ROOT / folder).rglob("*.py")) for folder in ("methods", "pipeline"))
@@ -79,13 +79,18 @@ def test_methods_are_the_pure_core(path: Path) -> None:
     [
         (
             "ray",
-            {"pipeline/sweep.py", "pipeline/ray_session.py", "pipeline/blackbox/pool.py", "pipeline/bench/actors.py"},
+            {
+                "pipeline/sweep/driver.py",
+                "pipeline/sweep/ray_session.py",
+                "pipeline/blackbox/ray_pool.py",
+                "pipeline/bench/actors.py",
+            },
         ),
-        ("mlflow", {"pipeline/tracking.py"}),
+        ("mlflow", {"pipeline/results/tracking.py"}),
         ("open_clip", {"pipeline/blackbox/architecture.py", "pipeline/blackbox/weights.py"}),
-        ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/blackbox/ledger")}),
-        ("omegaconf", {"pipeline/config.py", "pipeline/layers.py"}),
-        ("matplotlib", {"pipeline/figures.py", "pipeline/claims/figures.py"}),
+        ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/ledger/")}),
+        ("omegaconf", {"pipeline/config/compose.py", "pipeline/config/files.py"}),
+        ("matplotlib", {"pipeline/results/plots.py", "pipeline/claims/figures.py"}),
     ],
 )
 def test_a_large_dependency_is_imported_in_its_own_place(package: str, allowed: set[str]) -> None:
@@ -101,8 +106,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.config import model_card
-from tests.lab import Lab, small_data
+from pipeline.config.compose import model_card
+from tests.support.lab import Lab, small_data
 folder = Path(tempfile.mkdtemp())
 lab = Lab(folder / "storage", Endpoint(model_card("fake"), folder / "features"), small_data(folder))
 rows = lab.run(lab.spec("logit_head"))
@@ -248,7 +253,7 @@ def test_every_sweep_composes_and_plans(name: str, tmp_path: Path) -> None:
     if made.exact:
         assert len({t.trial_id for t in made.trials}) == cells
     for trial in made.trials:
-        assert trial.cell.allotment.passed(trial.bill, trial.bill * 0) is None, trial.cell
+        assert trial.cell.allotment.exceeded_unit(trial.bill, trial.bill * 0) is None, trial.cell
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
 
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from methods.base import Bill, Classes, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining
 from methods.cbbt_prompt import CBBTPrompt
-from pipeline.blackbox.bill import Charge, Phase
 from pipeline.blackbox.endpoint import Endpoint, Kind, Request, price
-from pipeline.config import dataset_card, model_card
+from pipeline.budget import Charge, Phase
+from pipeline.config.compose import dataset_card, model_card
+from pipeline.data.few_shot import draw
 from pipeline.data.images import Images, as_images
-from pipeline.data.split import draw
-from pipeline.plan import source_of
+from pipeline.trials.plan import source_of
 
 GRID = {
     1000: [(150, 4), (150, 8), (150, 16), (150, 32)],

@@ -25,12 +25,12 @@ import ray
 import torch
 
 from methods.base import Bill, SoftPrompts
-from pipeline.blackbox.bill import Charge, Limits, Phase, Receipt
-from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, prompt_counts
-from pipeline.blackbox.pool import LedgerActor, RayPool, RemoteLedger, Replica
-from pipeline.blackbox.serving import Server
-from pipeline.config import ModelCard, model_card
-from pipeline.ray_session import ray_session
+from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response, prompt_counts
+from pipeline.blackbox.ray_pool import LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.blackbox.replica_queue import Server
+from pipeline.budget import Charge, Limits, Phase, Receipt
+from pipeline.config.compose import ModelCard, model_card
+from pipeline.sweep.ray_session import ray_session
 
 log = logging.getLogger(__name__)
 STORAGE = "bench"
@@ -38,19 +38,19 @@ POPULATION = 8
 NAMES = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock")
 
 
-class Waiting(Endpoint):
+class SleepEndpoint(Endpoint):
     """An endpoint whose device takes so many seconds for a population, and computes nothing."""
 
     def __init__(self, seconds: float, card: ModelCard, features: Path) -> None:
         super().__init__(card, features)
         self.seconds = seconds
 
-    def compute(self, request: Request) -> Answer:
+    def compute(self, request: Request) -> Response:
         """Zeros [P, C, D], after P / POPULATION times the seconds."""
         assert request.prompts is not None
         p, c = prompt_counts(request.prompts)
         sleep(self.seconds * p / POPULATION)
-        return Answer(np.zeros((p, c, self.model.feature_dim), np.float32))
+        return Response(np.zeros((p, c, self.model.feature_dim), np.float32))
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
@@ -69,9 +69,9 @@ class Unmetered:
         """Requests taken and not answered."""
         return self.server.taken
 
-    async def ask(self, request: Request) -> Any:
+    async def send(self, request: Request) -> Any:
         """The answer."""
-        return await self.server.ask(request)
+        return await self.server.send(request)
 
 
 @ray.remote(num_cpus=0)
@@ -163,7 +163,7 @@ def cluster() -> Iterator[Cluster]:
 
 def waiting(seconds: float) -> Callable[..., Endpoint]:
     """What a replica loads to wait."""
-    return partial(Waiting, seconds)
+    return partial(SleepEndpoint, seconds)
 
 
 def population(width: int, p: int = POPULATION) -> SoftPrompts:
@@ -173,4 +173,4 @@ def population(width: int, p: int = POPULATION) -> SoftPrompts:
 
 def _ask_all(pool: RayPool, requests: Sequence[Request]) -> None:
     for request in requests:
-        pool.ask(request)
+        pool.send(request)

@@ -28,20 +28,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.bench.harness import Figure, Say, bench, machine, random_card, threads
-from pipeline.blackbox.bill import Limits, Phase
-from pipeline.blackbox.boundary import Session
+from pipeline.bench.harness import BenchResult, Say, bench, machine, random_card, threads
 from pipeline.blackbox.client import MeteredBox
-from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
+from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response
 from pipeline.blackbox.facts import feature_dim
-from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.local import LocalPool
-from pipeline.config import Config, ModelCard, compose
+from pipeline.blackbox.local_pool import LocalPool
+from pipeline.budget import Limits, Phase
+from pipeline.config.compose import Config, ModelCard, compose
 from pipeline.errors import ConfigError
-from pipeline.plan import TrialSpec, make_plan
-from pipeline.scoring import metrics, predict, test_labels
-from pipeline.supervisor import Supervisor
-from pipeline.trial import few_shot_task
+from pipeline.ledger.ledger import Ledger
+from pipeline.trials.boundary import Session
+from pipeline.trials.evaluate import metrics, predict, test_labels
+from pipeline.trials.plan import TrialSpec, make_plan
+from pipeline.trials.supervisor import Supervisor
+from pipeline.trials.trial import few_shot_task
 
 DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "shift=false")
 RUNS = 5
@@ -50,12 +50,12 @@ PATIENCE_S = 120
 
 
 @bench("cost")
-def cost(say: Say, method: str, *words: str) -> Figure:
+def cost(say: Say, method: str, *words: str) -> BenchResult:
     """Seconds and peak memory of one trial run alone; with steps=N, seconds of one of its steps."""
     mine = ("steps=", "arch=")
     own = dict(word.split("=", 1) for word in words if word.startswith(mine))
     rest = tuple(word for word in words if not word.startswith(mine))
-    asked = Asked(method, rest, _steps(own.get("steps")), own.get("arch"))
+    asked = CostSpec(method, rest, _steps(own.get("steps")), own.get("arch"))
     spec, _ = one_trial(asked, Path("unused"))
     model = f"{asked.arch}, random weights" if asked.arch else spec.model.name
     say(f"{spec.name}, {model}")
@@ -80,10 +80,10 @@ def cost(say: Say, method: str, *words: str) -> Figure:
             **machine(),
         }
     unit = "s/trial" if asked.steps is None else "s for start and steps"
-    return Figure("cost", min(seconds), max(seconds), len(found), detail, value=median(seconds), unit=unit)
+    return BenchResult("cost", min(seconds), max(seconds), len(found), detail, value=median(seconds), unit=unit)
 
 
-class Asked(NamedTuple):
+class CostSpec(NamedTuple):
     """A trial whose cost is wanted."""
 
     method: str
@@ -113,13 +113,13 @@ class Cost(NamedTuple):
     threads: int
 
 
-def of(asked: Asked) -> Cost:
+def of(asked: CostSpec) -> Cost:
     """Run it in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_alone, asked).result()
 
 
-def one_trial(asked: Asked, folder: Path) -> tuple[TrialSpec, Config]:
+def one_trial(asked: CostSpec, folder: Path) -> tuple[TrialSpec, Config]:
     """The trial that the words leave; ConfigError when they leave several."""
     if "=" in asked.method:
         raise ConfigError(
@@ -142,7 +142,7 @@ def _steps(word: str | None) -> int | None:
     return int(word)
 
 
-def _alone(asked: Asked) -> Cost:
+def _alone(asked: CostSpec) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spec, config = one_trial(asked, folder)
@@ -153,7 +153,7 @@ def _alone(asked: Asked) -> Cost:
         ledger.reserve("bench", spec.account, ["ceiling"], spec.reserved)
         card = random_card(folder, asked.arch) if asked.arch else config.model
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            there = Apart(process, card, config.features, config.threads)
+            there = EndpointProcess(process, card, config.features, config.threads)
             box = MeteredBox(LocalPool(there, ledger), "bench", spec.account, spec.choice.info.access, spec.allotment)
             found = _run(asked, spec, box, config.threads)
             endpoint_mib = there.peak() - there.before
@@ -161,12 +161,12 @@ def _alone(asked: Asked) -> Cost:
         return found._replace(endpoint_mib=endpoint_mib)
 
 
-def _run(asked: Asked, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
+def _run(asked: CostSpec, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
     with Session(metered, spec.choice.name) as session:
         return _measured(asked, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
 
 
-def _measured(asked: Asked, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
+def _measured(asked: CostSpec, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
     method, task, box = spec.choice.build(), supervisor.task(few_shot_task(spec)), supervisor.session.method_box
     before, began = _forget_peak(), time.perf_counter()
     supervisor.call("start", method.start, task, box, np.random.default_rng(spec.seed))
@@ -186,7 +186,7 @@ def _measured(asked: Asked, spec: TrialSpec, supervisor: Supervisor, n_threads: 
     return Cost(seconds, start_s, len(steps), median(steps), client_mib, 0, kept, requests, accuracy, n_threads)
 
 
-class Apart:
+class EndpointProcess:
     """An endpoint in a process of its own, for a `LocalPool`."""
 
     def __init__(self, process: ProcessPoolExecutor, card: ModelCard, features: Path, n_threads: int) -> None:
@@ -207,9 +207,9 @@ class Apart:
         """As the endpoint's."""
         self.process.submit(_call, "check", request).result()
 
-    def compute(self, request: Request) -> Answer:
+    def compute(self, request: Request) -> Response:
         """As the endpoint's."""
-        answer: Answer = self.process.submit(_call, "compute", request).result()
+        answer: Response = self.process.submit(_call, "compute", request).result()
         return answer
 
     def embed_text(self, text: str) -> np.ndarray:

@@ -23,24 +23,34 @@ from methods.craft import CraFT
 from methods.evolution import PromptSearch
 from methods.optim import training_views, with_context
 from methods.refiner import Refiner
-from pipeline.bench.harness import Figure, Paired, Say, bench, machine, paired, random_card, seconds_of, threads
+from pipeline.bench.harness import (
+    BenchResult,
+    PairedTiming,
+    Say,
+    bench,
+    machine,
+    paired,
+    random_card,
+    seconds_of,
+    threads,
+)
 from pipeline.bench.reference import CraftLoop
-from pipeline.blackbox.bill import Limits
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.local import LocalPool
+from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import OpenClipModel
-from pipeline.config import ModelCard, dataset_card
-from pipeline.data.card import source_of
+from pipeline.budget import Limits
+from pipeline.config.compose import ModelCard, dataset_card
+from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
+from pipeline.ledger.ledger import Ledger
 
 GENERATIONS, SHOTS, IMAGES_TIMED = 2, 16, 8
 PLENTY = Limits(10**6, 10**9)
 
 
 @bench("craft")
-def craft(say: Say) -> Figure:
+def craft(say: Say) -> BenchResult:
     """A whole CraFT trial of two generations against the published loop: one candidate at a time, images anew."""
     with tempfile.TemporaryDirectory() as folder, threads(1):
         sides = Sides(random_card(Path(folder)), Path(folder))
@@ -60,7 +70,7 @@ def craft(say: Say) -> Figure:
             "model": "ViT-B/32, random weights, fp32; 10 classes, 16 shots, 40 candidates, 2 generations",
             **machine(),
         }
-    return Figure("craft", **found.spread(), detail=detail)
+    return BenchResult("craft", **found.spread(), detail=detail)
 
 
 def task(shots: int, first: int) -> FewShotTask:
@@ -123,7 +133,7 @@ class Sides:
         assert isinstance(view, Images)
         return CraftLoop(model.net, model.tokenizer, model.preprocess, classes, labels, view, search, head, generator)
 
-    def compare(self, task: FewShotTask, fast: Callable[[], Any], say: Say) -> Paired:
+    def compare(self, task: FewShotTask, fast: Callable[[], Any], say: Say) -> PairedTiming:
         """A whole trial against the loop's parts on the same number of images, multiplied."""
         loop, n = self.loop(task), len(task.train.images)
         part = loop.fixed_view[:IMAGES_TIMED]

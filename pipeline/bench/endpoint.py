@@ -12,18 +12,18 @@ from typing import Any
 
 from methods.base import Bill
 from pipeline.bench import actors
-from pipeline.bench.harness import Figure, Paired, Say, bench, machine, paired, random_card, threads
-from pipeline.blackbox.bill import Charge, Phase
+from pipeline.bench.harness import BenchResult, PairedTiming, Say, bench, machine, paired, random_card, threads
 from pipeline.blackbox.endpoint import Endpoint, Request
-from pipeline.blackbox.pool import RayPool
-from pipeline.config import ModelCard, model_card
+from pipeline.blackbox.ray_pool import RayPool
+from pipeline.budget import Charge, Phase
+from pipeline.config.compose import ModelCard, model_card
 
 TRIALS = (1, 4, 8)
 FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())
 
 
 @bench("endpoint")
-def endpoint(say: Say) -> Figure:
+def endpoint(say: Say) -> BenchResult:
     """Throughput of 1, 4 and 8 trials through actors, as a part of the direct call's."""
     with tempfile.TemporaryDirectory() as folder, threads(1), actors.cluster() as cluster:
         waiting = _side(cluster, actors.waiting(0.025), model_card("fake"), {1: 40, 4: 20, 8: 10}, "25 ms", say)
@@ -35,12 +35,12 @@ def endpoint(say: Say) -> Figure:
                 detail[f"{label}, {n} trials"] = pair.spread() | {"direct s": pair.slow_s, "actors s": pair.fast_s}
         detail |= _merging(Endpoint(tower_card, Path(folder) / "alone"), say)
         detail |= {"request": f"{actors.POPULATION} prompt sets of {len(actors.NAMES)} classes", **machine()}
-    return Figure("endpoint", **waiting[8].spread(), detail=detail)
+    return BenchResult("endpoint", **waiting[8].spread(), detail=detail)
 
 
 def _side(
     cluster: actors.Cluster, make: Callable[..., Endpoint], card: ModelCard, each: dict[int, int], label: str, say: Say
-) -> dict[int, Paired]:
+) -> dict[int, PairedTiming]:
     replicas = cluster.replicas(1, make, card)
     alone = make(card, cluster.folder / "alone")
     found = {}

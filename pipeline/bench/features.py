@@ -10,24 +10,24 @@ import tempfile
 from pathlib import Path
 
 from methods.base import Bill
-from pipeline.bench.harness import Figure, Say, bench, machine, paired, threads
-from pipeline.blackbox.bill import Charge, Phase
+from pipeline.bench.harness import BenchResult, Say, bench, machine, paired, threads
 from pipeline.blackbox.endpoint import Endpoint, Request
-from pipeline.config import ModelCard, dataset_card, model_card
-from pipeline.data.card import source_of
+from pipeline.budget import Charge, Phase
+from pipeline.config.compose import ModelCard, dataset_card, model_card
+from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 
 PAIRS = 5
 
 
 @bench("features")
-def features(say: Say) -> Figure:
+def features(say: Say) -> BenchResult:
     """Image features from a warm store against a cold one, on the embedded model."""
     with tempfile.TemporaryDirectory() as folder, threads(1):
         return compare(model_card("tiny"), images(), Path(folder), say)
 
 
-def compare(card: ModelCard, wanted: Images, folder: Path, say: Say) -> Figure:
+def compare(card: ModelCard, wanted: Images, folder: Path, say: Say) -> BenchResult:
     """Any model and images."""
     request = Request("image_features", wanted, None, Charge("bench", "features", 0, "", Phase.ADAPT, Bill()))
     encoded: dict[str, set[int]] = {"cold": set(), "warm": set()}
@@ -52,7 +52,7 @@ def compare(card: ModelCard, wanted: Images, folder: Path, say: Say) -> Figure:
         "model": card.name,
         **machine(),
     }
-    return Figure("features", **found.spread(), detail=detail)
+    return BenchResult("features", **found.spread(), detail=detail)
 
 
 def images() -> Images:

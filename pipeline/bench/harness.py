@@ -1,7 +1,7 @@
 """What every bench stands on: its result, timing of two sides in pairs, and how benches are found.
 
 A bench is a function in the module of its name, registered by `@bench(name)`. It times what it is about, on this
-machine, and returns a `Figure`; absolute times depend on the machine, ratios of interleaved pairs hardly.
+machine, and returns a `BenchResult`; absolute times depend on the machine, ratios of interleaved pairs hardly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pipeline import bench as package
-from pipeline.config import ModelCard
+from pipeline.config.compose import ModelCard
 from pipeline.errors import ConfigError, did_you_mean
 
 PARTS = {"actors", "harness", "reference"}
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Figure:
+class BenchResult:
     """What a bench found: a ratio, or a value with its unit."""
 
     name: str
@@ -72,7 +72,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedTiming:
     """Two sides timed in turn: the median of slow / fast over the pairs, their least and greatest, median seconds."""
 
     ratio: float
@@ -87,7 +87,7 @@ class Paired:
         return {"ratio": self.ratio, "low": self.low, "high": self.high, "pairs": self.pairs}
 
 
-Run = Callable[..., Figure]
+Run = Callable[..., BenchResult]
 REGISTRY: dict[str, Run] = {}
 
 
@@ -114,7 +114,7 @@ def load(name: str) -> Run:
     return REGISTRY[name]
 
 
-def run(name: str, words: Sequence[str], say: Say) -> Figure:
+def run(name: str, words: Sequence[str], say: Say) -> BenchResult:
     """Run a bench with the words after its name. ConfigError when it takes other words, before anything runs."""
     function = load(name)
     signature = inspect.signature(function)
@@ -138,7 +138,7 @@ def paired(
     say: Say | None = None,
     times: float = 1.0,
     parts: Sequence[tuple[Callable[[], Any], float]] = (),
-) -> Paired:
+) -> PairedTiming:
     """Time two sides in pairs, after one run of each that is not counted; who goes first alternates.
 
     `times`: how often the slow side's work is really done, where `slow` does one part of it (one candidate of many);
@@ -161,7 +161,7 @@ def paired(
             say(f"  pair {i + 1} of {pairs}: {taken[-1][0]:.4g} s against {fast_s:.4g} s")
     ratios = [s / f for s, f in taken]
     slow_s, fast_s = (median(side) for side in zip(*taken, strict=True))
-    return Paired(median(ratios), min(ratios), max(ratios), slow_s, fast_s, pairs)
+    return PairedTiming(median(ratios), min(ratios), max(ratios), slow_s, fast_s, pairs)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
 def machine() -> dict[str, Any]:
     """What the figures were taken on; call it with the thread count of the bench in force."""
     from pipeline.data.decode import cores
-    from pipeline.trial import cpu_name
+    from pipeline.trials.trial import cpu_name
 
     found = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.bench.harness import Figure, Say, bench, machine
+from pipeline.bench.harness import BenchResult, Say, bench, machine
 
 SIZES = (20_000, 200_000)
 CLASSES = 100
@@ -27,8 +27,8 @@ LINKS = 30_000
 START = """
 import json, resource, sys, time
 from pipeline.cards import DatasetCard
-from pipeline.data.card import check_card, source_of
-from pipeline.data.split import draw
+from pipeline.data.dataset import check_card, source_of
+from pipeline.data.few_shot import draw
 card = DatasetCard(**json.loads(sys.argv[1]))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before, began = peak(), time.perf_counter()
@@ -39,7 +39,7 @@ print(json.dumps([time.perf_counter() - began, peak() - before]))
 
 
 @bench("index")
-def index(say: Say) -> Figure:
+def index(say: Say) -> BenchResult:
     """The second start of a data set of 200,000 files, and how the first grows from 20,000."""
     found: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def index(say: Say) -> Figure:
     detail: dict[str, Any] = {f"{n:,} files": figures for n, figures in found.items()}
     detail["first start, times as long for 10 times the files"] = large["first s"] / small["first s"]
     second = large["second s"]
-    return Figure("index", second, second, 1, detail | machine(), value=second, unit="s")
+    return BenchResult("index", second, second, 1, detail | machine(), value=second, unit="s")
 
 
 def _files(root: Path, n: int) -> dict[str, Any]:

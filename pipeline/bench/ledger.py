@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from pipeline.bench import actors
-from pipeline.bench.harness import Figure, Say, bench, machine, paired
-from pipeline.blackbox.pool import RayPool
+from pipeline.bench.harness import BenchResult, Say, bench, machine, paired
+from pipeline.blackbox.ray_pool import RayPool
 
 FORWARD = 8
 """Charges in one call: those of eight trials at one replica."""
@@ -17,7 +17,7 @@ CALLERS, CALLS, TIMES = 2, 100, 5
 
 
 @bench("ledger")
-def ledger(say: Say) -> Figure:
+def ledger(say: Say) -> BenchResult:
     """Charges a second, eight to a call, by two callers; beside it one and 32 to a call, and what a request loses."""
     with actors.cluster() as cluster:
         rates = {n: _rates(cluster, n, say) for n in (1, FORWARD, 32)}
@@ -35,7 +35,7 @@ def ledger(say: Say) -> Figure:
     detail = {f"{n} to a call": {"charges/s": median(r), "low": min(r), "high": max(r)} for n, r in rates.items()}
     main = rates[FORWARD]
     detail |= shares | {"books": "add up" if not problems else problems[0], **machine()}
-    return Figure("ledger", min(main), max(main), TIMES, detail, value=median(main), unit="charges/s")
+    return BenchResult("ledger", min(main), max(main), TIMES, detail, value=median(main), unit="charges/s")
 
 
 def _rates(cluster: actors.Cluster, n: int, say: Say) -> list[float]:

@@ -26,13 +26,13 @@ from methods.base import Access, Prompts, SoftPrompts
 from methods.craft import fitness
 from methods.refiner import Refiner
 from pipeline.bench import actors
-from pipeline.bench.harness import Figure, Say, bench, machine
-from pipeline.blackbox.bill import Limits
+from pipeline.bench.harness import BenchResult, Say, bench, machine
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint, prompt_counts
-from pipeline.blackbox.features import FeatureStore
-from pipeline.blackbox.pool import RayPool
-from pipeline.config import ModelCard
+from pipeline.blackbox.feature_store import FeatureStore
+from pipeline.blackbox.ray_pool import RayPool
+from pipeline.budget import Limits
+from pipeline.config.compose import ModelCard
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.errors import ConfigError
@@ -43,7 +43,7 @@ CEILING_GIB = 4
 
 
 @bench("memory")
-def memory(say: Say) -> Figure:
+def memory(say: Say) -> BenchResult:
     """Peak memory of the client and of its replica while they score one population, call after call."""
     if not Path("/proc/self/smaps_rollup").exists():
         raise ConfigError("bench memory reads /proc/PID/smaps_rollup, which this system does not have: run it on Linux")
@@ -72,7 +72,7 @@ def memory(say: Say) -> Figure:
         "ceiling, GiB": CEILING_GIB,
         **machine(),
     }
-    return Figure("memory", min(most), max(most), TIMES, detail, value=max(most), unit="GiB")
+    return BenchResult("memory", min(most), max(most), TIMES, detail, value=max(most), unit="GiB")
 
 
 PID = "replica.pid"

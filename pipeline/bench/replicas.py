@@ -6,14 +6,14 @@ from statistics import median
 from typing import Any
 
 from pipeline.bench import actors
-from pipeline.bench.harness import Figure, Say, bench, machine, seconds_of
-from pipeline.blackbox.pool import RayPool
+from pipeline.bench.harness import BenchResult, Say, bench, machine, seconds_of
+from pipeline.blackbox.ray_pool import RayPool
 
 COUNTS, DEVICE_S, CALLERS, EACH, ROUNDS = (1, 2, 4, 8, 16), 0.1, 2, 12, 5
 
 
 @bench("replicas")
-def replicas(say: Say) -> Figure:
+def replicas(say: Say) -> BenchResult:
     """Requests a second at 16 replicas against one; every round times all counts."""
     with actors.cluster() as cluster:
         say(f"starting {COUNTS[-1]} replicas")
@@ -34,4 +34,4 @@ def replicas(say: Say) -> Figure:
     }
     most = ratios[COUNTS[-1]]
     detail |= {"device": f"waits {DEVICE_S * 1000:.0f} ms a request; {CALLERS} callers to a replica", **machine()}
-    return Figure("replicas", min(most), max(most), ROUNDS, detail, ratio=median(most))
+    return BenchResult("replicas", min(most), max(most), ROUNDS, detail, ratio=median(most))

@@ -16,9 +16,19 @@ from torch import Tensor
 
 from methods.base import SoftPrompts
 from pipeline.bench import reference
-from pipeline.bench.harness import Figure, Paired, Say, bench, machine, paired, random_card, seconds_of, threads
+from pipeline.bench.harness import (
+    BenchResult,
+    PairedTiming,
+    Say,
+    bench,
+    machine,
+    paired,
+    random_card,
+    seconds_of,
+    threads,
+)
 from pipeline.blackbox.model import OpenClipModel
-from pipeline.blackbox.text import SharedPrefixTower
+from pipeline.blackbox.text_tower import SharedPrefixTower
 from pipeline.blackbox.weights import imagenet_names
 
 CONTEXT, POPULATION, WIDTH = 4, 8, 512
@@ -26,7 +36,7 @@ FLOWERS = (Path(__file__).parent / "flowers.txt").read_text().splitlines()
 
 
 @bench("text_tower")
-def text_tower(say: Say) -> Figure:
+def text_tower(say: Say) -> BenchResult:
     """Soft prompts through the text tower, against one candidate at a time at 77 tokens, and cut at the last end."""
     with tempfile.TemporaryDirectory() as folder, threads(1), torch.inference_mode():
         model = OpenClipModel(random_card(Path(folder)))
@@ -45,12 +55,12 @@ def text_tower(say: Say) -> Figure:
             "model": f"ViT-B/32 text tower, random weights, fp32; {CONTEXT} context tokens",
             **machine(),
         }
-    return Figure("text_tower", **main.spread(), detail=detail)
+    return BenchResult("text_tower", **main.spread(), detail=detail)
 
 
 def _measure(
     model: OpenClipModel, names: Sequence[str], population: int, every: int, say: Say
-) -> tuple[Paired, dict[str, Any]]:
+) -> tuple[PairedTiming, dict[str, Any]]:
     """A whole call against the loops on one candidate with every nth class, multiplied."""
     say(f"{len(names):,} classes, {population} candidates")
     call, part, tower = _call(names, population), _call(names[::every], 1), _tower(model)

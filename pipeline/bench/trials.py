@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from pipeline.bench.harness import Figure, Say, bench, machine, seconds_of
+from pipeline.bench.harness import BenchResult, Say, bench, machine, seconds_of
 from pipeline.errors import FareboxError
 
 CELLS, PAIRS = 40, 5
 
 
 @bench("trials")
-def trials(say: Say) -> Figure:
+def trials(say: Say) -> BenchResult:
     """Seconds that one more trivial cell adds to a sweep, everything included."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -40,7 +40,7 @@ def trials(say: Say) -> Figure:
         f"of {1 + CELLS} cells, s": median(more for _, more in taken),
         **machine(),
     }
-    return Figure("trials", min(cells), max(cells), PAIRS, detail, value=median(cells), unit="s/cell")
+    return BenchResult("trials", min(cells), max(cells), PAIRS, detail, value=median(cells), unit="s/cell")
 
 
 def run_cells(folder: Path, name: str, cells: int) -> None:

@@ -20,9 +20,8 @@ import torch
 
 from pipeline.cards import EMBEDDED, INPUT_KEYS, ModelCard
 from pipeline.data.images import Preprocess
-from pipeline.data.source import file_sha256
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.package_data import verified
+from pipeline.files import file_sha256, verified
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of weights and activations; norms stay in fp32, as open_clip keeps them."""

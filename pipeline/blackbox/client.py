@@ -17,8 +17,8 @@ from torch import Tensor
 
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
 from methods.finite import first_non_finite
-from pipeline.blackbox.bill import PAID, Charge, Limits, Phase, paid
-from pipeline.blackbox.endpoint import Answer, Kind, ModelInfo, Request, access_of, price, prompts_digest
+from pipeline.blackbox.endpoint import Kind, ModelInfo, Request, Response, access_of, price, prompts_digest
+from pipeline.budget import BUDGETED_PHASES, Charge, Limits, Phase, paid
 from pipeline.data.images import Images, as_images
 from pipeline.errors import AccessDenied, BudgetExceeded, NonFiniteError
 
@@ -34,7 +34,7 @@ class Pool(Protocol):
         """The model's constants."""
         ...
 
-    def ask(self, request: Request) -> Answer:
+    def send(self, request: Request) -> Response:
         """The answer, paid. Raises an error of ours."""
         ...
 
@@ -125,7 +125,7 @@ class MeteredBox:
         needs = access_of(kind, prompts)
         if not self.access.covers(needs):
             raise AccessDenied(f"{kind} needs {needs.label}, the method declares {self.access.label}")
-        if phase in PAID:
+        if phase in BUDGETED_PHASES:
             self._afford(bill)
         content = f"{kind}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
         h = hashlib.sha256(content.encode())
@@ -136,13 +136,13 @@ class MeteredBox:
 
     def _afford(self, bill: Bill) -> None:
         spent = self.meter.paid
-        unit = self.allotment.passed(spent, bill)
+        unit = self.allotment.exceeded_unit(spent, bill)
         if unit:
             numbers = (getattr(of, unit) for of in (bill, spent, self.allotment))
             raise BudgetExceeded(f"trial {self.trial}", unit, *numbers)
 
     def _send(self, request: Request, first: bool = True) -> Tensor:
-        answer = self.pool.ask(request)
+        answer = self.pool.send(request)
         if first:  # a call of several blocks is billed once, when its first block has been answered
             charge = request.charge
             self.meter.call += 1

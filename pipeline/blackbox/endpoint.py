@@ -19,9 +19,9 @@ from torch import Tensor
 from methods.base import Access, Bill, Prompts, SoftPrompts
 from methods.finite import first_non_finite
 from pipeline.blackbox import model as models
-from pipeline.blackbox.bill import Charge
-from pipeline.blackbox.features import FeatureStore
-from pipeline.config import ModelCard
+from pipeline.blackbox.feature_store import FeatureStore
+from pipeline.budget import Charge
+from pipeline.config.compose import ModelCard
 from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
 from pipeline.source_code import image_feature_digest
@@ -64,7 +64,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came back, with what the endpoint really computed for it (which never changes the bill)."""
 
     values: np.ndarray
@@ -92,7 +92,7 @@ class ModelInfo(NamedTuple):
 
 
 @dataclass
-class _Recent:
+class LRUCache:
     """The last tensors by digest, `limit` bytes of them: what the next call asks again is not computed again."""
 
     limit: int
@@ -100,11 +100,13 @@ class _Recent:
     items: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
     def get(self, key: str) -> Tensor | None:
+        """Return the value of a key, or None, and mark it as the latest used."""
         if key in self.items:
             self.items.move_to_end(key)
         return self.items.get(key)
 
     def put(self, key: str, value: Tensor) -> None:
+        """Store a value; remove the least recently used ones beyond the capacity in bytes."""
         self.items[key] = value
         self.held += value.nbytes
         while self.held > self.limit:
@@ -121,7 +123,7 @@ class Endpoint:
         if self.model.device.type != "cpu":
             made_by.append(self.model.device.type)  # the last bits are its own: they must not reach a run on the CPU
         self.store = FeatureStore(features, " ".join(made_by), self.model.feature_dim)
-        self._images, self._texts = _Recent(IMAGE_BYTES), _Recent(TEXT_BYTES)
+        self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
 
     @property
     def info(self) -> ModelInfo:
@@ -170,7 +172,7 @@ class Endpoint:
                 f"the gradient in the text features holds values that are not finite (prompt set {bad[0] + 1})"
             )
 
-    def compute(self, request: Request) -> Answer:
+    def compute(self, request: Request) -> Response:
         """The answer; the same request gives the same bits, whatever was asked before or beside it.
 
         Raises:
@@ -179,24 +181,24 @@ class Endpoint:
         if request.kind == "text_features":
             assert request.prompts is not None
             text_PCD, made = self._text(request.prompts)
-            return Answer(text_PCD.cpu().numpy(), computed_prompts=made)
+            return Response(text_PCD.cpu().numpy(), computed_prompts=made)
         if request.kind == "text_gradients":
             assert isinstance(request.prompts, SoftPrompts) and request.upstream_PCD is not None
             p, c = prompt_counts(request.prompts)
             gradients_PLE = self.model.text_gradients(request.prompts, request.upstream_PCD)
             check_finite(request.kind, gradients_PLE, request.prompts)
-            return Answer(gradients_PLE.numpy(), computed_prompts=p * c)
+            return Response(gradients_PLE.numpy(), computed_prompts=p * c)
         assert request.images is not None
         image_BD, computed = self._image(request.images)
         hits = len(request.images) - computed
         if request.kind == "image_features":
-            return Answer(image_BD.cpu().numpy(), computed_images=computed, cache_hits=hits)
+            return Response(image_BD.cpu().numpy(), computed_images=computed, cache_hits=hits)
         assert request.prompts is not None
         text_PCD, made = self._text(request.prompts)
         p, c, d = text_PCD.shape
         flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(self.model.logit_scale)
         scores_PBC = flat.view(-1, p, c).transpose(0, 1).contiguous()
-        return Answer(scores_PBC.cpu().numpy(), computed, made, hits)
+        return Response(scores_PBC.cpu().numpy(), computed, made, hits)
 
     def embed_text(self, text: str) -> np.ndarray:
         """[L, E], free of charge."""

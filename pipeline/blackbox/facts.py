@@ -21,7 +21,7 @@ from methods.toy import ToyTowers
 from pipeline.blackbox import architecture
 from pipeline.blackbox.architecture import KnownFile
 from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights
-from pipeline.blackbox.text import fits
+from pipeline.blackbox.text_tower import fits
 from pipeline.blackbox.weights import fit_weights
 from pipeline.cards import ModelCard
 from pipeline.data.images import Preprocess

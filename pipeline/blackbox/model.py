@@ -21,9 +21,9 @@ from methods.toy import ToyTowers
 from pipeline.blackbox import architecture
 from pipeline.blackbox.architecture import PRECISIONS
 from pipeline.blackbox.facts import TOY_TRANSFORM, describe, load_network, without_soft
-from pipeline.blackbox.text import SharedPrefixTower, fits, too_long
+from pipeline.blackbox.text_tower import SharedPrefixTower, fits, too_long
 from pipeline.blackbox.weights import check_finite
-from pipeline.config import ModelCard
+from pipeline.config.compose import ModelCard
 from pipeline.data.decode import ahead, cores
 from pipeline.data.images import Images
 from pipeline.errors import ConfigError, EndpointRefused

@@ -9,7 +9,7 @@ from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.gradients import cosines
 from pipeline.claims.measured import Measured, each
-from pipeline.results import ResultRow
+from pipeline.results.store import ResultRow
 
 SWEEP = "cbbt_claims"
 COMMAND = f"farebox run sweep={SWEEP}"

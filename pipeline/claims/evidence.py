@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from methods import all_methods
-from pipeline import report, sweep
 from pipeline.claims.measured import Measured
-from pipeline.config import Config, compose
+from pipeline.commands import report
+from pipeline.commands.report import Say
+from pipeline.config.compose import Config, compose
 from pipeline.errors import DamagedFile, FareboxError
-from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
-from pipeline.finite import strict_json
-from pipeline.outline import absent
-from pipeline.report import Say
-from pipeline.results import FINISHED, ResultRow, Store
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, strict_json, write_atomic
+from pipeline.results.store import FINISHED, ResultRow, ResultStore
 from pipeline.source_code import code_digest, method_digest
+from pipeline.sweep import driver as sweep
+from pipeline.trials.estimate import absent
 
 
 class Evidence:
@@ -49,7 +49,7 @@ class Evidence:
             mirror.close()
             if outcome.problems:
                 raise FareboxError(f"sweep {name}: {outcome.problems[0]}")
-            store = Store(config.storage)
+            store = ResultStore(config.storage)
             rows = [row for trial in outcome.plan.trials for row in store.rows_of(trial.trial_id)]
             self._rows[name] = [row for row in rows if row.status in FINISHED]
         return self._rows[name]

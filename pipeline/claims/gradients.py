@@ -21,10 +21,10 @@ from methods.base import torch_generator
 from methods.cbbt_prompt import estimated_gradient, sphere
 from methods.optim import mean_cross_entropy, with_context
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.config import compose
+from pipeline.config.compose import compose
 from pipeline.data.images import as_images
-from pipeline.plan import TrialSpec, make_plan
-from pipeline.trial import few_shot_task
+from pipeline.trials.plan import TrialSpec, make_plan
+from pipeline.trials.trial import few_shot_task
 
 DIRECTIONS = (1, 4, 16, 64, 256)
 STEPS = (0.01, 0.1, 1.0, 10.0, 100.0)

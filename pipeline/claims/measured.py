@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from pipeline.stats import student
+from pipeline.results.stats import student
 
 
 class Measured(NamedTuple):

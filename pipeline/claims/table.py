@@ -14,8 +14,7 @@ from pipeline.claims.claim import PAPERS, REGISTRY, Claim, Finding
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.figures import draw
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.files import write_atomic
-from pipeline.finite import strict_json
+from pipeline.files import strict_json, write_atomic
 
 Row = tuple[Claim, Finding]
 WIDTH = 116

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.measured import Measured, each
-from pipeline.results import ResultRow
+from pipeline.results.store import ResultRow
 
 SWEEP = "taskres_claims"
 COMMAND = f"farebox run sweep={SWEEP}"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.decode import BITS, Examined, cores, decode, examine
-from pipeline.data.known import Checked
+from pipeline.data.file_keys import Checked
 from pipeline.data.source import Source, content_key, opened
 from pipeline.errors import DataError
 

@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.file_kinds import POINTER_SIZES, is_pointer
-from pipeline.data.known import cache_folder
-from pipeline.data.layouts import Recipe, read
+from pipeline.data.file_keys import cache_folder
+from pipeline.data.layouts.file_kinds import POINTER_SIZES, is_pointer
+from pipeline.data.layouts.listing import SCHEMA, Listing, Manifest
+from pipeline.data.layouts.registry import LayoutSpec, read
+from pipeline.data.layouts.skipped import Contents
 from pipeline.data.listed_files import ListedFiles
-from pipeline.data.listing import SCHEMA, Listing, Rows
-from pipeline.data.skipped import Contents
-from pipeline.data.source import content_key, file_sha256
+from pipeline.data.source import content_key
 from pipeline.errors import DamagedFile, DataError, first_line
-from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal
+from pipeline.files import SEAL_KEY, UNSEALED, file_sha256, read_sealed, seal
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _SIZED = SCHEMA.append(pa.field("size", pa.int64()))
 _WITH_IMAGES = _SIZED.append(pa.field("key", pa.string())).append(pa.field("offset", pa.int64()))
 
 
-class Index(Rows):
+class Index(Manifest):
     """A data set's rows, mapped."""
 
     def __init__(self, table: pa.Table, listing: Listing, digest: str, file: Path, images: int | None) -> None:
@@ -69,7 +69,7 @@ class Index(Rows):
         self.file.unlink(missing_ok=True)
 
 
-def index_of(recipe: Recipe, anew: bool = False) -> Index:
+def index_of(recipe: LayoutSpec, anew: bool = False) -> Index:
     """Return the index of a data set: the one that is kept if no list or folder was changed since, else a new one.
 
     With `anew`, a new one in any case: it sees files that were overwritten in place, too.
@@ -82,12 +82,12 @@ def index_of(recipe: Recipe, anew: bool = False) -> Index:
     return kept if kept and not kept.contents.findings else _make(recipe, file)  # a finding may be resolved by now
 
 
-def _name(recipe: Recipe) -> str:
+def _name(recipe: LayoutSpec) -> str:
     """What an index is of, as text."""
     return json.dumps([VERSION, *recipe])
 
 
-def _kept(recipe: Recipe, file: Path) -> Index | None:
+def _kept(recipe: LayoutSpec, file: Path) -> Index | None:
     """The index of a JSON file; None when there is none, its data was changed, or it is damaged."""
     try:
         known = json.loads(read_sealed(file))
@@ -142,7 +142,7 @@ def _rows_of(file: Path) -> Path | None:
         return None
 
 
-def _make(recipe: Recipe, file: Path) -> Index:
+def _make(recipe: LayoutSpec, file: Path) -> Index:
     stamps: dict[str, list[int]] = {}
     listing = read(recipe)
     for path in listing.watched:  # before the rows are walked: what changes meanwhile is noticed the next time

@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.known import Checked, KnownRows, cache_folder, checks_name
+from pipeline.data.file_keys import Checked, KnownRows, cache_folder, checks_name
 from pipeline.errors import DataError
+from pipeline.files import file_sha256
 from pipeline.untrusted import check_texts, parse_json
 
 COLUMNS = ("image", "label", "split")
 RESTORE = "restore the file (one of the package: pip install --force-reinstall farebox, or git checkout)"
 
 
-class Labelled(Protocol):
+class LabelledRows(Protocol):
     """Listed images with labels and splits: what a few-shot draw needs, no image opened."""
 
     @property
@@ -47,7 +48,7 @@ class Labelled(Protocol):
         ...
 
 
-class Source(Labelled, Protocol):
+class Source(LabelledRows, Protocol):
     """A data set's images by row number. Hashable and small to pickle; what it opens stays in the process."""
 
     def __hash__(self) -> int: ...
@@ -230,9 +231,3 @@ def with_bits(digest: str, bits: int | None) -> str:
 def content_key(data: bytes) -> str:
     """What names an image's content: the first 16 bytes of its SHA-256, as hex."""
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,12 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from pipeline import cli, sweep
-from pipeline.blackbox.ledger import Ledger
-from pipeline.data.source import file_sha256
-from pipeline.storage import alone
-from tests.command import charges, farebox
-from tests.lab import encoded, write_card, write_source
+from pipeline import cli
+from pipeline.files import file_sha256
+from pipeline.ledger.ledger import Ledger
+from pipeline.sweep import driver as sweep
+from pipeline.sweep.storage import alone
+from tests.support.command import charges, farebox
+from tests.support.lab import encoded, write_card, write_source
 
 GOOD = encoded(Image.new("RGB", (8, 8), "red"))
 SPLITS = ("train",) * 4 + ("val",) * 4 + ("test",) * 4
@@ -120,7 +121,7 @@ def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: P
 
 def test_sqlite_on_a_network_file_system_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
-    monkeypatch.setattr("pipeline.preflight.NETWORK", here)
+    monkeypatch.setattr("pipeline.sweep.preflight.NETWORK", here)
     said = command.refused()
     assert said.startswith("budget.global.url and mlflow would lie on a network file system")
     assert "budget.global.url=sqlite:////LOCAL/ledger.db (or postgresql" in said and "mlflow=" in said

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline.storage_id import read_id
-from tests.command import books, charges, farebox, here, records
+from pipeline.sweep.storage_id import read_id
+from tests.support.command import books, charges, farebox, here, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -238,9 +238,9 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
 def test_sweeps_never_mix_and_share_image_features_only(
     swept: Swept, other: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
-    from pipeline.results import Store, to_rows
+    from pipeline.results.store import ResultStore, to_rows
 
-    rows = to_rows(Store(other[0]).read())
+    rows = to_rows(ResultStore(other[0]).read())
     (mine,) = [r for r in rows if r.method == "taskres" and r.test_set == "icons"]
     (theirs,) = [r for r in swept.records if r["trial_id"] == mine.trial_id and r["test_set"] == "icons"]
     assert (mine.accuracy, mine.requests, mine.images) == (theirs["accuracy"], theirs["requests"], theirs["images"])

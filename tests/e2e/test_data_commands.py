@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline import cli
-from tests import miniature
-from tests.miniature import put
+from tests.support import miniature
+from tests.support.miniature import put
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "coop"
 SETS = {"dtd": "DescribableTextures", "eurosat": "EuroSAT", "oxford_flowers": "OxfordFlowers"} | {

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.results import Store
-from tests.command import PATIENCE, ROOT, below, processes
-from tests.lab import Lab, outcome
+from pipeline.results.store import ResultStore
+from tests.support.command import PATIENCE, ROOT, below, processes
+from tests.support.lab import Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -77,7 +77,7 @@ def test_a_sweep_inside_another_clone(lab: Lab, tmp_path: Path, ray_folder: Path
     said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, said
 
-    (row,) = Store(storage).rows_of(lab.spec("zero_shot").trial_id)
+    (row,) = ResultStore(storage).rows_of(lab.spec("zero_shot").trial_id)
     assert outcome(row) == outcome(lab.run(lab.spec("zero_shot"))[0]) | {"sweep": row.sweep}
     assert any(title.startswith("ray::Replica") for title in titles), "it was seen while it ran"
     assert addresses and addresses <= LOOPBACK

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, sweep
-from pipeline.results import Store
-from tests import miniature
-from tests.command import charges, farebox
-from tests.miniature import put
+from pipeline import cli
+from pipeline.results.store import ResultStore
+from pipeline.sweep import driver as sweep
+from tests.support import miniature
+from tests.support.command import charges, farebox
+from tests.support.miniature import put
 
 
 @pytest.mark.ray
@@ -22,7 +23,7 @@ def test_a_sweep_on_image_files_runs_on_workers_and_is_not_run_again(tmp_path: P
     words = ("sweep=smoke", f"storage={tmp_path}/s", f"datasets=[{card}]", f"data.root={tmp_path}/data", "shots=[2]")
     first = farebox("run", *words, "replicas=1", "concurrency=2")
     assert "8 trials to run, 0 done before" in first.stdout
-    rows = Store(tmp_path / "s").read().to_pylist()
+    rows = ResultStore(tmp_path / "s").read().to_pylist()
     assert {row["status"] for row in rows} == {"done"} and {row["n_test"] for row in rows} == {4}
     assert len({row["split_digest"] for row in rows}) == 2  # one a seed
     assert "nothing to run: all 8 trials of this sweep are done" in farebox("run", *words).stdout

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.stats import harmonic, student
-from tests.command import books, farebox, here, records
+from pipeline.results.stats import harmonic, student
+from tests.support.command import books, farebox, here, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

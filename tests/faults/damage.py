@@ -35,21 +35,32 @@ import yaml
 
 import pipeline.blackbox.architecture
 import pipeline.cards
-import pipeline.published
-from pipeline import cli, report, status  # noqa: F401
+import pipeline.results.published
+from pipeline import cli
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.local import LocalPool
-from pipeline.books import close_books, finished, open_ledger, pending, problems, reserve, settle_left_over, tidy
+from pipeline.blackbox.local_pool import LocalPool
 from pipeline.cards import EMBEDDED
-from pipeline.config import compose
+from pipeline.commands import report  # noqa: F401
+from pipeline.config.compose import compose
 from pipeline.errors import FareboxError
-from pipeline.plan import make_plan
-from pipeline.results import Store
-from pipeline.trial import run_trial
+from pipeline.ledger.ledger import Ledger
+from pipeline.results.store import ResultStore
+from pipeline.sweep import status  # noqa: F401
+from pipeline.sweep.reservations import (
+    close_books,
+    finished,
+    open_ledger,
+    pending,
+    problems,
+    reserve,
+    settle_left_over,
+    tidy,
+)
+from pipeline.trials.plan import make_plan
+from pipeline.trials.trial import run_trial
 from tests.faults.forked import forked
-from tests.lab import small_data
-from tests.miniature import picture, put
+from tests.support.lab import small_data
+from tests.support.miniature import picture, put
 
 RERUN_EVERY = 8
 """Of the damages that a leaderboard or ledger shows, how many are followed by a second run."""
@@ -121,7 +132,7 @@ class Sweep:
         """Make this process use the copy's index cache and embedded files."""
         os.environ["FAREBOX_CACHE"] = str(self.folder / "cache")
         pipeline.cards.EMBEDDED = pipeline.blackbox.architecture.EMBEDDED = self.folder / "embedded"  # type: ignore[misc]
-        pipeline.published.FILE = self.folder / "embedded/published.csv"
+        pipeline.results.published.FILE = self.folder / "embedded/published.csv"
 
 
 def make(folder: Path) -> Sweep:
@@ -145,9 +156,9 @@ def make(folder: Path) -> Sweep:
         shutil.copy(path, folder / "embedded")
     shutil.copy(EMBEDDED / "digests.json", folder / "embedded")
     digests = json.loads((EMBEDDED / "digests.json").read_text())
-    digests |= json.loads(pipeline.published.FILE.with_name("digests.json").read_text())
+    digests |= json.loads(pipeline.results.published.FILE.with_name("digests.json").read_text())
     (folder / "embedded/digests.json").write_text(json.dumps(digests))
-    shutil.copy(pipeline.published.FILE, folder / "embedded")
+    shutil.copy(pipeline.results.published.FILE, folder / "embedded")
     small = small_data(folder / "embedded")
     small.write_text(small.read_text().replace(f"{folder / 'embedded'}/", ""))  # found in EMBEDDED, as what ships is
     sweep.enter()
@@ -169,7 +180,7 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
     """
     said: list[str] = []
     plan = make_plan(compose(list(words)))
-    config, store = plan.config, Store(plan.config.storage)
+    config, store = plan.config, ResultStore(plan.config.storage)
     config.storage.mkdir(parents=True, exist_ok=True)
     ledger, storage = open_ledger(config, lambda line: None)  # a note about a copied storage is no detection
     storage_id = storage.id
@@ -196,7 +207,7 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
     return said
 
 
-def _stop(spec: Any, pool: LocalPool, storage_id: str, store: Store, steps: int) -> list[str]:
+def _stop(spec: Any, pool: LocalPool, storage_id: str, store: ResultStore, steps: int) -> list[str]:
     cls, count = spec.choice.info.cls, iter(range(steps))
     step = cls.step
 
@@ -245,7 +256,7 @@ def look(sweep: Sweep, thorough: bool = True) -> Seen:
 
 def numbers(sweep: Sweep) -> dict[str, Any]:
     """Every number of every row, by trial and test set, and what was charged."""
-    rows = Store(sweep.folder / "storage").scan().table.to_pylist()
+    rows = ResultStore(sweep.folder / "storage").scan().table.to_pylist()
     found = {f"{r['trial_id']} {r['test_set']}": {k: v for k, v in r.items() if k not in LOOSE} for r in rows}
     ledger = Ledger(f"sqlite:///{sweep.folder / 'storage/ledger.db'}")
     with contextlib.closing(ledger):
@@ -319,7 +330,7 @@ def difference(before: str, after: str) -> str:
 def printed(sweep: Sweep, before: list[Any]) -> tuple[str, str]:
     """Whether printed accuracies are refused or as they were."""
     try:
-        found = [list(row) for row in pipeline.published.printed()]
+        found = [list(row) for row in pipeline.results.published.printed()]
     except FareboxError as error:
         return "detected", str(error)
     return ("harmless", "") if found == before else ("silent", "a printed accuracy changed")
@@ -344,7 +355,7 @@ def again(kind: str, name: str, sweep: Sweep, before: dict[str, Any]) -> tuple[s
     told: list[str] = []
     storage = sweep.folder / "storage"
     if kind not in SHOWN:
-        for row in Store(storage).scan().table.to_pylist():
+        for row in ResultStore(storage).scan().table.to_pylist():
             if (row["model"], row["method"], row["seed"]) == (name, "taskres", 1):
                 (storage / f"results/{row['trial_id']}.arrow").unlink()
     if kind in ("index", "known files", "embedded"):
@@ -379,7 +390,7 @@ def baseline(sweep: Sweep) -> dict[str, Any]:
     sweep.enter()
     seen = look(sweep)
     assert all(code == 0 and not err for code, _, err in seen.values()), seen
-    rows = [list(row) for row in pipeline.published.printed()]
+    rows = [list(row) for row in pipeline.results.published.printed()]
     with tempfile.TemporaryDirectory() as folder:
         copy = sweep.copied(Path(folder))
         copy.enter()

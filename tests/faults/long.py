@@ -28,11 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.results import Store
-from tests.command import Running, alive, books, here, kill, processes
+from pipeline.results.store import ResultStore
 from tests.faults.points import POINTS, Faults
 from tests.faults.soak import soak
-from tests.lab import outcome, small_data
+from tests.support.command import Running, alive, books, here, kill, processes
+from tests.support.lab import outcome, small_data
 
 OUTSIDE = {"ray::Replica": 4, "ray::LedgerActor": 3, "ray::ResourceTrainable": 4, "driver": 2}
 """What a clock kills, with weights."""
@@ -78,7 +78,9 @@ def sweep_words(model: str, card: Path, quick: bool) -> list[str]:
 
 def facts(storage: Path) -> dict[str, Any]:
     """All that must not depend on who died: rows with predictions, the leaderboard, the ledger."""
-    rows = [outcome(r) for path in sorted((storage / "results").iterdir()) for r in Store(storage).rows_of(path.stem)]
+    rows = [
+        outcome(r) for path in sorted((storage / "results").iterdir()) for r in ResultStore(storage).rows_of(path.stem)
+    ]
     board = json.loads(here("leaderboard", f"storage={storage}", "--format", "json"))
     ledger = books(storage)
     accounts = [{k: v for k, v in a.items() if k != "name"} for a in ledger.pop("accounts")]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 INJECT = ROOT / "tests" / "faults" / "inject"
 
-ENDPOINT, LEDGER, TRIAL = "pipeline.blackbox.endpoint", "pipeline.blackbox.ledger", "pipeline.trial"
+ENDPOINT, LEDGER, TRIAL = "pipeline.blackbox.endpoint", "pipeline.ledger.ledger", "pipeline.trials.trial"
+CHECKPOINT = "pipeline.trials.checkpoint"
 POINTS: dict[str, dict[str, Any]] = {
     "replica.loading": {"module": ENDPOINT, "function": "Endpoint.__init__", "moment": "after"},
     "replica.before_charge": {"module": ENDPOINT, "function": "Endpoint.check", "moment": "before"},
@@ -23,18 +24,26 @@ POINTS: dict[str, dict[str, Any]] = {
     "ledger.after_commit": {"module": LEDGER, "function": "Ledger.charge", "moment": "after"},
     "trial.at_a_call": {"module": "pipeline.blackbox.client", "function": "MeteredBox._send", "moment": "after"},
     "trial.between_steps": {"module": TRIAL, "function": "_mark_curve", "moment": "before"},
-    "trial.before_checkpoint": {"module": "pipeline.checkpoint", "function": "Checkpoint.save", "moment": "before"},
+    "trial.before_checkpoint": {
+        "module": CHECKPOINT,
+        "function": "Checkpoint.save",
+        "moment": "before",
+    },
     "trial.checkpoint_written": {"rename": r"\.before\.ckpt$"},
     "trial.between_renames": {"rename": r"/[0-9a-f]+(\.[0-9a-f]+){2}\.ckpt$"},
-    "trial.after_checkpoint": {"module": "pipeline.checkpoint", "function": "Checkpoint.save", "moment": "after"},
+    "trial.after_checkpoint": {
+        "module": CHECKPOINT,
+        "function": "Checkpoint.save",
+        "moment": "after",
+    },
     "trial.scoring": {"rename": "/predictions/"},
     "trial.row_written": {"rename": "/results/"},
-    "trial.after_row": {"module": "pipeline.results", "function": "Store.write", "moment": "after"},
+    "trial.after_row": {"module": "pipeline.results.store", "function": "ResultStore.write", "moment": "after"},
     "driver.reserving": {"module": LEDGER, "function": "Ledger.reserve", "moment": "after"},
-    "driver.reserved": {"module": "pipeline.books", "function": "reserve", "moment": "after"},
-    "driver.closing": {"module": "pipeline.books", "function": "close_books", "moment": "before"},
+    "driver.reserved": {"module": "pipeline.sweep.reservations", "function": "reserve", "moment": "after"},
+    "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_books", "moment": "before"},
     "driver.settling": {"module": LEDGER, "function": "Ledger.settle", "moment": "after"},
-    "driver.publishing": {"module": "pipeline.report", "function": "publish", "moment": "before"},
+    "driver.publishing": {"module": "pipeline.commands.report", "function": "publish", "moment": "before"},
     "driver.writing_the_page": {"rename": r"/leaderboard/.*\.html$"},
 }
 """What inject/sitecustomize.py is told for each. A rename that is struck leaves a whole file beside its place."""
@@ -44,7 +53,7 @@ FULL: dict[str, dict[str, Any]] = {
     "checkpoint": {"fsync": "/checkpoints/"},
     "row": {"fsync": "/results/"},
     "ledger": {
-        **{"module": "pipeline.blackbox.ledger_schema", "function": "_prepare_file"},
+        **{"module": "pipeline.ledger.schema", "function": "_prepare_file"},
         "pragma": "max_page_count = 1",  # the file cannot grow: SQLite says that the disk is full
     },
 }

@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from methods.base import Bill
-from pipeline.blackbox.ledger import Ledger, Limits
-from pipeline.books import sweep_account
 from pipeline.errors import FareboxError
-from pipeline.results import Store
-from pipeline.storage_id import FILE, read_id
-from tests.command import Running, farebox, here
+from pipeline.ledger.ledger import Ledger, Limits
+from pipeline.results.store import ResultStore
+from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.storage_id import FILE, read_id
 from tests.faults.long import end_all
-from tests.lab import outcome, small_data
+from tests.support.command import Running, farebox, here
+from tests.support.lab import outcome, small_data
 
 LIMIT = 2000
 """Requests of the budget."""
@@ -53,8 +53,10 @@ class Watcher(threading.Thread):
             while not self.over.wait(0.05):
                 self.readings += 1
                 for account in ledger.accounts():
-                    passed = [account.limits.passed(bill, Bill()) for bill in (account.committed, account.charged)]
-                    self.above += passed != [None, None]
+                    exceeded_unit = [
+                        account.limits.exceeded_unit(bill, Bill()) for bill in (account.committed, account.charged)
+                    ]
+                    self.above += exceeded_unit != [None, None]
 
 
 class Round:
@@ -157,7 +159,7 @@ class Round:
 
 def rows_of(storage: Path) -> dict[str, dict[str, Any]]:
     """What must not depend on who was killed, by method and seed."""
-    found = [r for path in (storage / "results").glob("*.arrow") for r in Store(storage).rows_of(path.stem)]
+    found = [r for path in (storage / "results").glob("*.arrow") for r in ResultStore(storage).rows_of(path.stem)]
     return {f"{r.method} {r.seed}": outcome(r) for r in found}
 
 

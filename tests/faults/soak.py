@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from methods.base import Bill
-from pipeline.blackbox.bill import Charge, Limits, Phase
-from pipeline.blackbox.ledger import Ledger
+from pipeline.budget import Charge, Limits, Phase
 from pipeline.errors import FareboxError
+from pipeline.ledger.ledger import Ledger
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.faults.soak"])

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.blackbox.bill import Limits
-from pipeline.books import (
+from pipeline.budget import Limits
+from pipeline.errors import BudgetExceeded, ConfigError
+from pipeline.results.row import account_name
+from pipeline.results.store import ResultRow
+from pipeline.sweep.reservations import (
     close_books,
     finished,
     open_ledger,
@@ -21,12 +24,9 @@ from pipeline.books import (
     settle_left_over,
     sweep_account,
 )
-from pipeline.errors import BudgetExceeded, ConfigError
-from pipeline.results import ResultRow
-from pipeline.row import account_name
-from pipeline.storage_id import new_id
-from pipeline.trial import failed_row, run_trial, spec_columns
-from tests.lab import STORAGE, Lab, encoded, write_card, write_source
+from pipeline.sweep.storage_id import new_id
+from pipeline.trials.trial import failed_row, run_trial, spec_columns
+from tests.support.lab import STORAGE, Lab, encoded, write_card, write_source
 
 
 def verified(lab: Lab, rows: list[ResultRow]) -> bool:
@@ -39,7 +39,7 @@ def verified(lab: Lab, rows: list[ResultRow]) -> bool:
 def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill_and_runs_again(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.data.card.check_readable", lambda *_: None)  # it broke after the plan had looked
+    monkeypatch.setattr("pipeline.data.dataset.check_readable", lambda *_: None)  # it broke after the plan had looked
     good = encoded(Image.effect_noise((32, 32), 50), "JPEG")
     images = [good] * 11 + [good[: len(good) // 2]]  # its header is whole: only decoding it tells
     source = write_source(

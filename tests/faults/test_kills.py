@@ -22,19 +22,19 @@ import pytest
 import ray
 
 from methods.base import Bill
-from pipeline.blackbox import pool as pool_module
-from pipeline.blackbox.bill import Charge, Limits, Phase
+from pipeline.blackbox import ray_pool as pool_module
 from pipeline.blackbox.client import Pool
-from pipeline.blackbox.endpoint import Answer, Request
-from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, wait_for_room
-from pipeline.config import ModelCard, model_card
+from pipeline.blackbox.endpoint import Request, Response
+from pipeline.blackbox.ray_pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, wait_for_room
+from pipeline.budget import Charge, Limits, Phase
+from pipeline.config.compose import ModelCard, model_card
 from pipeline.errors import BudgetExceeded, ConfigError, DataError, EndpointBusy, LedgerError
-from pipeline.results import Store
-from pipeline.storage import alone
-from pipeline.trial import few_shot_task, run_trial
-from tests.command import Running, books, charges, farebox, kill, wait_until
-from tests.lab import STORAGE, Lab, outcome
+from pipeline.ledger.ledger import Ledger
+from pipeline.results.store import ResultStore
+from pipeline.sweep.storage import alone
+from pipeline.trials.trial import few_shot_task, run_trial
+from tests.support.command import Running, books, charges, farebox, kill, wait_until
+from tests.support.lab import STORAGE, Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,7 +65,7 @@ def undisturbed(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 
 def rows_of(storage: Path) -> dict[str, dict[str, Any]]:
     """Everything of the rows that must not depend on who died."""
-    found = [r for path in (storage / "results").iterdir() for r in Store(storage).rows_of(path.stem)]
+    found = [r for path in (storage / "results").iterdir() for r in ResultStore(storage).rows_of(path.stem)]
     return {r.method: outcome(r) for r in found}
 
 
@@ -189,8 +189,8 @@ class Chaos:
         self.pool, self.act, self.times, self.info = pool, act, times, pool.info
         self.asked = 0
 
-    def ask(self, request: Request) -> Answer:
-        answer = self.pool.ask(request)
+    def send(self, request: Request) -> Response:
+        answer = self.pool.send(request)
         self.asked += 1
         if self.asked <= self.times:
             self.act(self.asked)
@@ -211,7 +211,7 @@ def test_a_trial_goes_on_when_its_only_replica_and_its_ledger_die(lab: Lab, spec
     books.open_account("ceiling", Limits(requests=spec.predicted.requests))
     books.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
     pool = Chaos(RayPool(actors.replicas), lambda n: crash(actors.all[n % 2]), times=2)
-    rows = run_trial(spec, pool, STORAGE, Store(lab.folder / "killed"))
+    rows = run_trial(spec, pool, STORAGE, ResultStore(lab.folder / "killed"))
     books.settle(STORAGE, spec.account)
     assert [outcome(r) for r in rows] == wanted
     assert books.verify() == []
@@ -228,13 +228,13 @@ def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, ac
     Ledger(actors.url).charge([call])  # committed, and its sender died before it could answer
     crash(actors.ledger)
     crash(actors.replicas[0])
-    found = pool.ask(Request("image_features", images, None, call))
+    found = pool.send(Request("image_features", images, None, call))
     assert found.status == "replayed"
     assert (found.values == lab.pool.endpoint.compute(Request("image_features", images, None, call)).values).all()
     assert books.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
     assert books.verify() == []
     with pytest.raises(BudgetExceeded, match="1 requests asked"):  # as ours, through two actors
-        pool.ask(Request("image_features", images, None, replace(call, call=1)))
+        pool.send(Request("image_features", images, None, replace(call, call=1)))
 
 
 def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answered(
@@ -245,7 +245,7 @@ def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answe
     images = few_shot_task(spec).train.images
     call = Charge(STORAGE, spec.account, 0, "digest", Phase.ADAPT, Bill.image_features(len(images), 16))
     with pytest.raises(LedgerError, match="the ledger did not answer"):
-        pool.ask(Request("image_features", images, None, call))
+        pool.send(Request("image_features", images, None, call))
     with pytest.raises(LedgerError, match="the ledger did not answer settle"):
         RemoteLedger(actors.ledger).settle(STORAGE, spec.account)
 
@@ -298,16 +298,16 @@ class Asleep:
     async def info(self) -> str:
         return "loaded"
 
-    async def ask(self, request: Request) -> None:
+    async def send(self, request: Request) -> None:
         await asyncio.sleep(60)
 
 
 def test_a_replica_that_lives_and_does_not_answer_is_given_up(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "ANSWER_S", 20.0)
+    monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT_S", 20.0)
     asleep = Asleep.remote()
     pool = RayPool([asleep])
-    monkeypatch.setattr(pool_module, "ANSWER_S", 0.5)
+    monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT_S", 0.5)
     request = Request("scores", None, None, Charge("storage", "trial", 0, "digest", Phase.ADAPT, Bill()))
     with pytest.raises(EndpointBusy, match="did not answer"):
-        pool.ask(request)
+        pool.send(request)
     ray.kill(asleep)

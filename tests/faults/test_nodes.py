@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline.results import Store
-from tests.command import Running, below, books, charges, here
-from tests.lab import Lab, outcome
+from pipeline.results.store import ResultStore
+from tests.support.command import Running, below, books, charges, here
+from tests.support.lab import Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -67,7 +67,7 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
 
     specs = lab.plan(METHODS, *WORDS).trials
     wanted = {row.trial_id: outcome(row) for spec in specs for row in lab.run(spec)}
-    found = {spec.trial_id: outcome(row) for spec in specs for row in Store(storage).rows_of(spec.trial_id)}
+    found = {spec.trial_id: outcome(row) for spec in specs for row in ResultStore(storage).rows_of(spec.trial_id)}
     assert found == wanted
     here("ledger", f"storage={storage}")
     assert books(storage)["phases"]["replay"]["requests"] == 0

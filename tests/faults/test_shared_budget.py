@@ -22,19 +22,20 @@ from typing import Any
 import pytest
 
 from methods.base import Bill
-from pipeline import books, storage_id
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.local import LocalPool
-from pipeline.config import compose
+from pipeline.blackbox.local_pool import LocalPool
+from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
-from pipeline.plan import Plan, make_plan
-from pipeline.results import Store
-from pipeline.storage import alone
-from pipeline.storage_id import read_id
-from pipeline.trial import failed_row, run_trial, spec_columns
-from tests.command import here
-from tests.lab import outcome
+from pipeline.ledger.ledger import Ledger
+from pipeline.results.store import ResultStore
+from pipeline.sweep import reservations as books
+from pipeline.sweep import storage_id
+from pipeline.sweep.storage import alone
+from pipeline.sweep.storage_id import read_id
+from pipeline.trials.plan import SweepPlan, make_plan
+from pipeline.trials.trial import failed_row, run_trial, spec_columns
+from tests.support.command import here
+from tests.support.lab import outcome
 
 MEMORY = Path("/dev/shm")
 KILLABLE = ("reserve", "charge", "settle", "register", "rename_storage")
@@ -57,7 +58,7 @@ class Sweep:
         self.words = (*fixed, "budget.requests=20", "method.craft.popsize=4", *words)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> SweepPlan:
         """Its plan, in the present folder."""
         return make_plan(compose([*self.words, f"storage={self.folder}"]))
 
@@ -67,9 +68,9 @@ class Sweep:
         other.folder, other.endpoint, other.words = folder, self.endpoint, self.words
         return other
 
-    def run(self, plan: Plan | None = None) -> list[str]:
+    def run(self, plan: SweepPlan | None = None) -> list[str]:
         """Run it to its end in this process; the lines that it prints."""
-        said, plan, store = list[str](), plan or self.plan, Store(self.folder)
+        said, plan, store = list[str](), plan or self.plan, ResultStore(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder):
             todo, _ = books.pending(plan, store)
@@ -110,7 +111,7 @@ class Sweep:
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """What must not depend on who was killed or copied, by method and seed."""
-        store = Store(self.folder)
+        store = ResultStore(self.folder)
         found = [row for path in store.results.glob("*.arrow") for row in store.rows_of(path.stem)]
         return {f"{row.method} {row.seed}": outcome(row) for row in found}
 
@@ -190,8 +191,8 @@ def test_two_sweeps_on_one_budget_killed_at_random(make: Callable[..., Sweep], u
         process, status = os.waitpid(-1, os.WNOHANG)
         with contextlib.closing(Ledger(url)) as ledger:  # closed before a fork: SQLite's locks belong to one process
             for account in ledger.accounts():
-                assert account.limits.passed(account.committed, Bill()) is None
-                assert account.limits.passed(account.charged, Bill()) is None
+                assert account.limits.exceeded_unit(account.committed, Bill()) is None
+                assert account.limits.exceeded_unit(account.charged, Bill()) is None
         time.sleep(0.02)
         if process:
             sweep, code = running.pop(process), os.waitstatus_to_exitcode(status)
@@ -332,7 +333,7 @@ def test_a_storage_on_another_machine(
     name = read_id(sweep.folder).id
     shutil.copytree(sweep.folder, place / "copy")
     monkeypatch.setattr(storage_id, "host_name", lambda: "other")
-    monkeypatch.setattr("pipeline.budget_command.host_name", lambda: "other")
+    monkeypatch.setattr("pipeline.commands.budget.host_name", lambda: "other")
     (record,) = json.loads(here("budget", "show", f"url={url}", "--json"))["reservations"]
     assert record["state"] == "elsewhere"
     here("budget", "release", name, f"url={url}", expect=2)  # it was charged a moment ago
@@ -342,5 +343,5 @@ def test_a_storage_on_another_machine(
     assert read_id(sweep.folder).id == name
     assert set(reserved(url).values()) == {Bill()}
     sweep.folder.rename(place / "gone")
-    monkeypatch.setattr("pipeline.budget_command.RECENT_S", 0.0)
+    monkeypatch.setattr("pipeline.commands.budget.RECENT_S", 0.0)
     here("budget", "release", name, f"url={url}", expect=2)  # it has no open trials

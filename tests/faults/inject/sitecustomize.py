@@ -3,7 +3,7 @@
 Every process of a command (the driver, Ray's workers) finds it by PYTHONPATH. FAREBOX_FAULTS holds a JSON list; each
 fault names a function of the product, or a rename by its target, and the how-manieth time in one process is meant:
 
-    {"name": "...", "module": "pipeline.trial", "function": "run_trial", "moment": "before" or "after", "nth": 3}
+    {"name": "...", "module": "pipeline.trials.trial", "function": "run_trial", "moment": "before" or "after", "nth": 3}
     {"name": "...", "rename": "/results/", "nth": 1}              just before a file is put in its place (a pattern)
     {"name": "...", "fsync": "/checkpoints/"}                     no space left, while FOLDER/full.NAME is there
     {"name": "...", "module": "...", "function": "...", "pragma": "..."}   likewise: set on the connection that it takes

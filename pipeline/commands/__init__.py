@@ -1,0 +1,1 @@
+"""The commands of the `farebox` command line, one module each."""

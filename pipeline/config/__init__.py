@@ -1,0 +1,1 @@
+"""Configuration: files of conf/ and key=value overrides, composed once into a frozen `Config`."""

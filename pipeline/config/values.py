@@ -1,0 +1,210 @@
+"""Checks of a configuration's values: each returns the value as its type, or raises ConfigError naming the key."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from pipeline.budget import LIMITED_UNITS, Limits
+from pipeline.config.plain_yaml import NUMBER
+from pipeline.config.sqlite_urls import SQLITE
+from pipeline.errors import ConfigError, did_you_mean, masked
+from pipeline.untrusted import read_text, text_problem
+
+T = TypeVar("T")
+
+LARGEST = 2**63 - 1
+"""The greatest number that a database column and a random generator's seed can be."""
+TRACKING_SCHEMES = frozenset(
+    {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
+)
+"""Kinds of tracking URI that MLflow opens without a plugin, apart from plain files."""
+LONGEST_NAME = 200
+"""Bytes of a card's name as part of a file name, percent-encoded."""
+
+
+def whole(key: str, value: Any, minimum: int = 1) -> int:
+    """A whole number from `minimum` to 2**63 - 1, typed in decimal digits. Booleans and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more{_hint(value)}")
+    if value > LARGEST:
+        raise ConfigError(f"{key}={value}: expected a whole number of at most {LARGEST:,}")
+    return value
+
+
+def _hint(value: Any) -> str:
+    """What to type in the place of text that means a number or a range elsewhere."""
+    if not isinstance(value, str):
+        return ""
+    if match := re.fullmatch(r"0+([0-9]{1,18})", value):
+        return f" without leading zeros: type {int(match[1])}"
+    if match := re.fullmatch(r"([0-9]{1,9})(?::|-|\.\.)([0-9]{1,9})", value):
+        first, last = int(match[1]), int(match[2])
+        several = range(first, last + 1) if last - first < 10 else (first, "...", last)
+        return f"; for a range type [{','.join(map(str, several))}]" if first < last else ""
+    return ", without quotes" if re.fullmatch("0|[1-9][0-9]*", value) else ", in decimal digits"
+
+
+def limit(key: str, value: Any) -> int | None:
+    """A whole number of 1 or more, or null for no limit."""
+    return None if value is None else whole(key, value)
+
+
+def limits(key: str, values: Mapping[str, Any]) -> Limits:
+    """The limits in `requests` and `images` that stand under this key."""
+    return Limits(*(limit(f"{key}.{unit}", values[unit]) for unit in LIMITED_UNITS))
+
+
+def tracking_uri(key: str, value: str) -> str:
+    """URI of an MLflow store that outlives the process: a database or a server. MLflow no longer writes plain files."""
+    scheme = value.partition(":")[0].partition("+")[0].lower()
+    if scheme == "file" or ("://" not in value and scheme not in TRACKING_SCHEMES):
+        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+            return value
+        folder = Path(unquote(urlsplit(value).path)).absolute()
+        raise ConfigError(
+            f"{key}={value}: MLflow no longer keeps runs in a folder: name a database or a server, as in "
+            f"{key}=sqlite:///{folder / 'mlflow.db'} or {key}=http://HOST:5000"
+        )
+    if scheme not in TRACKING_SCHEMES:
+        known = TRACKING_SCHEMES | {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+        if scheme not in known:
+            raise ConfigError(f"{key}={masked(value)}: " + did_you_mean("kind of tracking URI", scheme, known))
+    if scheme == "sqlite" and not SQLITE.match(value):
+        raise ConfigError(f"{key}={value}: expected a file, as in {key}=sqlite:////LOCAL/mlflow.db")
+    return value
+
+
+def auto(key: str, value: Any) -> int | str:
+    """A whole number of 1 or more, or 'auto'."""
+    return "auto" if value == "auto" else whole(key, value)
+
+
+def number(key: str, value: Any) -> float:
+    """A finite number; text such as 1e3 or 0.50 is taken as the number that it writes."""
+    found = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise ConfigError(f"{key}={value}: expected a finite number in decimal digits")
+    return float(found)
+
+
+def seconds(key: str, value: Any) -> float:
+    """A finite number of 0 or more."""
+    try:
+        found = number(key, value)
+    except ConfigError:
+        found = -1.0
+    if found < 0:
+        raise ConfigError(f"{key}={value}: expected a number of seconds, 0 or more")
+    return found
+
+
+def flag(key: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected true or false")
+    return value
+
+
+def text(key: str, value: Any) -> str:
+    """A name or a path in one line; a number is taken as its digits."""
+    if value is None or isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
+    if not isinstance(value, str | int | float) or value == "":
+        raise ConfigError(f"{key}={value}: expected a name or a path")
+    if problem := text_problem(str(value)):
+        raise ConfigError(f"{key}: {ascii(value)[:80]} has {problem}")
+    return str(value)
+
+
+def card_name(key: str, value: Any) -> str:
+    """Name of a card: text that can be printed, of at most 200 bytes as a file name."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ConfigError(f"{key}: {value!r}: expected text without control characters, as in name: pets")
+    if len(quote(value, safe="")) > LONGEST_NAME:
+        raise ConfigError(f"{key}: {value[:40]!r}... is too long: its file name would pass {LONGEST_NAME} bytes")
+    if value != value.strip() or value == "all":
+        raise ConfigError(f"{key}: {value!r}: expected a name without spaces around it, and other than 'all'")
+    return value
+
+
+def lines(key: str, path: Path) -> tuple[str, ...]:
+    """Return the lines of a UTF-8 text file, one name each; empty lines at its end are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no name, or has an empty line between others.
+    """
+    try:
+        content = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path).rstrip())]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read ({error}): wanted one name a line") from error
+    if "" in content:
+        where = f"line {content.index('') + 1} of {path} is empty" if any(content) else f"{path} is empty"
+        raise ConfigError(f"{key}: {where}: wanted one name a line")
+    return tuple(text(f"{key}: {path}", line) for line in content)
+
+
+def maybe_text(key: str, value: Any) -> str | None:
+    """A name or a path, or null."""
+    return None if value is None else text(key, value)
+
+
+def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value not in allowed:
+        raise ConfigError(f"{key}: " + did_you_mean("choice", str(value), allowed))
+    return str(value)
+
+
+def words(key: str, value: Any) -> tuple[str, ...]:
+    """One name or a list of different ones."""
+    return _different(key, [text(key, v) for v in _as_list(value)])
+
+
+def some_words(key: str, value: Any) -> tuple[str, ...]:
+    """Different names, or none: null, an empty list."""
+    return () if value in (None, []) else words(key, value)
+
+
+def flag_or_words(key: str, value: Any) -> bool | tuple[str, ...]:
+    """True or false, or a list of different names."""
+    if isinstance(value, list):
+        return words(key, value)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected true or false, or a list of names")
+    return value
+
+
+def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
+    """One whole number or a list of different ones."""
+    return _different(key, [whole(key, v, minimum) for v in _as_list(value)])
+
+
+def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
+    """One allotment; or, where requests or images is a list, every combination: the budget as an axis of the sweep."""
+    points = [
+        Limits(r, i)
+        for r in _different("budget.requests", [limit("budget.requests", r) for r in _as_list(requests)])
+        for i in _different("budget.images", [limit("budget.images", i) for i in _as_list(images)])
+    ]
+    return tuple(points)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _different(key: str, values: list[T]) -> tuple[T, ...]:
+    if not values:
+        raise ConfigError(f"{key}=[]: expected at least one")
+    value, count = Counter(values).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"{key}: {value!r} is listed twice")
+    return tuple(values)

@@ -1,0 +1,259 @@
+"""Where the ledger is kept: its tables and its transactions, on SQLite or PostgreSQL.
+
+Running totals stand beside the charges (on the trial by bucket, on the account), so that no charge scans a table;
+ledger_audit.py adds the charges up again and compares. A bucket is where a bill is counted:
+
+  adapt, validate     paid by the trial's allotment
+  curve, evaluate     recorded; nothing limits them
+  replay              a diverged adapt or validate call: paid by the free room of the trial's accounts
+  replay_unlimited    a diverged curve or evaluate call: recorded; shown with `replay`, marks the row alike
+
+The last column of each table is the record's checksum (ledger_checksum.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from pipeline.budget import BUDGETED_PHASES, LIMITED_UNITS, UNITS, Phase
+from pipeline.errors import ConfigError, LedgerError, first_line, masked, one_line
+from pipeline.ledger.checksum import CHECKSUM, RESTORE, DamagedRecord
+
+SCHEMA = 2
+BUSY_S = 30.0
+"""How long a transaction waits for another process's before it gives up."""
+DAMAGED = f" (damaged): {RESTORE}"
+OPENING = 0xFA2EB0C5
+"""PostgreSQL's lock number for the making of the tables."""
+BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
+
+Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only in INTEGER, of 64 bits too
+
+
+def bucket(phase: Phase, diverged: bool) -> str:
+    """Where a charge asked in this phase is counted."""
+    if not diverged:
+        return phase.value
+    return "replay" if phase in BUDGETED_PHASES else "replay_unlimited"
+
+
+def _checksum() -> Column[int]:
+    return Column(CHECKSUM, BigInteger, nullable=False)
+
+
+def _counts(*names: str) -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
+metadata = MetaData()
+META = Table("ledger_meta", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
+ACCOUNT = Table(
+    "ledger_account",
+    metadata,
+    Column("name", Text, primary_key=True),
+    *(Column(f"limit_{unit}", BigInteger) for unit in LIMITED_UNITS),
+    *_counts(*(f"held_{unit}" for unit in LIMITED_UNITS), *(f"spent_{unit}" for unit in UNITS)),
+    _checksum(),
+)
+TRIAL = Table(
+    "ledger_trial",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("storage", Text, nullable=False),
+    Column("trial", Text, nullable=False),
+    Column("open", sa.Boolean, nullable=False),
+    *(Column(f"limit_{unit}", BigInteger) for unit in LIMITED_UNITS),
+    *_counts(*(f"{name}_{unit}" for name in BUCKETS for unit in UNITS)),
+    _checksum(),
+    sa.UniqueConstraint("storage", "trial"),
+)
+MEMBER = Table(
+    "ledger_member",
+    metadata,
+    Column("trial_no", ForeignKey("ledger_trial.no"), primary_key=True),
+    Column("account", ForeignKey("ledger_account.name"), primary_key=True),
+    _checksum(),
+)
+CHARGE = Table(
+    "ledger_charge",
+    metadata,
+    Column("trial_no", ForeignKey("ledger_trial.no"), primary_key=True),
+    Column("call", BigInteger, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("phase", Text, nullable=False),
+    Column("diverged", sa.Boolean, nullable=False),
+    *_counts(*UNITS),
+    Column("at", sa.Float, nullable=False),
+    _checksum(),
+)
+REFUND = Table(
+    "ledger_refund",
+    metadata,
+    Column("no", Number, primary_key=True),
+    *(Column(c.name, c.type, nullable=False) for c in CHARGE.columns if c.name != CHECKSUM),
+    Column("refunded_at", sa.Float, nullable=False),
+    _checksum(),
+)
+STORAGE = Table(
+    "ledger_storage",
+    metadata,
+    Column("storage", Text, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("since", sa.Float, nullable=False),
+    _checksum(),
+)
+"""Where each storage was when its last run opened the ledger, and when that was."""
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for a server, a ledger in memory, or what is not a URL."""
+    try:
+        parsed = sa.make_url(url)
+    except SQLAlchemyError:
+        return None
+    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if on_disk else None
+
+
+class Database:
+    """Transactions on one database. Every SQLAlchemy error leaves as a LedgerError of one line."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+            self.name = parsed.render_as_string(hide_password=True)
+            self.dialect = parsed.get_backend_name()
+            if self.dialect not in ("sqlite", "postgresql"):
+                raise LedgerError(f"the ledger {self.name} cannot be used: wanted sqlite:///PATH or postgresql://...")
+            self.in_memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
+            options: dict[str, Any] = {"poolclass": StaticPool} if self.in_memory else {}
+            if self.dialect == "sqlite":
+                options["connect_args"] = {"timeout": BUSY_S, "check_same_thread": False}
+            self._writer = sa.create_engine(parsed, **options)
+        except (SQLAlchemyError, ImportError) as exc:
+            raise LedgerError(f"the ledger {url.split('@')[-1]!r} cannot be used: {_first_line(exc)}") from exc
+        # SQLite has one writer at a time: threads of this process queue here rather than poll the file's lock.
+        self._turn = threading.Lock() if self.dialect == "sqlite" else nullcontext()
+        if self.dialect == "sqlite":
+            sa.event.listen(self._writer, "connect", _prepare_memory if self.in_memory else _prepare_file)
+            sa.event.listen(self._writer, "begin", _begin)
+            self._reader = self._writer.execution_options(farebox_begin="BEGIN")
+        else:
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ")
+        self._create()
+
+    def _create(self) -> None:
+        with self.write() as db:
+            if self.dialect == "postgresql":  # its CREATE TABLE IF NOT EXISTS fails when two sessions run it at once
+                db.execute(select(sa.func.pg_advisory_xact_lock(OPENING)))
+            present = {name for name in sa.inspect(db).get_table_names() if name in metadata.tables}
+            if not present:
+                metadata.create_all(db)
+                db.execute(sa.insert(META), {"key": "schema", "value": str(SCHEMA)})
+            elif META.name not in present:
+                raise LedgerError(f"the ledger {self.name} has no table {META.name}{DAMAGED}")
+            schema = db.execute(select(META.c.value).where(META.c.key == "schema")).scalar_one_or_none()
+            if schema != str(SCHEMA):
+                raise ConfigError(
+                    f"the ledger {self.name} has schema {schema}, and this version of farebox reads {SCHEMA}: another "
+                    "version made it; use another storage=DIR or budget.global.url, or delete it"
+                )
+            if absent := sorted(set(metadata.tables) - present) if present else []:
+                raise LedgerError(f"the ledger {self.name} has no table {', '.join(absent)}{DAMAGED}")
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that sees the last committed state and is durable when it ends without an exception."""
+        with self._transaction(self._writer) as db:
+            yield db
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent snapshot; never waits for writers, nor they for it."""
+        with self._transaction(self._reader) as db:
+            yield db
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        try:
+            with self._turn, engine.begin() as db:
+                yield db
+        except SQLAlchemyError as exc:
+            raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}{_advice(exc)}") from exc
+        except DamagedRecord as exc:
+            raise LedgerError(f"the ledger {self.name} is damaged: {exc}; {RESTORE}") from exc
+        except UnicodeError as exc:  # SQLite quotes the damaged bytes in its own message
+            raise LedgerError(f"the ledger {self.name} cannot be used{DAMAGED}") from exc
+
+    def check(self) -> None:
+        """Verify the structure of a SQLite file, its indexes included. Raises LedgerError for a damaged one."""
+        if self.dialect == "sqlite":
+            with self.read() as db:
+                verdict = str(db.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one())
+                if verdict != "ok":
+                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {one_line(verdict)}")
+
+    def insert_new(self, table: Table) -> sa.Insert:
+        """INSERT that leaves a row alone which is there already."""
+        if self.dialect == "sqlite":
+            return sqlite.insert(table).on_conflict_do_nothing()
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+    def close(self) -> None:
+        """Close the connections; the next transaction opens new ones."""
+        self._writer.dispose()
+
+
+def _first_line(exc: BaseException) -> str:
+    """What the database said, under SQLAlchemy's wrapping."""
+    return masked(first_line(getattr(exc, "orig", None) or exc))
+
+
+_DAMAGE = ("malformed", "not a database", "no such table", "no such column", "Could not decode", "unsupported file")
+"""Parts of SQLite's messages about a file whose bytes were changed."""
+
+
+def _advice(exc: BaseException) -> str:
+    """What a person can do about it."""
+    said = _first_line(exc)
+    if any(sign in said for sign in _DAMAGE):
+        return DAMAGED
+    if "full" in said or "readonly" in said or "disk I/O" in said:
+        return ": make room, or make it writable, and type the same command again; it goes on from what is there"
+    return ""
+
+
+def _prepare_memory(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where _begin says, not where sqlite3 guesses
+
+
+def _prepare_file(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous=FULL")  # a power cut loses no committed charge
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            break
+        except connection.OperationalError as exc:  # the change of mode does not wait for other openers by itself
+            if "locked" not in str(exc) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+    if mode != "wal":
+        raise LedgerError(f"SQLite cannot keep a write-ahead log there (journal mode {mode}); use a local disk")
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("farebox_begin", "BEGIN IMMEDIATE"))

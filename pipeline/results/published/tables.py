@@ -1,0 +1,139 @@
+"""Our cells beside printed ones, as a section of its own after the leaderboard, in each of its formats."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import groupby
+
+import pyarrow as pa
+
+from pipeline.files import strict_json
+from pipeline.results.escape import markdown
+from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, beside, unmatched
+from pipeline.results.tables import WIDTH, aligned, budget_words, latex_table, md_grid, plus_minus, to_csv
+
+TITLE = "Beside printed numbers"
+COLUMNS = (*OURS, *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots")))
+MEANING = (
+    "Ours stands beside what others printed about the same method, backbone, data set and shots. Budgets, validation, "
+    "views and prompts may differ. No printed number enters a mean, a gain or a rank. How a number is known: "
+    + "; ".join(f"{k}, {v}" for k, v in EVIDENCE.items())
+    + ". Whose it is: "
+    + "; ".join(f"{k}, {v}" for k, v in ORIGIN.items())
+    + "."
+)
+
+
+def with_printed(form: str, table: str, board: pa.Table) -> str:
+    """The leaderboard in a format, and after it what was printed about its cells."""
+    records = beside(board)
+    if form == "json":
+        return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
+    if form == "csv":
+        return table + "\n" + (to_csv(records) if records else ",".join((*COLUMNS, "ours_minus_printed")) + "\n")
+    return f"{table}\n{ {'table': _text, 'md': _md, 'latex': _latex}[form](records) }"
+
+
+def counted(records: Sequence[Record]) -> str:
+    """How much was found: one line."""
+    rest = unmatched(list(records))
+    if not records:
+        return f"None of the {rest:,} printed accuracies is about a method, backbone, data set and shots of this table."
+    cells = len({tuple(r[k] for k in OURS) for r in records})
+    return f"{cells:,} of our cells stand beside printed numbers; {rest:,} printed numbers match none of ours."
+
+
+def _text(records: Sequence[Record]) -> str:
+    blocks = [f"{TITLE.upper()}\n{counted(records)}"]
+    for head, group in _sections(records):
+        lines = [f"{head}\n{aligned(_shown(group))}"]
+        lines += [
+            textwrap.fill(f"! {note}", WIDTH, initial_indent="  ", subsequent_indent="    ") for note in _notes(group)
+        ]
+        blocks.append("\n".join(lines))
+    if records:
+        blocks += ["\n".join(["sources", *(f"  {line}" for line in _sources(records))]), textwrap.fill(MEANING, WIDTH)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _md(records: Sequence[Record]) -> str:
+    blocks = [f"## {TITLE}", counted(records)]
+    for head, group in _sections(records):
+        blocks += [f"### {markdown(head)}", md_grid(_shown(group)), *_bullets(_notes(group))]
+    if records:
+        blocks += ["### Sources", *_bullets(_sources(records)), MEANING]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def _latex(records: Sequence[Record]) -> str:
+    said = [f"{TITLE}. {counted(records)}", *(f"Source: {line}" for line in _sources(records))]
+    notes = [f"{head}: {note}" for head, group in _sections(records) for note in _notes(group)]
+    tables = [latex_table(f"{TITLE}: {head}", _shown(group)) for head, group in _sections(records)]
+    return "\n".join([*(f"% {line}" for line in (*said, *notes)), *tables])
+
+
+def html(board: pa.Table) -> str:
+    """The section of the page."""
+    records = beside(board)
+    parts = [f"<h2 id=printed>{TITLE}</h2><p>{escape(counted(records))}</p>"]
+    parts += [f"<p>{escape(MEANING)}</p>"] if records else []
+    for head, group in _sections(records):
+        shown = [
+            cells | {"source": r["printed_source"], "note": r["printed_note"]}
+            for cells, r in zip(_shown(group), group, strict=True)
+        ]
+        lines = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in shown[0])}</tr>"]
+        for cells in shown:
+            theirs = (" class=printed" if name not in ("method", "ours", "seeds") else "" for name in cells)
+            row = (f"<td{c}>{escape(cell)}</td>" for c, cell in zip(theirs, cells.values(), strict=True))
+            lines.append(f"<tr>{''.join(row)}</tr>")
+        parts.append(f"<h3>{escape(head)}</h3><div class=wide><table>{''.join(lines)}</table></div>")
+    return "\n".join(parts)
+
+
+def _sections(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    for head, group in groupby(records, key=_heading):
+        yield head, list(group)
+
+
+def _heading(r: Record) -> str:
+    what = r["test_set"] if r["kind"] == "source" else f"{r['dataset']} -> {r['test_set']} (shift)"
+    asked = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}" if r["shots"] else "zero-shot"
+    return f"{what}, {asked}, {r['model']} {r['precision']}"
+
+
+def _shown(records: Sequence[Record]) -> list[dict[str, str]]:
+    """What is shown of each pair; our cell is written once for all that was printed about it."""
+    lines, last = [], ""
+    for r in records:
+        first = r["label"] != last
+        last = r["label"]
+        lines.append(
+            {
+                "method": r["label"] if first else "",
+                "ours": plus_minus(r["accuracy"], r["accuracy_half"]) if first else "",
+                "seeds": str(r["seeds"]) if first else "",
+                "printed": f"{r['printed_accuracy']:.2f}",
+                "ours - printed": f"{r['ours_minus_printed']:+.1f}",
+                "whose": r["printed_origin"],
+                "known": r["printed_evidence"],
+                "printed in": r["printed_paper"],
+            }
+        )
+    return lines
+
+
+def _notes(records: Sequence[Record]) -> list[str]:
+    said = (f"{r['printed_paper']}, {r['printed_method']}: {r['printed_note']}" for r in records if r["printed_note"])
+    return list(dict.fromkeys(said))
+
+
+def _sources(records: Sequence[Record]) -> list[str]:
+    return sorted({f"{r['printed_paper']}: {r['printed_source']}" for r in records})

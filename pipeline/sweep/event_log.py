@@ -1,0 +1,60 @@
+"""What happened in a sweep and when: `storage/log.jsonl`, a JSON object a line, appended by the driver of each run.
+
+    {"at": ..., "event": "run started", "trials": 12, "kept": 0, "host": ..., "pid": ..., "version": ...}
+    {"at": ..., "event": "trial started" | "worker lost", "trial": <trial_id>, "name": "craft on digits, ..."}
+    {"at": ..., "event": "trial ended", "trial": ..., "name": ..., "status": "done", "requests": ..., "seconds": ...}
+    {"at": ..., "event": "run ended" | "run stopped", "error": null or one line}
+
+It is for people and their tools: nothing here reads it, so that no result depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import first_line, masked
+from pipeline.files import strict_json
+from pipeline.results.store import ResultRow
+
+FILE = "log.jsonl"
+
+
+class EventLog:
+    """Appends to the file; a full disk is the sweep's trouble, not this file's."""
+
+    def __init__(self, storage: Path, names: Mapping[str, str]) -> None:
+        self.path, self.names = storage / FILE, names
+
+    @contextlib.contextmanager
+    def run(self, trials: int, kept: int) -> Iterator[None]:
+        """Begin and end of a run, with what ended it early."""
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__}
+        self._write("run started", trials=trials, kept=kept, **where)
+        try:
+            yield
+        except BaseException as error:
+            self._write("run stopped", error=f"{type(error).__name__}: {masked(first_line(error))}")
+            raise
+        self._write("run ended", error=None)
+
+    def trial(self, event: str, trial: str) -> None:
+        """A trial has got a worker, or lost it."""
+        self._write(event, trial=trial, name=self.names[trial])
+
+    def ended(self, rows: Sequence[ResultRow]) -> None:
+        """A trial has its rows."""
+        row = rows[0]
+        found = {"status": row.status, "error": row.error, "requests": row.requests, "seconds": row.seconds}
+        self._write("trial ended", trial=row.trial_id, name=self.names[row.trial_id], **found)
+
+    def _write(self, event: str, **more: Any) -> None:
+        line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **more}
+        with contextlib.suppress(OSError), self.path.open("a") as file:
+            file.write(strict_json(line) + "\n")

@@ -1,0 +1,148 @@
+"""What a sweep is doing, seen from another terminal: `farebox status`. It needs no connection to the run's Ray.
+
+The driver writes `storage/status.json` every second (atomically); rows and ledger are read as they are. Whether the
+driver lives is told by the lock that it holds on the storage, so that a file left by a killed one deceives nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.budget import AccountRecord
+from pipeline.errors import DamagedFile, StorageError
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, strict_json, write_atomic
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.schema import sqlite_file
+from pipeline.results.store import FINISHED, ResultStore
+from pipeline.sweep.progress import clock
+from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.storage import held
+from pipeline.sweep.storage_id import read_id
+
+FILE = "status.json"
+
+
+class Heartbeat:
+    """The driver's part: what only it knows, written beside the rows."""
+
+    def __init__(self, storage: Path, trials: Sequence[tuple[str, str]], loads: Callable[[], list[int | None]]) -> None:
+        self.path, self.trials, self.loads = storage / FILE, list(trials), loads
+        self.running: set[int] = set()
+        self.began = time.time()
+
+    def beat(self, left_s: float | None) -> None:
+        """Write the file; a full disk is the sweep's trouble, not this line's."""
+        record = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "began": self.began,
+            "at": time.time(),
+            "trials": self.trials,
+            "running": [self.trials[i][0] for i in sorted(self.running.copy())],
+            "replicas": self.loads(),
+            "left_s": left_s,
+        }
+        try:
+            write_atomic(self.path, seal(strict_json({SEAL_KEY: UNSEALED, **record}).encode()))
+        except StorageError:
+            return
+
+    def clear(self) -> None:
+        """The run came to its end: the rows say all."""
+        self.path.unlink(missing_ok=True)
+
+
+def status(storage: Path, ledger_url: str) -> dict[str, Any]:
+    """One record: is the driver alive; trials running, waiting, done, failed; replicas; accounts; seconds left."""
+    account = sweep_account(read_id(storage).id)
+    alive, said = held(storage), _last_beat(storage / FILE)
+    store = ResultStore(storage)
+    rows = {r["trial_id"]: r for r in store.scan().table.to_pylist()}
+    names = dict(said["trials"])
+    done = [i for i, r in rows.items() if r["status"] in FINISHED]
+    running = [i for i in said["running"] if i not in done] if alive else []
+    failed = [
+        {"trial": i, "name": names.get(i, f"{r['method']} {r['dataset']} {r['shots']} {r['seed']}"), "why": r["error"]}
+        for i, r in rows.items()
+        if r["status"] not in FINISHED and i not in running
+    ]
+    over = {*done, *(f["trial"] for f in failed), *running}
+    accounts = [
+        {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
+        | {"charged": asdict(a.charged), "this_sweep": a.name == account}
+        for a in _accounts(ledger_url)
+    ]
+    return {
+        "alive": alive,
+        "driver": {k: said[k] for k in ("pid", "host", "at")},
+        "running": [names[i] for i in running],
+        "waiting": len([i for i in names if i not in over]),
+        "done": len(done),
+        "failed": failed,
+        "damaged": store.damage(),
+        "replicas": said["replicas"] if alive else [],
+        "left_s": said["left_s"] if alive else None,
+        "accounts": accounts,
+    }
+
+
+def shown(record: dict[str, Any]) -> str:
+    """The record in words."""
+    driver = record["driver"]
+    if record["alive"] and not driver["at"]:
+        text = ["starting: a driver holds this storage, and its trials have not begun"]
+    elif record["alive"]:
+        ago = max(0.0, time.time() - driver["at"])
+        text = [f"running: process {driver['pid']} on {driver['host']}, heard {ago:.0f} s ago"]
+    elif record["waiting"] or record["failed"] or record["damaged"] or not record["done"]:
+        text = ["not running: no driver holds this storage; the same `farebox run` command continues"]
+    else:
+        text = ["finished: every trial of the last run has its rows"]
+    text.append(
+        f"trials: {len(record['running'])} running, {record['waiting']} waiting, {record['done']} done, "
+        f"{len(record['failed'])} failed"
+    )
+    text += [f"  running: {name}" for name in record["running"]]
+    text += [f"  failed: {f['name']}: {f['why']}" for f in record["failed"]]
+    if record["replicas"]:
+        loads = ", ".join("no answer" if load is None else str(load) for load in record["replicas"])
+        text.append(f"replicas: {len(record['replicas'])}; requests under way on each: {loads}")
+    for a in record["accounts"]:
+        limits = {unit: limit for unit, limit in a["limits"].items() if limit is not None}
+        ceiling = " and ".join(f"{limit:,} {unit}" for unit, limit in limits.items()) or "none"
+        text.append(
+            f"account {a['name']}: {a['charged']['requests']:,} requests and {a['charged']['images']:,} images "
+            f"charged, {a['reserved']['requests']:,} and {a['reserved']['images']:,} reserved; ceiling {ceiling}"
+        )
+    if record["left_s"] is not None:
+        text.append(f"about {clock(record['left_s'])} left")
+    return "\n".join(text)
+
+
+def _accounts(ledger_url: str) -> list[AccountRecord]:
+    """The accounts of a ledger; none before a run made it."""
+    file = sqlite_file(ledger_url)
+    if file is not None and not file.is_file():
+        return []
+    with contextlib.closing(Ledger(ledger_url)) as ledger:
+        return ledger.accounts()
+
+
+def _last_beat(path: Path) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
+    try:
+        return nothing | {"left_s": None} | json.loads(read_sealed(path))
+    except (
+        OSError,
+        ValueError,
+        DamagedFile,
+    ):  # the run has not come so far; a damaged file is replaced within a second
+        return nothing | {"left_s": None}

@@ -1,0 +1,1 @@
+"""Trials: plan them, run one without Ray, evaluate it, write its checkpoints."""

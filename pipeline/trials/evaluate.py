@@ -1,0 +1,84 @@
+"""Score a method: a copy of it predicts a test set. Only this module reads the set's labels, and counts each read."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot, softmax
+
+from methods.base import Classes, Method
+from pipeline.budget import Phase
+from pipeline.data.dataset import source_of
+from pipeline.data.images import Images
+from pipeline.errors import MethodError
+from pipeline.trials.protocol import EvalSet
+from pipeline.trials.supervisor import Supervisor
+
+TEST_BATCH = 500
+"""Images in one prediction call: a method sees them shuffled, without labels."""
+
+
+def test_labels(test: EvalSet, reads: Counter[str]) -> Tensor:
+    """Labels [B] of a test set in file order, 0 for its first class; the read is counted under the set's name.
+
+    No other code asks for them: a method is given a task without a test split, and images that tell no label.
+    """
+    reads[test.name] += 1
+    return torch.from_numpy(source_of(test.card).labels[test.rows] - test.labels.start)
+
+
+def predict(
+    method: Method, supervisor: Supervisor, test: EvalSet, fitted: Classes, phase: Phase
+) -> tuple[Tensor, list[str]]:
+    """Predict a test set by a copy of the method, in shuffled batches; logits [B, C] and content keys in file order.
+
+    fitted: the classes that the method was fitted on. phase: what one pass over the images is billed to.
+
+    Raises:
+        MethodError: the method broke a rule of its interface.
+        NonFiniteError: a logit is NaN or infinite.
+    """
+    session, classes = supervisor.session, test.classes
+    images = Images.plain(source_of(test.card), "test", test.rows, test.card.augment)
+    order = torch.from_numpy(np.random.default_rng(supervisor.seed).permutation(len(images)))
+    subject, new = supervisor.copy(method), (classes,) if test.columns is None else ()
+    n_classes, parts = len(classes if test.columns is None else fitted), []
+    with session.predicting(phase, max(1, len(fitted.templates), len(classes.templates))):
+        for start in range(0, len(images), TEST_BATCH):
+            batch = images[order[start : start + TEST_BATCH]]
+            arguments = session.batch(batch), session.method_box, *new
+            parts.append(
+                supervisor.check_logits(supervisor.call("predict", subject.predict, *arguments), batch, n_classes)
+            )
+    if classes != test.classes:
+        raise MethodError(f"{session.method}: predict changed the classes that it was given")
+    supervisor.check_outside()
+    shuffled = torch.cat(parts)
+    if test.columns is not None and test.columns != range(shuffled.shape[1]):
+        shuffled = shuffled[:, list(test.columns)]
+    logits = torch.empty_like(shuffled)
+    logits[order] = shuffled
+    return logits, images.keys
+
+
+def metrics(logits_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
+    """Accuracy, mean of class accuracies (both 0 to 100), negative log-likelihood (nats), 15-bin ECE (0 to 100)."""
+    logits_BC = logits_BC.double()
+    hit_B = (logits_BC.argmax(1) == labels_B).double()
+    confidence_B = softmax(logits_BC, 1).amax(1)
+    member_BC = one_hot(labels_B, logits_BC.shape[1]).double()
+    present_C = member_BC.sum(0) > 0
+    by_class_C = (hit_B @ member_BC)[present_C] / member_BC.sum(0)[present_C]
+    bins_B = (confidence_B * 15).long().clamp(max=14)
+    gaps = [
+        abs(float(hit_B[bins_B == b].sum() - confidence_B[bins_B == b].sum())) for b in range(15) if (bins_B == b).any()
+    ]
+    return {
+        "accuracy": 100 * float(hit_B.mean()),
+        "macro_accuracy": 100 * float(by_class_C.mean()),
+        "nll": float(cross_entropy(logits_BC, labels_B)),
+        "ece": 100 * sum(gaps) / len(labels_B),
+    }

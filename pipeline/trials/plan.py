@@ -1,0 +1,286 @@
+"""From a resolved run to frozen trials: each with id, allotment and predicted bill. Nothing is asked here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from methods.base import Bill, TaskShape
+from pipeline.blackbox.facts import ModelFacts, describe
+from pipeline.budget import Limits, total
+from pipeline.config.compose import Config, DatasetCard, MethodChoice, ModelCard
+from pipeline.data.dataset import check_card, source_of
+from pipeline.data.few_shot import Split, draw
+from pipeline.data.images import check_readable
+from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.results.row import account_name
+from pipeline.source_code import code_digest, method_digest, texts_digest
+from pipeline.trials.prompts import check_prompts
+from pipeline.trials.protocol import EvalSet, check_words, fitted, test_cards, test_sets, unable, within
+
+_RULES = 1
+"""Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial, resolved: a method on a few-shot task with an allotment, and the test sets to score."""
+
+    trial_id: str
+    sweep: str
+    choice: MethodChoice
+    method_digest: str
+    code_digest: str
+    model: ModelCard
+    model_identity: str
+    transform: str
+    dataset: DatasetCard
+    data_digest: str
+    classnames_digest: str
+    protocol: str
+    tests: tuple[EvalSet, ...]
+    shots: int
+    seed: int
+    split: Split = field(repr=False)
+    split_digest: str
+    allotment: Limits
+    views: int
+    fresh_views: bool
+    validation: str
+    settings: str
+    curve: int
+    predicted: Bill
+
+    @property
+    def name(self) -> str:
+        """For people: method, data set, shots, seed and budget."""
+        return (
+            f"{self.choice.name} on {self.dataset.name}, {self.shots} shots, seed {self.seed}, {self.cell.budget_name}"
+        )
+
+    @property
+    def cell(self) -> Cell:
+        """Its place in the table."""
+        return Cell(self.choice, self.dataset, self.allotment, self.shots, self.seed)
+
+    @property
+    def account(self) -> str:
+        """The trial's name in the ledger and on its checkpoints, which includes the digests of the code."""
+        return account_name(self.trial_id, self.method_digest, self.code_digest)
+
+    @property
+    def reserved(self) -> Limits:
+        """What is set aside on the ceilings before the trial starts: its predicted bill, within its allotment."""
+        return Limits(self.predicted.requests, self.predicted.images)
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All trials of a run in order, the methods that cannot run, and what is known of the model."""
+
+    config: Config
+    trials: tuple[TrialSpec, ...]
+    unable: tuple[tuple[str, str], ...]
+    model: ModelFacts
+    notes: tuple[str, ...] = ()
+    """Remarks for the user, one line each."""
+
+    @property
+    def total(self) -> Bill:
+        """The predicted bill of all trials."""
+        return total(t.predicted for t in self.trials)
+
+
+class Cell(NamedTuple):
+    """A trial's place in the table: what the configuration alone says of it."""
+
+    choice: MethodChoice
+    dataset: DatasetCard
+    allotment: Limits
+    shots: int
+    seed: int
+
+    @property
+    def budget_name(self) -> str:
+        """For people: '8,000 requests', '500,000 images' or 'no limit'."""
+        return self.allotment.words or "no limit"
+
+
+def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
+    """Every combination that can run, in the order of the plan; and the methods that cannot, with the reason."""
+    found, left_out = [], {}
+    for allotment in config.allotments:
+        for name in config.methods:
+            for card in config.datasets:
+                choice = config.choice(name, card.name)
+                if reason := unable(config, choice.info):
+                    left_out[name] = reason
+                    continue
+                found += [Cell(choice, card, allotment, k, seed) for k in config.shots for seed in config.seeds]
+    if not found:
+        raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in left_out.items()))
+    return found, left_out
+
+
+def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, split: Split | None = None) -> TaskShape:
+    """The sizes that a bill depends on: of a draw, or (without one) of the draw that the card alone promises."""
+    fresh, classes = config.views == "fresh", len(fitted(config.protocol, card.classes))
+    val = {"none": 0, "min4": min(shots, 4) * classes, "full": card.val * classes // card.classes}[config.validation]
+    return TaskShape(
+        n_classes=classes,
+        n_train=len(split.train) if split else shots * classes,
+        n_val=len(split.val) if split else val,
+        shots=shots,
+        views=1 if fresh else int(config.views),
+        fresh_views=fresh,
+        n_templates=max(1, len(card.templates)),
+        feature_dim=feature_dim,
+    )
+
+
+def predicted(cell: Cell, shape: TaskShape) -> Bill:
+    """What fitting will be charged."""
+    return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
+
+
+def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
+    """Expand the run into trials. Raises ConfigError or DataError before any query is spent.
+
+    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine, and a tag's weights where
+    replicas run on this machine alone.
+    """
+    check_words(config)
+    facts = describe(config.model, fetch and config.address is None)
+    config = replace(config, model=facts.card)
+    placed, left_out = cells(config)
+    tests, others = {}, test_cards(config)
+    for card in config.datasets:
+        check_card(card)
+        for kind, other in others[card.name]:
+            try:
+                check_card(other)
+            except DataError as error:
+                raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
+        tests[card.name] = test_sets(config.protocol, card, others[card.name])
+    if note := check_prompts(facts, tests, {cell.choice for cell in placed}, fetch):
+        facts = replace(facts, notes=(*facts.notes, note))
+    draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
+    trials = [
+        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
+        for cell in placed
+    ]
+    cards = {card.name: card for found in tests.values() for card in (test.card for test in found)}
+    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(cards.values())))
+
+
+def announcements(plan: SweepPlan) -> list[str]:
+    """What a run says before it starts: the model's input rule and notes, and the methods that cannot run."""
+    facts, name = plan.model, plan.config.model.name
+    lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
+    return [
+        *(f"model {name}: {line}" for line in (*lines, *facts.notes)),
+        *plan.notes,
+        *(f"not run: {method} {why}" for method, why in plan.unable),
+    ]
+
+
+def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
+    """A line for each group of data sets of a run that have different names and the same content."""
+    names: dict[str, list[str]] = {}
+    for card in cards:
+        names.setdefault(source_of(card).digest, []).append(repr(card.name))
+    for group in names.values():
+        if len(group) > 1:
+            yield f"note: data sets {' and '.join(group)} have the same content under different names"
+
+
+def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
+    """The few-shot draw of these classes, and its digest, by (shots, seed). Drawn over all classes, as CoOp does."""
+    source, found = source_of(card), {}
+    for shots in config.shots:
+        for seed in config.seeds:
+            split = draw(source, card.name, shots, seed, config.validation, config.data.short_classes)
+            split = within(split, source, labels)
+            found[shots, seed] = split, split.digest(source)
+    check_readable(source, card.name, sorted({row for split, _ in found.values() for row in split.train + split.val}))
+    return found
+
+
+def _trial(
+    config: Config,
+    cell: Cell,
+    tests: tuple[EvalSet, ...],
+    drawn: tuple[Split, str],
+    facts: ModelFacts,
+) -> TrialSpec:
+    choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
+    split, split_digest = drawn
+    shape = shape_of(config, card, shots, facts.feature_dim, split)
+    if not choice.info.uses_views:
+        shape = replace(shape, views=0, fresh_views=False)  # one trial, whatever `views` is
+    resolved = {
+        "rules": _RULES,
+        "model": [facts.identity, config.model.precision, facts.transform],
+        "method": [choice.info.name, choice.info.version, choice.config],
+        "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
+        "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
+        "split": split_digest,
+        "task": [shots, seed, shape.views, shape.fresh_views, config.validation, config.curve],
+        "allotment": [cell.allotment.requests, cell.allotment.images],
+    }
+    if config.protocol != "all_to_all":
+        resolved["protocol"] = config.protocol
+    if config.transfer:
+        others = [t.card for t in tests if t.kind == "transfer"]
+        resolved["transfer"] = [(o.name, source_of(o).digest, o.template, o.templates) for o in others]
+    trial_id = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=list).encode()).hexdigest()[:16]
+    return TrialSpec(
+        trial_id=trial_id,
+        sweep=config.sweep,
+        choice=choice,
+        method_digest=method_digest(choice.info),
+        code_digest=code_digest(),
+        model=config.model,
+        model_identity=facts.identity,
+        transform=facts.transform,
+        dataset=card,
+        data_digest=source_of(card).digest,
+        classnames_digest=texts_digest(tests[0].classes.names),
+        protocol=config.protocol,
+        tests=tests,
+        shots=shots,
+        seed=seed,
+        split=split,
+        split_digest=split_digest,
+        allotment=cell.allotment,
+        views=shape.views,
+        fresh_views=shape.fresh_views,
+        validation=config.validation,
+        settings=config.settings,
+        curve=config.curve,
+        predicted=predicted(cell, shape),
+    )
+
+
+def refuse_nameless(config: Config) -> None:
+    """Raise ConfigError for limits of a global budget without its name, which would limit nothing."""
+    budget = config.global_budget
+    if budget.name is None and budget.limits != Limits():
+        raise ConfigError(
+            f"budget.global limits {budget.limits.words} of a budget without a name: add budget.global.name"
+        )
+
+
+def refuse_unpayable(config: Config, asked: Bill) -> None:
+    """Raise BudgetExceeded when the ceilings cannot pay what trials are predicted to ask."""
+    refuse_nameless(config)
+    for account, ceiling in (
+        ("the sweep", config.sweep_budget),
+        (f"global budget {config.global_budget.name!r}", config.global_budget.limits),
+    ):
+        unit = ceiling.exceeded_unit(Bill(), asked)
+        if unit:
+            raise BudgetExceeded(account, unit, getattr(asked, unit), 0, getattr(ceiling, unit))

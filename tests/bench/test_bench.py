@@ -1,0 +1,133 @@
+"""Benches: what is timed gives the answers of what it is compared with, and the command finds and prints them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods.craft import CraFT
+from methods.optim import epoch_view
+from pipeline.bench import cost, craft, features, harness
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import LocalPool
+from pipeline.cli import main
+from pipeline.config.compose import model_card
+from pipeline.data.images import Images
+from pipeline.errors import ConfigError
+from tests.support.lab import Lab
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_a_craft_trial_has_the_fitness_of_the_papers_loop(tmp_path: Path, shots: int) -> None:
+    sides, task = craft.Sides(model_card("tiny"), tmp_path), craft.task(shots, first=3)
+    found = sides.trial(task, seed=5)
+    loop, c = sides.loop(task, seed=5), CraFT.Config()
+    loop.start()
+    for generation, fitness_P in enumerate(found):
+        view = epoch_view(task, generation)
+        assert isinstance(view, Images)
+        in_force = (generation + 1) * c.n <= craft.GENERATIONS
+        wanted = loop.generation(view, c.weight if in_force else 0.0)
+        assert len(fitness_P) == 40 and fitness_P.std() > 1e-3, "a fitness that tells candidates apart"
+        torch.testing.assert_close(fitness_P, wanted, rtol=0, atol=1e-4)
+    assert len(found) == craft.GENERATIONS
+    sides.ledger.close()
+
+
+def test_a_second_sweep_on_the_same_images_encodes_none(tmp_path: Path, card: Path) -> None:
+    def sweep(name: str) -> int:
+        lab = Lab(tmp_path / name, Endpoint(model_card("fake"), tmp_path / "features"), card)
+        assert isinstance(lab.pool, LocalPool)
+        rows = [row for method in ("linear_probe", "craft") for row in lab.run(lab.spec(method, "seeds=3"))]
+        lab.ledger.close()
+        assert [row.status for row in rows] == ["done"] * 2 and all(row.n_test == 60 for row in rows)
+        return sum(row.computed_images for row in rows)
+
+    assert sweep("first") > 60
+    assert sweep("second") == 0
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_every_bench_is_found_registered_and_says_what_it_is() -> None:
+    found = harness.names()
+    assert {"cost", "craft", "features", "text_tower", "trials"} <= set(found)
+    for name in found:
+        assert harness.load(name) is harness.REGISTRY[name]
+        assert harness.load(name).__doc__, name
+    assert set(found) == set(harness.REGISTRY)
+    assert set(found) >= harness.ON_REQUEST
+
+
+def test_a_bench_prints_one_object_with_its_figure(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = features.images()[:96]
+    monkeypatch.setattr(features, "images", lambda: few)
+    assert main(["bench", "--json", "features"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert list(record) == ["name", "ratio", "low", "high", "pairs", "detail"]
+    assert record["name"] == "features" and record["pairs"] == features.PAIRS
+    assert 1 < record["low"] <= record["ratio"] <= record["high"]
+    detail = record["detail"]
+    assert (detail["images"], detail["encoded cold"], detail["encoded warm"]) == (96, 96, 0)
+
+
+def test_the_cost_of_a_trial_is_measured_in_a_process_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "RUNS", 1)
+    assert main(["bench", "cost", "zero_shot", "model=fake", "shots=1", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert list(record) == ["name", "value", "unit", "low", "high", "pairs", "detail"]
+    assert record["unit"] == "s/trial" and 0 < record["low"] <= record["value"] <= record["high"]
+    detail = record["detail"]
+    assert 0 <= detail["client's memory, MiB"] < 4096 and 0 <= detail["endpoint's memory, MiB"] < 4096
+    assert detail["requests"] == 0 and detail["accuracy"] > 0
+
+
+def test_the_cost_of_single_steps_is_measured_with_weights_that_were_never_trained() -> None:
+    asked = cost.CostSpec("coop", ("shots=1", "views=1"), steps=2, arch="ViT-S-32-alt")
+    found = cost.of(asked)
+    assert found.steps == 2 and found.accuracy is None and found.requests == 1 + 2 * 2
+    assert found.endpoint_mib > 164, "the weights alone"
+    assert found.client_mib < 200, "the client holds no model"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["text_towr"], "no bench named 'text_towr'; did you mean 'text_tower'"),
+        (["harness"], "no bench named 'harness'"),
+        (["features", "model=fake"], "bench features: found 'model=fake', wanted no words"),
+        (["cost"], "bench cost: found 'nothing', wanted METHOD [words ...]"),
+        (["cost", "model=fake"], "found 'model=fake', wanted a method first"),
+        (["cost", "craft", "steps=none"], "found steps=none, wanted a number of 1 or more"),
+        (["cost", "craft", "arch=ViT-B-33"], "no architecture 'ViT-B-33'"),
+        (["cost", "crfat"], "did you mean 'craft'"),
+        (["cost", "craft", "shots=[1,2]"], "2 trials, wanted one"),
+        (["cost", "craft", "method.craft.popsiz=3"], "did you mean 'popsize'"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and line in err
+
+
+def test_parts_of_the_slow_side_are_counted_as_often_as_they_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = {"whole": 1.0, "part": 2.0, "fast": 4.0}
+    monkeypatch.setattr(harness, "_seconds", lambda run: ticks[run()])
+    found = harness.paired(lambda: "whole", lambda: "fast", 4, times=6, parts=[(lambda: "part", 5)])
+    assert (found.slow_s, found.fast_s, found.ratio, found.pairs) == (16, 4, 4, 4)
+
+
+def test_a_figure_has_a_ratio_or_a_value() -> None:
+    with pytest.raises(ValueError, match="either a ratio or a value"):
+        harness.BenchResult("x", 1, 2, 5, {})
+    with pytest.raises(ConfigError):
+        harness.load("reference")

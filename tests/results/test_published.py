@@ -1,0 +1,218 @@
+"""Printed accuracies: the file is what was read, rows are matched by name, and nothing printed enters our numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+
+import pyarrow as pa
+import pytest
+
+from methods import all_methods
+from pipeline.commands.report import formatted
+from pipeline.config.compose import compose, dataset_card, names
+from pipeline.errors import ConfigError
+from pipeline.results.leaderboard import leaderboard
+from pipeline.results.published import EVIDENCE, FILE, ORIGIN, beside, printed, unmatched
+from pipeline.results.published.tables import TITLE, counted, html, with_printed
+from pipeline.results.store import ResultStore, to_table
+from pipeline.results.tables import report, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.sweep.storage_id import new_id, write_id
+from tests.support.synthetic import make
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "published.csv"
+FORMATS = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}
+ROWS = [
+    make(
+        method=method,
+        access=access,
+        model="rn50",
+        dataset=dataset,
+        test_set=test_set,
+        seed=seed,
+        accuracy=accuracy + seed,
+        budget_requests=budget,
+    )
+    for method, access, dataset, test_set, accuracy, budget in (
+        ("zero_shot", "TEXT+SCORES", "oxford_pets", "oxford_pets", 80.0, 8000),
+        ("craft", "SOFT+SCORES", "oxford_pets", "oxford_pets", 84.0, 8000),
+        ("craft", "SOFT+SCORES", "oxford_pets", "oxford_pets", 83.0, 1000),
+        ("bbt", "SOFT+SCORES", "oxford_pets", "oxford_pets", 82.0, 8000),
+        ("cbbt", "SOFT+FEATURES", "oxford_pets", "oxford_pets", 86.0, 8000),
+        ("taskres", "TEXT+FEATURES", "oxford_pets", "oxford_pets", 85.0, 8000),
+        ("taskres", "TEXT+FEATURES", "imagenet", "imagenet_a", 22.0, 8000),
+    )
+    for seed in ((1, 2) if method != "zero_shot" else (1,))
+]
+
+
+@pytest.fixture(scope="module")
+def board() -> pa.Table:
+    return leaderboard(to_table(ROWS))
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_of_known_names_and_says_how_it_is_known() -> None:
+    cards, models = set(names("dataset")), set(names("model"))
+    for row in printed():
+        assert row.evidence in EVIDENCE and row.origin in ORIGIN, row
+        assert row.farebox_method in {"", *all_methods()}, row
+        assert 0 < row.accuracy < 100 and row.shots >= 0 and row.source and row.paper, row
+        assert row.dataset in cards or row.dataset.lower() not in cards, row
+        assert row.backbone in models or row.backbone.lower().replace("-", "_").replace("/", "") not in models, row
+        assert (row.shots == 0) == row.farebox_method.startswith("zero_shot") or not row.farebox_method, row
+    assert {row.dataset for row in printed() if row.farebox_method} >= {
+        card for card in cards if dataset_card(card).layout != "parquet"
+    }
+
+
+def test_no_row_of_cbbt_is_there_and_none_of_taskres_is_its_authors() -> None:
+    assert not [row for row in printed() if "cbbt" in f"{row.method}{row.farebox_method}".lower()]
+    taskres = [row for row in printed() if "taskres" in row.method.lower()]
+    assert taskres and {row.origin for row in taskres} <= {"rerun", "others"}
+    assert {row.origin for row in taskres if row.paper.startswith("Homology")} == {"rerun"}
+
+
+def test_the_readme_counts_what_the_file_holds() -> None:
+    said = (FILE.parent / "README.md").read_text()
+    counts = Counter(row.evidence for row in printed()) + Counter(row.origin for row in printed())
+    assert f"holds {len(printed()):,} " in said
+    for word, count in counts.items():
+        assert re.search(rf"^\| `{word}` \|.*\| {count:,} \|$", said, re.MULTILINE), word
+
+
+@pytest.mark.parametrize(
+    ("method", "shots", "wanted"), [("zero_shot", 0, 58.77), ("bbt", 16, 65.40), ("craft", 16, 71.22)]
+)
+def test_means_over_eleven_sets_are_those_of_the_readme(method: str, shots: int, wanted: float) -> None:
+    found = {
+        row.dataset: row.accuracy
+        for row in printed()
+        if (row.farebox_method, row.backbone, row.shots, row.paper) == (method, "rn50", shots, "CraFT (exp.log)")
+    }
+    assert len(found) == 11 and mean(found.values()) == pytest.approx(wanted, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "dataset", "shots", "accuracy"),
+    [
+        ("craft", "rn50", "sun397", 1, 66.21),
+        ("craft", "rn50", "imagenet", 16, 61.33),
+        ("craft", "rn50", "imagenet", 16, 61.17),
+        ("craft", "vit_b16", "eurosat", 16, 72.07),
+        ("craft", "rn50", "eurosat", 16, 75.30),
+    ],
+)
+def test_the_odd_cells_that_the_readme_names_are_there(
+    method: str, backbone: str, dataset: str, shots: int, accuracy: float
+) -> None:
+    assert any(
+        (row.farebox_method, row.backbone, row.dataset, row.shots, row.accuracy)
+        == (method, backbone, dataset, shots, accuracy)
+        for row in printed()
+    )
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="the list that this file was made from is not beside this checkout")
+def test_the_file_is_the_list_that_was_read_less_what_are_no_accuracies() -> None:
+    with SHARED.open(newline="", encoding="utf-8") as file:
+        read = [r for r in csv.DictReader(file) if not re.search(r"\b(gain|gap)\b", r["method"])]
+    with FILE.open(newline="", encoding="utf-8") as file:
+        ours = list(csv.DictReader(file))
+    assert [(r["shots"], r["accuracy"]) for r in ours] == [(r["shots"], r["accuracy"]) for r in read]
+    for mine, theirs in zip(ours, read, strict=True):
+        assert mine["queries"] == theirs["queries"].split(" ")[0]
+        assert (mine["evidence"] == "digitised") == theirs["evidence"].startswith("digitised")
+    for key in ("dataset", "backbone"):  # one name of ours for each of theirs
+        pairs = {(mine[key], theirs[key]) for mine, theirs in zip(ours, read, strict=True)}
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+# --- beside ours ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_matched_by_method_backbone_data_set_and_shots(board: pa.Table) -> None:
+    found = beside(board)
+    assert {r["method"] for r in found} == {"zero_shot", "craft", "bbt", "taskres"}, "nothing is printed about cbbt"
+    for r in found:
+        assert (r["printed_backbone"], r["printed_dataset"]) == (r["model"], r["test_set"])
+        assert r["ours_minus_printed"] == pytest.approx(r["accuracy"] - r["printed_accuracy"])
+    craft = [r for r in found if r["method"] == "craft" and r["printed_paper"] == "CraFT (exp.log)"]
+    assert [(r["budget_requests"], r["accuracy"]) for r in craft] == [(1000, 84.5), (8000, 85.5)]
+    assert {r["shots"] for r in found if r["method"] == "zero_shot"} == {0}
+    once = Counter((r["printed_paper"], r["printed_accuracy"]) for r in found if r["method"] == "zero_shot")
+    assert set(once.values()) == {1}, "however often the leaderboard shows it"
+    shift = [r for r in found if r["test_set"] == "imagenet_a"]
+    assert shift and {(r["method"], r["dataset"], r["printed_origin"]) for r in shift} == {
+        ("taskres", "imagenet", "rerun")
+    }
+    used = {(r["printed_paper"], r["printed_method"], r["printed_dataset"], r["shots"]) for r in found}
+    assert unmatched(found) == len(printed()) - len(used)
+
+
+def test_no_printed_number_enters_ours(board: pa.Table) -> None:
+    for form, render in FORMATS.items():
+        plain, both = render(board), with_printed(form, render(board), board)
+        if form == "json":
+            assert json.loads(both)["leaderboard"] == json.loads(plain)
+        else:
+            assert both.startswith(plain), form
+    assert leaderboard(to_table(ROWS)).equals(board)
+
+
+def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.Table) -> None:
+    (craft,) = (
+        r for r in beside(board) if r["printed_paper"] == "CraFT (exp.log)" and r["label"] == "craft"
+        and r["budget_requests"] == 8000
+    )  # fmt: skip
+    number = f"{craft['printed_accuracy']:.2f}"
+    for form, render in FORMATS.items():
+        said = with_printed(form, render(board), board)[len(render(board)) if form != "json" else 0 :]
+        for word in (number, "CraFT (exp.log)", craft["printed_source"], "read", "authors", "rerun"):
+            shown = word.replace("_", r"\_") if form == "latex" and word not in said else word
+            assert shown in said, (form, word)
+    text = with_printed("table", text_table(board), board).split(TITLE.upper())[1]
+    assert max(len(line) for line in text.splitlines() if "github" not in line and "http" not in line) <= 120
+    json.loads(with_printed("json", to_json(board), board))
+    rest = with_printed("csv", to_csv(board), board).removeprefix(to_csv(board)).lstrip("\n")
+    assert len(list(csv.DictReader(io.StringIO(rest)))) == len(beside(board))
+
+
+def test_the_page_has_a_section_of_its_own(board: pa.Table) -> None:
+    rows = to_table(ROWS)
+    plain = report(rows)["leaderboard.html"].decode()
+    page = report(rows, beside=html(board))["leaderboard.html"].decode()
+    assert "printed" not in plain.split("</style>")[1]
+    section = page.split("<h2 id=printed>")[1].split("<h2 id=terms>")[0]
+    assert page.replace(f"<h2 id=printed>{section}", "").count("printed_") == 0
+    assert section.count("<td class=printed>") > 8 and "CraFT (exp.log)" in section and 'href="#printed"' in page
+    assert section.count("<table>") == section.count("</table>") and "run again by others" in section
+
+
+def test_a_leaderboard_about_nothing_that_is_printed_says_so() -> None:
+    board = leaderboard(to_table([make(accuracy=40.0), make(method="craft", access="SOFT+SCORES", accuracy=50.0)]))
+    assert beside(board) == []
+    assert counted([]).startswith(f"None of the {len(printed()):,} printed accuracies is about")
+    for form, render in FORMATS.items():
+        assert with_printed(form, render(board), board)
+    assert json.loads(with_printed("json", to_json(board), board))["published"] == []
+
+
+def test_the_command_stands_them_beside_ours_in_every_format(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    for row in ROWS:
+        store.write([row])
+    write_id(tmp_path, new_id(tmp_path))
+    config = compose([f"storage={tmp_path}"])
+    for form in (*FORMATS, "html"):
+        (plain, _), (both, _) = (formatted(config, form, raw=False, published=p) for p in (False, True))
+        assert "CraFT (exp.log)" in both and "CraFT (exp.log)" not in plain, form
+    with pytest.raises(ConfigError, match="--raw --published"):
+        formatted(config, "json", raw=True, published=True)

@@ -1,0 +1,196 @@
+"""Rows and predictions: the schema is the dataclass, a write is all or nothing, damage is named and survivable."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import typing
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import pipeline.files
+import pipeline.results.predictions
+import pipeline.results.row
+from methods.base import Bill
+from pipeline.budget import Phase, row_columns
+from pipeline.errors import DataError, StorageError
+from pipeline.files import sealed_arrow, write_atomic
+from pipeline.results.store import SCHEMA, DamagedFileWarning, ResultRow, ResultStore, to_rows, to_table
+from tests.support.synthetic import make, sweep
+
+
+def test_schema_is_the_dataclass() -> None:
+    arrow = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    assert SCHEMA.names == [f.name for f in fields(ResultRow)]
+    for field in fields(ResultRow):
+        kind, _, optional = str(field.type).partition(" | ")
+        assert SCHEMA.field(field.name).type == arrow[kind], field.name
+        assert SCHEMA.field(field.name).nullable == (optional == "None"), field.name
+
+
+def test_every_column_says_what_it_is() -> None:
+    body = ast.parse(inspect.getsource(pipeline.results.row.ResultRow)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for declared, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(declared, ast.AnnAssign):
+            assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), ast.unparse(declared)
+
+
+def test_rows_survive_arrow() -> None:
+    rows = next(sweep(methods=("craft",)))
+    assert to_rows(to_table(rows)) == rows
+    assert typing.cast(pa.Table, to_table(rows)).schema == SCHEMA
+
+
+def test_plain_bill_is_adapt_plus_validate() -> None:
+    columns = row_columns(
+        {Phase.ADAPT: Bill(3, 30, 300, 3000), Phase.VALIDATE: Bill(1, 10), Phase.EVALUATE: Bill(7, 70)}
+    )
+    assert (columns["requests"], columns["images"], columns["prompts"]) == (4, 40, 300)
+    assert columns["evaluate_requests"] == 7 and columns["replay_outputs"] == 0
+    make(**columns)
+    with pytest.raises(ValueError, match=r"requests is 11, but adapt \+ validate is 4"):
+        make(**columns | {"requests": 11})
+    with pytest.raises(ValueError, match="status 'ok' is not one of done, truncated, failed, unfunded"):
+        make(status="ok")
+
+
+def test_a_trial_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    rows = next(sweep(methods=("craft",)))
+    assert [r.test_set for r in rows] == ["icons", "icons_outline"]
+    store.write(rows)
+    store.write([replace(rows[0], accuracy=1.0)])
+    (only,) = to_rows(store.read())
+    assert only.accuracy == 1.0
+    assert [p.name for p in store.results.iterdir()] == [f"{rows[0].trial_id}.arrow"]
+
+
+def test_rows_of_two_trials_or_one_test_set_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one trial's rows"):
+        ResultStore(tmp_path).write([make(seed=1), make(seed=2)])
+    with pytest.raises(ValueError, match="one trial's rows"):
+        ResultStore(tmp_path).write([make(), make()])
+    with pytest.raises(ValueError, match="one trial's rows"):
+        ResultStore(tmp_path).write([])
+
+
+def test_an_interrupted_write_leaves_the_old_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ResultStore(tmp_path)
+    store.write([make(accuracy=40.0)])
+
+    def die(fd: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pipeline.files.os, "fsync", die)
+    with pytest.raises(StorageError, match=r"results/.*\.arrow cannot be written \(disk full\): make room"):
+        store.write([make(accuracy=50.0)])
+    assert store.read()["accuracy"].to_pylist() == [40.0]
+    assert len(list(store.results.iterdir())) == 1
+
+
+def _halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _renamed(path: Path) -> None:
+    path.rename(path.with_name("another.arrow"))
+
+
+def _older(path: Path) -> None:
+    path.write_bytes(sealed_arrow(pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["dataset"])))
+
+
+def _unsealed(path: Path) -> None:
+    table = pa.ipc.open_file(path.read_bytes()).read_all().replace_schema_metadata(None)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("damage", [_halved, _emptied, _renamed, _older, _unsealed])
+def test_a_damaged_file_is_named_and_treated_as_absent(tmp_path: Path, damage: typing.Callable[[Path], None]) -> None:
+    store = ResultStore(tmp_path)
+    store.write([make(seed=1)])
+    damage(store.write([make(seed=2)]))
+    table, damaged = store.scan()
+    assert table["seed"].to_pylist() == [1]
+    assert len(damaged) == 1 and str(tmp_path) in damaged[0] and "repeat the `farebox run` command" in damaged[0]
+    assert list(store.finished()) == [make(seed=1).trial_id]
+    with pytest.warns(DamagedFileWarning, match="its trial counts as not run"):
+        assert store.read().equals(table)
+
+
+def test_rows_of_an_older_farebox_take_the_defaults(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    path = store.write([make()])
+    table = pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["curve", "papers_count"])
+    path.write_bytes(sealed_arrow(table))
+    (row,) = to_rows(store.read())
+    assert (row.curve, row.papers_count) == ("[]", None)
+
+
+def test_only_done_and_truncated_trials_are_finished(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    assert store.finished() == {}
+    for seed, status in enumerate(("done", "truncated", "failed", "unfunded")):
+        store.write([make(seed=seed, status=status, trial_id=status, method_digest=f"code{seed}")])
+    assert store.finished() == {"done": ("code0", ""), "truncated": ("code1", "")}
+
+
+def test_predictions_come_back_and_damage_is_a_data_error(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    keys, labels = ["a", "b", "c"], np.array([0, 1, 1])
+    logits = np.array([[2.0, 1.0], [0.5, 0.25], [0.0, 9.0]], dtype=np.float32)
+    file, digest = store.write_predictions("t1", "icons/odd name", keys, labels, logits)
+    assert (tmp_path / file).exists() and not Path(file).is_absolute()
+    found = store.read_predictions("t1", "icons/odd name", digest)
+    assert found.image_keys == keys
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(found.predicted, [0, 0, 1])
+    np.testing.assert_array_equal(found.logits_BC, logits)
+    assert store.write_predictions("t2", "icons", keys, labels, logits)[1] == digest
+    assert store.write_predictions("t2", "icons", keys, labels, logits + 1)[1] != digest
+    with pytest.raises(DataError, match="are not those of the row"):
+        store.read_predictions("t2", "icons", digest)
+    _halved(tmp_path / file)
+    with pytest.raises(DataError, match="cannot be read"):
+        store.read_predictions("t1", "icons/odd name")
+    with pytest.raises(DataError, match="cannot be read"):
+        store.read_predictions("never", "icons")
+
+
+def test_large_predictions_are_halved_without_changing_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.results.predictions, "HALF_ABOVE", 3)
+    store = ResultStore(tmp_path)
+    logits = np.array([[20.0, 20.001], [1e6, 0.0]], dtype=np.float32)  # equal in float16; beyond float16
+    store.write_predictions("t", "near", ["a"] * 2, np.array([1, 0]), logits[:1].repeat(2, 0))
+    near = store.read_predictions("t", "near")
+    assert near.logits_BC.dtype == np.float16 and near.predicted.tolist() == [1, 1]
+    store.write_predictions("t", "far", ["a", "b"], np.array([1, 0]), logits)
+    assert store.read_predictions("t", "far").logits_BC.dtype == np.float32
+
+
+def test_a_file_whose_rows_contradict_each_other_is_named_and_left_out(tmp_path: Path) -> None:
+    store, rows = ResultStore(tmp_path), next(sweep(methods=("craft",)))
+    path = store.write(rows)
+    good = to_table(rows)
+    for bad, what in (
+        (to_table([rows[0], rows[0]]), "two of its rows are about one test set"),
+        (to_table([rows[0], replace(rows[1], seed=99)]), "its rows disagree in seed"),
+        (to_table([rows[0], replace(rows[1], template="b {}")]), "its rows disagree in template"),
+        (good.set_column(good.schema.get_field_index("kind"), "kind", [["x", "y"]]), "kind 'x' is not one of"),
+        (good.set_column(good.schema.get_field_index("requests"), "requests", [[1, 1]]), "requests is 1, but"),
+    ):
+        write_atomic(path, sealed_arrow(bad))
+        table, (line,) = store.scan()
+        assert len(table) == 0 and what in line

@@ -1,0 +1,338 @@
+"""The MLflow mirror, read back through MLflow's own client from a real sqlite store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.errors import FareboxError, TrackingError
+from pipeline.results.store import ResultRow, ResultStore, to_rows
+from pipeline.results.tables import report
+from pipeline.results.tracking import VIEW, Mirror, Synced, ui_command
+from tests.support.synthetic import make, sweep, write_store
+
+MakeMirror = Callable[[], Mirror]
+
+
+@pytest.fixture(scope="session")
+def empty_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow database: making one takes seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    mirror = Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", "template")
+    mirror.client.delete_experiment(mirror.experiment_id)
+    with sqlite3.connect(folder / "mlflow.db") as db:
+        db.execute("pragma wal_checkpoint(truncate)")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def opened(tmp_path: Path, empty_db: Path) -> MakeMirror:
+    """Opens the mirror of this test's storage; again and again if need be."""
+    shutil.copy(empty_db, tmp_path / "mlflow.db")
+    return lambda: Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow", "farebox/test")
+
+
+def runs(mirror: Mirror, query: str = "tags.`farebox.kind` = 'trial'") -> list[Any]:
+    return list(mirror.client.search_runs([mirror.experiment_id], query))
+
+
+def artifacts(mirror: Mirror, run_id: str, path: str = "") -> list[str]:
+    return sorted(f.path for f in mirror.client.list_artifacts(run_id, path))
+
+
+def trial(method: str = "craft") -> list[ResultRow]:
+    return next(sweep(methods=(method,), shots=(16,), budgets=((8000, None),)))
+
+
+def test_a_trial_is_one_finished_flat_run(opened: MakeMirror, tmp_path: Path) -> None:
+    mirror, rows = opened(), trial()
+    (tmp_path / "icons.arrow").write_bytes(b"predictions")
+    assert mirror.mirror(rows, [tmp_path / "icons.arrow"])
+    (run,) = runs(mirror)
+    assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 12500
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert run.data.params["method"] == "craft" and run.data.params["config.popsize"] == "20"
+    assert run.data.metrics["accuracy"] == pytest.approx(rows[0].accuracy, abs=1e-3)
+    assert run.data.metrics["bill/adapt_requests"] == rows[0].adapt_requests == run.data.metrics["requests"]
+    assert run.data.metrics["shift/icons_outline/accuracy"] == pytest.approx(rows[1].accuracy, abs=1e-3)
+    curve = mirror.client.get_metric_history(run.info.run_id, "curve/accuracy")
+    assert [(m.step, m.value) for m in curve] == [(p[0], p[2]) for p in json.loads(rows[0].curve)]
+    assert artifacts(mirror, run.info.run_id) == ["config.json", "predictions", "rows.json"]
+    assert artifacts(mirror, run.info.run_id, "predictions") == ["predictions/icons.arrow"]
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)  # not in the folder we are in
+
+
+def test_new_classes_stand_beside_the_base_classes_of_the_same_run(opened: MakeMirror, tmp_path: Path) -> None:
+    base, new = (
+        make(method="bbt", kind=kind, test_set=f"icons:{kind}", accuracy=accuracy)
+        for kind, accuracy in (("base", 70.0), ("new", 40.0))
+    )
+    (tmp_path / "icons%3Anew.arrow").write_bytes(b"predictions")
+    mirror = opened()
+    assert mirror.mirror([base, new], [tmp_path / "icons%3Anew.arrow"])
+    (run,) = runs(mirror)
+    assert run.data.metrics["accuracy"] == 70.0 and run.data.metrics["new/icons:new/accuracy"] == 40.0
+    assert artifacts(mirror, run.info.run_id, "predictions") == ["predictions/icons%3Anew.arrow"]
+
+
+def test_the_same_rows_again_change_nothing_and_other_rows_replace_the_run(opened: MakeMirror) -> None:
+    mirror, rows = opened(), trial()
+    mirror.mirror(rows)
+    (first,) = runs(mirror)
+    assert not mirror.mirror(rows) and not opened().mirror(rows)
+    assert opened().mirror([replace(rows[0], accuracy=1.0), *rows[1:]])
+    (second,) = runs(mirror)
+    assert second.info.run_id != first.info.run_id and second.data.metrics["accuracy"] == 1.0
+
+
+def test_a_run_left_half_written_is_replaced(opened: MakeMirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, rows = opened(), trial()
+
+    def die(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(mirror.client, "log_batch", die)
+    with pytest.raises(TrackingError, match=f"trial {rows[0].trial_id} was not mirrored to MLflow: OSError: disk full"):
+        mirror.mirror(rows)
+    assert len(runs(mirror)) == 1
+    assert opened().mirror(rows)
+    (run,) = runs(opened())
+    assert run.data.metrics["accuracy"] == pytest.approx(rows[0].accuracy, abs=1e-3)
+
+
+def test_failed_and_unfunded_trials_are_runs_too(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([make(status="failed", error="EndpointLost: replica 1 died")])
+    mirror.mirror([make(seed=2, status="unfunded")])
+    mirror.mirror([make(seed=3, status="truncated", accuracy=30.0)])
+    assert sorted((r.info.status, r.data.params["status"]) for r in runs(mirror)) == [
+        ("FAILED", "failed"),
+        ("FAILED", "unfunded"),
+        ("FINISHED", "truncated"),
+    ]
+
+
+def test_sync_makes_the_mirror_equal_to_the_store(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    mirror = opened()
+    mirror.mirror([make(trial_id="gone")])
+    assert mirror.sync(store) == Synced(12, [])
+    assert {r.data.tags["farebox.trial_id"] for r in runs(mirror)} == set(store.finished())
+    by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
+    shifted = trial("craft")[0].trial_id
+    assert len(artifacts(mirror, by_id[shifted], "predictions")) == 2
+    assert opened().sync(store) == Synced(12, [])
+    assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+
+
+def test_sync_leaves_damaged_files_out_and_keeps_the_run_of_damaged_rows(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    rows = to_rows(store.scan().table)
+    shifted, digits = (next(r for r in rows if (r.method, r.dataset) == ("craft", d)) for d in ("icons", "digits"))
+    path = store.predictions_path(shifted.trial_id, "icons")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    mirror = opened()
+    assert mirror.sync(store).mirrored == 6
+    by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
+    assert artifacts(mirror, by_id[shifted.trial_id], "predictions") == ["predictions/icons_outline.arrow"]
+    (store.results / f"{digits.trial_id}.arrow").write_bytes(b"damage")
+    assert mirror.sync(store).mirrored == 5
+    assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+    assert {d.trial_id for d in store.damaged.values()} == {shifted.trial_id, digits.trial_id}
+
+
+def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    folder = tmp_path / "leaderboard"
+    for name, data in report(store.read(), store.read_predictions).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "old.txt").write_text("old")
+    mirror = opened()
+    first = mirror.sweep_run(folder)
+    (folder / "old.txt").unlink()
+    assert opened().sweep_run(folder) == first
+    (run,) = runs(mirror, "tags.`farebox.kind` = 'leaderboard'")
+    names = artifacts(mirror, first)
+    assert {"leaderboard.html", "leaderboard.csv", "leaderboard_table.json", "figures"} <= set(names)
+    assert "old.txt" not in names and "figures/gain_over_zero_shot.png" in artifacts(mirror, first, "figures")
+    table = json.loads(
+        Path(mirror.client.download_artifacts(first, "leaderboard_table.json", str(tmp_path))).read_text()
+    )
+    assert table["columns"][:3] == ["label", "test_set", "accuracy"] and len(table["data"]) == 10
+    tags = mirror.client.get_experiment(mirror.experiment_id).tags
+    assert f"/runs/{first}/artifacts/leaderboard.html" in tags["mlflow.note.content"]
+    assert json.loads(tags["mlflow.sharedViewState.leaderboard"]) == VIEW
+    assert run.info.status == "FINISHED"
+
+
+def test_two_storages_share_one_mlflow_without_touching_each_other(opened: MakeMirror, tmp_path: Path) -> None:
+    mine = opened()
+    mine.mirror(trial())
+    other = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "elsewhere" / "mlflow", "farebox/test")
+    assert other.mirror(trial())
+    (run,) = runs(other)
+    assert str(tmp_path / "elsewhere") in run.info.artifact_uri
+    other.sync(ResultStore(tmp_path / "elsewhere"))
+    assert len(runs(opened())) == 1 and not opened().mirror(trial())
+
+
+def test_a_moved_storage_gets_a_new_experiment(tmp_path: Path, empty_db: Path) -> None:
+    def mirror(folder: Path) -> Mirror:
+        return Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "mlflow", "farebox/test")
+
+    (tmp_path / "old").mkdir()
+    shutil.copy(empty_db, tmp_path / "old" / "mlflow.db")
+    mirror(tmp_path / "old").mirror(trial())
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = mirror(tmp_path / "new")
+    assert moved.mirror(trial())
+    (run,) = runs(moved)
+    assert str(tmp_path / "new") in run.info.artifact_uri and not (tmp_path / "old").exists()
+
+
+def test_a_copied_storage_writes_artifacts_into_its_own_folder(tmp_path: Path, empty_db: Path) -> None:
+    def mirror(folder: Path) -> Mirror:
+        return Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "mlflow", "farebox/test")
+
+    (tmp_path / "old").mkdir()
+    shutil.copy(empty_db, tmp_path / "old" / "mlflow.db")
+    mirror(tmp_path / "old").mirror(trial())
+    before = sorted((tmp_path / "old").rglob("*.json"))
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    copied = mirror(tmp_path / "copy")
+    assert copied.mirror(trial())
+    (run,) = runs(copied)
+    assert str(tmp_path / "copy") in run.info.artifact_uri
+    assert sorted((tmp_path / "old").rglob("*.json")) == before
+    assert not mirror(tmp_path / "copy").mirror(trial()) and not mirror(tmp_path / "old").mirror(trial())
+
+
+def test_the_store_is_in_wal_mode(opened: MakeMirror, tmp_path: Path) -> None:
+    opened()
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        assert db.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_every_failure_of_mlflow_is_a_tracking_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is not a database, though it is long enough to be one" * 9)
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow", "farebox/test")
+    assert issubclass(TrackingError, FareboxError)
+
+
+def test_the_ui_command_serves_this_store_on_this_machine_and_shows_no_password() -> None:
+    words, environment = ui_command("postgresql://me:secret@host/runs", 5001)
+    assert words[:4] == [sys.executable, "-m", "mlflow", "server"]
+    assert " ".join(words[4:]) == "--host 127.0.0.1 --port 5001 --workers 1"
+    assert environment == {"MLFLOW_BACKEND_STORE_URI": "postgresql://me:secret@host/runs"}
+
+
+def test_any_name_is_fitted_to_mlflow_and_different_names_stay_different(opened: MakeMirror) -> None:
+    names = ["my set, v2 (50%)", "my set, v2 [50%]", "..", "a/../b", "x" * 300, "x" * 299 + "y", "\x00\n", "数据", " "]
+    source = make(
+        accuracy=50.0,
+        method="=m" * 200,
+        dataset="d" * 300,
+        test_set="d" * 300,
+        template="t\x00" * 4000,
+        notes=json.dumps({f"note {i}, (%)\x1b": "v" * 9000 for i in range(150)}),
+        error="e" * 20000,
+    )
+    rows = [source, *(replace(source, kind="shift", test_set=n, accuracy=float(i)) for i, n in enumerate(names))]
+    mirror = opened()
+    assert mirror.mirror(rows)
+    (run,) = runs(mirror)
+    found = [v for k, v in run.data.metrics.items() if k.startswith("shift/") and k.endswith("/accuracy")]
+    assert sorted(found) == [float(i) for i in range(len(names))]
+    assert run.data.metrics["shift/数据/accuracy"] == 7.0  # what MLflow takes is kept as it is
+    assert sum(k.startswith("notes.note") for k in run.data.params) == 150
+    assert max(map(len, run.data.params.values())) <= 5000 and len(run.info.run_name) <= 250
+    rows_json = mirror.client.download_artifacts(run.info.run_id, "rows.json")
+    assert [r["test_set"] for r in json.loads(Path(rows_json).read_text())][1:] == names
+
+
+def test_a_prediction_file_whose_name_decodes_to_a_path_is_stored_under_a_plain_name(
+    opened: MakeMirror, tmp_path: Path
+) -> None:
+    file = tmp_path / "..%2F..%2Fetc%2Fpasswd.arrow"
+    file.write_bytes(b"predictions")
+    mirror = opened()
+    mirror.mirror(trial(), [file])
+    (run,) = runs(mirror)
+    (name,) = artifacts(mirror, run.info.run_id, "predictions")
+    assert name.startswith("predictions/_.._etc_passwd-") and name.endswith(".arrow")
+
+
+def test_a_param_tells_the_rows_of_two_templates_apart(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([make(trial_id="a", accuracy=1.0, template="A {}", data_digest="d", classnames_digest="c")])
+    (run,) = runs(mirror)
+    assert {run.data.params[k] for k in ("template", "data_digest", "classnames_digest")} == {"A {}", "d", "c"}
+
+
+def test_one_trial_that_mlflow_does_not_take_does_not_stop_the_others(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    mirror, write = opened(), Mirror._write
+    bad = sorted(store.finished())[:5]
+
+    def refuse(self: Mirror, rows: list[ResultRow], *others: Any) -> str:
+        if rows[0].trial_id in bad:
+            from mlflow.exceptions import MlflowException
+
+            raise MlflowException.invalid_parameter_value("no such name")
+        return write(self, rows, *others)
+
+    monkeypatch.setattr(Mirror, "_write", refuse)
+    mirrored, problems = mirror.sync(store)
+    assert mirrored == 7 and [p.split()[1] for p in problems] == bad and "no such name" in problems[0]
+    monkeypatch.setattr(Mirror, "_write", write)
+    assert mirror.sync(store) == Synced(12, [])
+
+
+def test_an_mlflow_that_does_not_work_is_given_up_after_three_trials(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    tries: list[str] = []
+
+    def away(self: Mirror, rows: list[ResultRow], *others: Any) -> str:
+        tries.append(rows[0].trial_id)
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(Mirror, "_write", away)
+    with pytest.raises(TrackingError, match="ConnectionError: refused"):
+        opened().sync(store)
+    assert len(tries) == 3
+
+
+def test_sync_follows_no_path_of_a_row_and_writes_the_leaderboard(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    storage = tmp_path / "runs"
+    store = write_store(storage, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (storage / "storage_id").write_text("abc\n")
+    (storage / "leaderboard").mkdir()
+    (storage / "leaderboard" / "leaderboard.csv").write_text("a\n")
+    bad = sorted(store.finished())[0]
+    rows = [replace(row, predictions_file="../../secret") for row in store.rows_of(bad)]
+    (tmp_path / "secret").write_text("outside")
+    store.write(rows)
+    words = [f"storage={storage}", f"mlflow=sqlite:///{tmp_path / 'mlflow.db'}"]
+    assert main(["sync", *words]) == 0
+    assert "3 trials are in MLflow" in capsys.readouterr().out
+    mirror = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", storage / "mlflow", "farebox/synthetic")
+    assert len(runs(mirror)) == 3 and len(runs(mirror, "tags.`farebox.kind` = 'leaderboard'")) == 1
+    assert not list(storage.rglob("mlflow/**/secret"))

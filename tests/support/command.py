@@ -1,0 +1,151 @@
+"""The real command line in processes of its own: run to its end, or watched and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+FAREBOX = (sys.executable, "-m", "pipeline.cli")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own helpers, which notice after a minute that their Ray is gone."""
+PATIENCE = 240.0
+"""Seconds that one command may take on a busy machine."""
+
+
+def farebox(
+    *words: str, expect: int | None = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and check its exit code."""
+    done = subprocess.run(
+        [*FAREBOX, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def here(*words: str, expect: int = 0) -> str:
+    """The same in this process, for commands that only read: what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(words) == expect
+    return out.getvalue()
+
+
+def records(storage: Path) -> list[dict[str, Any]]:
+    """What `farebox leaderboard --raw --format json` prints."""
+    found: list[dict[str, Any]] = json.loads(here("leaderboard", f"storage={storage}", "--raw", "--format", "json"))
+    return found
+
+
+def below(roots: set[int], title: str = "") -> list[int]:
+    """Ids of the processes started by these whose title starts so, oldest first."""
+    table, found, last = processes(), list[int](), roots
+    while last:
+        last = {pid for pid, (parent, _) in table.items() if parent in last}
+        found += last
+    return sorted(pid for pid in found if table[pid][1].startswith(title))
+
+
+def _heed_interrupts() -> None:
+    """A suite in the background of a shell ignores Ctrl-C, and what it starts would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Running:
+    """A command under way, in a process group of its own, and the processes below it (Linux: from /proc)."""
+
+    def __init__(self, *words: str, env: Mapping[str, str] | None = None, output: IO[str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [*FAREBOX, *words],
+            cwd=ROOT,
+            env=env,
+            stdout=output or subprocess.PIPE,
+            stderr=subprocess.STDOUT if output else subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_heed_interrupts,
+        )
+
+    def wait_for(self, true: Callable[[], object], what: str) -> None:
+        """Until it is true; an error when the command ends first."""
+        wait_until(lambda: true() or self.process.poll() is not None, what)
+        if not true():
+            out, err = self.process.communicate()
+            raise AssertionError(f"the command ended ({self.process.returncode}) before: {what}\n{out}\n{err}")
+
+    def below(self, title: str = "") -> list[int]:
+        """Ids of the processes started by the command whose title starts so, oldest first."""
+        return below({self.process.pid}, title)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end: exit code, stdout and stderr."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone, as a crash would, then wait until its Ray is gone, but for Ray's own helpers."""
+        left = self.below()
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate(timeout=PATIENCE)
+        wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 90)
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """(parent, title) of every process."""
+    table = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            table[int(folder.name)] = (parent, (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
+        except (OSError, ValueError):  # it has ended meanwhile
+            continue
+    return table
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    """Those that run (a zombie does not)."""
+    return [pid for pid in pids if processes().get(pid, (0, ""))[1]]
+
+
+def kill(pid: int) -> None:
+    """SIGKILL."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    """AssertionError when it does not become true in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+def charges(storage: Path) -> int:
+    """How many charges the sweep's ledger holds now; 0 before there is one."""
+    path = storage / "ledger.db"
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10) as db:
+            return int(db.execute("select count(*) from ledger_charge").fetchone()[0])
+    except sqlite3.OperationalError:  # its tables are being made
+        return 0
+
+
+def books(storage: Path, *words: str) -> dict[str, Any]:
+    """What `farebox ledger --json` says; it must verify. `words` say where a ledger outside the storage lies."""
+    found: dict[str, Any] = json.loads(here("ledger", f"storage={storage}", *words, "--json"))
+    assert found["problems"] == []
+    return found

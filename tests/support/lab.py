@@ -1,0 +1,154 @@
+"""What the pipeline's tests stand on: small data sets made on the spot, and trials run without Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+from PIL import Image
+
+from methods.base import Access, Bill, Method, MethodInfo, TaskShape
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import LocalPool
+from pipeline.budget import BUDGETED_PHASES, Limits, Phase, total
+from pipeline.config.compose import MethodChoice, compose, dataset_card
+from pipeline.data.source import ParquetSource
+from pipeline.files import file_sha256
+from pipeline.ledger.ledger import Ledger
+from pipeline.results.store import ResultRow, ResultStore
+from pipeline.trials.plan import SweepPlan, TrialSpec, make_plan, source_of
+from pipeline.trials.trial import few_shot_task, run_trial
+
+STORAGE = "lab"
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    """The image as a file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_source(
+    path: Path, images: Sequence[bytes], labels: Sequence[int], splits: Sequence[str], classes: Sequence[str]
+) -> ParquetSource:
+    """A data file as users would make one."""
+    schema = pa.schema(
+        [("image", pa.binary()), ("label", pa.int64()), ("split", pa.string())],
+        metadata={"classes": json.dumps(list(classes))},
+    )
+    pq.write_table(pa.table([list(images), list(labels), list(splits)], schema=schema), path)
+    return ParquetSource(str(path), file_sha256(path))
+
+
+def small_data(folder: Path) -> Path:
+    """The card of five icon classes with 8 train, 4 val and 12 test images each."""
+    icons = source_of(dataset_card("icons"))
+    wanted = {"train": 8, "val": 4, "test": 12}
+    rows = [
+        (row, split)
+        for split, n in wanted.items()
+        for label in range(5)
+        for row in [r for r in icons.rows_of(split).tolist() if icons.labels[r] == label][:n]
+    ]
+    source = write_source(
+        folder / "small.parquet",
+        [icons.image_bytes(r) for r, _ in rows],
+        [int(icons.labels[r]) for r, _ in rows],
+        [split for _, split in rows],
+        icons.classnames[:5],
+    )
+    return write_card(folder, source, classes=5, train=40, val=20, test=60)
+
+
+def write_card(folder: Path, source: ParquetSource, **changes: Any) -> Path:
+    """The YAML card of a source."""
+    card = {
+        "path": source.path,
+        "sha256": source.sha256,
+        "template": "an icon of a {}.",
+        "templates": ["an icon of a {}.", "{} icon", "a picture of a {}"],
+    }
+    path = folder / f"{Path(source.path).stem}.yaml"
+    OmegaConf.save(OmegaConf.create(card | changes), path)
+    return path
+
+
+class Lab:
+    """A storage folder with its ledger; trials of a small data set run in it without Ray."""
+
+    def __init__(self, folder: Path, endpoint: Endpoint, card: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.card = folder, card
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+        self.ledger.open_account("ceiling", Limits())
+        self.pool = LocalPool(endpoint, self.ledger)
+        self.store = ResultStore(folder)
+        self.words = (
+            "sweep=smoke",
+            f"storage={folder}",
+            "model=fake",
+            f"datasets=[{card}]",
+            "views=2",
+            "shots=4",
+            "seeds=1",
+        )
+
+    def plan(self, *words: str) -> SweepPlan:
+        """The plan of a small sweep on `model=fake`; later words win."""
+        return make_plan(compose([*self.words, *words]))
+
+    def spec(self, method: str, *words: str) -> TrialSpec:
+        """The one trial of a method."""
+        (spec,) = self.plan(f"methods=[{method}]", *words).trials
+        return spec
+
+    def reserve(self, spec: TrialSpec) -> None:
+        """Set the trial's predicted bill aside, as a sweep does."""
+        self.ledger.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
+
+    def run(self, spec: TrialSpec, checkpoint_s: float = 60.0) -> list[ResultRow]:
+        """Reserve, run to the rows, settle; the ledger must agree with the rows."""
+        self.reserve(spec)
+        rows = run_trial(spec, self.pool, STORAGE, self.store, checkpoint_s)
+        self.ledger.settle(STORAGE, spec.account)
+        assert self.ledger.verify([asdict(r) | {"trial_id": spec.account} for r in rows], STORAGE) == []
+        return rows
+
+    def bills(self, spec: TrialSpec) -> dict[Phase, Bill]:
+        """What the ledger charged for a trial."""
+        return self.ledger.trial_bill(STORAGE, spec.account)
+
+    def paid(self, spec: TrialSpec) -> Bill:
+        """What it charged to the allotment."""
+        return total(bill for phase, bill in self.bills(spec).items() if phase in BUDGETED_PHASES)
+
+
+def spec_of(
+    lab: Lab, cls: type[Method], *words: str, access: Access = Access.TEXT | Access.SCORES, new_classes: bool = False
+) -> TrialSpec:
+    """A trial of a method that is not registered."""
+    spec = lab.spec("zero_shot", *words)
+    cls.info = MethodInfo(cls.__name__, cls, access, "", 1, new_classes, "")
+    task = few_shot_task(spec)
+    predicted = cls().bill(TaskShape.of(task, 16), spec.allotment.remaining(Bill()))
+    changes = {"choice": MethodChoice(cls.__name__, cls.info, ()), "predicted": predicted, "trial_id": cls.__name__}
+    return TrialSpec(**{**vars(spec), **changes})
+
+
+def plain_bill(row: ResultRow) -> Bill:
+    """A row's adapt + validate."""
+    return Bill(row.requests, row.images, row.prompts, row.outputs)
+
+
+def outcome(row: ResultRow) -> dict[str, Any]:
+    """All of a row that must not change when a trial is repeated, resumed or moved."""
+    loose = {"seconds", "created", "computed_images", "computed_prompts", "cache_hits", "predictions_file"}
+    return {k: v for k, v in asdict(row).items() if k not in loose}

@@ -1,0 +1,94 @@
+"""Checks of the machine: where a SQLite file may be, told from a table of mounts, and whether a port is free."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.sweep.preflight import check_free_port, close_ray_token, refuse_network_sqlite
+
+MOUNTS = r"""
+overlay / overlay rw 0 0
+/dev/sda1 /home ext4 rw 0 0
+systemd-1 /shared autofs rw 0 0
+files:/farebox /shared nfs4 rw,vers=4.2 0 0
+/dev/sdb1 /shared/scratch xfs rw 0 0
+//files/us /mnt/my\040share cifs rw 0 0
+C: /mnt/c 9p rw 0 0
+host /mnt/host virtiofs rw 0 0
+"""
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Path:
+    path = tmp_path / "mounts"
+    path.write_text(MOUNTS.lstrip())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("sqlite:////shared/mine/ledger.db", "nfs4"),
+        ("sqlite+pysqlite:////shared/ledger.db?timeout=3", "nfs4"),
+        ("sqlite:////mnt/my share/ledger.db", "cifs"),
+    ],
+)
+def test_sqlite_on_a_network_file_system_is_refused(url: str, kind: str, mounts: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"network file system \({kind}\).*budget.global.url=sqlite:////LOCAL"):
+        refuse_network_sqlite({"budget.global.url": url, "mlflow": "sqlite:////home/me/mlflow.db"}, mounts)
+
+
+def test_both_stores_are_named_at_once(mounts: Path) -> None:
+    with pytest.raises(ConfigError, match=r"budget\.global\.url=.* mlflow=sqlite:////LOCAL"):
+        refuse_network_sqlite(
+            {"budget.global.url": "sqlite:////shared/a.db", "mlflow": "sqlite:////shared/b.db"}, mounts
+        )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("sqlite:////root/ledger.db", "sqlite:////home/me/ledger.db", "sqlite:////shared/scratch/ledger.db"),
+        *("sqlite:////mnt/c/ledger.db", "sqlite:////mnt/host/ledger.db", "sqlite:////sharedby/ledger.db"),
+        *("sqlite://", "sqlite:///:memory:", "postgresql+psycopg://me@shared/shared", "http://shared:5000"),
+    ],
+)
+def test_other_places_are_taken(url: str, mounts: Path) -> None:
+    refuse_network_sqlite({"budget.global.url": url}, mounts)
+
+
+def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
+    refuse_network_sqlite({"budget.global.url": "sqlite:////shared/ledger.db"}, tmp_path / "none")
+
+
+def test_rays_token_is_the_users_alone(tmp_path: Path) -> None:
+    close_ray_token(tmp_path)  # there is none yet
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    close_ray_token(tmp_path)
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_port_in_use_is_named_with_a_free_one() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^port {port} is in use: --port \d+$") as error:
+            check_free_port(port)
+        other = int(str(error.value).split()[-1])
+        assert other != port
+        check_free_port(other)
+    check_free_port(port)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536, 10**9])
+def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match="expected a number from 1 to 65535"):
+        check_free_port(port)
