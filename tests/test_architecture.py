@@ -130,6 +130,101 @@ def test_listing_what_exists_loads_neither_ray_nor_mlflow_nor_open_clip() -> Non
     assert {record["method"] for record in json.loads(done.stdout)} >= set(all_methods())
 
 
+# --- order of imports ------------------------------------------------------------------------------------------------
+
+ORDER = (
+    *("pipeline.errors", "methods", "pipeline.untrusted", "pipeline.files", "pipeline.budget", "pipeline.cards"),
+    *("pipeline.source_code", "pipeline.console", "pipeline.data.layouts", "pipeline.data", "pipeline.ledger"),
+    *("pipeline.config", "pipeline.results", "pipeline.blackbox", "pipeline.trials", "pipeline.sweep"),
+    *("pipeline.commands", "pipeline.bench", "pipeline.claims", "pipeline.cli", "pipeline.submit"),
+)
+"""Packages and single modules: each imports those before it only."""
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (*METHODS, *PIPELINE)
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of `methods` and `pipeline` that a file imports, at its top or inside a function."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (members & MODULES.keys()) or {str(node.module)}
+    return found & MODULES.keys()
+
+
+def package(module: str) -> str:
+    """The entry of `ORDER` that a module belongs to; empty for the package `pipeline` itself and embedded files."""
+    return max((name for name in ORDER if f"{module}.".startswith(f"{name}.")), key=len, default="")
+
+
+GRAPH = {module: imported_modules(path) - {module} for module, path in MODULES.items()}
+
+
+def longest_chain(graph: Mapping[str, set[str]]) -> list[str]:
+    """The longest chain of imports. AssertionError: there is a cycle."""
+    chains: dict[str, list[str]] = {}
+
+    def chain(node: str, above: tuple[str, ...]) -> list[str]:
+        assert node not in above, f"a cycle of imports: {' -> '.join((*above[above.index(node) :], node))}"
+        if node not in chains:
+            below = [chain(other, (*above, node)) for other in sorted(graph.get(node, ()))]
+            chains[node] = [node, *max(below, key=len, default=[])]
+        return chains[node]
+
+    return max((chain(node, ()) for node in graph), key=len)
+
+
+def test_every_module_belongs_to_a_place_in_the_order() -> None:
+    without = {module for module in MODULES if not package(module)}
+    assert without <= {"pipeline", "pipeline.embedded"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_import_runs_upward(module: str) -> None:
+    for other in GRAPH[module]:
+        if (below := package(other)) and below != package(module):
+            assert ORDER.index(below) < ORDER.index(package(module)), f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_cycle() -> None:
+    assert longest_chain(GRAPH)
+
+
+def test_packages_form_at_most_ten_levels() -> None:
+    packages = {name for name in ORDER if MODULES.get(name, ROOT).name == "__init__.py"}
+    graph: dict[str, set[str]] = {name: set() for name in packages}
+    for module, others in GRAPH.items():
+        if (upper := package(module)) in packages:
+            graph[upper] |= {package(other) for other in others} & packages - {upper}
+    assert len(longest_chain(graph)) <= 10
+
+
+def test_at_most_ten_modules_lie_directly_in_pipeline() -> None:
+    assert len(list((ROOT / "pipeline").glob("*.py"))) <= 10
+
+
+def test_no_module_passes_on_what_it_imports() -> None:
+    """One address for each name: `import x as x` and imported names in `__all__` would give it a second."""
+    for path in PIPELINE:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                again = [alias.name for alias in node.names if alias.asname == alias.name]
+                assert not again, f"{label(path)} imports {again[0]} as itself"
+        assert "__all__" not in {
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }, label(path)
+
+
 # --- sizes ---------------------------------------------------------------------------------------------------------
 
 LONGEST = {"methods": 220, "pipeline": 320}
