@@ -1,10 +1,184 @@
-"""The `farebox` command. It verifies that the package it is about to import is the one it was installed with."""
+"""Farebox from Python: plan and run sweeps, run one trial in this process, open a metered black box, load results.
+
+    import farebox
+
+    plan = farebox.plan("sweep=demo", "methods=[taskres]")
+    rows = farebox.run_trial("methods=[taskres]", "datasets=[icons]", "shots=4", "seeds=1", "storage=runs/one")
+    results = farebox.load_results("runs/one")
+
+Functions take the `key=value` overrides of the command line (conf/base.yaml lists every key) and raise the errors of
+pipeline/errors.py. Imports are made when a function is called, so that `import farebox` and `farebox --help` are quick.
+The `farebox` command starts at `main`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from methods.base import FewShotTask
+    from pipeline.blackbox.client import MeteredBox
+    from pipeline.config.compose import Config
+    from pipeline.results.row import ResultRow
+    from pipeline.sweep.driver import Outcome
+    from pipeline.trials.plan import SweepPlan
+
+__all__ = [
+    "compose",
+    "few_shot_task",
+    "leaderboard",
+    "load_results",
+    "main",
+    "open_box",
+    "plan",
+    "run",
+    "run_trial",
+]
+
+
+def compose(*overrides: str) -> Config:
+    """Compose a configuration from files of conf/ and `key=value` overrides.
+
+    Raises:
+        ConfigError: a key, a name or a value is wrong.
+    """
+    from pipeline.config.compose import compose
+
+    return compose(overrides)
+
+
+def plan(*overrides: str) -> SweepPlan:
+    """Plan a sweep: its trials with their ids, allotments and predicted bills. Nothing is queried or written.
+
+    Raises:
+        ConfigError, DataError: the configuration or the data cannot be used.
+    """
+    from pipeline.trials.plan import make_plan
+
+    return make_plan(compose(*overrides))
+
+
+def run(*overrides: str, echo: Callable[[str], None] = print) -> Outcome:
+    """Run the trials of a sweep that are not done yet on Ray, as `farebox run` does, and write its leaderboard.
+
+    `echo` receives each line that the command would print.
+    """
+    from pipeline.results import report
+    from pipeline.sweep.driver import run
+
+    config = compose(*overrides)
+    mirror = report.Mirroring(config)
+    outcome = run(config, echo, mirror.add)
+    mirror.close()
+    report.publish(config, echo)
+    return outcome
+
+
+def run_trial(*overrides: str, echo: Callable[[str], None] = print) -> list[ResultRow]:
+    """Run one trial in this process, without Ray, so that a debugger works.
+
+    The overrides name one method, data set, seed, number of shots and budget. The trial is paid from the ledger of its
+    storage and its rows are written there. An exception of the method propagates.
+
+    Returns:
+        One row for each test set. A trial that is done already is not run again.
+    """
+    from pipeline.sweep.in_process import run_single
+
+    return run_single(plan(*overrides), echo)
+
+
+@contextlib.contextmanager
+def open_box(*overrides: str) -> Iterator[MeteredBox]:
+    """Open a metered black box: the endpoint of `model=` in this process, with a ledger in memory.
+
+    `budget.requests` and `budget.images` limit what can be queried. See `methods.base.BlackBox` for its calls;
+    `box.meter.bills` holds the bill by phase.
+
+    Raises:
+        BudgetExceeded: by a call that would exceed the budget; it is not charged.
+    """
+    from pipeline.blackbox.client import MeteredBox
+    from pipeline.blackbox.endpoint import Endpoint
+    from pipeline.blackbox.local_pool import LocalPool
+    from pipeline.ledger.ledger import Ledger
+
+    config = compose(*overrides)
+    (budget,) = config.allotments
+    with contextlib.closing(Ledger("sqlite://")) as ledger:
+        ledger.open_account("box", budget)
+        ledger.reserve("memory", "box", ["box"], budget)
+        pool = LocalPool(Endpoint(config.model, config.features), ledger)
+        yield MeteredBox(pool, "memory", "box", config.model.access, budget)
+
+
+def few_shot_task(*overrides: str) -> FewShotTask:
+    """Return the few-shot task of `datasets=`, `shots=` and `seeds=`, as a method is given it.
+
+    Raises:
+        ConfigError: the overrides name more than one task.
+    """
+    from pipeline.errors import ConfigError
+    from pipeline.trials.trial import few_shot_task
+
+    trials = plan("methods=[zero_shot]", *overrides).trials
+    if len(trials) != 1:
+        raise ConfigError(f"expected one task, found {len(trials)}: name one data set, seed and number of shots")
+    return few_shot_task(trials[0])
+
+
+def load_results(storage: str | os.PathLike[str]) -> pd.DataFrame:
+    """Load the results of a storage: one row for each trial and test set, with every column.
+
+    The column `left_out` states why a row is in no mean of the leaderboard; it is empty for all others. Damaged files
+    are left out and named in a warning.
+    """
+    from pipeline.results.identity import select
+    from pipeline.results.runs import read_runs
+    from pipeline.results.store import ResultStore
+
+    store = ResultStore(_existing(storage))
+    selection = select(store.scan().table, read_runs(store.storage))
+    frame = selection.everything.to_pandas()
+    reasons = [selection.left_out.get(key, "") for key in zip(frame["trial_id"], frame["test_set"], strict=True)]
+    _warn_of(store.damage())
+    return frame.assign(left_out=reasons)
+
+
+def leaderboard(storage: str | os.PathLike[str]) -> pd.DataFrame:
+    """Load the leaderboard of a storage: one row for each method in each section, with every column."""
+    from pipeline.results.identity import select
+    from pipeline.results.leaderboard import leaderboard
+    from pipeline.results.runs import read_runs
+    from pipeline.results.store import ResultStore
+
+    store = ResultStore(_existing(storage))
+    selection = select(store.scan().table, read_runs(store.storage))
+    _warn_of(store.damage())
+    return leaderboard(selection).to_pandas()
+
+
+def _existing(storage: str | os.PathLike[str]) -> Path:
+    from pipeline.errors import ConfigError
+
+    folder = Path(storage)
+    if not (folder / "results").is_dir():
+        raise ConfigError(f"no results in {folder}: name the storage of a run, as in load_results('runs/demo')")
+    return folder
+
+
+def _warn_of(damage: list[str]) -> None:
+    for line in damage:
+        warnings.warn(line, stacklevel=3)
 
 
 def main() -> int:

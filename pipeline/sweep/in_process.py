@@ -1,0 +1,73 @@
+"""Run one trial in this process, without Ray: for debuggers and notebooks.
+
+The trial is paid from the same ledger, and its row is written to the same storage, as in a sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import LocalPool
+from pipeline.errors import ConfigError
+from pipeline.results.row import ResultRow
+from pipeline.results.runs import add_run
+from pipeline.results.store import ResultStore
+from pipeline.sweep import reservations
+from pipeline.sweep.storage import alone, check_writable
+from pipeline.trials.plan import SweepPlan, announcements
+from pipeline.trials.trial import run_trial
+
+
+def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
+    """Run the only trial of a plan, or continue it from its checkpoint.
+
+    An exception of the method propagates, so that a debugger stops where it was raised; the calls made so far stay
+    paid, and the next run replays them. A trial with a finished result is not run again.
+
+    Returns:
+        One row for each test set.
+
+    Raises:
+        ConfigError: the plan has more than one trial, or the storage cannot be used.
+        FareboxError: the ledger or the storage failed.
+    """
+    config, store = plan.config, ResultStore(plan.config.storage)
+    if len(plan.trials) != 1:
+        names = ", ".join(trial.name for trial in plan.trials[:3])
+        raise ConfigError(
+            f"expected one trial, found {len(plan.trials)} ({names}, ...): name one method, data set, seed, number of "
+            "shots and budget"
+        )
+    check_writable("storage", config.storage)
+    check_writable("features", config.features)
+    with alone(config.storage):
+        todo, _ = reservations.pending(plan, store)
+        for line in announcements(plan):
+            echo(line)
+        ledger, storage = reservations.open_ledger(config, echo)
+        with contextlib.closing(ledger):
+            reservations.settle_left_over(ledger, storage.id, todo)
+            reservations.reserve(ledger, plan, todo, storage.id)
+            add_run(config.storage, [trial.trial_id for trial in plan.trials], config.stale == "keep", echo)
+            for trial in todo:
+                try:
+                    with _torch_threads(config.threads):
+                        pool = LocalPool(Endpoint(config.model, config.features), ledger)
+                        run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
+                finally:
+                    ledger.settle(storage.id, trial.account)
+    return store.rows_of(plan.trials[0].trial_id)
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
