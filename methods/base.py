@@ -4,9 +4,9 @@ Shape suffixes used in every method: B images in a call, C classes, D feature wi
 M validation images, L context tokens, E token-embedding width, K intrinsic dimension, P prompt sets (a population),
 V views, T templates.
 
-The life of a trial: `start` once (plan within `box.remaining`, ask what is asked once), then `step` until it returns
-False, then `predict` on a copy. Between two steps the whole object can be pickled and continued elsewhere, so it keeps
-its state in its own attributes, its random generators included, and never keeps the box.
+The life of a trial: `plan` decides the schedule that fits the allotment, `start` sends what is sent once, `step` is
+called until it returns False, then `predict` is called on a copy. Between two steps the whole object can be pickled and
+continued elsewhere, so it keeps its state, random generators included, in its own attributes and never keeps the box.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class Bill:
 
     @classmethod
     def text_features(cls, p: int, c: int, d: int) -> Bill:
-        """Features [P, C, D] of P prompt sets, in one call; so is the way back through them, `text_gradients`."""
+        """Cost of encoding P prompt sets. `text_gradients`, a backward pass through the text tower, costs the same."""
         return cls(requests=p, prompts=p * c, outputs=p * c * d)
 
     def __add__(self, other: Bill) -> Bill:
@@ -257,8 +257,16 @@ class BlackBox(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The schedule that a method follows within an allotment. Subclasses add the numbers that `start` needs."""
+
+    bill: Bill
+    """Exact cost of `start` and all steps, calls on validation images included."""
+
+
 class Method:
-    """Base of every method. Subclasses define `Config`, `start`, `predict` and `bill`; iterative ones also `step`."""
+    """Base of every method. Subclasses define `Config`, `plan`, `start` and `predict`; iterative ones also `step`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -274,7 +282,22 @@ class Method:
         self.papers_count: float | None = None
         """What the paper would call the number of its queries, where it counts any: it stands beside the bill."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        """Return the schedule that fits `remaining`, with its exact bill. It sees sizes only and sends no request."""
+        raise TypeError(f"{type(self).__name__} does not define plan")
+
+    @final
+    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
+        """Return what `start` and all steps will be charged on a task of this shape with this allotment."""
+        return self.plan(shape, remaining).bill
+
+    @final
+    def begin(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+        """Plan within `box.remaining` and start."""
+        self.start(task, box, rng, self.plan(TaskShape.of(task, box.feature_dim), box.remaining))
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Any) -> None:
+        """Set up the state and send the requests that are sent once. `plan` is what `plan()` returned."""
         raise TypeError(f"{type(self).__name__} does not define start")
 
     def step(self, box: BlackBox) -> bool:
@@ -286,10 +309,6 @@ class Method:
         others than the fitted ones: C is then their number. No other method is given `classes`.
         """
         raise TypeError(f"{type(self).__name__} does not define predict")
-
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        """Exactly what `start` and all steps will be charged on a task of this shape with this allotment."""
-        raise TypeError(f"{type(self).__name__} does not define bill")
 
     def deployed(self) -> dict[str, Tensor]:
         """Tensors that `predict` needs on the client: their bytes are reported."""

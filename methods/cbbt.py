@@ -13,7 +13,7 @@ Cost: the views of the training images once: fixed ones in 1 request of V * N im
 Prediction asks the features of each image, and of 1 prompt set a call.
 Paper: Guo et al., Black-Box Tuning of Vision-Language Models with Effective Gradient Approximation, Findings of EMNLP
 2023, arXiv:2312.15901. The adapter is CLIP-Adapter's, Gao et al., arXiv:2110.04544:
-    x' = ratio * relu(relu(x W1) W2) + (1 - ratio) * x,        logits = logit_scale * cos(x', t(ctx))
+    x' = ratio * relu(relu(x W1) W2) + (1 - ratio) * x,        logits = logit_scale * cos(x', t(ctx))        (1)
 
 Inferred, because the adapter's trainer was never released:
 1. From the abstract: a lightweight adapter over the output feature, tuned together with the prompt.
@@ -35,6 +35,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._training import mean_cross_entropy
+from methods._views import EpochViews, n_views_used, training_views
 from methods.base import (
     Access,
     Bill,
@@ -47,12 +49,11 @@ from methods.base import (
     TaskShape,
     method,
 )
-from methods.cbbt_prompt import CBBTPrompt, Plan
-from methods.optim import EpochViews, mean_cross_entropy, training_views, views_wanted
+from methods.cbbt_prompt import CBBTPlan, CBBTPrompt
 
 
 class Adapter:
-    """CLIP-Adapter's bottleneck on unit features, with its Adam state; pickles whole."""
+    """CLIP-Adapter's bottleneck on unit features, with its Adam state."""
 
     def __init__(self, dim: int, config: CBBT.Config, generator: torch.Generator) -> None:
         hidden, self.ratio = max(1, dim // config.reduction), config.ratio
@@ -65,7 +66,7 @@ class Adapter:
         self.optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
 
     def __call__(self, x_BD: Tensor) -> Tensor:
-        """Adapted features of unit length, with gradients."""
+        """Return the adapted features at unit length, with gradients (1)."""
         bottleneck_BD = ((x_BD @ self.w1_DH).relu() @ self.w2_HD).relu()
         return normalize(self.ratio * bottleneck_BD + (1 - self.ratio) * x_BD, dim=-1)
 
@@ -79,27 +80,37 @@ class CBBT(CBBTPrompt):
         """The prompt's settings and the adapter's."""
 
         ratio: float = 0.2
-        """Share of the adapter's output in the adapted feature; 0 leaves the prompt alone."""
+        """Share of the adapter's output in the adapted feature; 0 = the prompt alone."""
         reduction: int = 4
-        """D / H: how much narrower the bottleneck is."""
+        """D / H: reduction of the bottleneck."""
         adapter_start_epoch: int = 10
-        """The adapter joins in this epoch of the published schedule."""
+        """Epoch of the published schedule from which the adapter is trained and used."""
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
-        c, v = self.config, self.plan.views
+    def plan(self, shape: TaskShape, remaining: Remaining) -> CBBTPlan:
+        n, d = shape.n_train, shape.feature_dim
+        steps, directions, views = self._schedule_with_views(shape, remaining)
+        bill = Bill.text_features(directions + 1, shape.n_classes, d) * steps
+        if shape.fresh_views:
+            bill += Bill.image_features(n, d) * views
+        elif views:
+            bill += Bill.image_features(views * n, d)
+        return CBBTPlan(bill=bill, steps=steps, directions=directions, views=views)
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CBBTPlan) -> None:
+        super().start(task, box, rng, plan)
+        c, v = self.config, plan.views
         self.logit_scale = box.logit_scale
         self.adapter = Adapter(box.feature_dim, c, self.generator)
         self.adapter_joined = False
         self.trainable_params += self.adapter.w1_DH.numel() + self.adapter.w2_HD.numel()
-        if not self.plan.steps:
+        if not plan.steps:
             return
         bank_VND = None
         if not task.fresh_views:
             bank_VND = box.image_features(training_views(task, v)).view(v, -1, box.feature_dim)
-        epochs = math.ceil(self.plan.steps / self._batches_per_epoch(len(task.train.labels)))
+        epochs = math.ceil(plan.steps / self._batches_per_epoch(len(task.train.labels)))
         self.views = EpochViews(task, v, epochs, bank_VND)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
@@ -108,18 +119,11 @@ class CBBT(CBBTPrompt):
             x_BD = box.image_features(images)
             return self.logit_scale * (self.adapter(x_BD) if self.adapter_joined else x_BD) @ text_CD.T
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        plan, dim = self._plan(shape, remaining), shape.feature_dim
-        steps = Bill.text_features(plan.directions + 1, shape.n_classes, dim) * plan.steps
-        if shape.fresh_views:
-            return steps + Bill.image_features(shape.n_train, dim) * plan.views
-        return steps + Bill.image_features(plan.views * shape.n_train, dim) * min(1, plan.views)
-
     def deployed(self) -> dict[str, Tensor]:
         return {**super().deployed(), "w1_DH": self.adapter.w1_DH.detach(), "w2_HD": self.adapter.w2_HD.detach()}
 
     def _losses(self, box: BlackBox, prompts: SoftPrompts, rows_B: Tensor) -> Tensor:
-        """The prompt sets' losses [P] through the present adapter, which then moves by its own gradient."""
+        """Return the loss [P] of each prompt set through the current adapter, then train the adapter on the batch."""
         x_BD, labels_B = self.views.of(self.epoch, box.image_features)[rows_B], self.task.train.labels[rows_B]
         text_PCD = box.text_features(prompts)
         if self._schedule_epoch() < self.config.adapter_start_epoch:
@@ -130,20 +134,21 @@ class CBBT(CBBTPrompt):
         loss = cross_entropy(self.logit_scale * adapted_BD @ text_PCD[0].T, labels_B)
         self.adapter.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._move(self.adapter.optimizer)
+        self._adam_step(self.adapter.optimizer)
         self.adapter_joined = True
         return losses_P
 
-    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        """Views first, then the steps that the requests left over pay."""
+    def _schedule_with_views(self, shape: TaskShape, remaining: Remaining) -> tuple[int, int, int]:
+        """Return (steps, directions, views): views are paid for first, then steps from the remaining requests."""
         n, requests = shape.n_train, remaining.requests
         payable = remaining.affords(Bill(images=n))
-        plan = self._scaled(n, None if math.isinf(requests) else int(requests) - 1)
-        while plan.steps:
-            views = views_wanted(shape, math.ceil(plan.steps / self._batches_per_epoch(n)))
-            plan = plan._replace(views=views if payable is None else min(views, payable))
-            asked = plan.views if shape.fresh_views else 1
-            if plan.steps * (plan.directions + 1) + asked <= requests:
+        steps, directions = self._schedule(n, None if math.isinf(requests) else int(requests) - 1)
+        while steps:
+            views = n_views_used(shape, math.ceil(steps / self._batches_per_epoch(n)))
+            views = views if payable is None else min(views, payable)
+            if not views:
                 break
-            plan = plan._replace(steps=plan.steps - 1)  # make room for the requests of fresh views
-        return plan if plan.steps and plan.views else Plan(0, 0)
+            if steps * (directions + 1) + (views if shape.fresh_views else 1) <= requests:
+                return steps, directions, views
+            steps -= 1  # make room for the requests of fresh views
+        return 0, 0, 0

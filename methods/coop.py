@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from methods._training import shuffled_batches, warm_cosine_lr, with_context
+from methods._views import EpochViews, n_views_used, training_views
 from methods.base import (
     Access,
     Bill,
@@ -42,17 +43,18 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
+    Plan,
     Remaining,
     TaskShape,
     method,
     torch_generator,
     with_templates,
 )
-from methods.optim import EpochViews, shuffled_batches, training_views, views_wanted, warm_cosine_lr, with_context
 
 
-class Plan(NamedTuple):
-    """What an allotment lets a run do."""
+@dataclass(frozen=True, kw_only=True)
+class CoOpPlan(Plan):
+    """How much of the published schedule the allotment pays for."""
 
     steps: int
     views: int
@@ -87,30 +89,40 @@ class CoOp(Method):
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        c, shape = self.config, TaskShape.of(task, box.feature_dim)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> CoOpPlan:
+        n, d = shape.n_train, shape.feature_dim
+        steps, views = self._schedule(shape, remaining)
+        bill = Bill.text_features(1, shape.n_classes, d) * (2 * steps)
+        if shape.fresh_views:
+            bill += Bill.image_features(n, d) * views
+        elif views:
+            bill += Bill.image_features(views * n, d)
+        return CoOpPlan(bill=bill, steps=steps, views=views)
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CoOpPlan) -> None:
+        c, n = self.config, len(task.train.labels)
         self.generator = torch_generator(rng)
         self.classes, self.labels_N = with_context(task.classes), task.train.labels
         self.logit_scale = box.logit_scale
-        self.plan, self.epochs = self._plan(shape, box.remaining), self._epochs(shape)
-        self.notes |= {**self.plan._asdict(), "epochs": self.epochs}
+        self.steps, self.epochs = plan.steps, self._epochs(task.shots)
+        self.notes |= {"steps": plan.steps, "views": plan.views, "epochs": self.epochs}
         self.done, self.epoch, self.batches = 0, -1, list[Tensor]()
         self.ctx_LE = box.embed_text(self.classes.context).clone()
-        if c.n_ctx and self.plan.steps:
+        if c.n_ctx and plan.steps:
             self.ctx_LE = c.init_std * torch.randn(c.n_ctx, box.token_dim, generator=self.generator)
         self.ctx_LE.requires_grad_()
         self.optimizer = torch.optim.SGD([self.ctx_LE], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
         self.trainable_params = self.ctx_LE.numel()
-        if not self.plan.steps:
+        if not plan.steps:
             return
-        v, bank_VND = self.plan.views, None
+        v, bank_VND = plan.views, None
         if not task.fresh_views:
             bank_VND = box.image_features(training_views(task, v)).view(v, -1, box.feature_dim)
-        self.views = EpochViews(task, v, self._epochs_of(self.plan.steps, shape.n_train), bank_VND)
+        self.views = EpochViews(task, v, self._epochs_of(plan.steps, n), bank_VND)
 
     def step(self, box: BlackBox) -> bool:
-        """One batch, one step of SGD."""
-        if self.done == self.plan.steps:
+        """Run one step of SGD on one batch."""
+        if self.done == self.steps:
             return False
         if not self.batches:
             size = self.config.batch_size
@@ -124,10 +136,10 @@ class CoOp(Method):
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
 
         self.ctx_LE.grad = box.text_gradients(prompts, upstream_PCD)[0]
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.done * self.epochs // self.plan.steps)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.done * self.epochs // self.steps)
         self.optimizer.step()
         self.done += 1
-        return self.done < self.plan.steps
+        return self.done < self.steps
 
     def learning_rate(self, epoch: int) -> float:
         """The rate of an epoch of the published schedule: warm-up for one, then a cosine that starts after it."""
@@ -137,35 +149,28 @@ class CoOp(Method):
         named = with_templates(classes or self.classes, self.classes.template)
         return box.scores(images, named.soft(self.ctx_LE.detach().unsqueeze(0)))[0]
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        plan, d = self._plan(shape, remaining), shape.feature_dim
-        steps = Bill.text_features(1, shape.n_classes, d) * (2 * plan.steps)
-        if shape.fresh_views:
-            return steps + Bill.image_features(shape.n_train, d) * plan.views
-        return steps + Bill.image_features(plan.views * shape.n_train, d) * min(1, plan.views)
-
     def deployed(self) -> dict[str, Tensor]:
         return {"ctx_LE": self.ctx_LE.detach()}
 
-    def _epochs(self, shape: TaskShape) -> int:
-        return self.config.epochs or (50 if shape.shots == 1 else 100 if shape.shots <= 4 else 200)
+    def _epochs(self, shots: int) -> int:
+        return self.config.epochs or (50 if shots == 1 else 100 if shots <= 4 else 200)
 
     def _epochs_of(self, steps: int, n_train: int) -> int:
-        """Epochs that so many steps take: whole batches only, unless there are too few images for one."""
+        """Return the epochs that `steps` take: whole batches only, unless there are too few images for one."""
         return math.ceil(steps / max(1, n_train // self.config.batch_size))
 
-    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        """Views first, then the steps that the requests left over pay."""
+    def _schedule(self, shape: TaskShape, remaining: Remaining) -> tuple[int, int]:
+        """Return (steps, views): views are paid for first, then steps from the remaining requests."""
         n, requests = shape.n_train, remaining.requests
-        full = self._epochs(shape) * max(1, n // self.config.batch_size)
+        full = self._epochs(shape.shots) * max(1, n // self.config.batch_size)
         steps = full if math.isinf(requests) else min(full, (int(requests) - 1) // 2)
         payable = remaining.affords(Bill(images=n))
         while steps > 0:
-            wanted = views_wanted(shape, self._epochs_of(steps, n))
+            wanted = n_views_used(shape, self._epochs_of(steps, n))
             views = wanted if payable is None else min(wanted, payable)
             if not views:
                 break
             if 2 * steps + (views if shape.fresh_views else 1) <= requests:
-                return Plan(steps, views)
+                return steps, views
             steps -= 1  # make room for the requests of fresh views
-        return Plan(0, 0)
+        return 0, 0

@@ -32,7 +32,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+from methods.base import (
+    Access,
+    Bill,
+    BlackBox,
+    Classes,
+    FewShotTask,
+    ImageSet,
+    Method,
+    Plan,
+    Remaining,
+    TaskShape,
+    method,
+)
 
 
 def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: float, max_iter: int) -> Tensor:
@@ -62,6 +74,13 @@ def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: f
     return w_D1C
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan(Plan):
+    """Whether C_reg is chosen on the validation images."""
+
+    search: bool
+
+
 @method(name="linear_probe", access=Access.TEXT | Access.FEATURES, paper="arXiv:2103.00020")
 class LinearProbe(Method):
     """Logistic regression on image features, its regularisation chosen on the validation images."""
@@ -81,8 +100,12 @@ class LinearProbe(Method):
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        search = self._affords_search(TaskShape.of(task, box.feature_dim), box.remaining)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> ProbePlan:
+        train, val = (Bill.image_features(n, shape.feature_dim) for n in (shape.n_train, shape.n_val))
+        search = shape.n_val > 0 and remaining.affords(train + val) != 0
+        return ProbePlan(bill=train + val if search else train, search=search)
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ProbePlan) -> None:
         x_ND, labels_N = box.image_features(task.train.images), task.train.labels
         fits: dict[float, Tensor] = {}
 
@@ -92,7 +115,7 @@ class LinearProbe(Method):
             return fits[log_c]
 
         log_c = float(np.log10(self.config.c_reg))
-        if search:
+        if plan.search:
             val_MD = box.image_features(task.val.images).double()
 
             def accuracy(log_c: float) -> float:
@@ -111,22 +134,9 @@ class LinearProbe(Method):
         w_D1C = fit(log_c)
         self.weight_DC, self.bias_C = w_D1C[:-1].float(), w_D1C[-1].float()
         self.trainable_params = w_D1C.numel()
-        self.notes.update(c_reg=10**log_c, searched_on_val=len(task.val.labels) if search else 0)
+        self.notes.update(c_reg=10**log_c, searched_on_val=len(task.val.labels) if plan.search else 0)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         # float64, so that a row's logits do not feel the rows beside it in the product
         features_BD = box.image_features(images).double()
         return (features_BD @ self.weight_DC.double() + self.bias_C.double()).float()
-
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        train, val = self._calls(shape)
-        return train + val if self._affords_search(shape, remaining) else train
-
-    @staticmethod
-    def _calls(shape: TaskShape) -> tuple[Bill, Bill]:
-        d = shape.feature_dim
-        return Bill.image_features(shape.n_train, d), Bill.image_features(shape.n_val, d)
-
-    def _affords_search(self, shape: TaskShape, remaining: Remaining) -> bool:
-        train, val = self._calls(shape)
-        return shape.n_val > 0 and remaining.affords(train + val) != 0

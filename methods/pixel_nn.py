@@ -19,7 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+from methods.base import (
+    Access,
+    Bill,
+    BlackBox,
+    Classes,
+    FewShotTask,
+    ImageSet,
+    Method,
+    Plan,
+    Remaining,
+    TaskShape,
+    method,
+)
 
 
 @method(name="pixel_nn", access=Access.TEXT, paper="doi:10.1109/TIT.1967.1053964")
@@ -35,7 +47,10 @@ class PixelNearestNeighbour(Method):
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill())
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.thumbnails_NX = task.train.images.pixels(self.config.size)
         self.labels_N = task.train.labels
         self.n_classes = len(task.classes)
@@ -47,6 +62,3 @@ class PixelNearestNeighbour(Method):
         farthest = float(self.config.size)  # of two images in [0, 1]: the score of a class with no training image
         logits_BC = torch.full((len(x_BX), self.n_classes), -farthest)
         return logits_BC.scatter_reduce(1, self.labels_N.expand(len(x_BX), -1), -distance_BN, "amax")
-
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill()

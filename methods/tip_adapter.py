@@ -31,14 +31,15 @@ Departs from the paper and its released code:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._training import affordable, cosine_lr, shuffled_batches
+from methods._views import EpochViews, training_views
 from methods.base import (
     Access,
     Bill,
@@ -47,21 +48,24 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
+    Plan,
     Remaining,
     TaskShape,
     method,
     torch_generator,
 )
-from methods.optim import EpochViews, affordable, cosine_lr, shuffled_batches, training_views
 
 
-class Plan(NamedTuple):
-    """What `start` can pay for."""
+@dataclass(frozen=True, kw_only=True)
+class CachePlan(Plan):
+    """Which images the allotment pays for."""
 
     views: int
+    """V: views of the training images that make the keys."""
     search: bool
-    bill: Bill
-    fresh: int = 0
+    """Whether alpha and beta are searched on the validation images."""
+    fresh_views: int = 0
+    """Views that -F queries while it trains; 0 = it reuses those of the keys."""
 
 
 @method(name="tip_adapter", access=Access.TEXT | Access.FEATURES, paper="arXiv:2207.09519")
@@ -87,18 +91,27 @@ class TipAdapter(Method):
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        plan = self._plan(TaskShape.of(task, box.feature_dim), box.remaining)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> CachePlan:
+        n, d = shape.n_train, shape.feature_dim
+        text, val = Bill.text_features(1, shape.n_classes, d), Bill.image_features(shape.n_val, d)
+        search = shape.n_val > 0 and remaining.affords(text + val + Bill.image_features(n, d)) != 0
+        bill = text + val if search else text
+        views = affordable(max(1, shape.views), Bill(images=n), remaining.minus(bill))
+        return CachePlan(bill=bill + Bill.image_features(views * n, d), views=views, search=search)
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CachePlan) -> None:
         self.alpha, self.beta = self.config.init_alpha, self.config.init_beta
         self.scale, self.labels_N, self.n_classes = box.logit_scale, task.train.labels, len(task.classes)
         self.text_CD = box.text_features(task.classes.prompts())[0]
         bank_VND = box.image_features(training_views(task, plan.views)).view(plan.views, len(self.labels_N), -1)
         self.keys_ND = normalize(bank_VND.mean(0), dim=-1)
         self.val = (box.image_features(task.val.images), task.val.labels) if plan.search else None
-        self.notes.update(views=plan.views, fresh_views=plan.fresh, searched_on_val=len(task.val.labels) * plan.search)
+        self.notes.update(
+            views=plan.views, fresh_views=plan.fresh_views, searched_on_val=len(task.val.labels) * plan.search
+        )
         self._adapt(task, plan, bank_VND, rng)
 
-    def _adapt(self, task: FewShotTask, plan: Plan, bank_VND: Tensor, rng: np.random.Generator) -> None:
+    def _adapt(self, task: FewShotTask, plan: CachePlan, bank_VND: Tensor, rng: np.random.Generator) -> None:
         self._search()
 
     def cache(self, features_BD: Tensor, beta: float) -> Tensor:
@@ -129,19 +142,8 @@ class TipAdapter(Method):
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.logits(box.image_features(images))
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return self._plan(shape, remaining).bill
-
     def deployed(self) -> dict[str, Tensor]:
         return {"keys_ND": self.keys_ND.detach(), "labels_N": self.labels_N, "text_CD": self.text_CD}
-
-    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        n, d = shape.n_train, shape.feature_dim
-        text, val = Bill.text_features(1, shape.n_classes, d), Bill.image_features(shape.n_val, d)
-        search = shape.n_val > 0 and remaining.affords(text + val + Bill.image_features(n, d)) != 0
-        bill = text + val if search else text
-        views = affordable(max(1, shape.views), Bill(images=n), remaining.minus(bill))
-        return Plan(views, search, bill + Bill.image_features(views * n, d))
 
 
 @method(name="tip_adapter_f", access=Access.TEXT | Access.FEATURES, paper="arXiv:2207.09519")
@@ -161,13 +163,19 @@ class TipAdapterF(TipAdapter):
 
     config: Config
 
-    def _adapt(self, task: FewShotTask, plan: Plan, bank_VND: Tensor, rng: np.random.Generator) -> None:
+    def plan(self, shape: TaskShape, remaining: Remaining) -> CachePlan:
+        plan, view = super().plan(shape, remaining), Bill.image_features(shape.n_train, shape.feature_dim)
+        wanted, times = self.config.epochs if shape.fresh_views else 0, remaining.minus(plan.bill).affords(view)
+        fresh_views = wanted if times is None else min(wanted, times)
+        return replace(plan, fresh_views=fresh_views, bill=plan.bill + view * fresh_views)
+
+    def _adapt(self, task: FewShotTask, plan: CachePlan, bank_VND: Tensor, rng: np.random.Generator) -> None:
         self.epoch = 0
         self.generator = torch_generator(rng)
         self.keys_ND.requires_grad_()
         self.optimizer = torch.optim.AdamW([self.keys_ND], lr=self.config.lr, eps=1e-4)
-        bank = None if plan.fresh else bank_VND
-        self.views = EpochViews(task, plan.fresh or plan.views, self.config.epochs, bank)
+        bank = None if plan.fresh_views else bank_VND
+        self.views = EpochViews(task, plan.fresh_views or plan.views, self.config.epochs, bank)
         self.trainable_params = self.keys_ND.numel()
 
     def step(self, box: BlackBox) -> bool:
@@ -184,12 +192,6 @@ class TipAdapterF(TipAdapter):
         if self.epoch == self.config.epochs:
             self._search()
         return self.epoch < self.config.epochs
-
-    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        plan, view = super()._plan(shape, remaining), Bill.image_features(shape.n_train, shape.feature_dim)
-        wanted, times = self.config.epochs if shape.fresh_views else 0, remaining.minus(plan.bill).affords(view)
-        fresh = wanted if times is None else min(wanted, times)
-        return plan._replace(fresh=fresh, bill=plan.bill + view * fresh)
 
 
 def grid(top: float, n: int) -> list[float]:

@@ -12,21 +12,33 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+from methods.base import (
+    Access,
+    Bill,
+    BlackBox,
+    Classes,
+    FewShotTask,
+    ImageSet,
+    Method,
+    Plan,
+    Remaining,
+    TaskShape,
+    method,
+)
 
 
 @method(name="zero_shot", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True)
 class ZeroShot(Method):
     """The data set's one template, no fitting: the floor that every gain is measured from."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill())
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.classes = task.classes
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return box.scores(images, (classes or self.classes).prompts())[0]
-
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill()
 
 
 @method(name="zero_shot_ensemble", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True)

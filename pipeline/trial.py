@@ -100,7 +100,7 @@ def _fit(spec: TrialSpec, state: State, box: MeteredBox, checkpoint: Checkpoint,
     try:
         while not state.finished:
             if not state.started:
-                method.start(task, box, np.random.default_rng(spec.seed))
+                method.begin(task, box, np.random.default_rng(spec.seed))
                 state.started = True
             else:
                 state.finished = not method.step(box)

@@ -162,7 +162,7 @@ def _alone(asked: Asked) -> Cost:
 def _run(asked: Asked, spec: TrialSpec, box: MeteredBox, n_threads: int) -> Cost:
     method, task = spec.choice.build(), few_shot_task(spec)
     before, began = _forget_peak(), time.perf_counter()
-    method.start(task, box, np.random.default_rng(spec.seed))
+    method.begin(task, box, np.random.default_rng(spec.seed))
     start_s, steps, going_on = time.perf_counter() - began, list[float](), True
     while going_on and (asked.steps is None or len(steps) < asked.steps):
         step_began = time.perf_counter()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from methods._toy import ToyTowers
 from methods.base import Access, Prompts, SoftPrompts
-from methods.toy import ToyTowers
 from pipeline.blackbox.text import SharedPrefixTower, fits
 from pipeline.config import EMBEDDED, ModelCard
 from pipeline.data.decode import ahead, cores, decode
@@ -115,7 +115,7 @@ def load(card: ModelCard) -> Model:
 
 
 class FakeModel:
-    """`methods.toy` behind the endpoint: deterministic, needs no weights."""
+    """`methods._toy` behind the endpoint: deterministic, needs no weights."""
 
     device = torch.device("cpu")
     transform = "grey8"

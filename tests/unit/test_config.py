@@ -373,7 +373,7 @@ def test_a_papers_sweep_is_its_grid(
     assert (config.model.name, config.settings, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
     for name in methods[1:]:
         if name != "taskres":
-            assert dict(config.choice(name, "dtd").config)["paper_start"] is True
+            assert dict(config.choice(name, "dtd").config)["paper_init"] is True
 
 
 def test_the_papers_sweep_is_the_union_of_theirs_under_one_meter() -> None:
