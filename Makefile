@@ -1,7 +1,8 @@
 # make demo    environment, install, a small sweep of every method, its leaderboard (a second time: nothing runs again)
 # make test    environment, install, the test suite
 # make check   lint, format, types
-# make test-faults  hours: kills at named points, 20 runs of a sweep with at least 200 random kills, then a million charges under kills
+# make test-faults  hours: kills at named points, 20 runs of a sweep with at least 200 random kills, then a million charges under kills, then sweeps on one budget
+# make test-damage  minutes: 1,000 random damages to a finished sweep; counts silent changes, crashes and tracebacks
 # make test-gpu  on a machine with one: the text tower and the endpoint on the GPU, and sweeps through kills
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo setup test test-faults test-gpu test-postgres test-cluster check golden embedded clean
+.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster check golden embedded clean
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
@@ -30,8 +31,12 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-faults: setup
-	$(BIN)/python -m pytest tests/faults/at_points.py
+	$(BIN)/python -m pytest tests/faults/at_points.py tests/faults/at_ray.py
 	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json runs/faults.json
+	$(BIN)/python -m tests.faults.shared_budget --rounds 6 --kills 3 --json runs/shared_budget.json
+
+test-damage: setup
+	$(BIN)/python -m tests.faults.damage --flips 1000
 
 test-gpu: setup
 	FAREBOX_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/unit/test_text.py tests/e2e/at_gpu.py

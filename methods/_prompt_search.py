@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._finite import finite
 from methods._training import CLIP_TEMPLATE, with_context
 from methods.base import Bill, Classes, Plan, Remaining, TaskShape, torch_generator, with_templates
 
@@ -74,7 +75,8 @@ class Evolution:
         return self._tensor(np.stack(self.population))
 
     def tell(self, fitness_P: Tensor) -> None:
-        """Pass the fitness of the last population; smaller is better."""
+        """Pass the fitness of the last population; smaller is better. FloatingPointError if a value is not finite."""
+        finite(fitness_P, "fitness")
         self.es.tell(self.population, fitness_P.double().tolist())
         self.population = []
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
@@ -75,10 +75,15 @@ class Bill:
         return cls(requests=p, prompts=p * c, outputs=p * c * d)
 
     def __add__(self, other: Bill) -> Bill:
-        return Bill(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Bill(  # written out: this runs several times for each request
+            self.requests + other.requests,
+            self.images + other.images,
+            self.prompts + other.prompts,
+            self.outputs + other.outputs,
+        )
 
     def __mul__(self, times: int) -> Bill:
-        return Bill(*(getattr(self, f.name) * times for f in fields(self)))
+        return Bill(self.requests * times, self.images * times, self.prompts * times, self.outputs * times)
 
 
 class Remaining(NamedTuple):
@@ -326,14 +331,21 @@ class MethodInfo:
     version: int
     new_classes: bool
     summary: str
+    uses_views: bool = True
+    """False: results do not depend on the `views` setting, and the task offers the method no views."""
 
 
 M = TypeVar("M", bound=type[Method])
 REGISTRY: dict[str, MethodInfo] = {}
 
 
-def method(*, name: str, access: Access, paper: str, version: int = 1, new_classes: bool = False) -> Callable[[M], M]:
+def method(
+    *, name: str, access: Access, paper: str, version: int = 1, new_classes: bool = False, uses_views: bool = True
+) -> Callable[[M], M]:
     """Register a method. `access` is all that it may ask; `new_classes`: predict accepts classes it was not fitted on.
+
+    `uses_views=False` declares that the method reads no augmented views. Its task then has `views=0`, and its results
+    are shared by runs with different `views` settings.
 
     Raises ValueError when two classes claim one name.
     """
@@ -343,7 +355,7 @@ def method(*, name: str, access: Access, paper: str, version: int = 1, new_class
         if known is not None and known.cls.__qualname__ != cls.__qualname__:
             raise ValueError(f"two methods are named {name!r}: {known.cls.__qualname__} and {cls.__qualname__}")
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        cls.info = MethodInfo(name, cls, access, paper, version, new_classes, summary)
+        cls.info = MethodInfo(name, cls, access, paper, version, new_classes, summary, uses_views)
         REGISTRY[name] = cls.info
         return cls
 

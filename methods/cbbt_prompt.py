@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from methods._finite import finite
 from methods._training import mean_cross_entropy, shuffled_batches, warm_cosine_lr, with_context
 from methods._views import epoch_view
 from methods.base import (
@@ -145,6 +146,7 @@ class CBBTPrompt(Method):
         u_QTE = sphere(self.directions, self.learned_TE.shape, self.generator)
         offsets_PTE = torch.cat([torch.zeros(1, *u_QTE.shape[1:]), self.h * u_QTE])
         losses_P = self._losses(box, self._prompts(self.classes, offsets_PTE), self.batches.pop(0))
+        finite(losses_P, f"loss in step {self.done + 1}")
 
         if self.directions:
             self.learned_TE.grad = estimated_gradient(losses_P, u_QTE, self.h)  # (1)

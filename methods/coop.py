@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from methods._finite import finite
 from methods._training import shuffled_batches, warm_cosine_lr, with_context
 from methods._views import EpochViews, n_views_used, training_views
 from methods.base import (
@@ -133,6 +134,7 @@ class CoOp(Method):
         prompts = self.classes.soft(self.ctx_LE.detach().unsqueeze(0))
         text_PCD = box.text_features(prompts).requires_grad_()
         loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])
+        finite(loss, f"loss in step {self.done + 1}")
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
 
         self.ctx_LE.grad = box.text_gradients(prompts, upstream_PCD)[0]

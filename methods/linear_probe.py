@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._finite import finite
 from methods.base import (
     Access,
     Bill,
@@ -70,6 +71,7 @@ def logistic_regression(x_ND: Tensor, labels_N: Tensor, n_classes: int, c_reg: f
         line_search_fn="strong_wolfe",
     )
     optimizer.step(closure)  # type: ignore[no-untyped-call]
+    finite(w_D1C, f"a weight at c_reg {c_reg:g}")
     w_D1C.grad = None
     return w_D1C
 
@@ -81,7 +83,7 @@ class ProbePlan(Plan):
     search: bool
 
 
-@method(name="linear_probe", access=Access.TEXT | Access.FEATURES, paper="arXiv:2103.00020")
+@method(name="linear_probe", access=Access.TEXT | Access.FEATURES, paper="arXiv:2103.00020", uses_views=False)
 class LinearProbe(Method):
     """Logistic regression on image features, its regularisation chosen on the validation images."""
 

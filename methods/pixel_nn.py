@@ -34,7 +34,7 @@ from methods.base import (
 )
 
 
-@method(name="pixel_nn", access=Access.TEXT, paper="doi:10.1109/TIT.1967.1053964")
+@method(name="pixel_nn", access=Access.TEXT, paper="doi:10.1109/TIT.1967.1053964", uses_views=False)
 class PixelNearestNeighbour(Method):
     """The class of the nearest training thumbnail, without any request: a control, not a competitor."""
 

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._finite import finite
 from methods._training import affordable, shuffled_batches, warm_cosine_lr
 from methods._views import EpochViews, ViewsPlan, n_views_used, training_views
 from methods.base import (
@@ -105,6 +106,7 @@ class TaskRes(Method):
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.epoch)  # (3)
         for rows in shuffled_batches(len(self.labels_N), self.config.batch_size, self.generator, drop_last=True):
             loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
+            finite(loss, f"loss in epoch {self.epoch + 1}")
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._finite import finite
 from methods._training import affordable, cosine_lr, shuffled_batches
 from methods._views import EpochViews, training_views
 from methods.base import (
@@ -132,6 +133,7 @@ class TipAdapter(Method):
             alpha_A11 = torch.tensor(grid(config.alpha_max, config.n_alphas)).view(-1, 1, 1)
             for beta in grid(config.beta_max, config.n_betas):
                 logits_AMC = zero_shot_MC + alpha_A11 * self.cache(features_MD, beta)
+                finite(logits_AMC, "a validation logit")
                 accuracy, a = (logits_AMC.argmax(-1) == labels_M).double().mean(-1).max(0)
                 if accuracy.item() > best:
                     best, self.beta, self.alpha = accuracy.item(), beta, alpha_A11[int(a)].item()
@@ -185,6 +187,7 @@ class TipAdapterF(TipAdapter):
             rate = cosine_lr(self.config.lr, done, self.config.epochs * len(batches))
             self.optimizer.param_groups[0]["lr"] = rate
             loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
+            finite(loss, f"loss in epoch {self.epoch + 1}")
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

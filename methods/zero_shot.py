@@ -27,7 +27,9 @@ from methods.base import (
 )
 
 
-@method(name="zero_shot", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True)
+@method(
+    name="zero_shot", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True, uses_views=False
+)
 class ZeroShot(Method):
     """The data set's one template, no fitting: the floor that every gain is measured from."""
 
@@ -41,7 +43,13 @@ class ZeroShot(Method):
         return box.scores(images, (classes or self.classes).prompts())[0]
 
 
-@method(name="zero_shot_ensemble", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True)
+@method(
+    name="zero_shot_ensemble",
+    access=Access.TEXT | Access.SCORES,
+    paper="arXiv:2103.00020",
+    new_classes=True,
+    uses_views=False,
+)
 class ZeroShotEnsemble(ZeroShot):
     """The mean score over the data set's templates, no fitting."""
 

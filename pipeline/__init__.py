@@ -1,6 +1,7 @@
 """The machine around the methods: endpoint, meter, trials, sweeps, results."""
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 try:
@@ -10,15 +11,18 @@ except PackageNotFoundError:  # a checkout on the path, not installed
 
 
 def check_packages() -> None:
-    """Raise ImportError when another distribution's `methods` or `pipeline` took the import name.
+    """Verify that `methods` is imported from the folder that `pipeline` was imported from.
 
-    Both names are generic: a package of the same name in site-packages can win silently over an editable install.
+    Both names are common: a package of the same name that comes first on the path would be imported instead.
+
+    Raises:
+        ImportError: it would be imported from elsewhere.
     """
-    import methods
-
-    ours, theirs = Path(__file__).resolve().parent.parent, Path(str(methods.__file__)).resolve().parent.parent
-    if ours != theirs:
+    ours = Path(__file__).resolve().parent.parent / "methods"
+    spec = find_spec("methods")
+    places = [Path(place).resolve() for place in (spec.submodule_search_locations or ())] if spec else []
+    if places != [ours]:
+        found = ", ".join(map(str, places)) or (spec.origin if spec else None) or "nothing"
         raise ImportError(
-            f"'pipeline' comes from {ours} but 'methods' from {theirs}: another package has taken one of the names; "
-            "type: pip install --force-reinstall --no-deps farebox (or pip install -e . in the checkout)"
+            f"'methods' comes from {found}, not from {ours}: rename that folder, or remove it from PYTHONPATH"
         )

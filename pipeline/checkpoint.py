@@ -1,55 +1,61 @@
-"""A trial's checkpoints: one file, replaced atomically, the one before it kept; checked before it is unpickled."""
+"""A trial's checkpoints: one file, replaced atomically, and the one before it. Both are verified before unpickling."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_atomic
+from pipeline.errors import DamagedFile
+from pipeline.files import UNSEALED, read_sealed, seal, write_atomic
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The state of one trial under `folder`, the sweep's own.
+    """The state of one trial under `folder`, which is the sweep's own.
 
-    The digest in a file finds damage; it does not prove who wrote it. A checkpoint is a pickle, which runs code when it
-    is loaded: whoever may write to the storage may run code as its user. A link to elsewhere is not followed.
+    A file is one line with its checksum and the trial's name, then a pickle. The checksum finds damage; it does not
+    prove who wrote the file. A pickle runs code when it is loaded: whoever may write to the storage may run code as its
+    user. Links are not followed, and a checkpoint of another trial is not used.
     """
 
     def __init__(self, folder: Path, trial: str) -> None:
+        self.trial = trial
         self.path = folder / f"{trial}.ckpt"
         self.before = folder / f"{trial}.before.ckpt"
 
     def save(self, state: Any) -> None:
         """Write the state; the last one becomes the spare."""
-        data = pickle.dumps(state)
-        write_atomic(self.path, hashlib.sha256(data).digest() + data, spare=self.before)
+        header = f"{UNSEALED} {self.trial}\n".encode()
+        write_atomic(self.path, seal(header + pickle.dumps(state)), spare=self.before)
 
     def load(self) -> Any | None:
-        """The newest state that is whole, or None."""
+        """Return the newest intact state, or None."""
         for path in (self.path, self.before):
             if path.is_symlink():
                 log.warning("checkpoint %s is a link: not followed", path)
                 continue
             try:
-                data = path.read_bytes()
+                header, _, data = read_sealed(path).partition(b"\n")
             except FileNotFoundError:
                 continue
             except OSError as error:
                 log.warning("checkpoint %s cannot be read (%s)", path, error)
                 continue
-            if hashlib.sha256(data[32:]).digest() == data[:32]:
-                try:
-                    return pickle.loads(data[32:])
-                except Exception as error:  # whole, but of an older Farebox
-                    log.warning("checkpoint %s cannot be read (%s): the trial starts again", path, error)
-                    continue
-            log.warning("checkpoint %s is damaged: removed; an older one is used, or the trial starts again", path)
-            path.unlink(missing_ok=True)  # else it would take the place of the whole one at the next save
+            except DamagedFile:
+                log.warning("checkpoint %s is damaged: removed; an older one is used, or the trial starts again", path)
+                path.unlink(missing_ok=True)  # else it would become the spare at the next save
+                continue
+            if header.partition(b" ")[2] != self.trial.encode():
+                log.warning("checkpoint %s is of another trial: removed", path)
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                return pickle.loads(data)
+            except Exception as error:  # intact, but of an older Farebox
+                log.warning("checkpoint %s cannot be read (%s): the trial starts again", path, error)
         return None
 
     def clear(self) -> None:

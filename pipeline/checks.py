@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
+import os
 import re
-import socket
+from collections import Counter
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 from methods.base import Access
 from pipeline.blackbox.bill import LIMITED, Limits
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, did_you_mean, masked
+from pipeline.plain_yaml import NUMBER
+from pipeline.sqlite_urls import SQLITE
+from pipeline.untrusted import read_text, text_problem
 
 T = TypeVar("T")
 
-NETWORK = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
-    | {f"fuse.{name}" for name in ("sshfs", "ceph", "glusterfs", "s3fs", "gcsfuse", "rclone")}
+LARGEST = 2**63 - 1
+"""The greatest number that a database column and a random generator's seed can be."""
+TRACKING_SCHEMES = frozenset(
+    {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
 )
-"""File systems of other machines. Not 9p, virtiofs or overlay: containers and virtual machines have local disks so."""
-SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?:][^?]*)")
-INSTEAD = {
-    "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
-    "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
-}
+"""Kinds of tracking URI that MLflow opens without a plugin, apart from plain files."""
+LONGEST_NAME = 200
+"""Bytes of a card's name as part of a file name, percent-encoded."""
 
 
 def whole(key: str, value: Any, minimum: int = 1) -> int:
-    """A whole number of `minimum` or more; true, 1.0 and 1e3 are none."""
+    """A whole number from `minimum` to 2**63 - 1, typed in decimal digits. Booleans and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more")
+        raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more{_hint(value)}")
+    if value > LARGEST:
+        raise ConfigError(f"{key}={value}: expected a whole number of at most {LARGEST:,}")
     return value
+
+
+def _hint(value: Any) -> str:
+    """What to type in the place of text that means a number or a range elsewhere."""
+    if not isinstance(value, str):
+        return ""
+    if match := re.fullmatch(r"0+([0-9]{1,18})", value):
+        return f" without leading zeros: type {int(match[1])}"
+    if match := re.fullmatch(r"([0-9]{1,9})(?::|-|\.\.)([0-9]{1,9})", value):
+        first, last = int(match[1]), int(match[2])
+        several = range(first, last + 1) if last - first < 10 else (first, "...", last)
+        return f"; for a range type [{','.join(map(str, several))}]" if first < last else ""
+    return ", without quotes" if re.fullmatch("0|[1-9][0-9]*", value) else ", in decimal digits"
 
 
 def limit(key: str, value: Any) -> int | None:
@@ -44,16 +63,48 @@ def limits(key: str, values: Mapping[str, Any]) -> Limits:
     return Limits(*(limit(f"{key}.{unit}", values[unit]) for unit in LIMITED))
 
 
+def tracking_uri(key: str, value: str) -> str:
+    """URI of an MLflow store that outlives the process: a database or a server. MLflow no longer writes plain files."""
+    scheme = value.partition(":")[0].partition("+")[0].lower()
+    if scheme == "file" or ("://" not in value and scheme not in TRACKING_SCHEMES):
+        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+            return value
+        folder = Path(unquote(urlsplit(value).path)).absolute()
+        raise ConfigError(
+            f"{key}={value}: MLflow no longer keeps runs in a folder: name a database or a server, as in "
+            f"{key}=sqlite:///{folder / 'mlflow.db'} or {key}=http://HOST:5000"
+        )
+    if scheme not in TRACKING_SCHEMES:
+        known = TRACKING_SCHEMES | {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+        if scheme not in known:
+            raise ConfigError(f"{key}={masked(value)}: " + did_you_mean("kind of tracking URI", scheme, known))
+    if scheme == "sqlite" and not SQLITE.match(value):
+        raise ConfigError(f"{key}={value}: expected a file, as in {key}=sqlite:////LOCAL/mlflow.db")
+    return value
+
+
 def auto(key: str, value: Any) -> int | str:
     """A whole number of 1 or more, or 'auto'."""
     return "auto" if value == "auto" else whole(key, value)
 
 
+def number(key: str, value: Any) -> float:
+    """A finite number; text such as 1e3 or 0.50 is taken as the number that it writes."""
+    found = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise ConfigError(f"{key}={value}: expected a finite number in decimal digits")
+    return float(found)
+
+
 def seconds(key: str, value: Any) -> float:
     """A finite number of 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    try:
+        found = number(key, value)
+    except ConfigError:
+        found = -1.0
+    if found < 0:
         raise ConfigError(f"{key}={value}: expected a number of seconds, 0 or more")
-    return float(value)
+    return found
 
 
 def flag(key: str, value: Any) -> bool:
@@ -64,18 +115,41 @@ def flag(key: str, value: Any) -> bool:
 
 
 def text(key: str, value: Any) -> str:
-    """A name or a path; a number is taken as its digits."""
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool) or value == "":
+    """A name or a path in one line; a number is taken as its digits."""
+    if value is None or isinstance(value, bool):
+        raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
+    if not isinstance(value, str | int | float) or value == "":
         raise ConfigError(f"{key}={value}: expected a name or a path")
+    if problem := text_problem(str(value)):
+        raise ConfigError(f"{key}: {ascii(value)[:80]} has {problem}")
     return str(value)
 
 
+def card_name(key: str, value: Any) -> str:
+    """Name of a card: text that can be printed, of at most 200 bytes as a file name."""
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ConfigError(f"{key}: {value!r}: expected text without control characters, as in name: pets")
+    if len(quote(value, safe="")) > LONGEST_NAME:
+        raise ConfigError(f"{key}: {value[:40]!r}... is too long: its file name would pass {LONGEST_NAME} bytes")
+    if value != value.strip() or value == "all":
+        raise ConfigError(f"{key}: {value!r}: expected a name without spaces around it, and other than 'all'")
+    return value
+
+
 def lines(key: str, path: Path) -> tuple[str, ...]:
-    """The lines of a text file, empty ones left out."""
+    """Return the lines of a UTF-8 text file, one name each; empty lines at its end are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no name, or has an empty line between others.
+    """
     try:
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        content = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path).rstrip())]
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {path} cannot be read ({error}): wanted one name a line") from error
+    if "" in content:
+        where = f"line {content.index('') + 1} of {path} is empty" if any(content) else f"{path} is empty"
+        raise ConfigError(f"{key}: {where}: wanted one name a line")
+    return tuple(text(f"{key}: {path}", line) for line in content)
 
 
 def maybe_text(key: str, value: Any) -> str | None:
@@ -103,7 +177,7 @@ def access(key: str, value: str) -> Access:
 
 def words(key: str, value: Any) -> tuple[str, ...]:
     """One name or a list of different ones."""
-    return _different(key, [str(v) for v in _as_list(value)])
+    return _different(key, [text(key, v) for v in _as_list(value)])
 
 
 def some_words(key: str, value: Any) -> tuple[str, ...]:
@@ -128,9 +202,9 @@ def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
 def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
     """One allotment; or, where requests or images is a list, every combination: the budget as an axis of the sweep."""
     points = [
-        Limits(limit("budget.requests", r), limit("budget.images", i))
-        for r in _different("budget.requests", _as_list(requests))
-        for i in _different("budget.images", _as_list(images))
+        Limits(r, i)
+        for r in _different("budget.requests", [limit("budget.requests", r) for r in _as_list(requests)])
+        for i in _different("budget.images", [limit("budget.images", i) for i in _as_list(images)])
     ]
     return tuple(points)
 
@@ -142,53 +216,7 @@ def _as_list(value: Any) -> list[Any]:
 def _different(key: str, values: list[T]) -> tuple[T, ...]:
     if not values:
         raise ConfigError(f"{key}=[]: expected at least one")
-    repeated = [v for v in values if values.count(v) > 1]
-    if repeated:
-        raise ConfigError(f"{key}: {repeated[0]!r} is listed twice")
+    value, count = Counter(values).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"{key}: {value!r} is listed twice")
     return tuple(values)
-
-
-def check_listening(address: str) -> None:
-    """ConfigError when nobody listens at HOST:PORT: Ray itself would wait for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # auto
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
-
-
-def close_ray_token(home: Path) -> None:
-    """Let nobody else read the token that opens our Ray; Ray itself leaves its file open to all of the machine."""
-    with contextlib.suppress(OSError):
-        (home / ".ray" / "auth_token").chmod(0o600)
-
-
-def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:
-    """ConfigError when a SQLite file lies on a network file system; `urls` are by the key that moves them.
-
-    The index of SQLite's write-ahead log is memory that its processes share, which two machines cannot
-    (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
-    Where there is no table of mounts (not Linux), nothing is refused.
-    """
-    found = {key: _network(Path(m[1]), mounts) for key, url in urls.items() if (m := SQLITE.match(url))}
-    if bad := {key: kind for key, kind in found.items() if kind}:
-        raise ConfigError(
-            f"{' and '.join(urls[key] for key in bad)} would lie on a network file system "
-            f"({', '.join(sorted(set(bad.values())))}), where SQLite loses its locks and its log: "
-            "name a local disk or a server, " + " ".join(f"{key}={INSTEAD[key]}" for key in bad)
-        )
-
-
-def _network(path: Path, mounts: Path) -> str | None:
-    """The kind of the network file system that a path lies on; None for any other."""
-    try:
-        lines = [line.split() for line in mounts.read_text(errors="surrogateescape").splitlines()]
-    except OSError:
-        return None
-    places = [(Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), line[1])), line[2]) for line in lines]
-    real = path.resolve()
-    over = [(len(at.parts), n, kind) for n, (at, kind) in enumerate(places) if real.is_relative_to(at)]
-    kind = max(over)[2] if over else ""  # the deepest mount; of several at one place, the last
-    return kind if kind in NETWORK else None

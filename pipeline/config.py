@@ -7,30 +7,38 @@ nearest known one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from methods import all_methods
 from methods.base import Method, MethodInfo
-from pipeline import checks
+from pipeline import checks, typed_values
 from pipeline.blackbox.bill import Limits
 from pipeline.cards import EMBEDDED as EMBEDDED
 from pipeline.cards import DatasetCard as DatasetCard
 from pipeline.cards import ModelCard as ModelCard
+from pipeline.cards import check_model
+from pipeline.data.decode import BITS
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.layers import Kind, load, merged
 from pipeline.layers import file_of as file_of
 from pipeline.layers import names as names
+from pipeline.layers import notes as notes
 from pipeline.layers import own_folder as own_folder
+from pipeline.sqlite_urls import check_sqlite, sqlite_folder
 
+PROSE = frozenset(("licence", "source", "url", "citation", "note"))
+"""Keys of cards whose text may have several lines."""
 METHOD_KEYS = {"method": str, "config": dict, "per_dataset": dict}
 """What a conf/method file holds."""
 
@@ -94,6 +102,7 @@ class Config:
     concurrency: int | str
     address: str | None
     checkpoint_s: float
+    trial_timeout_s: float
     stale: str
     mlflow: str
     features: Path
@@ -112,7 +121,7 @@ class Config:
 
 def model_card(name: str) -> ModelCard:
     """The card of a model; `name` may be the path of a card of one's own, as in model=my/model.yaml."""
-    return _card(ModelCard, "model", name)
+    return check_model(_card(ModelCard, "model", name))
 
 
 def dataset_card(name: str, root: str | None = None) -> DatasetCard:
@@ -120,13 +129,18 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     card: DatasetCard = _card(DatasetCard, "dataset", name)
     checks.one_of(f"{card.name}: augment", card.augment, tuple(AUGMENTATIONS))
     checks.one_of(f"{card.name}: layout", card.layout, tuple(LAYOUTS))
+    checks.one_of(f"{card.name}: test_split", card.test_split, ("", "val"))
+    checks.one_of(f"{card.name}: duplicates", card.duplicates, ("", "allow"))
+    if card.bits is not None and card.bits not in BITS:
+        raise ConfigError(f"{card.name}: bits={card.bits}: expected a whole number from {BITS[0]} to {BITS[-1]}")
     for template in (card.template, *card.templates):
         if template.count("{}") != 1:
             raise ConfigError(f"{card.name}: template {template!r}: expected one {{}} where the class name goes")
     if isinstance(card.classnames, str):
         lines = checks.lines(f"{card.name}: classnames", file_of("dataset", name).parent / card.classnames)
         card = dataclasses.replace(card, classnames=lines)
-    card = dataclasses.replace(card, classnames=tuple(checks.text("classnames", c) for c in card.classnames))
+    for classname in card.classnames:
+        checks.text(f"{card.name}: classnames", classname)
     if card.layout == "parquet":
         if not card.sha256 or card.classnames:
             wrong = "has no sha256" if not card.sha256 else "has classnames, which such a file holds itself"
@@ -135,20 +149,48 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     root = root or os.environ.get("FAREBOX_DATA")
     if not root:
         return card
-    return dataclasses.replace(card, path=str(Path(root).expanduser().absolute() / card.path))
+    return dataclasses.replace(card, path=str(typed_values.path("data.root", root).absolute() / card.path))
 
 
 def _card(cls: type[Any], kind: Kind, name: str) -> Any:
     data = load(kind, name)
-    known = {f.name for f in dataclasses.fields(cls)}
+    file = file_of(kind, name)
+    known = {f.name for f in dataclasses.fields(cls)} - {"card_file"}
     for key in data:
         if key not in known:
-            raise ConfigError(f"{file_of(kind, name)}: " + did_you_mean("key", key, known))
-    data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            raise ConfigError(f"{file}: " + did_you_mean("key", key, known))
+    hints = get_type_hints(cls)
+    names_file = data.pop("classnames") if isinstance(data.get("classnames"), str) else None
+    for key, value in data.items():
+        convert = typed_values.prose if key in PROSE else typed_values.of_type
+        data[key] = convert(f"{file}: {key}", value, hints[key])
+    if names_file is not None:
+        data["classnames"] = checks.text("classnames", names_file)
+    data["name"] = checks.card_name(f"{file}: name", file.stem if data.get("name") is None else data["name"])
     try:
-        return cls(**{"name": Path(name).stem, **data})
+        return cls(**data, **({"card_file": str(file)} if cls is DatasetCard else {}))
     except TypeError as error:
-        raise ConfigError(f"{file_of(kind, name)}: {error}") from error
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def refuse_same_names(*groups: Sequence[DatasetCard]) -> None:
+    """Raise ConfigError when two cards of one run have the same name: rows, draws and predictions are stored by name.
+
+    Names that differ only in case or in Unicode form count as the same. One card may be in several groups (fitted
+    sets, shift sets, transfer sets), but only once in each.
+    """
+    files: dict[str, str] = {}
+    for group in groups:
+        listed = set[str]()
+        for card in group:
+            key, file = unicodedata.normalize("NFC", card.name).casefold(), str(Path(card.card_file).resolve())
+            if file in listed:
+                raise ConfigError(f"data set {card.name!r} is listed twice: {card.card_file}")
+            listed.add(file)
+            if files.setdefault(key, file) != file:
+                raise ConfigError(
+                    f"two data sets are named {card.name!r}: {files[key]} and {file}; change the `name:` of one card"
+                )
 
 
 def method_choice(
@@ -175,9 +217,15 @@ def method_choice(
     try:
         typed = OmegaConf.merge(OmegaConf.structured(info.cls.Config), values)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"method {name!r}: {first_line(error)}") from error
+        raise ConfigError(f"method {name!r}: {first_line(error)} (setting {error.full_key})") from error
     resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
+    for key, value in values.items():
+        typed_values.same_setting(f"method {name!r}: {key}", value, resolved[key])
     config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
+    for key, value in config:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"method.{name}.{key}={number}: expected a finite number")
     return MethodChoice(name, info, config)
 
 
@@ -205,17 +253,17 @@ def _resolve(raw: dict[str, Any]) -> Config:
     for name in methods:
         if name not in variants:
             load("method", name)
-    storage = Path(checks.text("storage", raw["storage"])).absolute()
+    storage = sqlite_folder("storage", typed_values.path("storage", raw["storage"]).absolute())
     data = DataOptions(
-        checks.maybe_text("data.root", raw["data"]["root"]),
+        None if raw["data"]["root"] is None else str(typed_values.path("data.root", raw["data"]["root"])),
         checks.one_of("data.short_classes", raw["data"]["short_classes"], ("error", "take_all")),
     )
-    features = checks.maybe_text("features", raw["features"])
+    features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
-        label=str(raw["label"] or ""),
-        model=model_card(str(raw["model"])),
+        label="" if raw["label"] in (None, "") else checks.text("label", raw["label"]),
+        model=model_card(checks.text("model", raw["model"])),
         methods=methods,
         datasets=tuple(dataset_card(n, data.root) for n in checks.words("datasets", raw["datasets"])),
         data=data,
@@ -232,7 +280,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         sweep_budget=checks.limits("budget.sweep", budget["sweep"]),
         global_budget=GlobalBudget(
             checks.maybe_text("budget.global.name", budget["global"]["name"]),
-            checks.maybe_text("budget.global.url", budget["global"]["url"]),
+            check_sqlite("budget.global.url", checks.maybe_text("budget.global.url", budget["global"]["url"])),
             checks.limits("budget.global", budget["global"]),
         ),
         partial=checks.flag("budget.partial", budget["partial"]),
@@ -241,9 +289,10 @@ def _resolve(raw: dict[str, Any]) -> Config:
         concurrency=checks.auto("concurrency", raw["concurrency"]),
         address=checks.maybe_text("address", raw["address"]),
         checkpoint_s=checks.seconds("checkpoint_s", raw["checkpoint_s"]),
+        trial_timeout_s=checks.seconds("trial_timeout_s", raw["trial_timeout_s"]),
         stale=checks.one_of("stale", raw["stale"], ("rerun", "keep")),
-        mlflow=checks.maybe_text("mlflow", raw["mlflow"]) or f"sqlite:///{storage / 'mlflow.db'}",
-        features=Path(features).absolute() if features else storage.parent / "features",
+        mlflow=checks.tracking_uri("mlflow", check_sqlite("mlflow", mlflow) or f"sqlite:///{storage / 'mlflow.db'}"),
+        features=typed_values.path("features", features).absolute() if features else storage.parent / "features",
         variants=variants,
         method=raw["method"],
     )
@@ -258,6 +307,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
 def _variants(raw: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A sweep's own variants of methods: under names of their own, with the keys of a conf/method file."""
     for name, file in raw.items():
+        checks.card_name("variants", name)
         if name in names("method"):
             raise ConfigError(f"variants.{name}: there is a method of that name: give the variant another")
         _checked(f"variants.{name}", file)

@@ -5,12 +5,15 @@ FareboxError
  +- DataError          a data set, image or checkpoint file is missing or wrong: fix it (exit 2)
  +- AccessDenied       a method asked for more than it declared, or than the model grants; never retried
  +- BudgetExceeded     a limit would be passed; ends the trial, which is scored with what it has
+ +- MethodError        a method broke a rule of its interface: wrong output, changed input, no return; fails its trial
+ +- NonFiniteError     a number that must be finite is NaN or infinite; fails the trial, with the stage and the place
  +- EndpointError      the endpoint did not answer
  |   +- EndpointLost      the replica died; retried on another under the same id
  |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
  |   +- EndpointRefused   the request itself is wrong; never retried
  +- LedgerError        the ledger cannot be read or written, or does not add up; ends a run, the same command goes on
  +- StorageError       a file of the sweep cannot be written: no room, read-only; likewise
+ +- CodeMismatch       a worker imports other code than the driver; ends a run before that worker computes anything
  +- DamagedFile        a file that Farebox wrote does not match its checksum; the message names it and how to repair it
  +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
 """
@@ -19,6 +22,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,6 +58,14 @@ class BudgetExceeded(FareboxError):
         )
 
 
+class MethodError(FareboxError):
+    """A method broke a rule of its interface. The trial fails; a rerun of the same code fails again."""
+
+
+class NonFiniteError(FareboxError):
+    """A number that must be finite is NaN or infinite. The message names the stage, and the image or the prompt set."""
+
+
 class EndpointError(FareboxError):
     """The endpoint did not answer."""
 
@@ -77,6 +90,10 @@ class StorageError(FareboxError):
     """A file of the sweep cannot be written; nothing that was written before is lost."""
 
 
+class CodeMismatch(FareboxError):
+    """A worker imports other code than the driver, so its numbers would be recorded under the wrong digest."""
+
+
 class DamagedFile(FareboxError):
     """A file that Farebox wrote does not match its checksum. `path` is the file, `reason` what is wrong with it."""
 
@@ -97,9 +114,37 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def one_line(text: object) -> str:
+    """The text, or what an error says, with each run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """The text in one line of at most `most` characters: its middle is left out, its end (what to do) is kept."""
+    line = one_line(text)
+    if len(line) <= most:
+        return line
+    end = line[-(most // 2) :]
+    start = line[: most - len(end) - len(" ... ")]
+    return f"{start.rpartition(' ')[0] or start} ... {end.partition(' ')[2] or end}"
+
+
 def masked(text: str) -> str:
     """The text with the password of every URL in it left out."""
-    return re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", r"\1***", text, flags=re.I)
+
+
+def unexpected(error: BaseException) -> str:
+    """Write the traceback of an error that nothing handles to a temporary file; one line that names both."""
+    text = masked("".join(traceback.format_exception(error)))
+    name = masked(f"{type(error).__name__}: {first_line(error)}")[:150]
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="farebox-", suffix=".txt", delete=False) as file:
+            file.write(text)
+    except OSError as disk:
+        return f"unexpected error: {name} (its traceback cannot be written: {disk.strerror})"
+    return f"unexpected error: {name} (traceback in {file.name}; please report it)"
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:

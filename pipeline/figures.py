@@ -8,44 +8,28 @@ seeds; a bar that ends at a panel's edge goes on beyond it.
 from __future__ import annotations
 
 import io
-import zlib
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from matplotlib import patheffects
+from matplotlib import patheffects, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from pipeline.leaderboard import CLASSES, leaderboard, summary
+from pipeline.comparison import CLASSES
+from pipeline.identity import Selection, select
+from pipeline.leaderboard import leaderboard, summary
+from pipeline.palette import DASHES, MARKERS, colour, shown
 from pipeline.render import budget_words
 
 Record = dict[str, Any]
 
-COLOURS = {
-    "zero_shot": "#000000",
-    "zero_shot_ensemble": "#777777",
-    "pixel_nn": "#a0a0a0",
-    "logit_head": "#444444",
-    "craft": "#0072b2",
-    "bbt": "#d98800",
-    "cbbt_prompt": "#009e73",
-    "cbbt": "#332288",
-    "taskres": "#d55e00",
-    "tip_adapter": "#3fa0dd",
-    "tip_adapter_f": "#c0609a",
-    "linear_probe": "#8a8a2a",
-}
-"""Okabe and Ito's colours first, then Tol's; both keep apart for colour-blind readers."""
-SPARE = ("#882255", "#44aa99", "#aa4499", "#117733", "#cc6677", "#6699cc", "#997700", "#004488")
-DASHES = {"zero_shot": (4, 2), "zero_shot_ensemble": (1, 1.5), "pixel_nn": (5, 1.5, 1, 1.5), "logit_head": (7, 1.5)}
-MARKERS = {"SCORES": "o", "TEXT+SCORES": "o", "SOFT+SCORES": "s", "FEATURES": "v", "TEXT+FEATURES": "^"}
-MARKERS |= {"SOFT+FEATURES": "D", "": "x"}
 HALO: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.5, foreground="white")]
 WHERE = {
     "source": "mean over the data sets' own test sets",
@@ -69,13 +53,15 @@ class Point(NamedTuple):
     colour: str
 
 
-def colour(label: str) -> str:
-    """The colour of a method; a method or variant that is not listed takes one by its name, the same everywhere."""
-    return COLOURS.get(label) or SPARE[zlib.crc32(label.encode()) % len(SPARE)]
+def draw(rows: pa.Table | Selection) -> dict[str, bytes]:
+    """Figures by name, as PNG; those that the rows cannot fill are left out. Names are never read as math."""
+    selection = rows if isinstance(rows, Selection) else select(rows)
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # drawn as an empty box
+        return _draw(selection)
 
 
-def draw(rows: pa.Table) -> dict[str, bytes]:
-    """Figures by name, as PNG; those that the rows cannot fill are left out."""
+def _draw(rows: Selection) -> dict[str, bytes]:
     everything = leaderboard(rows).to_pylist()
     board = [r for r in everything if r["accuracy"] is not None and r["kind"] == "source"]
     overall = [r for r in summary(rows).to_pylist() if r["gain_zero_shot"] is not None]
@@ -164,7 +150,7 @@ def _gains(overall: list[Record], board: list[Record]) -> Figure:
                 single = [gain for gain in each if gain is not None]
                 ax.plot(single, [y + 0.28] * len(single), "|", color=paint, ms=7, alpha=0.7)
                 ax.errorbar(r["gain_zero_shot"], y, xerr=bar, fmt=marker, color=paint, ms=6, lw=2, capsize=3)
-            ax.set_yticks(range(len(labels)), labels if column == 0 else [""] * len(labels))
+            ax.set_yticks(range(len(labels)), [*map(shown, labels)] if column == 0 else [""] * len(labels))
             ax.set_ylim(-0.6, len(labels) - 0.2)
             ax.grid(axis="x", color="#e6e6e6")
             ax.set_title(f"{name}: {WHERE[kind]}", fontsize=9, loc="left")
@@ -194,7 +180,7 @@ def _grid(records: list[Record], panel: Callable[[Axes, list[Record]], None], ti
             found = [r for r in records if r["access_class"] == name and r["dataset"] == some[column]]
             spread = [r["accuracy"] for r in records if r["dataset"] == some[column]]
             ax.set_ylim(min(spread) - 4, max(spread) + 4)  # a data set has one scale in all access classes
-            ax.set_title(f"{some[column]}   ({name})", fontsize=9.5, loc="left")
+            ax.set_title(f"{shown(some[column])}   ({name})", fontsize=9.5, loc="left")
             ax.set_xlabel(xlabel, fontsize=8.5)
             ax.grid(color="#ececec")
             ax.set_axisbelow(True)
@@ -237,7 +223,7 @@ def _name(ax: Axes, points: list[Point]) -> None:
             name = points[i]
             ax.plot([name.x, x1, x2], [name.y, y1, y2], lw=0.5, color="#999999")
             style: Any = {"fontsize": 8, "va": "center", "ha": align, "path_effects": HALO}
-            ax.text(x2, y2, f" {name.label} ", color=name.colour, **style)
+            ax.text(x2, y2, f" {shown(name.label)} ", color=name.colour, **style)
 
 
 def spread_out(ys: Iterable[float], gap: float, low: float, high: float) -> list[float]:

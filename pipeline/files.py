@@ -1,8 +1,9 @@
 """Files that Farebox writes: replaced atomically, and sealed with a checksum that is verified before they are parsed.
 
-A sealed file contains, one or more times, the mark `farebox-sha256:` followed by 64 hexadecimal digits: the SHA-256 of
-the whole file with those digits read as zeros. The mark may be anywhere, so an Arrow file stores it in its schema
-metadata and stays readable by any Arrow reader, JSON stores it under a key, and other formats store it in a first line.
+A sealed file contains the mark `farebox-sha256:` followed by 64 hexadecimal digits: the SHA-256 of the whole file with
+those digits read as zeros. The first mark counts; what looks like one after it is content. An Arrow file stores the
+mark in its schema metadata and stays readable by any Arrow reader, JSON stores it under its first key, and other
+formats store it in their first line.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import uuid
 from pathlib import Path
+
+import pyarrow as pa
 
 from pipeline.errors import DamagedFile, StorageError
 
@@ -26,15 +30,24 @@ UNSEALED = (_MARK + _ZEROS).decode()
 
 
 def seal(data: bytes) -> bytes:
-    """Fill in the checksum of a file's content, which holds `UNSEALED` at least once.
+    """Fill in the checksum of a file's content, which holds `UNSEALED` before any other mark.
 
     Raises:
-        ValueError: the content holds no mark, or a mark that was filled in before.
+        ValueError: the first mark is not `UNSEALED`, or there is none.
     """
-    digits = {match[1] for match in _SEAL.finditer(data)}
-    if digits != {_ZEROS}:
-        raise ValueError(f"expected {UNSEALED!r} in the content, found marks {sorted(digits)}")
-    return data.replace(_MARK + _ZEROS, _MARK + hashlib.sha256(data).hexdigest().encode())
+    mark = _SEAL.search(data)
+    if mark is None or mark[1] != _ZEROS:
+        raise ValueError(f"expected {UNSEALED!r} in the content, found {mark and mark[0]!r}")
+    return data[: mark.start(1)] + hashlib.sha256(data).hexdigest().encode() + data[mark.end(1) :]
+
+
+def sealed_arrow(table: pa.Table) -> bytes:
+    """Return a table as a sealed Arrow file, which any Arrow reader can open."""
+    table = table.replace_schema_metadata({SEAL_KEY: UNSEALED})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return seal(bytes(sink.getvalue()))
 
 
 def check_seal(path: Path, data: bytes | memoryview) -> None:
@@ -43,16 +56,15 @@ def check_seal(path: Path, data: bytes | memoryview) -> None:
     Raises:
         DamagedFile: the content has no checksum, or does not match it.
     """
-    digest, stated, start = hashlib.sha256(), set[bytes](), 0
     view = memoryview(data)
-    for match in _SEAL.finditer(view):
-        stated.add(match[1])
-        digest.update(view[start : match.start(1)])
-        digest.update(_ZEROS)
-        start = match.end(1)
-    digest.update(view[start:])
-    if stated != {digest.hexdigest().encode()}:
-        raise DamagedFile(path, "its content does not match its checksum" if stated else "it has no checksum")
+    mark = _SEAL.search(view)
+    if mark is None:
+        raise DamagedFile(path, "it has no checksum")
+    digest = hashlib.sha256(view[: mark.start(1)])
+    digest.update(_ZEROS)
+    digest.update(view[mark.end(1) :])
+    if digest.hexdigest().encode() != bytes(mark[1]):
+        raise DamagedFile(path, "its content does not match its checksum")
 
 
 def read_sealed(path: Path) -> bytes:
@@ -60,8 +72,10 @@ def read_sealed(path: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        DamagedFile: its content does not match its checksum.
+        DamagedFile: it is not a regular file, or its content does not match its checksum.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DamagedFile(path, "it is not a regular file")  # reading from a pipe would wait for ever
     data = path.read_bytes()
     check_seal(path, data)
     return data

@@ -11,7 +11,6 @@ It is for people and their tools: nothing here reads it, so that no result depen
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.errors import first_line, masked
+from pipeline.finite import strict_json
 from pipeline.results import ResultRow
 
 FILE = "log.jsonl"
@@ -57,4 +57,4 @@ class Journal:
     def _write(self, event: str, **more: Any) -> None:
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **more}
         with contextlib.suppress(OSError), self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json(line) + "\n")

@@ -6,23 +6,29 @@ Three layers, each overriding the one before: base.yaml, the sweep's file, the w
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from methods import all_methods
-from pipeline import checks
+from pipeline import checks, typed_values
 from pipeline.errors import ConfigError, did_you_mean, first_line
+from pipeline.plain_yaml import read_file, read_value
+from pipeline.untrusted import text_problem
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "conf"
 _INSTALLED = Path(__file__).resolve().parent / "_conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
 
 Kind = Literal["sweep", "model", "dataset", "method"]
+ALLOW_ENV = "FAREBOX_ALLOW_ENV"
+"""Environment variable; 1 allows interpolations such as ${oc.env:NAME} in files."""
+REFERENCE = re.compile(r"\$\{([a-z]+)\}")
+"""An interpolation that names a key at the top of base.yaml and nothing else."""
 BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
 """Keys of base.yaml under which a method's name stands, and what under that."""
 
@@ -43,58 +49,143 @@ def names(kind: Kind) -> list[str]:
 
 
 def file_of(kind: Kind, name: str) -> Path:
-    """The file of this name, there or not: of conf/, else of the user's own. A path ending in .yaml is itself."""
+    """The file of this name, there or not: of conf/, else of the user's own. A path ending in .yaml is itself.
+
+    Raises:
+        ConfigError: both have a file of this name, and which one is meant would be a guess.
+    """
     if name.endswith(".yaml"):
-        return Path(name)
-    shipped = CONF / kind / f"{name}.yaml"
-    return shipped if shipped.is_file() else own_folder(kind) / f"{name}.yaml"
+        return typed_values.path(kind, name)
+    shipped, own = CONF / kind / f"{name}.yaml", own_folder(kind) / f"{name}.yaml"
+    if not shipped.is_file():
+        return own
+    if own.is_file() and not own.samefile(shipped):
+        raise ConfigError(f"two files define {kind} {name!r}: {shipped} and {own}; rename your own")
+    return shipped
 
 
 def load(kind: Kind, name: str) -> dict[str, Any]:
-    """One file of conf/ or of the user's own, as plain data."""
+    """Read one file of conf/ or of the user's own as plain data.
+
+    Raises:
+        ConfigError: there is no such file, or it is not a YAML mapping that may be used.
+    """
     path = file_of(kind, name)
     if kind == "method" and not path.is_file() and name in all_methods():
         return {"method": name}
     if not path.is_file():
         raise ConfigError(did_you_mean(kind, name, names(kind)))
-    try:
-        data = OmegaConf.to_container(OmegaConf.load(path)) or {}
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = read_file(path) or {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, expected key: value lines")
-    return cast(dict[str, Any], data)
+    if os.environ.get(ALLOW_ENV) != "1":
+        _refuse_interpolation(path, data, references=kind == "sweep")
+    elif kind != "sweep":  # a sweep is resolved together with the keys that it leaves to base.yaml
+        data = _resolved(data)
+    return data
+
+
+def _refuse_interpolation(path: Path, value: Any, references: bool) -> None:
+    """ConfigError for text such as ${oc.env:HOME}, which would put the reader's environment into a run.
+
+    `references`: text such as ${sweep} is allowed, which names another key of the run.
+    """
+    if isinstance(value, str):
+        if "${" in (REFERENCE.sub("", value) if references else value):
+            instead = "type the key on the command line, or " if references else ""
+            raise ConfigError(
+                f"{path}: {value[:60]!r} has an interpolation, which files may not use: {instead}set {ALLOW_ENV}=1"
+            )
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _refuse_interpolation(path, item, references)
+
+
+def _check_references(where: str, value: Any, others: Mapping[str, Any]) -> None:
+    """ConfigError where text of a file names a key whose own value in a file has an interpolation.
+
+    Such chains could name themselves, or grow beyond all memory.
+    """
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_references(where, item, others)
+    for key in REFERENCE.findall(value) if isinstance(value, str) else ():
+        if _interpolates(others.get(key)):
+            raise ConfigError(f"{where}: {value[:60]!r} names {key}, whose value has an interpolation itself")
+
+
+def _resolved(data: dict[str, Any]) -> dict[str, Any]:
+    """The data with its interpolations replaced by OmegaConf, where it has any."""
+    if not _interpolates(data):
+        return data
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(data), resolve=True))
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"an interpolation cannot be resolved: {first_line(error)}") from error
+
+
+def _interpolates(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_interpolates, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and "${" in value
+
+
+def typed_keys(words: Sequence[str]) -> dict[str, Any]:
+    """Return the KEY=VALUE arguments of a command as one nested mapping; of two values for a key the last counts."""
+    typed: dict[str, Any] = {}
+    for word in words:
+        key, is_value, text = word.partition("=")
+        if problem := text_problem(key):
+            raise ConfigError(f"{ascii(key)[:80]}: a key has {problem}")
+        if not is_value:
+            raise ConfigError(f"{word!r} is not key=value; for example: sweep=demo shots=[1,16]")
+        value = read_value(key, text)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        typed = _over(typed, value)
+    return typed
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings, key by key; where both have a value that is no mapping, that of `above` counts."""
+    whole = dict(below)
+    for key, value in above.items():
+        old = whole.get(key)
+        whole[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return whole
 
 
 def merged(words: Sequence[str]) -> dict[str, Any]:
     """Every key of base.yaml with the value that counts. Raises ConfigError naming what is wrong."""
-    base = cast(DictConfig, OmegaConf.load(CONF / "base.yaml"))
-    for word in words:
-        if "=" not in word:
-            raise ConfigError(f"{word!r} is not key=value; for example: sweep=demo shots=[1,16]")
-    try:
-        typed = OmegaConf.from_dotlist(list(words))
-        sweep = str(typed.get("sweep", base.sweep))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"cannot read {' '.join(words)!r}: {' '.join(str(error).split())}") from error
-    chosen = OmegaConf.create(_sweep(sweep))
-    known = cast(dict[str, Any], OmegaConf.to_container(base))
+    base = cast(dict[str, Any], read_file(CONF / "base.yaml"))
+    typed = typed_keys(words)
+    sweep = checks.text("sweep", _resolved({"sweep": typed.get("sweep", base["sweep"])})["sweep"])
+    chosen = _sweep(sweep)
     for where, layer in ((f"sweep {sweep!r}", chosen), ("command", typed)):
-        _check_keys(where, cast(dict[str, Any], OmegaConf.to_container(layer)), known, "")
-    try:
-        whole = cast(DictConfig, OmegaConf.merge(base, chosen, typed))
-        whole.sweep = Path(sweep).stem
-        raw = cast(dict[str, Any], OmegaConf.to_container(whole, resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from error
+        _check_keys(where, layer, base, "")
+    whole = _over(_over(base, chosen), typed)
+    whole["sweep"] = Path(sweep).stem
+    if os.environ.get(ALLOW_ENV) != "1":
+        _check_references(f"sweep {sweep!r}", chosen, {key: value for key, value in chosen.items() if key not in typed})
+    raw = _resolved(whole)
     raw["method"] = _settings_of_methods(raw, chosen, typed)
     return raw
 
 
-def _settings_of_methods(raw: dict[str, Any], chosen: DictConfig, typed: DictConfig) -> dict[str, Any]:
-    """The overrides of the methods that run. Those of a sweep file's other methods, which a command left out, rest."""
+def notes(words: Sequence[str]) -> list[str]:
+    """Lines for stderr about typed values that often mean something else."""
+    seed = typed_keys(words).get("seeds")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 1 < seed <= 1000:
+        return []
+    several = ",".join(map(str, range(1, seed + 1))) if seed <= 10 else f"1,2,...,{seed}"
+    return [f"seeds={seed} is one seed (number {seed}); for {seed} seeds type seeds=[{several}]"]
+
+
+def _settings_of_methods(raw: dict[str, Any], chosen: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """The overrides of the methods that run. Those of a sweep file's methods that a command left out are left out."""
     methods = checks.words("methods", raw["methods"])
-    for layer, offered in ((chosen, (*methods, *chosen.get("methods", ()))), (typed, methods)):
+    of_sweep = checks.some_words("methods", chosen.get("methods"))
+    for layer, offered in ((chosen, (*methods, *of_sweep)), (typed, methods)):
         for name in layer.get("method") or ():
             if name not in offered:
                 raise ConfigError(f"method.{name}: " + did_you_mean("method in this sweep", name, offered))
@@ -108,7 +199,7 @@ def _sweep(name: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
     own, joined = load("sweep", name), dict[str, Any]()
     for part in checks.some_words(f"sweep {name!r}: union", own.pop("union", None)):
         joined = _joined(joined, _sweep(part, (*inside, name)))
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(joined, own)))
+    return _over(joined, own)
 
 
 def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

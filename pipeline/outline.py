@@ -7,13 +7,14 @@ machine without its data; only classes with fewer images than shots make the bil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from methods.base import Bill
-from pipeline.blackbox import model as models
+from pipeline.blackbox import architecture
 from pipeline.blackbox.bill import total
+from pipeline.blackbox.facts import ModelFacts, describe, feature_dim
 from pipeline.config import Config
 from pipeline.data.card import missing
 from pipeline.data.split import check_validation
@@ -58,6 +59,10 @@ class Outline:
     trials: tuple[Priced, ...]
     unable: tuple[tuple[str, str], ...]
     absent: tuple[Absent, ...]
+    model: ModelFacts | None
+    """None where its weights are not on this machine and cannot be fetched."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user, one line each."""
 
     @property
     def total(self) -> Bill:
@@ -93,16 +98,20 @@ def outline(config: Config) -> Outline:
     lacking = absent(config)
     if not blocking(lacking):
         plan = make_plan(config)
-        return Outline(config, tuple(map(Priced.of, plan.trials)), plan.unable, lacking)
+        return Outline(plan.config, tuple(map(Priced.of, plan.trials)), plan.unable, lacking, plan.model, plan.notes)
     for card in config.datasets:
         check_validation(card.name, config.validation, card.val)
+    facts = None
+    if not any(thing.kind == "weights" and not thing.fetched for thing in lacking):
+        facts = describe(config.model)
+        config = replace(config, model=facts.card)
     placed, left_out = cells(config)
-    width, tests = models.feature_dim(config.model), _test_names(config)
+    width, tests = facts.feature_dim if facts else feature_dim(config.model), _test_names(config)
     trials = tuple(
         Priced(cell, tests[cell.dataset.name], predicted(cell, shape_of(config, cell.dataset, cell.shots, width)))
         for cell in placed
     )
-    return Outline(config, trials, tuple(left_out.items()), lacking)
+    return Outline(config, trials, tuple(left_out.items()), lacking, facts)
 
 
 def absent(config: Config) -> tuple[Absent, ...]:
@@ -140,8 +149,8 @@ def _absent(config: Config) -> Iterator[Absent]:
         if kind:
             what += f" (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})"
         yield Absent("data set", card.name, what, card.url or card.source)
-    if weights := models.missing(config.model):
-        yield Absent("weights", config.model.name, *weights, fetched=models.has_tag(config.model))
+    if weights := architecture.missing(config.model):
+        yield Absent("weights", config.model.name, *weights, fetched=architecture.has_tag(config.model))
 
 
 def _test_names(config: Config) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.leaderboard import GAINS, HARMONIC, summary
+from pipeline.comparison import GAINS, HARMONIC
+from pipeline.escape import plain
+from pipeline.identity import Selection, select
+from pipeline.leaderboard import summary
 from pipeline.render import LEGEND, count, gain, heading, plus_minus, sections, state
 
 Record = dict[str, Any]
@@ -67,23 +70,27 @@ footer { color: #666; font-size: 12px; margin-top: 2rem; border-top: 1px solid #
 
 def html(
     table: pa.Table,
-    rows: pa.Table,
+    rows: pa.Table | Selection,
     figures: Mapping[str, bytes],
     title: str = "Leaderboard",
     notes: Sequence[str] = (),
     overall: pa.Table | None = None,
     beside: str = "",
+    footer: Sequence[str] = (),
 ) -> str:
     """The page. `table` is the leaderboard by test set, `overall` its summary (from `rows` when not given), `beside`
-    the section of printed numbers, kept out of every other table and figure.
+    the section of printed numbers, kept out of every other table and figure. `notes` stand above the tables, `footer`
+    (what was left out) below them.
     """
-    averaged = summary(rows) if overall is None else overall
-    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_facts(rows))}</p>"]
-    parts += [f'<p class="note">{escape(note)}</p>' for note in notes if note]
+    selection = rows if isinstance(rows, Selection) else select(rows)
+    averaged = summary(selection) if overall is None else overall
+    title = plain(title)
+    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_facts(selection.everything))}</p>"]
+    parts += [f'<p class="note">{escape(plain(note))}</p>' for note in notes if note]
     places = {"tables": "Leaderboard", "figures": "Figures", "sets": "Every test set", "terms": "What the numbers mean"}
     places |= {"printed": "Beside printed numbers"} if beside else {}
     parts.append("<p>" + " · ".join(f'<a href="#{k}">{v}</a>' for k, v in places.items()) + "</p>")
-    parts += ["<div id=tables>", _tables(averaged), "</div>", "<h2 id=figures>Figures</h2>"]
+    parts += ["<div id=tables>", _tables(averaged), "</div>", *_footer(footer), "<h2 id=figures>Figures</h2>"]
     for name, png in figures.items():
         caption = CAPTIONS.get(name, name)
         image = base64.b64encode(png).decode()
@@ -92,9 +99,17 @@ def html(
     parts.append(f"<details id=sets><summary>Every test set by itself</summary>{_tables(table)}</details>")
     parts.append(beside)
     terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in LEGEND.items())
-    parts += [f"<h2 id=terms>What the numbers mean</h2><dl>{terms}</dl>", f"<footer>{escape(_made(rows))}</footer>"]
+    parts += [
+        f"<h2 id=terms>What the numbers mean</h2><dl>{terms}</dl>",
+        f"<footer>{escape(_made(selection.rows))}</footer>",
+    ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{CSS}</style>'
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _footer(lines: Sequence[str]) -> list[str]:
+    items = "".join(f"<li>{escape(plain(line))}</li>" for line in lines)
+    return [f"<ul class=note>{items}</ul>"] if items else []
 
 
 def _tables(table: pa.Table) -> str:
@@ -129,7 +144,7 @@ def _line(r: Record) -> dict[str, str]:
         numbers |= {f"over {name}": _gain(r, name) for name in GAINS}
         numbers |= {f"{name}, by image": _bootstrap(r, name) for name in GAINS}
     return {
-        "method": escape(r["label"]) + (" (ref)" if r["reference"] else ""),
+        "method": escape(plain(r["label"])) + (" (ref)" if r["reference"] else ""),
         "access": escape(r["access"]) or "none",
         "seeds": str(r["seeds"]),
         **numbers,

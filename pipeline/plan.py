@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from methods.base import Bill, MethodInfo, TaskShape
-from pipeline.blackbox import model as models
+from methods.base import Bill, TaskShape
 from pipeline.blackbox.bill import Limits, total
+from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.config import Config, DatasetCard, MethodChoice, ModelCard
 from pipeline.data.card import check_card, source_of
 from pipeline.data.images import check_readable
 from pipeline.data.split import Split, draw
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.prompts import check_prompts
 from pipeline.protocol import TestSet, check_words, fitted, test_cards, test_sets, unable, within
+from pipeline.row import account_name
+from pipeline.source_code import code_digest, method_digest, texts_digest
 
 _RULES = 1
 """Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
@@ -34,8 +33,10 @@ class TrialSpec:
     sweep: str
     choice: MethodChoice
     method_digest: str
+    code_digest: str
     model: ModelCard
     model_identity: str
+    transform: str
     dataset: DatasetCard
     data_digest: str
     classnames_digest: str
@@ -67,8 +68,8 @@ class TrialSpec:
 
     @property
     def account(self) -> str:
-        """The trial's name in the ledger and on its checkpoints: a rerun by other code is another payer."""
-        return f"{self.trial_id}.{self.method_digest}"
+        """The trial's name in the ledger and on its checkpoints, which includes the digests of the code."""
+        return account_name(self.trial_id, self.method_digest, self.code_digest)
 
     @property
     def reserved(self) -> Limits:
@@ -78,11 +79,14 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a run in order, and the methods that the model's grant leaves out."""
+    """All trials of a run in order, the methods that cannot run, and what is known of the model."""
 
     config: Config
     trials: tuple[TrialSpec, ...]
     unable: tuple[tuple[str, str], ...]
+    model: ModelFacts
+    notes: tuple[str, ...] = ()
+    """Remarks for the user, one line each."""
 
     @property
     def total(self) -> Bill:
@@ -142,11 +146,16 @@ def predicted(cell: Cell, shape: TaskShape) -> Bill:
     return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
 
 
-def make_plan(config: Config) -> Plan:
-    """Expand the run into trials. Raises ConfigError or DataError before any query is spent."""
+def make_plan(config: Config, fetch: bool = False) -> Plan:
+    """Expand the run into trials. Raises ConfigError or DataError before any query is spent.
+
+    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine, and a tag's weights where
+    replicas run on this machine alone.
+    """
     check_words(config)
+    facts = describe(config.model, fetch and config.address is None)
+    config = replace(config, model=facts.card)
     placed, left_out = cells(config)
-    identity, width = models.identity(config.model), models.feature_dim(config.model)
     tests, others = {}, test_cards(config)
     for card in config.datasets:
         check_card(card)
@@ -156,12 +165,36 @@ def make_plan(config: Config) -> Plan:
             except DataError as error:
                 raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
         tests[card.name] = test_sets(config.protocol, card, others[card.name])
+    if note := check_prompts(facts, tests, {cell.choice for cell in placed}, fetch):
+        facts = replace(facts, notes=(*facts.notes, note))
     draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
     trials = [
-        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], identity, width)
+        _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
         for cell in placed
     ]
-    return Plan(config, tuple(trials), tuple(left_out.items()))
+    cards = {card.name: card for found in tests.values() for card in (test.card for test in found)}
+    return Plan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(cards.values())))
+
+
+def announcements(plan: Plan) -> list[str]:
+    """What a run says before it starts: the model's input rule and notes, and the methods that cannot run."""
+    facts, name = plan.model, plan.config.model.name
+    lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
+    return [
+        *(f"model {name}: {line}" for line in (*lines, *facts.notes)),
+        *plan.notes,
+        *(f"not run: {method} {why}" for method, why in plan.unable),
+    ]
+
+
+def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
+    """A line for each group of data sets of a run that have different names and the same content."""
+    names: dict[str, list[str]] = {}
+    for card in cards:
+        names.setdefault(source_of(card).digest, []).append(repr(card.name))
+    for group in names.values():
+        if len(group) > 1:
+            yield f"note: data sets {' and '.join(group)} have the same content under different names"
 
 
 def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
@@ -181,15 +214,16 @@ def _trial(
     cell: Cell,
     tests: tuple[TestSet, ...],
     drawn: tuple[Split, str],
-    identity: str,
-    width: int,
+    facts: ModelFacts,
 ) -> TrialSpec:
     choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
     split, split_digest = drawn
-    shape = shape_of(config, card, shots, width, split)
+    shape = shape_of(config, card, shots, facts.feature_dim, split)
+    if not choice.info.uses_views:
+        shape = replace(shape, views=0, fresh_views=False)  # one trial, whatever `views` is
     resolved = {
         "rules": _RULES,
-        "model": [identity, config.model.precision],
+        "model": [facts.identity, config.model.precision, facts.transform],
         "method": [choice.info.name, choice.info.version, choice.config],
         "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
         "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
@@ -208,8 +242,10 @@ def _trial(
         sweep=config.sweep,
         choice=choice,
         method_digest=method_digest(choice.info),
+        code_digest=code_digest(),
         model=config.model,
-        model_identity=identity,
+        model_identity=facts.identity,
+        transform=facts.transform,
         dataset=card,
         data_digest=source_of(card).digest,
         classnames_digest=texts_digest(tests[0].classes.names),
@@ -229,8 +265,18 @@ def _trial(
     )
 
 
+def refuse_nameless(config: Config) -> None:
+    """Raise ConfigError for limits of a global budget without its name, which would limit nothing."""
+    budget = config.global_budget
+    if budget.name is None and budget.limits != Limits():
+        raise ConfigError(
+            f"budget.global limits {budget.limits.words} of a budget without a name: add budget.global.name"
+        )
+
+
 def refuse_unpayable(config: Config, asked: Bill) -> None:
     """Raise BudgetExceeded when the ceilings cannot pay what trials are predicted to ask."""
+    refuse_nameless(config)
     for account, ceiling in (
         ("the sweep", config.sweep_budget),
         (f"global budget {config.global_budget.name!r}", config.global_budget.limits),
@@ -238,36 +284,3 @@ def refuse_unpayable(config: Config, asked: Bill) -> None:
         unit = ceiling.passed(Bill(), asked)
         if unit:
             raise BudgetExceeded(account, unit, getattr(asked, unit), 0, getattr(ceiling, unit))
-
-
-def texts_digest(texts: Sequence[str]) -> str:
-    """Digest of a sequence of texts; empty for none."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16] if texts else ""
-
-
-@cache
-def method_digest(info: MethodInfo) -> str:
-    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out."""
-    folder, done, todo = Path(inspect.getfile(info.cls)).parent, set(), [Path(inspect.getfile(info.cls))]
-    h = hashlib.sha256()
-    while todo:
-        path = todo.pop()
-        if path in done or not path.is_file():
-            continue
-        done.add(path)
-        source = path.read_text()
-        h.update(source.encode())
-        todo += [folder / f"{part}.py" for part in sorted(_imported_parts(source) - {"base"})]
-    return h.hexdigest()[:16]
-
-
-def _imported_parts(source: str) -> set[str]:
-    """The modules of `methods/` that this source imports, in whichever way."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["methods" if node.level else "", node.module or ""]))
-            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return {name.split(".")[1] for name in names if name.startswith("methods.")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 from pipeline.blackbox.ledger import Ledger
+from pipeline.errors import LedgerError
 from pipeline.results import ResultRow, Store
 
 TRIAL_IN_REQUESTS = 100
@@ -33,6 +35,7 @@ class Watch:
         self.store, self.ledger, self.account, self.mirror = store, ledger, account, mirror
         self.before = {i: self._stamp(i) for i in ids}
         self.done: set[str] = set()
+        self._requests, self._read_again = 0, 0.0
         self.first = self._charged()
         self._lock = threading.Lock()
 
@@ -41,7 +44,14 @@ class Watch:
         return path.stat().st_mtime_ns if path.exists() else 0
 
     def _charged(self) -> int:
-        return next((a.charged.requests for a in self.ledger.accounts() if a.name == self.account), 0)
+        """Requests charged so far; read anew while that takes at most a hundredth of the time."""
+        began = time.monotonic()
+        if began >= self._read_again:
+            with contextlib.suppress(LedgerError):  # a damaged ledger stops the trials, which say so
+                accounts = self.ledger.accounts()
+                self._requests = next((a.charged.requests for a in accounts if a.name == self.account), 0)
+            self._read_again = began + 100 * (time.monotonic() - began)
+        return self._requests
 
     def count(self) -> Count:
         """Trials finished and requests charged since the start; new rows are mirrored on the way."""
@@ -55,6 +65,7 @@ class Watch:
 
     def close(self) -> None:
         """See the last rows."""
+        self._read_again = 0.0
         self.count()
 
 

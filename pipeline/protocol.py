@@ -10,14 +10,18 @@ were not fitted (base_to_new's new ones, those of a transfer set) are given to `
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from methods.base import Classes, MethodInfo
-from pipeline.config import Config, DatasetCard, dataset_card, names
+from pipeline.config import Config, DatasetCard, dataset_card, names, refuse_same_names
 from pipeline.data.card import source_of
+from pipeline.data.class_names import prompt_form
 from pipeline.data.source import Source
 from pipeline.data.split import Split
 from pipeline.errors import ConfigError, DataError
@@ -45,6 +49,15 @@ class TestSet:
         """Names of its classes, with the card's templates."""
         found = source_of(self.card).classnames
         return Classes(tuple(found[label] for label in self.labels), self.card.template, self.card.templates)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the data; for classes that were not fitted, also of the names and templates given to `predict`."""
+        data = source_of(self.card).digest
+        if self.columns is not None:
+            return data
+        given = [data, self.classes.names, self.classes.template, self.classes.templates]
+        return hashlib.sha256(json.dumps(given).encode()).hexdigest()
 
     @property
     def rows(self) -> np.ndarray:
@@ -80,9 +93,19 @@ def unable(config: Config, info: MethodInfo) -> str | None:
 def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]:
     """By fitted data set, what a fit is scored on beside its own test split: (shift or transfer, card)."""
     if config.protocol == "base_to_new":
+        refuse_same_names(config.datasets)
         return {card.name: () for card in config.datasets}
     asked = names("dataset") if config.shift is True else config.shift or ()
     shifts, others = ([dataset_card(name, config.data.root) for name in some] for some in (asked, config.transfer))
+    fits = {card.name for card in config.datasets}
+    shifts = [card for card in shifts if card.shift_of in fits]
+    refuse_same_names(config.datasets, shifts, others)
+    for other in others:
+        if other.name in {shift.name for shift in shifts}:
+            raise ConfigError(
+                f"transfer: {other.name!r} is a shift set of {other.shift_of!r}, which this run scores as one already: "
+                "leave it out of transfer, or set shift=false"
+            )
     return {
         card.name: (
             *(("shift", other) for other in shifts if other.shift_of == card.name),
@@ -112,18 +135,47 @@ def _not_empty(half: TestSet) -> TestSet:
 
 
 def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
-    """The fitted class that each class of a shift set is, found by its identity. DataError for one that is none."""
-    known = {identity: label for label, identity in enumerate(source_of(card).class_ids)}
-    asked = source_of(shift).class_ids
-    foreign = [identity for identity in asked if identity not in known]
-    if foreign:
+    """Return the fitted class that each class of a shift set is.
+
+    Classes are matched by their ids (folders, WordNet ids, names in the files). Where that leaves one unmatched, or
+    where ids are numbers that have other names in the two sets, they are matched by the prompt form of their names.
+
+    Raises:
+        DataError: a class of the shift set is none of the fitted ones, or ids and names contradict each other.
+    """
+    fitted_source, shift_source = source_of(card), source_of(shift)
+    names, shift_names = ([prompt_form(name) for name in source.classnames] for source in (fitted_source, shift_source))
+    by_id, by_name = _places(fitted_source.class_ids, shift_source.class_ids), _places(names, shift_names)
+    named_alike = [place is None or names[place] == name for place, name in zip(by_id, shift_names, strict=True)]
+    numbered = all(identity.isdecimal() for identity in shift_source.class_ids)
+    if None not in by_id and (all(named_alike) or (not numbered and None in by_name)):
+        places = by_id
+    elif None in by_id or numbered:
+        places = by_name
+    else:
+        places = [place if alike else None for place, alike in zip(by_id, named_alike, strict=True)]
+    if None in places:
+        label = places.index(None)
         raise DataError(
             f"data set {shift.name!r} has other classes than {card.name!r}, which methods are fitted on: "
-            f"{foreign[0]!r} is not among them"
+            f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them (name it alike: "
+            "classnames=FILE)"
         )
-    columns = [known[identity] for identity in asked]
+    columns = [place for place in places if place is not None]
+    if len(set(columns)) < len(columns):
+        raise DataError(f"data set {shift.name!r} has two classes that are one class of {card.name!r}")
     same = columns == list(range(card.classes))
     return range(card.classes) if same else tuple(columns)
+
+
+def _places(known: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
+    """Return where each wanted value is among the known ones, None where it is not or is there twice."""
+    count, place_of = Counter(known), {value: label for label, value in enumerate(known)}
+    return [place_of[value] if count[value] == 1 else None for value in wanted]
+
+
+def _both(identity: str, name: str) -> str:
+    return repr(identity) if identity == name else f"{identity!r} ({name!r})"
 
 
 def check_words(config: Config) -> None:

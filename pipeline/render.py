@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.blackbox.bill import Limits
-from pipeline.leaderboard import GAINS, HARMONIC, ReadPredictions, leaderboard, summary
+from pipeline.comparison import GAINS, HARMONIC
+from pipeline.escape import csv_cell, latex, markdown, plain
+from pipeline.finite import strict_json
+from pipeline.identity import Selection, missing_references, select
+from pipeline.leaderboard import ReadPredictions, leaderboard, summary
 
 Record = dict[str, Any]
 
@@ -24,32 +28,15 @@ WIDTH = 120
 HALVES = ("base", "new")
 """Kinds that are shown beside each other, with their harmonic mean."""
 RAW = (
-    *(
-        "trial_id",
-        "method",
-        "dataset",
-        "shots",
-        "seed",
-        "model",
-        "status",
-        "test_set",
-        "accuracy",
-        "requests",
-        "images",
-    ),
-    *(
-        "prompts",
-        "outputs",
-        "evaluate_requests",
-        "seconds",
-        "trainable_params",
-        "client_bytes",
-        "base_method",
-        "access",
-    ),
-    *("budget_requests", "budget_images", "macro_accuracy", "nll", "ece", "labels_used", "papers_count", "error"),
-    *("kind", "validation", "split_digest", "test_label_reads"),
+    *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests"),
+    *("images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
+    *("base_method", "access", "budget_requests", "budget_images", "macro_accuracy", "nll", "ece", "labels_used"),
+    *("papers_count", "error", "kind", "validation", "split_digest", "test_label_reads"),
+    *("template", "templates_digest", "classnames_digest", "augment", "data_digest", "test_digest"),
+    *("model_digest", "precision", "transform", "code_digest", "method_version", "method_digest"),
+    *("views", "settings", "config", "cpu", "device", "threads", "torch_version", "farebox_version", "created"),
 )
+"""Columns of a row that are shown by `--raw`; `left_out` follows."""
 SECTION = (
     *("access_class", "model", "model_digest", "precision", "kind", "dataset", "test_set", "shots"),
     *("budget_requests", "budget_images"),
@@ -74,50 +61,56 @@ FOOTNOTE_HALVES = (
 )
 
 
-def text_table(table: pa.Table) -> str:
-    """At most 120 columns wide: a heading for each access class, one for each section, a line for each method."""
+def text_table(table: pa.Table, notes: Sequence[str] = ()) -> str:
+    """At most 120 columns wide: a heading for each access class, one for each section, a line for each method.
+
+    `notes` follow the table, one paragraph each.
+    """
     blocks: list[str] = []
     for name, group in groupby(sections(table), key=lambda s: s[0]["access_class"]):
         blocks.append(f"{name.upper()}  ({', '.join(_accesses(table, name))})")
         blocks += [f"{heading(rows)}\n{aligned([_shown(r) for r in rows])}" for rows in group]
     halves = [FOOTNOTE_HALVES] if HARMONIC in table["kind"].to_pylist() else []
-    return "\n".join(["\n\n".join([*blocks, FOOTNOTE]), *halves, ""]) if blocks else "no trial has finished yet\n"
+    end = [textwrap.fill(plain(f"! {note}"), WIDTH, subsequent_indent="  ") for note in notes]
+    body = ["\n\n".join([*blocks, FOOTNOTE]), *halves] if blocks else ["no trial has finished yet"]
+    return "\n".join([*body, *end, ""])
 
 
 def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
-    """Every column, full precision, nulls empty."""
+    """Every column, full precision, nulls empty. Text that a spreadsheet would run as a formula starts with a `'`."""
     records, names = _records(table)
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: csv_cell(value) for name, value in record.items()} for record in records)
     return out.getvalue()
 
 
 def to_json(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
-    """A list of records, every column."""
-    return json.dumps(_records(table)[0], indent=1) + "\n"
+    """A list of records, every column. Numbers that JSON cannot hold (NaN, infinity) are null."""
+    return strict_json(_records(table)[0], indent=1) + "\n"
 
 
-def to_md(table: pa.Table) -> str:
-    """A markdown table for each section."""
+def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
+    """A Markdown table for each section, then the notes as a list."""
     blocks = []
     for rows in sections(table):
         grid = md_grid([_shown(r) for r in rows])
-        blocks.append(f"### {rows[0]['access_class']}: {heading(rows)}\n\n{grid}\n")
+        blocks.append(f"### {rows[0]['access_class']}: {markdown(heading(rows))}\n\n{grid}\n")
+    blocks += ["\n".join(f"- {markdown(note)}" for note in notes) + "\n"] if notes else []
     return "\n".join(blocks)
 
 
 def md_grid(shown: Sequence[Mapping[str, str]]) -> str:
     """Lines of cells as a markdown table."""
     bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
-    lines = ["|".join(cells.values()) for cells in shown]
+    lines = ["|".join(map(markdown, cells.values())) for cells in shown]
     return "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
 
 
-def to_latex(table: pa.Table) -> str:
-    """A booktabs table for each section."""
-    blocks = []
+def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
+    """A booktabs table for each section, after the notes as comments."""
+    blocks = [f"% {plain(note)}" for note in notes]
     for rows in sections(table):
         blocks.append(latex_table(f"{rows[0]['access_class']}: {heading(rows)}", [_shown(r) for r in rows]))
     return "\n".join(blocks)
@@ -126,25 +119,33 @@ def to_latex(table: pa.Table) -> str:
 def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
     """Lines of cells as a booktabs table."""
     columns = "".join("l" if left else "r" for left in _left(shown[0]))
-    lines = [" & ".join(map(_tex, cells.values())) + r" \\" for cells in shown]
-    head = " & ".join(map(_tex, shown[0])) + r" \\"
+    lines = [" & ".join(map(latex, cells.values())) + r" \\" for cells in shown]
+    head = " & ".join(map(latex, shown[0])) + r" \\"
     body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    start = [r"\begin{table}", rf"\caption{{{_tex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}"]
+    start = [r"\begin{table}", rf"\caption{{{latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}"]
     return "\n".join([*start, *body, r"\end{table}"]) + "\n"
 
 
-def raw_records(rows: pa.Table) -> list[Record]:
-    """One record for each (trial, test set), a trial's source test set first; the bill is the whole trial's on each."""
+def raw_records(rows: pa.Table | Selection) -> list[Record]:
+    """One record for each (trial, test set), a trial's source test set first; the bill is the whole trial's on each.
+
+    `left_out` gives the reason why a row is in no mean, and is empty for all others.
+    """
+    selection = rows if isinstance(rows, Selection) else select(rows)
 
     def order(r: Record) -> tuple[Any, ...]:
         budget = tuple(-1 if r[f"budget_{u}"] is None else r[f"budget_{u}"] for u in ("requests", "images"))
         cell = (r["model"], r["method"], r["dataset"], r["shots"], *budget, r["seed"], r["trial_id"])
         return *cell, r["test_set"] != r["dataset"], r["test_set"]
 
-    return [{k: r[k] for k in RAW} for r in sorted(rows.to_pylist(), key=order)]
+    left_out = selection.left_out
+    return [
+        {k: r[k] for k in RAW} | {"left_out": left_out.get((r["trial_id"], r["test_set"]), "")}
+        for r in sorted(selection.everything.to_pylist(), key=order)
+    ]
 
 
-def figures(rows: pa.Table) -> dict[str, bytes]:
+def figures(rows: pa.Table | Selection) -> dict[str, bytes]:
     """PNG figures by name (matplotlib is loaded only here)."""
     from pipeline.figures import draw
 
@@ -152,7 +153,7 @@ def figures(rows: pa.Table) -> dict[str, bytes]:
 
 
 def report(
-    rows: pa.Table,
+    rows: pa.Table | Selection,
     predictions: ReadPredictions | None = None,
     title: str = "Leaderboard",
     notes: Sequence[str] = (),
@@ -161,16 +162,19 @@ def report(
     """The files of a report by relative path: the page (`beside` in it), both tables, raw trials and figures."""
     from pipeline.page import html
 
-    board, overall, drawn = leaderboard(rows, predictions), summary(rows, predictions), figures(rows)
-    page = html(board, rows, drawn, title, notes, overall, beside)
+    selection = rows if isinstance(rows, Selection) else select(rows)
+    board, overall = leaderboard(selection, predictions), summary(selection, predictions)
+    drawn = figures(selection)
+    footer = [*selection.notes, *missing_references(board)]
+    page = html(board, selection, drawn, title, notes, overall, beside, footer)
     files = {
         "leaderboard.html": page,
         "leaderboard.csv": to_csv(board),
         "leaderboard.json": to_json(board),
-        "leaderboard.md": to_md(overall),
+        "leaderboard.md": to_md(overall, footer),
         "summary.csv": to_csv(overall),
-        "summary.txt": text_table(overall),
-        "trials.csv": to_csv(raw_records(rows)),
+        "summary.txt": text_table(overall, footer),
+        "trials.csv": to_csv(raw_records(selection)),
     }
     return {k: v.encode() for k, v in files.items()} | {f"figures/{k}.png": v for k, v in drawn.items()}
 
@@ -187,7 +191,8 @@ def heading(rows: Sequence[Record]) -> str:
     else:
         what = r["dataset"]
     what += ", base to new" * (r["kind"] == HARMONIC)
-    return f"{what}, {r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}, {r['model']} {r['precision']}"
+    where = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}, {r['model']} {r['precision']}"
+    return plain(f"{what}, {where}")
 
 
 def budget_words(record: Record) -> str:
@@ -211,7 +216,11 @@ def state(record: Record) -> str:
     if record["datasets"] < record["datasets_of"]:
         said.append(f"{record['datasets']} of {record['datasets_of']} sets")
     if record["sources"] > 1:
-        said.append("two codes")
+        said.append(f"{record['sources']} codes")
+    for name in GAINS:
+        pairs = record.get(f"gain_{name}_pairs")
+        if pairs and pairs < record["seeds"]:
+            said.append(f"over {name}: {pairs} of {record['seeds']} seeds")
     return ", ".join(said)
 
 
@@ -225,7 +234,7 @@ def _shown(r: Record) -> dict[str, str]:
         numbers |= {f"over {name}": gain(r, name) for name in GAINS}
         numbers["rank"] = "-" if r["rank"] is None else f"{r['rank']:.1f}"
     return {
-        "method": r["label"] + (" (ref)" if r["reference"] else ""),
+        "method": plain(r["label"]) + (" (ref)" if r["reference"] else ""),
         "seeds": str(r["seeds"]),
         **numbers,
         "requests": count(r["requests"]),
@@ -288,10 +297,4 @@ def aligned(rows: list[dict[str, str]]) -> str:
 def _records(table: pa.Table | Sequence[Mapping[str, Any]]) -> tuple[list[Record], list[str]]:
     if isinstance(table, pa.Table):
         return table.to_pylist(), table.column_names
-    return [dict(r) for r in table], list(table[0]) if table else list(RAW)
-
-
-def _tex(text: str) -> str:
-    for raw, safe in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("±", r"$\pm$"), ("->", r"$\to$")):
-        text = text.replace(raw, safe)
-    return text
+    return [dict(r) for r in table], list(table[0]) if table else [*RAW, "left_out"]

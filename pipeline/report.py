@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import queue
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,46 +14,62 @@ from typing import Any
 
 import pyarrow as pa
 
-from methods import all_methods
 from methods.base import Bill
 from pipeline.blackbox.bill import Limits, Phase, total
-from pipeline.blackbox.ledger import Ledger
-from pipeline.config import Config, dataset_card, model_card, names
-from pipeline.errors import ConfigError, TrackingError, masked
+from pipeline.books import audit, existing_ledger, trials_of
+from pipeline.config import Config, names
+from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
+from pipeline.identity import Selection, missing_references, select
 from pipeline.layers import load
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.outline import Outline
+from pipeline.preflight import check_free_port
 from pipeline.published.tables import html, with_printed
 from pipeline.render import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import ResultRow, Store
+from pipeline.runs import read_runs
+from pipeline.storage_id import FILE, read_id
 
 AWAY_S = 60.0
 """After a failure of MLflow, how long a run does not try it again."""
 Say = Callable[[str], None]
 
 
-def publish(config: Config, say: Say) -> None:
-    """Print the summary, write the report beside the rows, and mirror it; say where everything lies."""
+def publish(config: Config, say: Say) -> list[str]:
+    """Print the summary, write the report beside the rows, and mirror it; say where everything lies.
+
+    Returns one line for each damaged file that is left in the storage.
+    """
     store = _store(config)
-    rows = store.read()
+    rows = _selection(store)
     if config.label:
         say(f"\n{config.label}")
-    say("\n" + text_table(summary(rows)))
-    files = report(rows, store.read_predictions, title=f"Leaderboard of {config.sweep}", notes=_notes(config))
-    folder = config.storage / "leaderboard"
-    for name, data in files.items():
-        write_atomic(folder / name, data)
+    say("\n" + text_table(summary(rows), [*rows.notes, *missing_references(leaderboard(rows))]))
+    folder = _write_report(config, store, rows)
     try:
         mirror = _mirror(config)
-        mirror.sync(store)  # what a crash, or an MLflow that was away, left out
+        behind = mirror.sync(store).problems  # what a crash, or an MLflow that was away, left out
         mirror.sweep_run(folder)
     except TrackingError as error:
-        say(f"not mirrored to MLflow ({error}); later: farebox sync storage={_shown(config.storage)}")
+        behind = [str(error)]
+    for line in [*behind[:2], *([f"{len(behind) - 2} more like these"] if len(behind) > 2 else [])]:
+        say(f"not mirrored to MLflow ({line}); later: farebox sync {_word(config)}")
     say(f"page with figures:  {_shown(folder / 'leaderboard.html')}")
-    say(f"every data set:     farebox leaderboard storage={_shown(config.storage)}")
-    say(f"the bill, checked:  farebox ledger storage={_shown(config.storage)}")
-    say(f"MLflow's pages:     farebox ui storage={_shown(config.storage)}")
+    say(f"every data set:     farebox leaderboard {_word(config)}")
+    say(f"the bill, checked:  farebox ledger {_word(config)}")
+    say(f"MLflow's pages:     farebox ui {_word(config)}")
+    return store.damage()
+
+
+def _write_report(config: Config, store: Store, rows: Selection) -> Path:
+    """Write the leaderboard's files and return their folder."""
+    folder = config.storage / "leaderboard"
+    files = report(rows, store.reader(rows.rows), title=f"Leaderboard of {config.sweep}", notes=_notes(config))
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    return folder
 
 
 class Mirroring:
@@ -78,7 +95,7 @@ class Mirroring:
                 continue  # each try would wait for a server that is away; `publish` mirrors what was left out
             try:
                 mirror = mirror or _mirror(self.config)
-                mirror.mirror(rows, prediction_files(self.store, rows))
+                mirror.mirror(rows, self.store.prediction_files(rows))
             except TrackingError as error:
                 self.problem, again = str(error), time.monotonic() + AWAY_S
 
@@ -89,48 +106,73 @@ class Mirroring:
             self._thread.join()
 
 
-def prediction_files(store: Store, rows: Sequence[ResultRow]) -> list[Path]:
-    """The prediction files of a trial's rows."""
-    return [store.storage / r.predictions_file for r in rows if r.predictions_file]
+def formatted(
+    config: Config, form: str, raw: bool, published: bool = False, echo: Say = lambda line: None
+) -> tuple[str, list[str]]:
+    """Return the leaderboard, or with `raw` its trials, in one of the formats, and a line for each damaged file.
 
-
-def formatted(config: Config, form: str, raw: bool, published: bool = False) -> str:
-    """The leaderboard, or with `raw` its trials, in one of the formats; `published`: printed numbers after it."""
+    `published`: printed numbers after it. Notes on rows that are left out are below a table or page; `echo` prints
+    them where the format has no place for them.
+    """
     store = _store(config)
-    rows = store.read()
-    config = _of_rows(config, rows)
+    text = _formatted(config, store, form, raw, published, echo)
+    return text, store.damage()
+
+
+def _formatted(config: Config, store: Store, form: str, raw: bool, published: bool, echo: Say) -> str:
+    rows = _selection(store)
+    config = _of_rows(config, rows.everything)
     if raw and published:
         raise ConfigError(
             "--raw --published: printed numbers stand beside means, not beside single trials; leave one out"
         )
     if form == "html":
         beside = html(leaderboard(rows)) if published else ""
-        return report(rows, store.read_predictions, config.sweep, _notes(config), beside)["leaderboard.html"].decode()
+        return report(rows, store.reader(rows.rows), config.sweep, _notes(config), beside)["leaderboard.html"].decode()
     if raw:
         if form not in ("json", "csv", "table"):
             raise ConfigError(f"--raw --format {form}: expected json or csv")
+        for note in rows.notes:
+            echo(note)
         records = raw_records(rows)
         return to_json(records) if form == "json" else to_csv(records)
-    table = leaderboard(rows, store.read_predictions)
-    said = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}[form](table)
+    table = leaderboard(rows, store.reader(rows.rows))
+    notes = [*rows.notes, *missing_references(table)]
+    if form in ("csv", "json"):
+        for note in notes:
+            echo(note)
+        said = to_csv(table) if form == "csv" else to_json(table)
+    else:
+        said = {"table": text_table, "md": to_md, "latex": to_latex}[form](table, notes)
     return with_printed(form, said, table) if published else said
 
 
-def sync(config: Config, say: Say) -> None:
-    """Rebuild the MLflow mirror from the rows on disk."""
+def sync(config: Config, say: Say) -> list[str]:
+    """Rebuild the MLflow mirror, and the report that it shows, from the rows on disk.
+
+    Returns one line for each trial that MLflow did not take, and for each damaged file, which is not mirrored.
+    """
     store = _store(config)
-    mirror = _mirror(_of_rows(config, store.read()))
-    say(f"{mirror.sync(store)} trials are in MLflow at {masked(config.mlflow)}")
-    folder = config.storage / "leaderboard"
-    if folder.is_dir():
-        mirror.sweep_run(folder)
+    rows = _selection(store)
+    config = _of_rows(config, rows.everything)
+    mirror = _mirror(config)
+    outcome = mirror.sync(store)
+    say(f"{outcome.mirrored} trials are in MLflow at {masked(config.mlflow)}")
+    if (config.storage / "leaderboard").is_dir():
+        mirror.sweep_run(_write_report(config, store, rows))
+    return [*outcome.problems, *store.damage()]
 
 
 def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours."""
+    """The command that serves MLflow's pages for this sweep, and what its environment needs beside ours.
+
+    Raises:
+        ConfigError: there is no sweep, or the port is in use.
+    """
     from pipeline.tracking import ui_command as command
 
     _store(config)
+    check_free_port(port)
     return command(config.mlflow, port)
 
 
@@ -161,8 +203,16 @@ def plan_table(made: Outline) -> str:
     ):
         if limits != Limits():
             text.append(f"ceiling of {name}: {limits.words}")
-    text += [f"not run: {name} {why}" for name, why in made.unable]
-    return "\n".join([*text, *absent_lines(made)])
+    text += [*made.notes, *(f"not run: {name} {why}" for name, why in made.unable)]
+    return "\n".join([*text, *model_lines(made), *absent_lines(made)])
+
+
+def model_lines(made: Outline) -> list[str]:
+    """The model's input rule and activation, and what is changed, skipped or guessed about it, one line each."""
+    facts, name = made.model, made.config.model.name
+    if facts is None:
+        return []
+    return [f"model {name}: {line}" for line in ((facts.rule, *facts.notes) if facts.rule else facts.notes)]
 
 
 def absent_lines(made: Outline) -> list[str]:
@@ -174,15 +224,19 @@ def absent_lines(made: Outline) -> list[str]:
 
 
 def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
-    """The ledger's statement for this sweep, and what does not add up."""
+    """The ledger's statement for this sweep, and what is wrong with it. A damaged ledger has no statement."""
     store = _store(config)
-    storage_id = (config.storage / "storage_id").read_text().strip()
-    books = Ledger(config.ledger_url)
-    accounts, trials = books.accounts(), [t for t in books.trials() if t.storage == storage_id]
-    rows = store.read().to_pylist()
-    named = [r | {"trial_id": f"{r['trial_id']}.{r['method_digest']}"} for r in rows]
-    problems = books.verify(named, storage_id)
-    books.close()
+    rows = store.scan().table
+    storage = read_id(config.storage)
+    with contextlib.closing(existing_ledger(config)) as books:
+        problems = [*audit(books, rows, storage), *store.damage()]
+        try:
+            accounts, trials = books.accounts(), trials_of(books, rows, storage)
+        except LedgerError as error:
+            problems = problems or [str(error)]
+            no_figures = "the ledger is damaged: none of its figures is printed"
+            return strict_json({"problems": problems}, indent=1) if as_json else no_figures, problems
+    copied = sum(t.storage != storage.id for t in trials)
     phases = {phase: total(t.bills.get(phase, total([])) for t in trials) for phase in Phase}
     if as_json:
         record = {
@@ -192,10 +246,11 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
             ],
             "phases": {phase.value: asdict(bill) for phase, bill in phases.items()},
             "trials": len(trials),
+            "copied_trials": copied,
             "open_trials": sum(t.open for t in trials),
             "problems": problems,
         }
-        return json.dumps(record, indent=1), problems
+        return strict_json(record, indent=1), problems
     text = [f"{'phase':<10}{'requests':>14}{'images':>18}{'prompts':>16}{'outputs':>20}"]
     for phase, bill in phases.items():
         text.append(f"{phase.value:<10}{bill.requests:>14,}{bill.images:>18,}{bill.prompts:>16,}{bill.outputs:>20,}")
@@ -205,47 +260,21 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
             f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.words or 'none'}"
         )
     verdict = "verified: charges add up, match the rows, and passed no limit" if not problems else "NOT verified"
-    text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open; {verdict}")
+    inherited = f", {copied} of them paid by the storage that this one was copied from" if copied else ""
+    text.append(f"{len(trials)} trials, {sum(t.open for t in trials)} of them open{inherited}; {verdict}")
     return "\n".join(text), problems
 
 
-def methods() -> list[dict[str, Any]]:
-    """One record for each method that conf/method or the registry knows."""
-    registered = all_methods()
-    records = []
-    for name in names("method"):
-        info = registered[load("method", name).get("method", name)]
-        records.append(
-            {
-                "method": name,
-                "access": info.access.label,
-                "paper": info.paper,
-                "version": info.version,
-                "new_classes": info.new_classes,
-                "what": info.summary,
-            }
-        )
-    return records
-
-
-def datasets() -> list[dict[str, Any]]:
-    """One record for each data set."""
-    keys = ("classes", "train", "val", "test", "shift_of", "template", "licence", "source")
-    return [{"dataset": name, **{k: getattr(dataset_card(name), k) for k in keys}} for name in names("dataset")]
-
-
-def models() -> list[dict[str, Any]]:
-    """One record for each model."""
-    keys = ("kind", "arch", "weights", "grant", "licence", "note")
-    return [{"model": name, **{k: getattr(model_card(name), k) for k in keys}} for name in names("model")]
-
-
 def _store(config: Config) -> Store:
-    if not (config.storage / "storage_id").exists():
+    if not (config.storage / FILE).exists():
         raise ConfigError(
             f"no sweep at {_shown(config.storage)}: name one with storage=DIR, or farebox run sweep={config.sweep}"
         )
     return Store(config.storage)
+
+
+def _selection(store: Store) -> Selection:
+    return select(store.scan().table, read_runs(store.storage))
 
 
 def _of_rows(config: Config, rows: pa.Table) -> Config:
@@ -265,6 +294,11 @@ def _mirror(config: Config) -> Any:
 
 def _notes(config: Config) -> list[str]:
     return [config.label] if config.label else []
+
+
+def _word(config: Config) -> str:
+    """The argument that names the storage, quoted for a shell."""
+    return shlex.quote(f"storage={_shown(config.storage)}")
 
 
 def _shown(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -16,6 +17,13 @@ PHASES = tuple(phase.value for phase in Phase)
 STATUSES = ("done", "truncated", "failed", "unfunded")
 FINISHED = ("done", "truncated")
 KINDS = ("source", "shift", "transfer", "base", "new")
+TRIAL_COLUMNS = (
+    *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
+    *("model_digest", "code_digest", "precision", "transform", "dataset", "data_digest", "template"),
+    *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
+    *("settings", "budget_requests", "budget_images", "status", "config"),
+)
+"""Columns of the trial: equal on each of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +52,7 @@ class ResultRow:
     model: str
     """Name of the model's config."""
     model_digest: str
-    """Digest of the weights."""
+    """Identity of the model: architecture with the weights' digest or tag, and what was changed to load them."""
     code_digest: str = ""
     """Digest of the code that affects results, apart from the method's own."""
     precision: str
@@ -56,13 +64,15 @@ class ResultRow:
     data_digest: str = ""
     """Digest of the data set: images, labels, splits and class names."""
     test_digest: str = ""
-    """The same of the test set's data set."""
+    """The same of the test set's data set; for classes that were not fitted also of their names and templates."""
     template: str = ""
     """Zero-shot template of the data set's card."""
     templates_digest: str = ""
     """Digest of its ensemble templates; empty: it has none."""
     classnames_digest: str = ""
     """Digest of the class names that the fit was given, in label order."""
+    augment: str = ""
+    """Augmentation of the data set's card, which makes the views."""
     split_digest: str
     """Digest of the drawn train and val images."""
     shots: int
@@ -70,7 +80,7 @@ class ResultRow:
     seed: int
     """Fixes the draw and the method's own randomness."""
     views: str
-    """Augmented views: a number, or 'fresh'."""
+    """Augmented views: a number, or 'fresh'; empty: the method uses none."""
     validation: str = ""
     """Validation rule, e.g. 'min4'."""
     settings: str
@@ -196,6 +206,20 @@ class ResultRow:
             paid = getattr(self, f"adapt_{unit}") + getattr(self, f"validate_{unit}")
             if getattr(self, unit) != paid:
                 raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate is {paid:,}")
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{column.name} is {value}, wanted a finite number")
+
+
+def account_name(trial_id: str, method_digest: str, code_digest: str) -> str:
+    """Name of a trial in the ledger and on its checkpoints.
+
+    It includes both digests of the code, so a rerun after an edit is a new account: its requests are charged again, and
+    a checkpoint of other code is never continued. Other code may ask other requests or be given other answers, neither
+    of which the earlier charges paid for. A rerun by the same code replays its charges for free.
+    """
+    return ".".join(filter(None, (trial_id, method_digest, code_digest)))
 
 
 def _schema() -> pa.Schema:
@@ -221,8 +245,32 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
     return [ResultRow(**record) for record in table.select(names).to_pylist()]
 
 
+def check_trial(table: pa.Table) -> pa.Table:
+    """The rows of one trial as they were given.
+
+    Raises:
+        ValueError: two rows are about one test set, rows disagree in what belongs to the trial, or a row contradicts
+            itself.
+    """
+    rows = to_rows(table)
+    for row in rows[1:]:
+        for column in TRIAL_COLUMNS:
+            if getattr(row, column) != getattr(rows[0], column):
+                raise ValueError(f"its rows disagree in {column}")
+    if len({row.test_set for row in rows}) < len(rows):
+        raise ValueError("two of its rows are about one test set")
+    return table
+
+
 def conform(table: pa.Table) -> pa.Table:
-    """The table under the present schema. A column that it lacks takes its default; ValueError where there is none."""
+    """Return the table under the present schema. A missing column takes its default.
+
+    Raises:
+        ValueError: a missing column has no default, or a number is NaN or infinite.
+    """
+    table = table.replace_schema_metadata(None)
+    if table.schema.equals(SCHEMA):
+        return _finite(table)
     if "kind" not in table.column_names:  # written before other protocols were
         own = pc.equal(table["test_set"], table["dataset"])
         table = table.append_column("kind", pc.if_else(own, "source", "shift"))
@@ -234,4 +282,11 @@ def conform(table: pa.Table) -> pa.Table:
             columns.append(pa.array([field.default] * len(table), column.type))
         else:
             raise ValueError(f"made by another Farebox: it has no column {column.name!r}")
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return _finite(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+
+def _finite(table: pa.Table) -> pa.Table:
+    for column in SCHEMA:
+        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(table[column.name])).as_py() is False:
+            raise ValueError(f"its column {column.name!r} holds NaN or infinity")
+    return table

@@ -1,8 +1,7 @@
-"""Scoring: a method's copy predicts a test set, and this module alone reads the set's labels, each time on record."""
+"""Score a method: a copy of it predicts a test set. Only this module reads the set's labels, and counts each read."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 
 import numpy as np
@@ -10,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
-from methods.base import BlackBox, Method
+from methods.base import Classes, Method
+from pipeline.blackbox.bill import Phase
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
+from pipeline.errors import MethodError
 from pipeline.protocol import TestSet
+from pipeline.supervisor import Supervisor
 
 TEST_BATCH = 500
 """Images in one prediction call: a method sees them shuffled, without labels."""
@@ -28,13 +30,33 @@ def test_labels(test: TestSet, reads: Counter[str]) -> Tensor:
     return torch.from_numpy(source_of(test.card).labels[test.rows] - test.labels.start)
 
 
-def predict(method: Method, box: BlackBox, test: TestSet, seed: int) -> tuple[Tensor, list[str]]:
-    """Logits [B, C] and content keys of a test set, in file order: predicted by a copy, in shuffled batches."""
+def predict(
+    method: Method, supervisor: Supervisor, test: TestSet, fitted: Classes, phase: Phase
+) -> tuple[Tensor, list[str]]:
+    """Predict a test set by a copy of the method, in shuffled batches; logits [B, C] and content keys in file order.
+
+    fitted: the classes that the method was fitted on. phase: what one pass over the images is billed to.
+
+    Raises:
+        MethodError: the method broke a rule of its interface.
+        NonFiniteError: a logit is NaN or infinite.
+    """
+    session, classes = supervisor.session, test.classes
     images = Images.plain(source_of(test.card), "test", test.rows, test.card.augment)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
-    subject, new = copy.deepcopy(method), (test.classes,) if test.columns is None else ()
-    batches = (images[order[i : i + TEST_BATCH]] for i in range(0, len(images), TEST_BATCH))
-    shuffled = torch.cat([subject.predict(batch, box, *new) for batch in batches])
+    order = torch.from_numpy(np.random.default_rng(supervisor.seed).permutation(len(images)))
+    subject, new = supervisor.copy(method), (classes,) if test.columns is None else ()
+    n_classes, parts = len(classes if test.columns is None else fitted), []
+    with session.predicting(phase, max(1, len(fitted.templates), len(classes.templates))):
+        for start in range(0, len(images), TEST_BATCH):
+            batch = images[order[start : start + TEST_BATCH]]
+            arguments = session.batch(batch), session.method_box, *new
+            parts.append(
+                supervisor.check_logits(supervisor.call("predict", subject.predict, *arguments), batch, n_classes)
+            )
+    if classes != test.classes:
+        raise MethodError(f"{session.method}: predict changed the classes that it was given")
+    supervisor.check_outside()
+    shuffled = torch.cat(parts)
     if test.columns is not None and test.columns != range(shuffled.shape[1]):
         shuffled = shuffled[:, list(test.columns)]
     logits = torch.empty_like(shuffled)

@@ -6,6 +6,7 @@ driver lives is told by the lock that it holds on the storage, so that a file le
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -15,13 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.blackbox.bill import AccountRecord
 from pipeline.blackbox.ledger import Ledger
+from pipeline.blackbox.ledger_schema import sqlite_file
 from pipeline.books import sweep_account
-from pipeline.errors import ConfigError, StorageError
-from pipeline.files import write_atomic
+from pipeline.errors import DamagedFile, StorageError
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
+from pipeline.finite import strict_json
 from pipeline.progress import clock
 from pipeline.results import FINISHED, Store
 from pipeline.storage import held
+from pipeline.storage_id import read_id
 
 FILE = "status.json"
 
@@ -47,7 +52,7 @@ class Heartbeat:
             "left_s": left_s,
         }
         try:
-            write_atomic(self.path, json.dumps(record).encode())
+            write_atomic(self.path, seal(strict_json({SEAL_KEY: UNSEALED, **record}).encode()))
         except StorageError:
             return
 
@@ -58,10 +63,10 @@ class Heartbeat:
 
 def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     """One record: is the driver alive; trials running, waiting, done, failed; replicas; accounts; seconds left."""
-    if not (storage / "storage_id").exists():
-        raise ConfigError(f"no sweep at {storage}: name one with sweep=NAME or storage=DIR")
+    account = sweep_account(read_id(storage).id)
     alive, said = held(storage), _last_beat(storage / FILE)
-    rows = {r["trial_id"]: r for r in Store(storage).read().to_pylist()}
+    store = Store(storage)
+    rows = {r["trial_id"]: r for r in store.scan().table.to_pylist()}
     names = dict(said["trials"])
     done = [i for i, r in rows.items() if r["status"] in FINISHED]
     running = [i for i in said["running"] if i not in done] if alive else []
@@ -71,14 +76,11 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         if r["status"] not in FINISHED and i not in running
     ]
     over = {*done, *(f["trial"] for f in failed), *running}
-    account = sweep_account((storage / "storage_id").read_text().strip())
-    ledger = Ledger(ledger_url)
     accounts = [
         {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
         | {"charged": asdict(a.charged), "this_sweep": a.name == account}
-        for a in ledger.accounts()
+        for a in _accounts(ledger_url)
     ]
-    ledger.close()
     return {
         "alive": alive,
         "driver": {k: said[k] for k in ("pid", "host", "at")},
@@ -86,6 +88,7 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         "waiting": len([i for i in names if i not in over]),
         "done": len(done),
         "failed": failed,
+        "damaged": store.damage(),
         "replicas": said["replicas"] if alive else [],
         "left_s": said["left_s"] if alive else None,
         "accounts": accounts,
@@ -100,7 +103,7 @@ def shown(record: dict[str, Any]) -> str:
     elif record["alive"]:
         ago = max(0.0, time.time() - driver["at"])
         text = [f"running: process {driver['pid']} on {driver['host']}, heard {ago:.0f} s ago"]
-    elif record["waiting"] or record["failed"] or not record["done"]:
+    elif record["waiting"] or record["failed"] or record["damaged"] or not record["done"]:
         text = ["not running: no driver holds this storage; the same `farebox run` command continues"]
     else:
         text = ["finished: every trial of the last run has its rows"]
@@ -125,9 +128,22 @@ def shown(record: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
+def _accounts(ledger_url: str) -> list[AccountRecord]:
+    """The accounts of a ledger; none before a run made it."""
+    file = sqlite_file(ledger_url)
+    if file is not None and not file.is_file():
+        return []
+    with contextlib.closing(Ledger(ledger_url)) as ledger:
+        return ledger.accounts()
+
+
 def _last_beat(path: Path) -> dict[str, Any]:
     nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
     try:
-        return nothing | {"left_s": None} | json.loads(path.read_text())
-    except (OSError, ValueError):  # the run has not come so far
+        return nothing | {"left_s": None} | json.loads(read_sealed(path))
+    except (
+        OSError,
+        ValueError,
+        DamagedFile,
+    ):  # the run has not come so far; a damaged file is replaced within a second
         return nothing | {"left_s": None}

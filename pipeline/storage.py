@@ -1,4 +1,4 @@
-"""A sweep's folder: can it be written, what is its lasting id, and is anybody else at work in it?"""
+"""A sweep's folder: whether it can be written, and whether a run holds it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ConfigError
-from pipeline.files import write_atomic
 
 PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
 """Where files are written under a storage."""
 
 log = logging.getLogger(__name__)
-
-
-def open_storage(folder: Path) -> str:
-    """Make the sweep's folder and return its lasting id, which is part of every charge's id."""
-    check_writable("storage", folder)
-    marker = folder / "storage_id"
-    if not marker.exists():
-        write_atomic(marker, f"{uuid.uuid4().hex[:12]}\n".encode())
-    return marker.read_text().strip()
 
 
 def check_writable(key: str, folder: Path) -> None:

@@ -7,36 +7,35 @@ what was paid, so the same command continues after a crash, a kill -9, or an add
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
-import signal
-import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import torch
 from ray import tune
 
+from pipeline import books
 from pipeline.blackbox.bill import total
 from pipeline.blackbox.ledger import Ledger
-from pipeline.blackbox.pool import NAMESPACE, RayPool, RemoteLedger, Say, loads, start
-from pipeline.books import close_books, finished, pending, problems, reserve, settle_left_over, sweep_account, tidy
-from pipeline.checks import check_listening, close_ray_token, refuse_network_sqlite
+from pipeline.blackbox.pool import RayPool, RemoteLedger, Say, loads, start
 from pipeline.config import Config
-from pipeline.errors import ConfigError, EndpointLost, LedgerError, StorageError, first_line
+from pipeline.errors import CodeMismatch, ConfigError, LedgerError, StorageError
 from pipeline.journal import Journal
 from pipeline.outline import refuse_absent
-from pipeline.plan import Plan, TrialSpec, make_plan, refuse_unpayable
+from pipeline.plan import Plan, TrialSpec, announcements, make_plan, refuse_unpayable
+from pipeline.preflight import refuse_network_sqlite
 from pipeline.progress import Mirroring, Progress, Watch
+from pipeline.ray_session import lost, ray_session
 from pipeline.results import ResultRow, Store
+from pipeline.runs import add_run
+from pipeline.source_code import check_code, driver_code
 from pipeline.status import Heartbeat
-from pipeline.storage import alone, check_writable, open_storage
-from pipeline.trial import failed_row, run_trial, spec_columns, write_failure
+from pipeline.storage import alone, check_writable
+from pipeline.trial import failed_row, run_recorded, spec_columns
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the rows are ours; Tune's csv and json are not read
@@ -45,13 +44,12 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
-
 ATTEMPTS = 4
 """Workers that a trial may lose before it is given up."""
+SCRATCH = "tune"
+"""Folder in `storage` for what one run alone needs."""
 STOPS = "stops"
 """In a trial's result: the error that ends the whole sweep."""
-OBJECT_STORE = 512 * 2**20
-"""Bytes of shared memory for a Ray of our own: answers are at most 64 MiB, and few are under way."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,39 @@ class Outcome:
     ran: int
     kept: int
     problems: tuple[str, ...]
-    """One line for each trial that failed, was truncated or unfunded."""
+    """One line for each trial that failed, was truncated or unfunded, and for each problem in the ledger."""
 
 
 class TrialRunner(tune.Trainable):  # type: ignore[misc]
     """Tune's view of a trial: one step that runs it. The worker, its imports and its pool are reused by the next."""
 
-    def setup(self, config: dict[str, Any], shared: dict[str, Any] | None = None) -> None:
-        """Keep what all trials share."""
-        assert shared is not None
+    shared: ClassVar[dict[str, Any]]
+    """What all trials share."""
+
+    @classmethod
+    def sharing(cls, shared: dict[str, Any]) -> type[TrialRunner]:
+        """Return the class with these values as a part of it.
+
+        Tune's own way puts them into the object store, and the process of a driver that has an object there is ended by
+        Ray, without a word, as soon as the object is lost.
+        """
+
+        class Sharing(cls):  # type: ignore[misc, valid-type]  # a local class: Ray sends it by value
+            pass
+
+        Sharing.shared = shared
+        return Sharing
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first trial."""
         torch.set_num_threads(1)
-        self.shared, self.index = shared, int(config["index"])
+        self.index, shared = int(config["index"]), self.shared
+        self.refusal: CodeMismatch | None = None
+        try:
+            check_code(shared["code"])
+        except CodeMismatch as error:  # told by the first step: Tune would start a worker that fails here again
+            self.refusal = error
+            return
         self.pool = RayPool(shared["replicas"])
         self.ledger = RemoteLedger(shared["ledger"])
 
@@ -83,20 +103,17 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Run the trial to its rows, and give back what it did not spend; or say why the whole sweep must stop."""
+        if self.refusal is not None:
+            return {"done": True, STOPS: self.refusal}
         spec: TrialSpec = self.shared["specs"][self.index]
         store, storage = Store(Path(self.shared["storage"])), self.shared["storage_id"]
         try:
-            if not finished(store, spec):  # else an earlier worker wrote its rows, and died before it could say so
-                try:
-                    threads, every_s = self.shared["threads"], self.shared["checkpoint_s"]
-                    run_trial(spec, self.pool, storage, store, every_s, threads=threads)
-                except (LedgerError, StorageError):
-                    raise
-                except Exception as error:  # a method's own bug must not stop the other trials
-                    write_failure(spec, error, store, spec_columns(spec))
-            if finished(store, spec):  # a failure of a killed run's worker must not close what a new one goes on with
+            if not books.finished(store, spec):  # else an earlier worker wrote the rows and died before it could say so
+                dump = store.storage / SCRATCH / "hung" / f"{spec.trial_id}.txt"
+                run_recorded(spec, self.pool, storage, store, dump, **self.shared["options"])
+            if books.finished(store, spec):  # a killed run's worker must not settle a new run's trial
                 self.ledger.settle(storage, spec.account)
-        except (LedgerError, StorageError) as error:
+        except (CodeMismatch, LedgerError, StorageError) as error:
             return {"done": True, STOPS: error}
         return {"done": True}
 
@@ -148,37 +165,33 @@ def run(config: Config, say: Say, mirror: Mirroring) -> Outcome:
     """Run what is not done yet. `say` prints a line; `mirror` is given each finished trial's rows."""
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     refuse_absent(config)
-    plan = make_plan(config)
-    storage_id = open_storage(config.storage)
+    plan = make_plan(config, fetch=True)
+    check_writable("storage", config.storage)
     check_writable("features", config.features)
     with alone(config.storage):
-        return _run(plan, storage_id, say, mirror)
+        return _run(plan, say, mirror)
 
 
-def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
+def _run(plan: Plan, say: Say, mirror: Mirroring) -> Outcome:
     config, store = plan.config, Store(plan.config.storage)
-    todo, stale = pending(plan, store)
+    todo, stale = books.pending(plan, store)
     kept = len(plan.trials) - len(todo)
-    for name, why in plan.unable:
-        say(f"not run: {name} {why}")
+    for line in (*announcements(plan), *store.recomputed({t.trial_id for t in todo})):
+        say(line)
     if stale:
-        doing = "run again" if config.stale == "rerun" else "kept as they are (stale=keep)"
-        methods = ", ".join(sorted({t.choice.name for t in stale}))
-        say(f"{len(stale)} cells were made by other code of {methods}: {doing}")
+        say(books.stale_line(stale, config.stale == "rerun"))
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
     elif not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))
-    try:
-        ledger = Ledger(config.ledger_url)
-    except LedgerError as error:
-        raise ConfigError(str(error)) from error
+    ledger, storage = books.open_ledger(config, say)
     with contextlib.closing(ledger):
-        settle_left_over(ledger, storage_id, todo)
+        books.settle_left_over(ledger, storage.id, todo)
+        funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
+        add_run(config.storage, [t.trial_id for t in plan.trials], config.stale == "keep", say)
         if not todo:
-            tidy(store, plan.trials)
-            return Outcome(plan, 0, kept, problems(plan, store))
-        funded, unfunded = reserve(ledger, plan, todo, storage_id)
+            books.tidy(store, plan.trials)
+            return Outcome(plan, 0, kept, books.problems(plan, store, ledger, storage))
         for spec in todo:
             if spec.trial_id in unfunded:
                 store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
@@ -188,64 +201,35 @@ def _run(plan: Plan, storage_id: str, say: Say, mirror: Mirroring) -> Outcome:
             journal = Journal(config.storage, {t.trial_id: t.name for t in funded})
             with journal.run(len(funded), kept):
                 try:
-                    with _ray(config, storage_id, say) as (replicas, ledger_actor):
-                        lost = _tune(config, funded, replicas, ledger_actor, storage_id, ledger, store, mirror, journal)
+                    with _ray(config, storage.id, say) as (replicas, ledger_actor):
+                        dead = _tune(config, funded, replicas, ledger_actor, storage.id, ledger, store, mirror, journal)
                 except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                     for spec in funded:
-                        ledger.settle(storage_id, spec.account)
+                        ledger.settle(storage.id, spec.account)
                     raise
-                close_books(ledger, storage_id, funded, store, lost)
-                for rows in map(store.rows_of, lost):
+                books.close_books(ledger, storage.id, funded, store, dead)
+                for rows in map(store.rows_of, dead):
                     journal.ended(rows)
-        tidy(store, plan.trials)
-    return Outcome(plan, len(funded), kept, problems(plan, store))
+        books.tidy(store, plan.trials)
+        return Outcome(plan, len(funded), kept, books.problems(plan, store, ledger, storage))
 
 
 @contextlib.contextmanager
 def _ray(config: Config, storage_id: str, say: Say) -> Iterator[tuple[list[Any], Any]]:
     """Ray, the ledger actor and the replicas, for as long as the sweep runs. They live outside the trials' groups."""
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is told by rows and by errors of ours
-    try:
+    with ray_session(config.address, say):
         replicas, ledger = _start(config, storage_id, say)
         try:
             yield replicas, ledger
-        except ray.exceptions.RayError as error:
-            raise EndpointLost(f"Ray was lost ({first_line(error)}): the same command goes on") from error
-    finally:
-        ray.shutdown()
+        except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
+            raise lost(error) from error
 
 
 def _start(config: Config, storage_id: str, say: Say) -> tuple[list[Any], Any]:
     """The replicas and the ledger actor. Raises an error of the user's (exit 2) when they do not start."""
-    if config.address is not None:
-        check_listening(config.address)
-    elif (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
-        say(f"RAY_AUTH_MODE={mode}: whoever reaches this machine's ports may run code here while this runs")
-    own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray's own deprecation notes
-            ray.init(
-                **(own if config.address is None else {"address": config.address}),
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                configure_logging=False,
-            )
-    except Exception as error:  # ConnectionError, RuntimeError, ValueError, TimeoutError, ...
-        where = "on this machine" if config.address is None else f"at address={config.address}"
-        raise ConfigError(f"Ray did not start {where}: {first_line(error)}") from error
-    if config.address is None:
-        close_ray_token(Path.home())
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler aborts with a dump of its stack
     if not ray.cluster_resources().get("CPU"):
         raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
     return start(config.model, config.features, config.threads, config.replicas, config.ledger_url, storage_id, say)
-
-
-def _interrupt(*_: object) -> None:
-    """A batch system's SIGTERM ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _tune(
@@ -264,10 +248,14 @@ def _tune(
         "specs": list(funded),
         "replicas": list(replicas),
         "ledger": ledger_actor,
+        "code": driver_code(),
         "storage": str(config.storage),
         "storage_id": storage_id,
-        "checkpoint_s": config.checkpoint_s,
-        "threads": config.threads,
+        "options": {
+            "checkpoint_s": config.checkpoint_s,
+            "threads": config.threads,
+            "timeout_s": config.trial_timeout_s,
+        },
     }
     cores = int(ray.cluster_resources()["CPU"])
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
@@ -279,15 +267,15 @@ def _tune(
         mirror(rows)
 
     ids = [t.trial_id for t in funded]
-    watch = Watch(ids, store, ledger, sweep_account(storage_id), told)
+    watch = Watch(ids, store, ledger, books.sweep_account(storage_id), told)
     heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
-    scratch = config.storage / "tune"  # Tune's own state, which nobody reads: cells and checkpoints are ours
+    scratch = config.storage / SCRATCH  # Tune's own state, which nobody reads: cells and checkpoints are ours
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     predicted = total(t.predicted for t in funded)
     try:
         with Progress(len(funded), predicted.requests, watch.count, heart.beat), _quiet():
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(TrialRunner, shared=shared), {"cpu": min(1.0, cores / slots)}),
+                tune.with_resources(TrialRunner.sharing(shared), {"cpu": min(1.0, cores / slots)}),
                 param_space={"index": tune.grid_search(list(range(len(funded))))},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=None if growing else slots),
                 run_config=tune.RunConfig(
@@ -301,6 +289,8 @@ def _tune(
             )
             ended = list(tuner.fit())
         heart.clear()
+    except ray.exceptions.RayError:  # some are an OSError too
+        raise
     except OSError as error:
         raise StorageError(f"{scratch} cannot be written ({error.strerror or error}): make room, then go on") from error
     finally:

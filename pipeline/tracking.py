@@ -13,32 +13,30 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError, first_line, masked
-from pipeline.results import PHASES, UNITS, ResultRow, Store, to_rows
+from pipeline.finite import json_value, strict_json
+from pipeline.results import ResultRow, Store, to_rows
+from pipeline.tracking_names import LONGEST_NAME, fit_key, fit_value, metrics_of, milliseconds, params_of, table_of
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
-PARAMS = (
-    *("method", "dataset", "shots", "seed", "model", "access", "status", "budget_requests", "budget_images", "views"),
-    *("validation", "settings", "precision", "base_method", "method_version", "split_digest", "model_digest"),
-)
-MAIN = ("accuracy", "macro_accuracy", "nll", "ece")
-METRICS = (*MAIN, *UNITS, "papers_count", "labels_used", "seconds", "trainable_params", "client_bytes")
 SHOWN = (
     *("metrics.`accuracy`", "metrics.`requests`", "metrics.`images`", "params.`method`", "params.`dataset`"),
     *("params.`shots`", "params.`seed`", "params.`access`", "params.`status`"),
 )
 TABLE = "leaderboard_table.json"
-FIRST = ("label", "test_set", "accuracy", "gain_zero_shot", "gain_logit_head", "shots", "rank", "requests", "images")
+PATIENCE = 3
+"""Failures in a row, not of a trial's own making, after which `sync` gives up."""
 VIEW = {
     "orderByKey": "metrics.`accuracy`",
     "orderByAsc": False,
@@ -58,23 +56,33 @@ class _Run(NamedTuple):
     digest: str
 
 
+class Synced(NamedTuple):
+    """What `Mirror.sync` did."""
+
+    mirrored: int
+    """Trials of the store that MLflow now holds."""
+    problems: list[str]
+    """One line for each trial that it does not hold."""
+
+
 class Mirror:
     """One experiment of an MLflow store. Raises TrackingError, and nothing else, when MLflow fails."""
 
     def __init__(self, tracking_uri: str, artifact_root: Path, experiment: str) -> None:
-        self.root, self.experiment = Path(artifact_root).absolute(), experiment
+        self.root, self.experiment = Path(artifact_root).absolute(), fit_value(experiment, LONGEST_NAME)
+        own = tracking_uri.startswith("sqlite:///") and Path(tracking_uri[10:]).parent == self.root.parent
         with _mapped(f"MLflow at {tracking_uri} cannot be opened"):
             self.client = _client(tracking_uri)
             local = not tracking_uri.startswith(("http://", "https://", "databricks"))
-            self.experiment_id = self._open(self.root.as_uri() if local else None)
+            self.experiment_id = self._open(self.root.as_uri() if local else None, own)
             self._known = self._load()
 
     def mirror(self, rows: Sequence[ResultRow], files: Sequence[Path] = ()) -> bool:
         """Mirror one trial's rows (the source test set first) and its files; False when they are there already."""
+        if self._has(rows):
+            return False
         trial_id, digest = rows[0].trial_id, _digest(rows)
         old = self._known.get(trial_id)
-        if old is not None and old.digest == digest:
-            return False
         with _mapped(f"trial {trial_id} was not mirrored to MLflow"):
             self._known[trial_id] = _Run(self._write(rows, files, digest), digest)
             if old is not None:  # only now: a crash leaves both, and the next load keeps the one with a digest
@@ -94,39 +102,72 @@ class Mirror:
             self.client.log_artifacts(run_id, str(folder))
             records = folder / "leaderboard.json"
             if records.exists() and (table := json.loads(records.read_text())):
-                self.client.log_dict(run_id, _split(table), TABLE)
-                self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
+                self.client.log_dict(run_id, table_of(table), TABLE)
+                self.client.set_tag(run_id, "mlflow.loggedArtifacts", strict_json([{"path": TABLE, "type": "table"}]))
             self.client.set_terminated(run_id)
             self._signpost(run_id)
         return str(run_id)
 
-    def sync(self, store: Store) -> int:
-        """Make the mirror equal to the store's rows, whatever it holds now; how many trials the store has."""
-        rows = sorted(to_rows(store.read()), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
-        trials = {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
-        for of_trial in trials.values():
-            files = [store.storage / r.predictions_file for r in of_trial if r.predictions_file]
-            self.mirror(of_trial, [f for f in files if f.exists()])
-        with _mapped("runs of trials that are gone were not removed from MLflow"):
-            for trial_id in self._known.keys() - trials.keys():
-                self._delete(self._known.pop(trial_id).run_id)
-        return len(trials)
+    def sync(self, store: Store) -> Synced:
+        """Make the mirror equal to the store's rows, whatever it holds now.
 
-    def _open(self, location: str | None) -> str:
-        """The experiment's id. One whose artifact folder is gone (the storage was moved) is set aside for a new one."""
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        if found is not None and location not in (None, found.artifact_location) and _gone(found.artifact_location):
-            self.client.rename_experiment(found.experiment_id, f"{self.experiment} (moved, {found.experiment_id})")
-            self.client.delete_experiment(found.experiment_id)
-            found = None
+        A trial that MLflow refuses is named, and the others are mirrored. `PATIENCE` failures in a row for another
+        reason (no connection, a full disk) end the attempt. Damaged files are not mirrored, and a trial whose rows are
+        damaged keeps its run; see `store.damaged`.
+        """
+        rows = sorted(to_rows(store.scan().table), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
+        trials = {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
+        problems, in_a_row = list[str](), 0
+        for of_trial in trials.values():
+            if self._has(of_trial):
+                continue
+            try:
+                self.mirror(of_trial, store.prediction_files(of_trial))
+                in_a_row = 0
+            except TrackingError as error:
+                problems.append(str(error))
+                in_a_row += not _refused(error)
+                if in_a_row == PATIENCE:
+                    raise
+        damaged = {damage.trial_id for damage in store.damaged.values()}
+        with _mapped("runs of trials that are gone were not removed from MLflow"):
+            for trial_id in self._known.keys() - trials.keys() - damaged:
+                self._delete(self._known.pop(trial_id).run_id)
+        return Synced(len(trials) - len(problems), problems)
+
+    def _has(self, rows: Sequence[ResultRow]) -> bool:
+        """Whether these rows of one trial are mirrored."""
+        old = self._known.get(rows[0].trial_id)
+        return old is not None and old.digest == _digest(rows)
+
+    def _open(self, location: str | None, own: bool) -> str:
+        """The experiment's id, whose artifacts are in this storage.
+
+        MLflow fixes the folder of an experiment's artifacts when it is created. One of another folder is set aside when
+        that folder is gone or when the MLflow store is the storage's own: the storage was moved or copied. In a store
+        that storages share, the experiment gets a name with this storage's folder.
+        """
+        found = self._find()
+        if found is not None and location not in (None, found.artifact_location):
+            if own or _gone(found.artifact_location):
+                self.client.rename_experiment(found.experiment_id, f"{self.experiment} (moved, {found.experiment_id})")
+                self.client.delete_experiment(found.experiment_id)
+                found = None
+            else:
+                self.experiment = f"{self.experiment} in {self.root.parent}"
+                found = self._find()
         if found is not None:
             return str(found.experiment_id)
         self.root.mkdir(parents=True, exist_ok=True)
         made = str(self.client.create_experiment(self.experiment, artifact_location=location))
         self.client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
         return made
+
+    def _find(self) -> Any:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return found
 
     def _search(self, query: str) -> list[Any]:
         runs, token = [], None
@@ -152,19 +193,23 @@ class Mirror:
         from mlflow.entities import Metric, Param, RunTag
 
         source = rows[0]
-        end = _milliseconds(source.created)
+        end = milliseconds(source.created)
         start = end - int(1000 * (source.seconds or 0))
-        name = f"{source.method}-{source.dataset}-{source.shots}shot-s{source.seed}"
+        name = fit_value(f"{source.method}-{source.dataset}-{source.shots}shot-s{source.seed}", LONGEST_NAME)
         tags = {TRIAL: source.trial_id, KIND: "trial", ROOT: str(self.root), "mlflow.source.name": "farebox"}
         run_id = str(self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name).info.run_id)
-        self.client.log_dict(run_id, [asdict(row) for row in rows], "rows.json")
-        self.client.log_dict(run_id, json.loads(source.config), "config.json")
+        self.client.log_dict(run_id, json_value([asdict(row) for row in rows]), "rows.json")
+        self.client.log_dict(run_id, json_value(json.loads(source.config)), "config.json")
         for file in files:
-            self.client.log_artifact(run_id, str(file), "predictions")
-        metrics = [Metric(key, value, end, step) for key, value, step in _metrics(rows)]
-        params = [Param(key, value[:6000]) for key, value in _params(source).items()]
-        last = [RunTag(DIGEST, digest), *([RunTag("mlflow.note.content", source.error)] if source.error else [])]
-        self.client.log_batch(run_id, metrics[:1000], params[:100], last)
+            with _fit_name(file) as fitted:
+                self.client.log_artifact(run_id, str(fitted), "predictions")
+        metrics = [Metric(key, value, end, step) for key, value, step in metrics_of(rows)]
+        params = [Param(key, value) for key, value in params_of(source).items()]
+        while len(metrics) > 1000 or len(params) > 100:  # what one call of MLflow takes
+            self.client.log_batch(run_id, metrics[:1000], params[:100], [])
+            metrics, params = metrics[1000:], params[100:]
+        note = [RunTag("mlflow.note.content", fit_value(source.error))] if source.error else []
+        self.client.log_batch(run_id, metrics, params, [RunTag(DIGEST, digest), *note])
         self.client.set_terminated(run_id, "FINISHED" if source.status in ("done", "truncated") else "FAILED", end)
         return run_id
 
@@ -188,7 +233,18 @@ class Mirror:
         )
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         with contextlib.suppress(Exception):
-            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", json.dumps(VIEW))
+            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", strict_json(VIEW))
+
+
+@contextlib.contextmanager
+def _fit_name(file: Path) -> Iterator[Path]:
+    """The file, or a copy of it where its decoded name holds a path, which a server of artifacts refuses."""
+    name = unquote(file.stem)
+    if not set(name) & set("/\\") and name.strip("."):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(shutil.copy(file, Path(folder) / f"{fit_key(name)}{file.suffix}"))
 
 
 def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
@@ -235,46 +291,13 @@ def _mapped(what: str) -> Iterator[None]:
         raise TrackingError(masked(f"{what}: {type(error).__name__}: {first_line(error)}")) from error
 
 
-def _metrics(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
-    source = rows[0]
-    columns = {name: name for name in METRICS}
-    columns |= {f"bill/{p}_{u}": f"{p}_{u}" for p in PHASES for u in UNITS}
-    for key, column in columns.items():
-        if (value := getattr(source, column)) is not None:
-            yield key, round(float(value), 3), 0  # a list of runs shows all digits; the rows have them
-    for row in rows[1:]:
-        for name in MAIN:
-            if (value := getattr(row, name)) is not None:
-                yield f"{row.kind}/{row.test_set}/{name}", round(float(value), 3), 0
-    for requests, images, accuracy in json.loads(source.curve):
-        yield "curve/accuracy", float(accuracy), int(requests)
-        yield "curve/images", float(images), int(requests)
-
-
-def _params(row: ResultRow) -> dict[str, str]:
-    found = {name: getattr(row, name) for name in PARAMS} | {
-        f"{group}.{key}": value if isinstance(value, str) else json.dumps(value)
-        for group, said in (("config", row.config), ("notes", row.notes))
-        for key, value in json.loads(said).items()
-    }
-    return {key: str(value) for key, value in found.items() if value not in (None, "")}
-
-
-def _split(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The leaderboard as MLflow's `log_table` writes it, rounded, the columns that its page shows at once in front."""
-    names = [*FIRST, *(n for n in records[0] if n not in FIRST)]
-    return {
-        "columns": names,
-        "data": [[round(v, 2) if isinstance(v := r[n], float) else v for n in names] for r in records],
-    }
+def _refused(error: TrackingError) -> bool:
+    """Whether MLflow, or this module, refused one trial's content; false when MLflow itself did not work."""
+    return error.__cause__ is None or getattr(error.__cause__, "error_code", "") == "INVALID_PARAMETER_VALUE"
 
 
 def _digest(rows: Sequence[ResultRow]) -> str:
-    return hashlib.sha256(json.dumps([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
-
-
-def _milliseconds(created: str) -> int:
-    return int(1000 * datetime.fromisoformat(created).timestamp()) if created else 0
+    return hashlib.sha256(strict_json([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
 
 
 def _gone(location: str) -> bool:

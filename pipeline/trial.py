@@ -5,7 +5,6 @@ No Ray here: `run_trial` works from a notebook with a `LocalPool`.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections import Counter
@@ -21,15 +20,30 @@ import torch
 from methods.base import Bill, FewShotTask, LabelledImages, Method
 from pipeline import __version__
 from pipeline.blackbox.bill import Phase, row_columns
+from pipeline.blackbox.boundary import Session
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.card import source_of
 from pipeline.data.images import Images
-from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, StorageError, first_line
-from pipeline.plan import TrialSpec, texts_digest
+from pipeline.errors import (
+    BudgetExceeded,
+    CodeMismatch,
+    DataError,
+    FareboxError,
+    LedgerError,
+    MethodError,
+    StorageError,
+    first_line,
+)
+from pipeline.finite import strict_json
+from pipeline.isolation import process_state_kept
+from pipeline.plan import TrialSpec
 from pipeline.protocol import TestSet
 from pipeline.results import ResultRow, Store
 from pipeline.scoring import metrics, predict, test_labels
+from pipeline.source_code import texts_digest
+from pipeline.supervisor import Supervisor
+from pipeline.watchdog import Watchdog
 
 LARGEST_CURVE = 10_000
 """Test images above which no curve is drawn."""
@@ -44,6 +58,7 @@ class State:
     started: bool = False
     finished: bool = False
     truncated: str | None = None
+    steps: int = 0
     seconds: float = 0.0
     curve: list[tuple[int, int, float]] = field(default_factory=list)
     label_reads: Counter[str] = field(default_factory=Counter)
@@ -71,20 +86,39 @@ def few_shot_task(spec: TrialSpec) -> FewShotTask:
 
 
 def run_trial(
-    spec: TrialSpec, pool: Pool, storage: str, store: Store, checkpoint_s: float = 20.0, threads: int = 1
+    spec: TrialSpec,
+    pool: Pool,
+    storage: str,
+    store: Store,
+    checkpoint_s: float = 20.0,
+    threads: int = 1,
+    timeout_s: float = 3600.0,
+    dump: Path | None = None,
 ) -> list[ResultRow]:
     """Run, or continue, a trial to its rows, which are written to the store. Errors of ours become a `failed` row.
 
-    Raises LedgerError and StorageError: without the ledger or the storage no other trial can go on either.
+    timeout_s: seconds without a return or a call to the box after which the method has failed; 0 for no limit.
+    dump: see Watchdog.
+
+    Raises CodeMismatch, LedgerError and StorageError: they concern every trial of the run.
     """
+    cls, name = spec.choice.info.cls, spec.choice.name
     checkpoint = Checkpoint(store.storage / "checkpoints", spec.account)
     state = checkpoint.load() or State(spec.choice.build(), Meter())
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
     common = _common(spec, pool, threads)
     try:
-        _fit(spec, state, box, checkpoint, checkpoint_s)
-        rows = [_score(spec, state, box, test, store, common) for test in spec.tests]
-    except (LedgerError, StorageError):
+        if pool.info.identity != spec.model_identity:
+            raise DataError("the weights changed after the run was planned: type the same command again")
+        with (
+            Watchdog(timeout_s, dump) as watchdog,
+            Session(box, name, watchdog) as session,
+            process_state_kept(),
+            Supervisor(session, cls, spec.seed) as supervisor,
+        ):
+            _fit(spec, state, supervisor, checkpoint, checkpoint_s)
+            rows = [_score(spec, state, supervisor, test, store, common) for test in spec.tests]
+    except (CodeMismatch, LedgerError, StorageError):
         raise
     except FareboxError as error:  # the checkpoint stays: the same command goes on from it
         return [write_failure(spec, error, store, common | row_columns(state.meter.bills))]
@@ -93,18 +127,43 @@ def run_trial(
     return rows
 
 
-def _fit(spec: TrialSpec, state: State, box: MeteredBox, checkpoint: Checkpoint, every_s: float) -> None:
-    method, task = state.method, few_shot_task(spec)
+def run_recorded(spec: TrialSpec, pool: Pool, storage: str, store: Store, dump: Path, **options: Any) -> None:
+    """Run a trial as a worker of a sweep: whatever the method raises becomes a `failed` row.
+
+    dump: file of the watchdog; one with content was left by a worker that had to end itself, and is not tried again.
+    options: those of `run_trial`.
+
+    Raises CodeMismatch, LedgerError and StorageError.
+    """
+    try:
+        if dump.exists() and (stacks := dump.read_text(errors="replace")):
+            error = MethodError(
+                f"{spec.choice.name} neither returned nor called the box for {options.get('timeout_s')} s and could "
+                "not be interrupted: its worker was ended (raise trial_timeout_s if the method needs longer)"
+            )
+            error.add_note(stacks)
+            raise error
+        run_trial(spec, pool, storage, store, dump=dump, **options)
+    except (CodeMismatch, LedgerError, StorageError):
+        raise
+    except BaseException as error:  # also KeyboardInterrupt: a method's own exceptions must not stop the other trials
+        write_failure(spec, error, store, spec_columns(spec))
+
+
+def _fit(spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Checkpoint, every_s: float) -> None:
+    method, box = state.method, supervisor.session.method_box
+    task = supervisor.task(few_shot_task(spec))
     saved = began = time.monotonic()
     before = state.seconds
     try:
         while not state.finished:
             if not state.started:
-                method.begin(task, box, np.random.default_rng(spec.seed))
+                supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
                 state.started = True
             else:
-                state.finished = not method.step(box)
-            _mark_curve(spec, state, box)
+                state.steps += 1
+                state.finished = not supervisor.call(f"step {state.steps}", method.step, box)
+            _mark_curve(spec, state, supervisor)
             state.seconds = before + time.monotonic() - began
             if time.monotonic() - saved >= every_s:
                 checkpoint.save(state)
@@ -113,11 +172,12 @@ def _fit(spec: TrialSpec, state: State, box: MeteredBox, checkpoint: Checkpoint,
         if not state.started:
             raise
         state.truncated, state.finished = str(error), True
+    supervisor.check_result(method)
     if state.seconds > every_s:
         checkpoint.save(state)
 
 
-def _mark_curve(spec: TrialSpec, state: State, box: MeteredBox) -> None:
+def _mark_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None:
     """Score a copy at `spec.curve` points equally spaced in the predicted bill: a diagnostic, in its own phase."""
     unit = "images" if spec.allotment.requests is None and spec.allotment.images is not None else "requests"
     planned, spent = getattr(spec.predicted, unit), getattr(state.meter.paid, unit)
@@ -126,21 +186,18 @@ def _mark_curve(spec: TrialSpec, state: State, box: MeteredBox) -> None:
     if spec.dataset.test > LARGEST_CURVE:
         return
     test = spec.tests[0]
-    box.phase = Phase.CURVE
-    logits, _ = predict(state.method, box, test, spec.seed)
-    box.phase = Phase.ADAPT
+    logits, _ = predict(state.method, supervisor, test, test.classes, Phase.CURVE)
     accuracy = 100 * float((logits.argmax(1) == test_labels(test, state.label_reads)).double().mean())
     while spent * spec.curve >= planned * (len(state.curve) + 1):
         state.curve.append((state.meter.paid.requests, state.meter.paid.images, accuracy))
 
 
 def _score(
-    spec: TrialSpec, state: State, box: MeteredBox, test: TestSet, store: Store, common: dict[str, Any]
+    spec: TrialSpec, state: State, supervisor: Supervisor, test: TestSet, store: Store, common: dict[str, Any]
 ) -> ResultRow:
-    box.phase = Phase.EVALUATE
     before = state.meter.bills[Phase.EVALUATE]
     state.meter.bills[Phase.EVALUATE] = Bill()
-    logits, keys = predict(state.method, box, test, spec.seed)
+    logits, keys = predict(state.method, supervisor, test, spec.tests[0].classes, Phase.EVALUATE)
     bills = dict(state.meter.bills)
     state.meter.bills[Phase.EVALUATE] += before
     labels = test_labels(test, state.label_reads)
@@ -150,7 +207,7 @@ def _score(
     return ResultRow(
         **columns,
         test_set=test.name,
-        test_digest=source_of(test.card).digest,
+        test_digest=test.digest,
         kind=test.kind,
         status="truncated" if state.truncated else "done",
         error=state.truncated,
@@ -164,15 +221,15 @@ def _score(
         computed_images=state.meter.computed_images,
         computed_prompts=state.meter.computed_prompts,
         cache_hits=state.meter.cache_hits,
-        notes=json.dumps(method.notes, sort_keys=True),
-        curve=json.dumps(state.curve),
+        notes=strict_json(method.notes, sort_keys=True),
+        curve=strict_json(state.curve),
         test_label_reads=state.label_reads[test.name],
         predictions_file=file,
         predictions_digest=digest,
     )
 
 
-def write_failure(spec: TrialSpec, error: Exception, store: Store, columns: dict[str, Any]) -> ResultRow:
+def write_failure(spec: TrialSpec, error: BaseException, store: Store, columns: dict[str, Any]) -> ResultRow:
     """Write the row of a trial that an error ended: the cause in one line, which names the file of its traceback."""
     file = store.write_traceback(spec.trial_id, spec.name, error)
     row = failed_row(spec, f"{type(error).__name__}: {first_line(error)} (traceback in {file})", columns)
@@ -206,25 +263,27 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "base_method": spec.choice.info.name,
         "method_version": spec.choice.info.version,
         "method_digest": spec.method_digest,
+        "code_digest": spec.code_digest,
         "access": spec.choice.info.access.label,
         "model": spec.model.name,
         "model_digest": spec.model_identity,
         "precision": spec.model.precision,
-        "transform": "",
+        "transform": spec.transform,
         "dataset": spec.dataset.name,
         "data_digest": spec.data_digest,
         "template": spec.dataset.template,
         "templates_digest": texts_digest(spec.dataset.templates),
         "classnames_digest": spec.classnames_digest,
+        "augment": spec.dataset.augment,
         "split_digest": spec.split_digest,
         "shots": spec.shots,
         "seed": spec.seed,
-        "views": "fresh" if spec.fresh_views else str(spec.views),
+        "views": "fresh" if spec.fresh_views else str(spec.views) if spec.choice.info.uses_views else "",
         "validation": spec.validation,
         "settings": spec.settings,
         "budget_requests": spec.allotment.requests,
         "budget_images": spec.allotment.images,
-        "config": json.dumps(dict(spec.choice.config), sort_keys=True, default=list),
+        "config": strict_json(dict(spec.choice.config), sort_keys=True, default=list),
         "cpu": cpu_name(),
         "torch_version": torch.__version__,
         "farebox_version": __version__,

@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 from PIL import Image
 
-from methods.base import Bill
+from methods.base import Access, Bill, Method, MethodInfo, TaskShape
 from pipeline.blackbox.bill import PAID, Limits, Phase, total
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
-from pipeline.config import compose, dataset_card
+from pipeline.config import MethodChoice, compose, dataset_card
 from pipeline.data.source import ParquetSource, file_sha256
 from pipeline.plan import Plan, TrialSpec, make_plan, source_of
 from pipeline.results import ResultRow, Store
-from pipeline.trial import run_trial
+from pipeline.trial import few_shot_task, run_trial
 
 STORAGE = "lab"
 
@@ -128,6 +128,18 @@ class Lab:
     def paid(self, spec: TrialSpec) -> Bill:
         """What it charged to the allotment."""
         return total(bill for phase, bill in self.bills(spec).items() if phase in PAID)
+
+
+def spec_of(
+    lab: Lab, cls: type[Method], *words: str, access: Access = Access.TEXT | Access.SCORES, new_classes: bool = False
+) -> TrialSpec:
+    """A trial of a method that is not registered."""
+    spec = lab.spec("zero_shot", *words)
+    cls.info = MethodInfo(cls.__name__, cls, access, "", 1, new_classes, "")
+    task = few_shot_task(spec)
+    predicted = cls().bill(TaskShape.of(task, 16), spec.allotment.remaining(Bill()))
+    changes = {"choice": MethodChoice(cls.__name__, cls.info, ()), "predicted": predicted, "trial_id": cls.__name__}
+    return TrialSpec(**{**vars(spec), **changes})
 
 
 def plain_bill(row: ResultRow) -> Bill:

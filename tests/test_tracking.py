@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.errors import FareboxError, TrackingError
 from pipeline.render import report
-from pipeline.results import ResultRow, Store
-from pipeline.tracking import VIEW, Mirror, ui_command
+from pipeline.results import ResultRow, Store, to_rows
+from pipeline.tracking import VIEW, Mirror, Synced, ui_command
 from tests.synthetic import make, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
@@ -124,13 +125,29 @@ def test_sync_makes_the_mirror_equal_to_the_store(opened: MakeMirror, tmp_path: 
     store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
     mirror = opened()
     mirror.mirror([make(trial_id="gone")])
-    assert mirror.sync(store) == 12
+    assert mirror.sync(store) == Synced(12, [])
     assert {r.data.tags["farebox.trial_id"] for r in runs(mirror)} == set(store.finished())
     by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
     shifted = trial("craft")[0].trial_id
     assert len(artifacts(mirror, by_id[shifted], "predictions")) == 2
-    assert opened().sync(store) == 12
+    assert opened().sync(store) == Synced(12, [])
     assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+
+
+def test_sync_leaves_damaged_files_out_and_keeps_the_run_of_damaged_rows(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    rows = to_rows(store.scan().table)
+    shifted, digits = (next(r for r in rows if (r.method, r.dataset) == ("craft", d)) for d in ("icons", "digits"))
+    path = store.predictions_path(shifted.trial_id, "icons")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    mirror = opened()
+    assert mirror.sync(store).mirrored == 6
+    by_id = {r.data.tags["farebox.trial_id"]: r.info.run_id for r in runs(mirror)}
+    assert artifacts(mirror, by_id[shifted.trial_id], "predictions") == ["predictions/icons_outline.arrow"]
+    (store.results / f"{digits.trial_id}.arrow").write_bytes(b"damage")
+    assert mirror.sync(store).mirrored == 5
+    assert {r.info.run_id for r in runs(mirror)} == set(by_id.values())
+    assert {d.trial_id for d in store.damaged.values()} == {shifted.trial_id, digits.trial_id}
 
 
 def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror, tmp_path: Path) -> None:
@@ -163,6 +180,8 @@ def test_two_storages_share_one_mlflow_without_touching_each_other(opened: MakeM
     mine.mirror(trial())
     other = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "elsewhere" / "mlflow", "farebox/test")
     assert other.mirror(trial())
+    (run,) = runs(other)
+    assert str(tmp_path / "elsewhere") in run.info.artifact_uri
     other.sync(Store(tmp_path / "elsewhere"))
     assert len(runs(opened())) == 1 and not opened().mirror(trial())
 
@@ -179,6 +198,23 @@ def test_a_moved_storage_gets_a_new_experiment(tmp_path: Path, empty_db: Path) -
     assert moved.mirror(trial())
     (run,) = runs(moved)
     assert str(tmp_path / "new") in run.info.artifact_uri and not (tmp_path / "old").exists()
+
+
+def test_a_copied_storage_writes_artifacts_into_its_own_folder(tmp_path: Path, empty_db: Path) -> None:
+    def mirror(folder: Path) -> Mirror:
+        return Mirror(f"sqlite:///{folder / 'mlflow.db'}", folder / "mlflow", "farebox/test")
+
+    (tmp_path / "old").mkdir()
+    shutil.copy(empty_db, tmp_path / "old" / "mlflow.db")
+    mirror(tmp_path / "old").mirror(trial())
+    before = sorted((tmp_path / "old").rglob("*.json"))
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    copied = mirror(tmp_path / "copy")
+    assert copied.mirror(trial())
+    (run,) = runs(copied)
+    assert str(tmp_path / "copy") in run.info.artifact_uri
+    assert sorted((tmp_path / "old").rglob("*.json")) == before
+    assert not mirror(tmp_path / "copy").mirror(trial()) and not mirror(tmp_path / "old").mirror(trial())
 
 
 def test_the_store_is_in_wal_mode(opened: MakeMirror, tmp_path: Path) -> None:
@@ -199,3 +235,104 @@ def test_the_ui_command_serves_this_store_on_this_machine_and_shows_no_password(
     assert words[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert " ".join(words[4:]) == "--host 127.0.0.1 --port 5001 --workers 1"
     assert environment == {"MLFLOW_BACKEND_STORE_URI": "postgresql://me:secret@host/runs"}
+
+
+def test_any_name_is_fitted_to_mlflow_and_different_names_stay_different(opened: MakeMirror) -> None:
+    names = ["my set, v2 (50%)", "my set, v2 [50%]", "..", "a/../b", "x" * 300, "x" * 299 + "y", "\x00\n", "数据", " "]
+    source = make(
+        accuracy=50.0,
+        method="=m" * 200,
+        dataset="d" * 300,
+        test_set="d" * 300,
+        template="t\x00" * 4000,
+        notes=json.dumps({f"note {i}, (%)\x1b": "v" * 9000 for i in range(150)}),
+        error="e" * 20000,
+    )
+    rows = [source, *(replace(source, kind="shift", test_set=n, accuracy=float(i)) for i, n in enumerate(names))]
+    mirror = opened()
+    assert mirror.mirror(rows)
+    (run,) = runs(mirror)
+    found = [v for k, v in run.data.metrics.items() if k.startswith("shift/") and k.endswith("/accuracy")]
+    assert sorted(found) == [float(i) for i in range(len(names))]
+    assert run.data.metrics["shift/数据/accuracy"] == 7.0  # what MLflow takes is kept as it is
+    assert sum(k.startswith("notes.note") for k in run.data.params) == 150
+    assert max(map(len, run.data.params.values())) <= 5000 and len(run.info.run_name) <= 250
+    rows_json = mirror.client.download_artifacts(run.info.run_id, "rows.json")
+    assert [r["test_set"] for r in json.loads(Path(rows_json).read_text())][1:] == names
+
+
+def test_a_prediction_file_whose_name_decodes_to_a_path_is_stored_under_a_plain_name(
+    opened: MakeMirror, tmp_path: Path
+) -> None:
+    file = tmp_path / "..%2F..%2Fetc%2Fpasswd.arrow"
+    file.write_bytes(b"predictions")
+    mirror = opened()
+    mirror.mirror(trial(), [file])
+    (run,) = runs(mirror)
+    (name,) = artifacts(mirror, run.info.run_id, "predictions")
+    assert name.startswith("predictions/_.._etc_passwd-") and name.endswith(".arrow")
+
+
+def test_a_param_tells_the_rows_of_two_templates_apart(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([make(trial_id="a", accuracy=1.0, template="A {}", data_digest="d", classnames_digest="c")])
+    (run,) = runs(mirror)
+    assert {run.data.params[k] for k in ("template", "data_digest", "classnames_digest")} == {"A {}", "d", "c"}
+
+
+def test_one_trial_that_mlflow_does_not_take_does_not_stop_the_others(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    mirror, write = opened(), Mirror._write
+    bad = sorted(store.finished())[:5]
+
+    def refuse(self: Mirror, rows: list[ResultRow], *others: Any) -> str:
+        if rows[0].trial_id in bad:
+            from mlflow.exceptions import MlflowException
+
+            raise MlflowException.invalid_parameter_value("no such name")
+        return write(self, rows, *others)
+
+    monkeypatch.setattr(Mirror, "_write", refuse)
+    mirrored, problems = mirror.sync(store)
+    assert mirrored == 7 and [p.split()[1] for p in problems] == bad and "no such name" in problems[0]
+    monkeypatch.setattr(Mirror, "_write", write)
+    assert mirror.sync(store) == Synced(12, [])
+
+
+def test_an_mlflow_that_does_not_work_is_given_up_after_three_trials(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    tries: list[str] = []
+
+    def away(self: Mirror, rows: list[ResultRow], *others: Any) -> str:
+        tries.append(rows[0].trial_id)
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(Mirror, "_write", away)
+    with pytest.raises(TrackingError, match="ConnectionError: refused"):
+        opened().sync(store)
+    assert len(tries) == 3
+
+
+def test_sync_follows_no_path_of_a_row_and_writes_the_leaderboard(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    storage = tmp_path / "runs"
+    store = write_store(storage, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (storage / "storage_id").write_text("abc\n")
+    (storage / "leaderboard").mkdir()
+    (storage / "leaderboard" / "leaderboard.csv").write_text("a\n")
+    bad = sorted(store.finished())[0]
+    rows = [replace(row, predictions_file="../../secret") for row in store.rows_of(bad)]
+    (tmp_path / "secret").write_text("outside")
+    store.write(rows)
+    words = [f"storage={storage}", f"mlflow=sqlite:///{tmp_path / 'mlflow.db'}"]
+    assert main(["sync", *words]) == 0
+    assert "3 trials are in MLflow" in capsys.readouterr().out
+    mirror = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", storage / "mlflow", "farebox/synthetic")
+    assert len(runs(mirror)) == 3 and len(runs(mirror, "tags.`farebox.kind` = 'leaderboard'")) == 1
+    assert not list(storage.rglob("mlflow/**/secret"))

@@ -8,6 +8,7 @@ for a GPU, and says nothing about one.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import tempfile
 import uuid
@@ -26,11 +27,12 @@ import torch
 from methods.base import Bill, SoftPrompts
 from pipeline.blackbox.bill import Charge, Limits, Phase, Receipt
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request, prompt_counts
-from pipeline.blackbox.pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica
+from pipeline.blackbox.pool import LedgerActor, RayPool, RemoteLedger, Replica
 from pipeline.blackbox.serving import Server
 from pipeline.config import ModelCard, model_card
+from pipeline.ray_session import ray_session
 
-STORE_BYTES = 512 * 2**20
+log = logging.getLogger(__name__)
 STORAGE = "bench"
 POPULATION = 8
 NAMES = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock")
@@ -155,13 +157,8 @@ class Cluster:
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """A Ray on this machine, for as long as the bench runs."""
-    own = {"address": "local", "include_dashboard": False, "object_store_memory": STORE_BYTES, "num_cpus": 2}
-    ray.init(**own, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Cluster(Path(folder))
-    finally:
-        ray.shutdown()
+    with ray_session(None, log.warning, num_cpus=2), tempfile.TemporaryDirectory() as folder:
+        yield Cluster(Path(folder))
 
 
 def waiting(seconds: float) -> Callable[..., Endpoint]:

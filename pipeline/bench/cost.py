@@ -30,15 +30,17 @@ import torch
 
 from pipeline.bench.harness import Figure, Say, bench, machine, random_card, threads
 from pipeline.blackbox.bill import Limits, Phase
+from pipeline.blackbox.boundary import Session
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Answer, Endpoint, ModelInfo, Request
+from pipeline.blackbox.facts import feature_dim
 from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.local import LocalPool
-from pipeline.blackbox.model import feature_dim
 from pipeline.config import Config, ModelCard, compose
 from pipeline.errors import ConfigError
 from pipeline.plan import TrialSpec, make_plan
 from pipeline.scoring import metrics, predict, test_labels
+from pipeline.supervisor import Supervisor
 from pipeline.trial import few_shot_task
 
 DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "shift=false")
@@ -159,23 +161,28 @@ def _alone(asked: Asked) -> Cost:
         return found._replace(endpoint_mib=endpoint_mib)
 
 
-def _run(asked: Asked, spec: TrialSpec, box: MeteredBox, n_threads: int) -> Cost:
-    method, task = spec.choice.build(), few_shot_task(spec)
+def _run(asked: Asked, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
+    with Session(metered, spec.choice.name) as session:
+        return _measured(asked, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
+
+
+def _measured(asked: Asked, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
+    method, task, box = spec.choice.build(), supervisor.task(few_shot_task(spec)), supervisor.session.method_box
     before, began = _forget_peak(), time.perf_counter()
-    method.begin(task, box, np.random.default_rng(spec.seed))
+    supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
     start_s, steps, going_on = time.perf_counter() - began, list[float](), True
     while going_on and (asked.steps is None or len(steps) < asked.steps):
         step_began = time.perf_counter()
-        going_on = method.step(box)
+        going_on = supervisor.call("step", method.step, box)
         steps.append(time.perf_counter() - step_began)
     accuracy = None
     if asked.steps is None:
-        box.phase, test = Phase.EVALUATE, spec.tests[0]
-        logits_BC, _ = predict(method, box, test, spec.seed)
+        test = spec.tests[0]
+        logits_BC, _ = predict(method, supervisor, test, test.classes, Phase.EVALUATE)
         accuracy = metrics(logits_BC, test_labels(test, Counter()))["accuracy"]
     seconds = time.perf_counter() - began
     kept = sum(t.numel() * t.element_size() for t in method.deployed().values())
-    client_mib, requests = _peak() - before, box.meter.paid.requests
+    client_mib, requests = _peak() - before, supervisor.session.box.meter.paid.requests
     return Cost(seconds, start_s, len(steps), median(steps), client_mib, 0, kept, requests, accuracy, n_threads)
 
 

@@ -177,7 +177,7 @@ def threads(n: int) -> Iterator[None]:
 
 def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
     """The card of a model whose weights were never trained, written to a folder; all of its access is granted."""
-    from pipeline.blackbox.model import write_random_weights
+    from pipeline.blackbox.weights import write_random_weights
 
     path = folder / f"{arch}.pt"
     if not path.exists():

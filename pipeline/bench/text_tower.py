@@ -17,8 +17,9 @@ from torch import Tensor
 from methods.base import SoftPrompts
 from pipeline.bench import reference
 from pipeline.bench.harness import Figure, Paired, Say, bench, machine, paired, random_card, seconds_of, threads
-from pipeline.blackbox.model import OpenClipModel, imagenet_names
+from pipeline.blackbox.model import OpenClipModel
 from pipeline.blackbox.text import SharedPrefixTower
+from pipeline.blackbox.weights import imagenet_names
 
 CONTEXT, POPULATION, WIDTH = 4, 8, 512
 FLOWERS = (Path(__file__).parent / "flowers.txt").read_text().splitlines()

@@ -157,6 +157,31 @@ class ChargeRecord:
     refunded: bool
 
 
+@dataclass(frozen=True)
+class StorageRecord:
+    """Where a storage was when its last run opened the ledger."""
+
+    storage: str
+    path: str
+    host: str
+    since: float
+    """Start of that run, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What the open trials of one storage reserve."""
+
+    storage: str
+    place: StorageRecord | None
+    """None when no run registered the storage."""
+    trials: int
+    reserved: dict[str, Bill]
+    """By account."""
+    last_charge: float | None
+    """Time of the last charge of these trials, in seconds since 1970; None before the first."""
+
+
 def total(bills: Iterable[Bill]) -> Bill:
     """The sum."""
     return sum(bills, Bill())

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._finite import first_non_finite
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
 from pipeline.blackbox.bill import PAID, Charge, Limits, Phase, paid
 from pipeline.blackbox.endpoint import Answer, Kind, ModelInfo, Request, access_of, price, prompts_digest
 from pipeline.data.images import Images, as_images
-from pipeline.errors import AccessDenied, BudgetExceeded
+from pipeline.errors import AccessDenied, BudgetExceeded, NonFiniteError
 
 BLOCK_BYTES = 64 * 2**20
 """Largest answer that crosses the boundary in one piece."""
@@ -151,13 +152,25 @@ class MeteredBox:
         self.meter.computed_images += answer.computed_images
         self.meter.computed_prompts += answer.computed_prompts
         self.meter.cache_hits += answer.cache_hits
-        return torch.from_numpy(np.array(answer.values, dtype=np.float32))
+        values = torch.from_numpy(np.array(answer.values, dtype=np.float32))
+        if (bad := first_non_finite(values)) is not None:
+            raise NonFiniteError(f"{request.kind}: the answer holds NaN or infinity, first at {_place(request, bad)}")
+        return values
 
 
 def _blocks(n: int, numbers: int) -> Iterator[slice]:
     """The rows of an answer with so many numbers in each of n rows, cut by its shape alone."""
     size = max(1, BLOCK_BYTES // (4 * numbers))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _place(request: Request, index: tuple[int, ...]) -> str:
+    """The prompt set and the image of an element of an answer."""
+    image = {"scores": 1, "image_features": 0}.get(request.kind)
+    places = [] if request.prompts is None else [f"prompt set {index[0] + 1}"]
+    if image is not None and request.images is not None:
+        places.append(request.images.where(index[image]))
+    return ", ".join(places)
 
 
 def _plain(prompts: Prompts) -> Prompts:

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._finite import first_non_finite
 from methods.base import Access, Bill, Prompts, SoftPrompts
 from pipeline.blackbox import model as models
 from pipeline.blackbox.bill import Charge
 from pipeline.blackbox.features import FeatureStore
 from pipeline.config import ModelCard
 from pipeline.data.images import Images
-from pipeline.errors import AccessDenied, EndpointRefused
+from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
+from pipeline.source_code import image_feature_digest
 
 Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
 
@@ -115,7 +117,7 @@ class Endpoint:
     def __init__(self, card: ModelCard, features: Path) -> None:
         self.model = models.load(card)
         self.precision = card.precision
-        made_by = [self.model.identity, card.precision, self.model.transform]
+        made_by = [self.model.identity, card.precision, self.model.transform, f"code {image_feature_digest()}"]
         if self.model.device.type != "cpu":
             made_by.append(self.model.device.type)  # the last bits are its own: they must not reach a run on the CPU
         self.store = FeatureStore(features, " ".join(made_by), self.model.feature_dim)
@@ -147,8 +149,8 @@ class Endpoint:
             shape = tuple(prompts.ctx_PLE.shape)
             if shape[2] != self.model.token_dim:
                 raise EndpointRefused(f"context of shape {shape}, expected [P, L, {self.model.token_dim}]")
-            if not torch.isfinite(prompts.ctx_PLE).all():
-                raise EndpointRefused("the context holds values that are not finite")
+            if (bad := first_non_finite(prompts.ctx_PLE)) is not None:
+                raise EndpointRefused(f"the context holds values that are not finite (prompt set {bad[0] + 1})")
         if request.kind == "text_gradients":
             self._check_upstream(prompts, request.upstream_PCD)
         if prompts is not None:
@@ -163,11 +165,17 @@ class Endpoint:
         if upstream_PCD is None or tuple(upstream_PCD.shape) != wanted:
             found = None if upstream_PCD is None else tuple(upstream_PCD.shape)
             raise EndpointRefused(f"a gradient in the text features of shape {found}, expected {wanted}")
-        if not torch.isfinite(upstream_PCD).all():
-            raise EndpointRefused("the gradient in the text features holds values that are not finite")
+        if (bad := first_non_finite(upstream_PCD)) is not None:
+            raise EndpointRefused(
+                f"the gradient in the text features holds values that are not finite (prompt set {bad[0] + 1})"
+            )
 
     def compute(self, request: Request) -> Answer:
-        """The answer; the same request gives the same bits, whatever was asked before or beside it."""
+        """The answer; the same request gives the same bits, whatever was asked before or beside it.
+
+        Raises:
+            NonFiniteError: the model gave a value that is NaN or infinite. Nothing is answered, so nothing is billed.
+        """
         if request.kind == "text_features":
             assert request.prompts is not None
             text_PCD, made = self._text(request.prompts)
@@ -176,6 +184,7 @@ class Endpoint:
             assert isinstance(request.prompts, SoftPrompts) and request.upstream_PCD is not None
             p, c = prompt_counts(request.prompts)
             gradients_PLE = self.model.text_gradients(request.prompts, request.upstream_PCD)
+            check_finite(request.kind, gradients_PLE, request.prompts)
             return Answer(gradients_PLE.numpy(), computed_prompts=p * c)
         assert request.images is not None
         image_BD, computed = self._image(request.images)
@@ -209,6 +218,8 @@ class Endpoint:
         for start in range(0, len(new), STORED_AT_ONCE):
             part = new[start : start + STORED_AT_ONCE]
             made = self.model.encode_images(images[part])
+            if (bad := first_non_finite(made)) is not None:
+                raise NonFiniteError(f"image_features: {images.where(part[bad[0]])} has a feature that is {_OF_MODEL}")
             self.store.add([keys[i] for i in part], made)
             features[part] = made
         features[missing] = features[[first[keys[i]] for i in missing]]
@@ -222,8 +233,25 @@ class Endpoint:
         if features is not None:
             return features, 0
         features = self.model.encode_prompts(prompts)
+        check_finite("text_features", features, prompts)
         self._texts.put(digest, features)
         return features, features.shape[0] * features.shape[1]
+
+
+_OF_MODEL = "NaN or infinite: the model's weights or its precision are unsuitable"
+
+
+def check_finite(kind: Kind, values: Tensor, prompts: Prompts) -> None:
+    """Raise NonFiniteError, naming the prompt set and the class, for values [P, ...] that are not finite."""
+    if (bad := first_non_finite(values)) is None:
+        return
+    p, c = bad[0], bad[1]
+    n_sets, _ = prompt_counts(prompts)
+    where = f"prompt set {p + 1} of {n_sets}"
+    if kind == "text_features":
+        name = prompts.classnames[c] if isinstance(prompts, SoftPrompts) else prompts.texts[p][c]
+        where += f", {name[:60]!r},"
+    raise NonFiniteError(f"{kind}: {where} has a value that is {_OF_MODEL}")
 
 
 def prompts_digest(prompts: Prompts) -> str:

@@ -1,16 +1,23 @@
-"""The image-feature store: features by content, in Arrow files that replicas and later sweeps map.
+"""The image-feature store: features by content, in files that replicas and later sweeps map.
 
-One folder for each (weights, precision, transform); in it, files of (key, feature, sum) rows, each written once and put
-in place by an atomic rename. Files are mapped, never read whole: in memory is an index of 24 bytes an image, and what
-is asked for is copied out of the map. Every row that is read is checked against its own sum, so opening a store costs
-the reading of its keys alone. A file that cannot be mapped, is not of this store, or holds a damaged row is removed and
-its rows are computed again.
+One folder for each (weights, precision, transform); in it, files that are each written once and put in place by an
+atomic rename. A file holds N rows in a layout that needs no parser:
+
+    header           one line: checksum, model, feature width; padded with spaces to a multiple of 16 bytes
+    keys             N x 16 bytes: the first bytes of the SHA-256 of an image key
+    sums             N x 4 bytes: CRC-32 of a row's key and feature, little-endian
+    features         N x D float32, little-endian
+
+The header's checksum covers header, keys and sums, and is verified when the file is opened; each feature is verified
+against its sum when it is read. So opening a store costs the reading of its keys alone. Files are mapped: in memory is
+an index of 24 bytes an image. A file that is damaged or of another store is removed and its rows are computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import time
 import uuid
@@ -19,42 +26,51 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
+from pipeline.errors import DamagedFile
+from pipeline.files import UNSEALED, check_seal, seal
+
 log = logging.getLogger(__name__)
 
-LAYOUT = 2
+LAYOUT = 3
 """In the folder's name, so that files laid out otherwise are left alone."""
 STALE_S = 3600
 """Age of a half-written file at which nobody is at work on it any more."""
-_KEY = np.dtype("S16")
+SUFFIX = ".features"
+_KEY, _SUM = np.dtype("S16"), np.dtype("<u4")
 _FILE_BITS = 32  # a place is (file number << 32) + row
 NOWHERE = -1
 
 
 class _Mapped:
-    """A mapped file's columns: keys [N] S16, features [N, D] float32, sums [N] uint32. ArrowInvalid when foreign."""
+    """A mapped file's columns: keys [N] S16, sums [N] uint32, features [N, D] float32.
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    Raises:
+        DamagedFile: the checksum does not match, or the file is of another store.
+    """
+
+    def __init__(self, path: Path, header: bytes, feature_dim: int) -> None:
         self.path = path
-        with pa.memory_map(str(path)) as source:  # the map outlives the open file
-            reader = pa.ipc.open_file(source)
-            if not reader.schema.equals(schema, check_metadata=True) or reader.num_record_batches != 1:
-                raise pa.ArrowInvalid("it holds something else, or another model's features")
-            batch = reader.get_batch(0)
-        batch.validate(full=True)
-        key, feature, sums = batch.columns
-        self.keys = np.frombuffer(key.buffers()[1], _KEY, len(batch))
-        self.features = feature.flatten().to_numpy().reshape(len(batch), -1)
-        self.sums = sums.to_numpy()
+        row = _KEY.itemsize + _SUM.itemsize + 4 * feature_dim
+        size = path.stat().st_size
+        if size <= len(header) or (size - len(header)) % row:
+            raise DamagedFile(path, f"{size:,} bytes are no whole number of rows")
+        n, data = (size - len(header)) // row, memoryview(np.memmap(path, np.uint8, mode="r").data)
+        sums, features = len(header) + n * _KEY.itemsize, len(header) + n * (_KEY.itemsize + _SUM.itemsize)
+        check_seal(path, data[:features])
+        if bytes(data[len(UNSEALED) : len(header)]) != header[len(UNSEALED) :]:
+            raise DamagedFile(path, "it holds another model's features")
+        self.keys = np.frombuffer(data, _KEY, n, len(header))
+        self.sums = np.frombuffer(data, _SUM, n, sums)
+        self.features = np.frombuffer(data, "<f4", n * feature_dim, features).reshape(n, feature_dim)
 
-    def sound(self, rows: np.ndarray) -> bool:
-        """True when these rows are as they were written."""
-        keys, features = self.keys[rows].view("V16"), self.features
-        found = [_sum(key.tobytes(), features[row]) for key, row in zip(keys, rows, strict=True)]
-        return found == self.sums[rows].tolist()
+    def read(self, rows: np.ndarray) -> np.ndarray | None:
+        """A copy [N, D] of the features of these rows; None when one does not match its sum or is not finite."""
+        keys, features = self.keys[rows].view("V16"), self.features[rows]
+        found = [_sum(key.tobytes(), feature) for key, feature in zip(keys, features, strict=True)]
+        return features if found == self.sums[rows].tolist() and _finite(features) else None
 
 
 class FeatureStore:
@@ -71,10 +87,8 @@ class FeatureStore:
                 if time.time() - half_written.stat().st_mtime > STALE_S:
                     half_written.unlink()
         self.feature_dim = feature_dim
-        self.schema = pa.schema(
-            [("key", pa.binary(_KEY.itemsize)), ("feature", pa.list_(pa.float32(), feature_dim)), ("sum", pa.uint32())],
-            metadata={"model": model},
-        )
+        header = f"{UNSEALED} {json.dumps({'model': model, 'width': feature_dim})}"
+        self._header = (header + " " * (-(len(header) + 1) % 16) + "\n").encode()
         self._files: list[_Mapped] = []
         self._seen: set[str] = set()
         self._keys, self._places = np.empty(0, _KEY), np.empty(0, np.int64)  # the index, in order of the keys
@@ -93,27 +107,31 @@ class FeatureStore:
         for number in np.unique(places[places != NOWHERE] >> _FILE_BITS).tolist():
             file, of_file = self._files[number], np.flatnonzero(places >> _FILE_BITS == number)
             rows = places[of_file] & (2**_FILE_BITS - 1)
-            if file.sound(rows):
-                features[of_file] = file.features[rows]
+            if (found := file.read(rows)) is not None:
+                features[of_file] = found
             else:
                 self._drop(number)
                 places[of_file] = NOWHERE
         return torch.from_numpy(features), np.flatnonzero(places == NOWHERE).tolist()
 
     def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
-        """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room."""
-        digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype=np.float32)
-        raw = [digest.tobytes() for digest in digests.view("V16")]
-        columns = [
-            pa.array(raw, self.schema.field("key").type),
-            pa.FixedSizeListArray.from_arrays(features.ravel(), self.feature_dim),
-            pa.array([_sum(key, feature) for key, feature in zip(raw, features, strict=True)], pa.uint32()),
-        ]
-        path = self.folder / f"{uuid.uuid4().hex}.arrow"
+        """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room.
+
+        Raises:
+            ValueError: a feature is NaN or infinite.
+        """
+        digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype="<f4")
+        if not _finite(features):
+            raise ValueError("features that are NaN or infinite are not stored")
+        sums = np.array(
+            [_sum(key.tobytes(), row) for key, row in zip(digests.view("V16"), features, strict=True)], _SUM
+        )
+        path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
         temporary = path.with_suffix(".tmp")
         try:
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
-                writer.write_batch(pa.record_batch(columns, schema=self.schema))
+            with temporary.open("xb") as file:
+                file.write(seal(self._header + digests.tobytes() + sums.tobytes()))
+                file.write(features.data)
             temporary.replace(path)
         except OSError as error:  # the disk is full: what is not stored is computed again, no answer waits for it
             log.warning("features are not stored in %s (%s)", self.folder, error)
@@ -131,16 +149,18 @@ class FeatureStore:
 
     def _refresh(self) -> None:
         """Map the files that others have added."""
-        self._open(path for path in sorted(self.folder.glob("*.arrow")) if path.name not in self._seen)
+        self._open(path for path in sorted(self.folder.glob(f"*{SUFFIX}")) if path.name not in self._seen)
 
     def _open(self, paths: Iterable[Path]) -> None:
         keys, places = [self._keys], [self._places]
         for path in paths:
             self._seen.add(path.name)
             try:
-                file = _Mapped(path, self.schema)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                _remove(path, str(error))
+                file = _Mapped(path, self._header, self.feature_dim)
+            except FileNotFoundError:  # another process found it damaged and removed it
+                continue
+            except (OSError, DamagedFile) as error:
+                _remove(path, error.reason if isinstance(error, DamagedFile) else str(error))
                 continue
             keys.append(file.keys)
             places.append((len(self._files) << _FILE_BITS) + np.arange(len(file.keys)))
@@ -151,7 +171,7 @@ class FeatureStore:
 
     def _drop(self, number: int) -> None:
         """Forget a damaged file and take it out of the others' way."""
-        _remove(self._files[number].path, "a row does not match its sum")
+        _remove(self._files[number].path, "a row does not match its sum, or is not finite")
         keep = self._places >> _FILE_BITS != number
         self._keys, self._places = self._keys[keep], self._places[keep]
 
@@ -166,6 +186,12 @@ def _sum(key: bytes, feature_D: np.ndarray) -> int:
     return zlib.crc32(feature_D.data, zlib.crc32(key))
 
 
+def _finite(features: np.ndarray) -> bool:
+    """True when no float32 is NaN or infinite: such a one is kept by the sum, which cannot overflow in float64."""
+    return bool(np.isfinite(features.sum(dtype=np.float64)))
+
+
 def _remove(path: Path, why: str) -> None:
     log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where nothing may be removed, it is not read again by this process
+        path.unlink()

@@ -24,7 +24,6 @@ Rows are locked trials first, by number, then accounts, by name: two transaction
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,22 +31,25 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from methods.base import Bill
-from pipeline.blackbox import ledger_audit, ledger_rows
+from pipeline.blackbox import ledger_audit, ledger_lists, ledger_rows
 from pipeline.blackbox.bill import (
     LIMITED,
     PAID,
-    UNITS,
     AccountRecord,
     Charge,
     ChargeRecord,
     Limits,
     Phase,
     Receipt,
+    Reservation,
+    StorageRecord,
     TrialRecord,
     parse_id,
 )
+from pipeline.blackbox.ledger_batch import Batch
+from pipeline.blackbox.ledger_checksum import RESTORE
 from pipeline.blackbox.ledger_rows import AccountRow, Key, TrialRow
-from pipeline.blackbox.ledger_schema import ACCOUNT, CHARGE, MEMBER, REFUND, TRIAL, Store, bucket
+from pipeline.blackbox.ledger_schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, Store, bucket
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError
 
 __all__ = ["AccountRecord", "Charge", "ChargeRecord", "Ledger", "Limits", "Phase", "Receipt", "TrialRecord"]
@@ -59,19 +61,43 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._store = Store(url)
 
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return self._store.name
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the ledger is lost when this process ends."""
+        return self._store.in_memory
+
     def close(self) -> None:
         """Let go of the database; a later call opens it again."""
         self._store.close()
 
-    def open_account(self, name: str, limits: Limits) -> None:
-        """Create an account, or change its limits.
+    def open_account(self, name: str, limits: Limits) -> Limits:
+        """Create an account with these limits, unless there is one of that name; return the limits that it has."""
+        with self._store.write() as db:
+            values = ledger_rows.sealed(ACCOUNT, AccountRow(name, limits, Bill(), Bill()).values)
+            db.execute(self._store.insert_new(ACCOUNT), values)
+            return ledger_rows.lock_accounts(db, [name])[name].limits
 
-        Raises LedgerError, changing nothing, when more is committed already than the new limits allow, or when a limit
-        is set on a unit in which an open trial has none.
+    def limits(self, name: str) -> Limits | None:
+        """Limits of an account; None when there is no such account."""
+        with self._store.read() as db:
+            account = ledger_lists.find_account(db, name)
+        return None if account is None else account.limits
+
+    def set_limits(self, name: str, limits: Limits) -> None:
+        """Change the limits of an account.
+
+        Raises LedgerError, changing nothing, for an unknown account, when more is committed already than the new limits
+        allow, or when a limit is set on a unit in which an open trial has none.
         """
         with self._store.write() as db:
-            db.execute(self._store.insert_new(ACCOUNT), {"name": name, **ledger_rows.limit_columns(limits)})
-            account = ledger_rows.lock_accounts(db, [name])[name]
+            account = ledger_rows.lock_accounts(db, [name]).get(name)
+            if account is None:
+                raise LedgerError(f"no account named {name!r} in the ledger {self._store.name}")
             committed = account.held + account.spent
             if unit := limits.passed(committed, Bill()):
                 raise LedgerError(
@@ -88,7 +114,8 @@ class Ledger:
                         f"account {name!r} cannot be limited in {unit}: {n} open trials on it have no such limit; "
                         "finish or settle them first"
                     )
-            db.execute(sa.update(ACCOUNT).where(ACCOUNT.c.name == name).values(**ledger_rows.limit_columns(limits)))
+            account.limits = limits
+            ledger_rows.save_accounts(db, [account])
 
     def reserve(self, storage: str, trial: str, accounts: Sequence[str], allotment: Limits) -> None:
         """Open a trial: take its whole allotment from every account, or from none.
@@ -123,9 +150,9 @@ class Ledger:
                     _commit(account, held=allotment.bill, spent=entry.paid * -1)
             ledger_rows.save_accounts(db, opened.values())
             if new:
-                db.execute(sa.insert(MEMBER), [{"trial_no": entry.no, "account": name} for name in sorted(new)])
-            changed = {"open": True, **ledger_rows.limit_columns(allotment)}
-            db.execute(sa.update(TRIAL).where(TRIAL.c.no == entry.no).values(**changed))
+                db.execute(sa.insert(MEMBER), [ledger_rows.member_columns(entry.no, name) for name in sorted(new)])
+            entry.open, entry.allotment = True, allotment
+            ledger_rows.save_trials(db, [entry])
 
     def settle(self, storage: str, trial: str) -> Bill:
         """Close a trial and give back what it did not spend; returns what it spent (adapt + validate).
@@ -137,13 +164,7 @@ class Ledger:
             if entry is None:
                 raise LedgerError(f"no trial {trial} of {storage} in the ledger {self._store.name}")
             if entry.open:
-                names = ledger_rows.members(db, [entry.no]).get(entry.no, set())
-                accounts = ledger_rows.lock_accounts(db, names).values()
-                for account in accounts:
-                    account.held += entry.allotment.bill * -1
-                    account.spent += entry.paid
-                ledger_rows.save_accounts(db, accounts)
-                db.execute(sa.update(TRIAL).where(TRIAL.c.no == entry.no).values(open=False))
+                _settle(db, entry)
             return entry.paid
 
     def charge(self, charges: Sequence[Charge]) -> list[Receipt | BudgetExceeded]:
@@ -155,7 +176,7 @@ class Ledger:
         if not charges:
             return []
         with self._store.write() as db:
-            batch = _Batch(db, self._trials(db, {(c.storage, c.trial) for c in charges}), charges)
+            batch = Batch(db, self._trials(db, {(c.storage, c.trial) for c in charges}), charges)
             answers = [batch.decide(c) for c in charges]
             batch.save()
         return answers
@@ -168,26 +189,25 @@ class Ledger:
         parsed = [parse_id(charge_id) for charge_id in dict.fromkeys(ids)]
         with self._store.write() as db:
             trials = ledger_rows.lock_trials(db, {(storage, trial) for storage, trial, _, _ in parsed})
-            joined = ledger_rows.members(db, {entry.no for entry in trials.values()})
-            accounts = ledger_rows.lock_accounts(db, {name for names in joined.values() for name in names})
+            payers = ledger_rows.lock_payers(db, trials.values())
             for storage, trial, call, digest in parsed:
                 entry = trials.get((storage, trial))
                 if entry is None:
                     continue
                 key = (CHARGE.c.trial_no == entry.no, CHARGE.c.call == call, CHARGE.c.digest == digest)
-                row = db.execute(select(CHARGE).where(*key)).mappings().one_or_none()
+                row = db.execute(select(CHARGE).where(*key)).one_or_none()
                 if row is None:
                     continue
-                back = Bill(*(row[unit] for unit in UNITS)) * -1
-                place = bucket(Phase(row["phase"]), row["diverged"])
-                entry.buckets[place] += back
+                _, _, _, phase, diverged, bill, _ = ledger_rows.parse_charge(row)
+                place = bucket(phase, diverged)
+                entry.buckets[place] += bill * -1
                 if place == "replay" or (place in PAID and not entry.open):
-                    for name in joined.get(entry.no, ()):
-                        accounts[name].spent += back
-                db.execute(sa.insert(REFUND), {**row, "refunded_at": time.time()})
+                    for account in payers.get(entry.no, ()):
+                        account.spent += bill * -1
+                db.execute(sa.insert(REFUND), ledger_rows.refund_columns(row))
                 db.execute(sa.delete(CHARGE).where(*key))
             ledger_rows.save_trials(db, trials.values())
-            ledger_rows.save_accounts(db, accounts.values())
+            ledger_rows.save_payers(db, payers)
 
     def trial_bill(self, storage: str, trial: str) -> dict[Phase, Bill]:
         """What a trial was charged, by phase; all zero for a trial never seen."""
@@ -196,29 +216,77 @@ class Ledger:
         return entry.bills if entry is not None else {phase: Bill() for phase in Phase}
 
     def accounts(self) -> list[AccountRecord]:
-        """Every account, by name."""
+        """Every account, by name. Raises LedgerError when a record is damaged or an account does not add up."""
         with self._store.read() as db:
-            return ledger_rows.list_accounts(db)
+            return ledger_lists.list_accounts(db)
 
     def trials(self, storage: str | None = None) -> list[TrialRecord]:
         """Every trial (of one storage) in the order in which they were first seen."""
         with self._store.read() as db:
-            return ledger_rows.list_trials(db, storage)
+            return ledger_lists.list_trials(db, storage)
 
     def charges(self, storage: str, trial: str) -> list[ChargeRecord]:
         """A trial's charges by call number, refunded ones among them."""
         with self._store.read() as db:
-            return ledger_rows.list_charges(db, storage, trial)
+            return ledger_lists.list_charges(db, storage, trial)
 
-    def verify(self, rows: Iterable[Mapping[str, Any]] | None = None, storage: str | None = None) -> list[str]:
-        """Every way in which the books do not add up, a line each; empty when all is well.
+    def reservations(self) -> list[Reservation]:
+        """What open trials reserve, one record for each storage."""
+        with self._store.read() as db:
+            return ledger_lists.list_reservations(db)
 
-        Charges must add up to the trials' totals and these to the accounts', within every limit and allotment. With
-        `rows`, the results of a sweep (of `storage`; needed where a ledger is shared), their bills must be the trials'.
+    def storage(self, storage: str) -> StorageRecord | None:
+        """Where a storage was when its last run registered it; None for one that was never registered."""
+        with self._store.read() as db:
+            return ledger_lists.find_storage(db, storage)
+
+    def register(self, storage: str, path: str, host: str) -> None:
+        """Record where a storage is and that a run of it begins now."""
+        with self._store.write() as db:
+            ledger_rows.save_storage(db, self._store.insert_new(STORAGE), storage, path, host)
+
+    def rename_storage(self, old: str, new: str, accounts: Mapping[str, str]) -> None:
+        """Give the trials of a storage, and these accounts, other names. Does nothing where there are none."""
+        with self._store.write() as db:
+            ledger_rows.rename_trials(db, old, new)
+            for before, after in accounts.items():
+                ledger_rows.rename_account(db, before, after)
+
+    def check(self, storage: str) -> None:
+        """Verify all records of trials and accounts, and the charges of a storage, before new charges are made.
+
+        Raises LedgerError, of one line, when something is damaged or does not add up.
+        """
+        if lines := self.verify(storage=storage, whole=False):
+            more = f" and {len(lines) - 1:,} more" if len(lines) > 1 else ""
+            line = lines[0].removeprefix("damaged ")
+            raise LedgerError(f"the ledger {self._store.name} is damaged: {line}{more}; {RESTORE}")
+
+    def verify(
+        self,
+        rows: Iterable[Mapping[str, Any]] | None = None,
+        storage: str | None = None,
+        copied_from: Sequence[str] = (),
+        whole: bool = True,
+    ) -> list[str]:
+        """Return one line for each thing that is wrong; an empty list when nothing is.
+
+        Every record must match its checksum. Charges must add up to the trials' totals and these to the accounts',
+        within every limit and allotment. The bills in `rows`, the results of a sweep, must be those of its trials.
+
+        Args:
+            rows: results of a sweep, with the trial's name in the ledger as `trial_id`.
+            storage: the storage of these results; needed where storages share a ledger.
+            copied_from: the storages that it was copied from, the latest first. A trial that the storage did not run
+                itself is compared with theirs.
+            whole: verify the charges of all storages. False: those of `storage` and `copied_from` alone.
+
+        Raises:
+            LedgerError: the file cannot be read, or its structure is damaged.
         """
         self._store.check()
         with self._store.read() as db:
-            return ledger_audit.problems(db, rows, storage)
+            return ledger_audit.problems(db, rows, [storage, *copied_from] if storage else [], whole)
 
     def _trials(self, db: sa.Connection, keys: set[Key]) -> dict[Key, TrialRow]:
         return ledger_rows.lock_trials(db, keys, self._store.insert_new(TRIAL))
@@ -231,55 +299,12 @@ def _commit(account: AccountRow, held: Bill, spent: Bill) -> None:
     account.spent += spent
 
 
-class _Batch:
-    """One transaction's charges: decided in order against the locked rows, then written together."""
-
-    def __init__(self, db: sa.Connection, trials: dict[Key, TrialRow], charges: Sequence[Charge]) -> None:
-        self.db, self.trials = db, trials
-        self.charged = ledger_rows.find_charges(db, {(trials[c.storage, c.trial].no, c.call) for c in charges})
-        self.paid_calls = {(no, call) for (no, call, _), (_, diverged) in self.charged.items() if not diverged}
-        self.new: list[dict[str, Any]] = []
-        self.payers: dict[int, list[AccountRow]] | None = None
-
-    def decide(self, c: Charge) -> Receipt | BudgetExceeded:
-        entry = self.trials[c.storage, c.trial]
-        if (known := self.charged.get((entry.no, c.call, c.digest))) is not None:
-            if known[0] != c.bill:
-                raise LedgerError(f"charge {c.id} was made for {known[0]}, and is now asked for {c.bill}")
-            return Receipt(c.id, "replayed")
-        diverged = (entry.no, c.call) in self.paid_calls
-        place = bucket(c.phase, diverged)
-        refusal = None
-        if place == "replay":
-            refusal = self._charge_accounts(entry, c.bill)
-        elif place in PAID:
-            refusal = entry.refusal(c.bill)
-        if refusal is not None:
-            return refusal
-        entry.buckets[place] += c.bill
-        self.charged[entry.no, c.call, c.digest] = (c.bill, diverged)
-        self.paid_calls.add((entry.no, c.call))
-        self.new.append(ledger_rows.charge_columns(entry.no, c, diverged))
-        return Receipt(c.id, "diverged" if diverged else "charged")
-
-    def _charge_accounts(self, entry: TrialRow, bill: Bill) -> BudgetExceeded | None:
-        """A replay is paid by every account of the trial, or by none."""
-        if self.payers is None:  # most batches have no replay, and need not lock the accounts
-            joined = ledger_rows.members(self.db, {t.no for t in self.trials.values()})
-            accounts = ledger_rows.lock_accounts(self.db, {name for names in joined.values() for name in names})
-            self.payers = {no: [accounts[name] for name in sorted(names)] for no, names in joined.items()}
-        payers = self.payers.get(entry.no, [])
-        refusal = next((r for account in payers if (r := account.refusal(bill))), None)
-        if refusal is None:
-            for account in payers:
-                account.spent += bill
-        return refusal
-
-    def save(self) -> None:
-        if not self.new:
-            return
-        self.db.execute(sa.insert(CHARGE), self.new)
-        changed = {row["trial_no"] for row in self.new}
-        ledger_rows.save_trials(self.db, [entry for entry in self.trials.values() if entry.no in changed])
-        if self.payers is not None:
-            ledger_rows.save_accounts(self.db, {a.name: a for payers in self.payers.values() for a in payers}.values())
+def _settle(db: sa.Connection, entry: TrialRow) -> None:
+    """Close an open trial: its accounts keep what it paid, and no longer hold its allotment."""
+    accounts = ledger_rows.lock_payers(db, [entry]).get(entry.no, [])
+    for account in accounts:
+        account.held += entry.allotment.bill * -1
+        account.spent += entry.paid
+    ledger_rows.save_accounts(db, accounts)
+    entry.open = False
+    ledger_rows.save_trials(db, [entry])

@@ -1,9 +1,9 @@
-"""Does the ledger add up? Every total is worked out again from the single charges and compared."""
+"""Verification of the ledger: intact records, and totals that equal the sums of the single charges."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,45 +11,100 @@ from sqlalchemy import func, select
 
 from methods.base import Bill
 from pipeline.blackbox.bill import LIMITED, UNITS, Phase, row_columns, total
-from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, members
-from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, TRIAL, bucket
+from pipeline.blackbox.ledger_checksum import intact, label
+from pipeline.blackbox.ledger_rows import AccountRow, TrialRow, all_trials
+from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, bucket
 
 SUMMED = tuple(f"{Phase.EVALUATE.value}_{unit}" for unit in UNITS)
 """Columns of one test set's row: a trial's rows add up to its bill. The other columns stand in each of its rows."""
+UNFINISHED = ("failed", "unfunded")
+"""Statuses of a row whose trial may be charged more later."""
+AT_ONCE = 10_000
+"""Charges that are in memory together."""
 
 
-def problems(db: sa.Connection, results: Iterable[Mapping[str, Any]] | None, storage: str | None) -> list[str]:
-    """One line for each thing that does not add up."""
-    trials = {row["no"]: TrialRow.of(row) for row in db.execute(select(TRIAL).order_by(TRIAL.c.no)).mappings()}
-    found = [*_charges(db, trials), *_trials(trials.values()), *_accounts(db, trials)]
+def problems(
+    db: sa.Connection, results: Iterable[Mapping[str, Any]] | None, storages: Sequence[str], whole: bool
+) -> list[str]:
+    """One line for each thing that is wrong.
+
+    `storages`: the storage whose results these are, then those that it was copied from; none to look in all.
+    `whole`: verify the charges of all storages, not of these alone.
+    """
+    scope = None if whole else storages
+    lines: list[str] = []
+    sums = _sums(db, scope, lines)
+    lines += _damaged(db)
+    if lines:
+        return lines  # sums over the records that are left would only repeat it
+    trials = all_trials(db)
+    lines = [*_charges(db, trials, sums, scope), *_trials(trials.values()), *_accounts(db, trials)]
     if results is not None:
-        found += _results(trials.values(), results, storage)
-    return found
+        lines += _results(trials.values(), results, storages)
+    return lines
 
 
-def _charges(db: sa.Connection, trials: Mapping[int, TrialRow]) -> Iterator[str]:
-    sums: dict[int, dict[str, Bill]] = defaultdict(dict)
-    by = (CHARGE.c.trial_no, CHARGE.c.phase, CHARGE.c.diverged)
-    for no, phase, diverged, *counts in db.execute(
-        select(*by, *(func.sum(CHARGE.c[unit]) for unit in UNITS)).group_by(*by)
-    ):
+def _damaged(db: sa.Connection) -> Iterator[str]:
+    """One line for each record, charges excepted, that does not match its checksum."""
+    for table in (ACCOUNT, TRIAL, MEMBER, STORAGE, REFUND):
+        for row in db.execute(select(table)):
+            record = row[1:] if table is REFUND else row  # the database numbers refunds itself
+            if not intact(table, record):
+                yield f"damaged record {label(table, row)}"
+
+
+def _sums(
+    db: sa.Connection, storages: Sequence[str] | None, lines: list[str]
+) -> dict[tuple[int, str, bool], list[int]]:
+    """Sums of the charges by (trial number, phase, diverged); a line is appended for each damaged charge."""
+    sums: dict[tuple[int, str, bool], list[int]] = defaultdict(lambda: [0] * len(UNITS))
+    query = select(CHARGE).where(*_of(storages)).execution_options(yield_per=AT_ONCE)
+    for row in db.execute(query):
+        if not intact(CHARGE, row):
+            lines.append(f"damaged record {label(CHARGE, row)}")
+            continue
+        no, _, _, phase, diverged, requests, images, prompts, outputs, _, _ = row
+        entry = sums[no, phase, diverged]
+        entry[0] += requests
+        entry[1] += images
+        entry[2] += prompts
+        entry[3] += outputs
+    return sums
+
+
+def _of(storages: Sequence[str] | None) -> list[sa.ColumnElement[bool]]:
+    """Select the charges of these storages; None for all."""
+    if storages is None:
+        return []
+    return [CHARGE.c.trial_no.in_(select(TRIAL.c.no).where(TRIAL.c.storage.in_(list(storages))))]
+
+
+def _charges(
+    db: sa.Connection,
+    trials: Mapping[int, TrialRow],
+    sums: Mapping[tuple[int, str, bool], Sequence[int]],
+    scope: Sequence[str] | None,
+) -> Iterator[str]:
+    buckets: dict[int, dict[str, Bill]] = defaultdict(dict)
+    for (no, phase, diverged), counts in sums.items():
         if no not in trials:
             yield f"charges of a trial number {no} that does not exist"
         elif phase not in [p.value for p in Phase]:
             yield f"{_name(trials[no])}: charges in an unknown phase {phase!r}"
         else:
             place = bucket(Phase(phase), diverged)
-            sums[no][place] = sums[no].get(place, Bill()) + Bill(*(int(n) for n in counts))
+            buckets[no][place] = buckets[no].get(place, Bill()) + Bill(*counts)
     for no, trial in trials.items():
-        for name in BUCKETS:
-            charged = sums[no].get(name, Bill())
-            yield from _differ(f"{_name(trial)}: {name}", trial.buckets[name], charged, "its charges")
-    paid = CHARGE.c.diverged.is_(False)
-    calls = select(CHARGE.c.trial_no, CHARGE.c.call).where(paid).group_by(CHARGE.c.trial_no, CHARGE.c.call)
+        if scope is None or trial.storage in scope:
+            for name in BUCKETS:
+                charged = buckets[no].get(name, Bill())
+                yield from _differ(f"{_name(trial)}: {name}", trial.buckets[name], charged, "its charges")
+    paid = (CHARGE.c.diverged.is_(False), *_of(scope))
+    calls = select(CHARGE.c.trial_no, CHARGE.c.call).where(*paid).group_by(CHARGE.c.trial_no, CHARGE.c.call)
     for no, call in db.execute(calls.having(func.count() > 1)):
         yield f"{_name(trials.get(no))}: call {call} was paid more than once"
-    negative = sa.or_(*(CHARGE.c[unit] < 0 for unit in UNITS))
-    for no, call in db.execute(select(CHARGE.c.trial_no, CHARGE.c.call).where(negative)):
+    negative = (sa.or_(*(CHARGE.c[unit] < 0 for unit in UNITS)), *_of(scope))
+    for no, call in db.execute(select(CHARGE.c.trial_no, CHARGE.c.call).where(*negative)):
         yield f"{_name(trials.get(no))}: call {call} has a negative bill"
 
 
@@ -61,41 +116,55 @@ def _trials(trials: Iterable[TrialRow]) -> Iterator[str]:
 
 
 def _accounts(db: sa.Connection, trials: Mapping[int, TrialRow]) -> Iterator[str]:
+    accounts = {row[0]: AccountRow.of(row) for row in db.execute(select(ACCOUNT).order_by(ACCOUNT.c.name))}
     on: dict[str, list[TrialRow]] = defaultdict(list)
-    for no, names in members(db, trials).items():
-        for name in names:
+    for no, name, _ in db.execute(select(MEMBER)):
+        if no not in trials:
+            yield f"account {name!r} is charged for a trial number {no} that does not exist"
+        elif name not in accounts:
+            yield f"{_name(trials[no])} is charged to an account {name!r} that does not exist"
+        else:
             on[name].append(trials[no])
-    for row in db.execute(select(ACCOUNT).order_by(ACCOUNT.c.name)).mappings():
-        account = AccountRow.of(row)
-        mine = on[account.name]
-        held = total(trial.allotment.bill for trial in mine if trial.open)
-        spent = total(trial.paid for trial in mine if not trial.open) + total(t.buckets["replay"] for t in mine)
-        label = f"account {account.name!r}"
-        yield from _differ(f"{label}: reserved", account.held, held, "its open trials' allotments", LIMITED)
-        yield from _differ(f"{label}: spent", account.spent, spent, "its trials' bills")
+    for name, account in accounts.items():
+        yield from account_differences(account, on[name])
         committed = account.held + account.spent
         for unit in LIMITED:
             limit = getattr(account.limits, unit)
             if limit is not None and getattr(committed, unit) > limit:
-                yield f"{label}: {getattr(committed, unit):,} {unit} are charged or reserved of {limit:,}"
+                yield f"account {name!r}: {getattr(committed, unit):,} {unit} are charged or reserved of {limit:,}"
 
 
-def _results(trials: Iterable[TrialRow], results: Iterable[Mapping[str, Any]], storage: str | None) -> Iterator[str]:
-    books: dict[str, list[TrialRow]] = defaultdict(list)
+def account_differences(account: AccountRow, trials: Sequence[TrialRow]) -> Iterator[str]:
+    """One line for each total of an account that its trials do not add up to."""
+    held = total(trial.allotment.bill for trial in trials if trial.open)
+    spent = total(trial.paid for trial in trials if not trial.open) + total(t.buckets["replay"] for t in trials)
+    name = f"account {account.name!r}"
+    yield from _differ(f"{name}: reserved", account.held, held, "its open trials' allotments", LIMITED)
+    yield from _differ(f"{name}: spent", account.spent, spent, "its trials' bills")
+
+
+def _results(
+    trials: Iterable[TrialRow], results: Iterable[Mapping[str, Any]], storages: Sequence[str]
+) -> Iterator[str]:
+    by_name: dict[str, list[TrialRow]] = defaultdict(list)
     for trial in trials:
-        if storage is None or trial.storage == storage:
-            books[trial.trial].append(trial)
+        if not storages or trial.storage in storages:
+            by_name[trial.trial].append(trial)
     rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in results:
         rows[str(row["trial_id"])].append(row)
     for name, mine in rows.items():
-        if len(books[name]) > 1:
-            yield f"trial {name}: {len(books[name])} storages have it; say whose rows these are"
+        candidates = sorted(by_name[name], key=lambda t: storages.index(t.storage) if storages else 0)
+        if not storages and len(candidates) > 1:
+            yield f"trial {name}: {len(candidates)} storages have it; say whose rows these are"
             continue
-        charged = row_columns(books[name][0].bills if books[name] else {})
-        for column, count in charged.items():
+        bills = candidates[0].bills if candidates else {}
+        copied = bool(candidates and storages) and candidates[0].storage != storages[0]
+        for column, count in row_columns(bills).items():
             stated = [int(row[column]) for row in mine if row.get(column) is not None]
             for value in [sum(stated)] if stated and column in SUMMED else sorted(set(stated)):
+                if copied and mine[0].get("status") in UNFINISHED and value <= count:
+                    continue  # the storage that it was copied from went on with the trial
                 if value != count:
                     yield f"trial {name}: its row says {value:,} {column}, the ledger {count:,}"
 

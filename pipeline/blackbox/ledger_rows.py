@@ -1,30 +1,23 @@
-"""The ledger's rows inside a transaction: read (and locked) as values, changed in Python, written back."""
+"""The ledger's records inside a transaction: read (and locked) as values, changed in Python, written back.
+
+Every record is verified against its checksum when it is read, and gets a new one in the statement that writes it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam, select
 
 from methods.base import Bill
-from pipeline.blackbox.bill import (
-    LIMITED,
-    PAID,
-    UNITS,
-    AccountRecord,
-    Charge,
-    ChargeRecord,
-    Limits,
-    Phase,
-    TrialRecord,
-    total,
-)
-from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, TRIAL
+from pipeline.blackbox.bill import PAID, UNITS, Charge, Limits, Phase, total
+from pipeline.blackbox.ledger_checksum import CHECKSUM, UNSEALED, DamagedRecord, checksum, verified
+from pipeline.blackbox.ledger_schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, metadata
 from pipeline.errors import BudgetExceeded
 
 T = TypeVar("T")
@@ -48,10 +41,30 @@ class TrialRow:
     buckets: dict[str, Bill]
 
     @classmethod
-    def of(cls, row: Mapping[Any, Any]) -> TrialRow:
-        """From a row of the table."""
-        buckets = {name: Bill(*(row[f"{name}_{unit}"] for unit in UNITS)) for name in BUCKETS}
-        return cls(row["no"], row["storage"], row["trial"], row["open"], _limits(row), buckets)
+    def of(cls, record: Sequence[Any]) -> TrialRow:
+        """Read a whole record of the table. Raises DamagedRecord when it is damaged."""
+        return cls._parse(verified(TRIAL, record))
+
+    @classmethod
+    def new(cls, record: Sequence[Any]) -> TrialRow:
+        """Read a record that may have been inserted in this transaction, and so has no checksum yet."""
+        return cls._parse(record) if record[-1] == UNSEALED else cls.of(record)
+
+    @classmethod
+    def _parse(cls, record: Sequence[Any]) -> TrialRow:
+        no, storage, trial, is_open, requests, images, *counts = record[:-1]
+        starts = range(0, len(counts), len(UNITS))
+        buckets = {name: Bill(*counts[i : i + len(UNITS)]) for name, i in zip(BUCKETS, starts, strict=True)}
+        return cls(no, storage, trial, is_open, Limits(requests, images), buckets)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The record's values in the order of the columns, without the checksum."""
+        key, limits = (self.no, self.storage, self.trial), (self.allotment.requests, self.allotment.images)
+        values: list[Any] = [*key, self.open, *limits]
+        for name in BUCKETS:
+            values += _counts(self.buckets[name])
+        return tuple(values)
 
     @property
     def paid(self) -> Bill:
@@ -82,23 +95,29 @@ class AccountRow:
     spent: Bill
 
     @classmethod
-    def of(cls, row: Mapping[Any, Any]) -> AccountRow:
-        """From a row of the table."""
-        spent = Bill(*(row[f"spent_{unit}"] for unit in UNITS))
-        return cls(row["name"], _limits(row), Bill(row["held_requests"], row["held_images"]), spent)
+    def of(cls, record: Sequence[Any]) -> AccountRow:
+        """Read a whole record of the table. Raises DamagedRecord when it is damaged."""
+        name, requests, images, held_requests, held_images, *spent = verified(ACCOUNT, record)[:-1]
+        return cls(name, Limits(requests, images), Bill(held_requests, held_images), Bill(*spent))
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The record's values in the order of the columns, without the checksum."""
+        limits, held = (self.limits.requests, self.limits.images), (self.held.requests, self.held.images)
+        return (self.name, *limits, *held, *_counts(self.spent))
 
     def refusal(self, asked: Bill) -> BudgetExceeded | None:
         """Why so much more cannot be committed."""
         return _refusal(self.name, self.limits, self.held + self.spent, asked)
 
 
-def limit_columns(limits: Limits) -> dict[str, int | None]:
-    """The limits as columns of an account or a trial."""
-    return {f"limit_{unit}": getattr(limits, unit) for unit in LIMITED}
+def _counts(bill: Bill) -> tuple[int, int, int, int]:
+    return bill.requests, bill.images, bill.prompts, bill.outputs
 
 
-def _limits(row: Mapping[Any, Any]) -> Limits:
-    return Limits(row["limit_requests"], row["limit_images"])
+def sealed(table: sa.Table, values: tuple[Any, ...]) -> dict[str, Any]:
+    """Name the values by the table's columns and add their checksum."""
+    return dict(zip(_NAMES[table.name], (*values, checksum(table, values)), strict=True))
 
 
 def _refusal(account: str, limits: Limits, spent: Bill, asked: Bill) -> BudgetExceeded | None:
@@ -117,30 +136,40 @@ _TRIALS = (
     .order_by(TRIAL.c.no)
     .with_for_update()
 )
-_CHARGES = select(
-    CHARGE.c.trial_no, CHARGE.c.call, CHARGE.c.digest, CHARGE.c.diverged, *(CHARGE.c[unit] for unit in UNITS)
-).where(CHARGE.c.trial_no.in_(bindparam("nos", expanding=True)), CHARGE.c.call.in_(bindparam("calls", expanding=True)))
+_CHARGES = select(CHARGE).where(
+    CHARGE.c.trial_no.in_(bindparam("nos", expanding=True)), CHARGE.c.call.in_(bindparam("calls", expanding=True))
+)
 
 
 def lock_trials(db: sa.Connection, keys: Collection[Key], insert_new: sa.Insert | None = None) -> dict[Key, TrialRow]:
     """The trials with these keys; with `insert_new`, missing ones are made first: settled, with nothing allotted."""
-    found: dict[Key, TrialRow] = {}
-    if insert_new is not None:
-        found = lock_trials(db, keys)
-        keys = [key for key in keys if key not in found]
-        blank = {"open": False, **limit_columns(Limits(0, 0))}
-        if keys:
-            db.execute(insert_new, [{"storage": storage, "trial": trial, **blank} for storage, trial in sorted(keys)])
+    trials = {(row[1], row[2]): TrialRow.of(row) for row in _select_trials(db, keys)}
+    missing = sorted(key for key in keys if key not in trials)
+    if insert_new is None or not missing:
+        return trials
+    blank = {"open": False, "limit_requests": 0, "limit_images": 0, CHECKSUM: UNSEALED}
+    db.execute(insert_new, [{"storage": storage, "trial": trial, **blank} for storage, trial in missing])
+    inserted = {(row[1], row[2]): row for row in _select_trials(db, missing)}
+    new = {key: TrialRow.new(row) for key, row in inserted.items()}
+    save_trials(db, [new[key] for key, row in inserted.items() if row[-1] == UNSEALED])
+    return trials | new
+
+
+def _select_trials(db: sa.Connection, keys: Collection[Key]) -> list[Sequence[Any]]:
+    if not keys:
+        return []
     wanted = {"storages": list({storage for storage, _ in keys}), "trials": list({trial for _, trial in keys})}
-    for row in db.execute(_TRIALS, wanted).mappings() if keys else ():
-        if (key := (row["storage"], row["trial"])) in keys:
-            found[key] = TrialRow.of(row)
-    return found
+    return [row for row in db.execute(_TRIALS, wanted) if (row[1], row[2]) in keys]
+
+
+def all_trials(db: sa.Connection) -> dict[int, TrialRow]:
+    """Every trial by its number, in the order in which they were first seen; for reading only."""
+    return {row[0]: TrialRow.of(row) for row in db.execute(select(TRIAL).order_by(TRIAL.c.no))}
 
 
 def find_trial(db: sa.Connection, storage: str, trial: str) -> TrialRow | None:
     """One trial, for reading only."""
-    row = db.execute(select(TRIAL).where(TRIAL.c.storage == storage, TRIAL.c.trial == trial)).mappings().one_or_none()
+    row = db.execute(select(TRIAL).where(TRIAL.c.storage == storage, TRIAL.c.trial == trial)).one_or_none()
     return None if row is None else TrialRow.of(row)
 
 
@@ -149,114 +178,125 @@ def lock_accounts(db: sa.Connection, names: Collection[str]) -> dict[str, Accoun
     if not names:
         return {}
     query = select(ACCOUNT).where(ACCOUNT.c.name.in_(sorted(names))).order_by(ACCOUNT.c.name).with_for_update()
-    return {row["name"]: AccountRow.of(row) for row in db.execute(query).mappings()}
+    return {row[0]: AccountRow.of(row) for row in db.execute(query)}
+
+
+def lock_payers(db: sa.Connection, trials: Iterable[TrialRow]) -> dict[int, list[AccountRow]]:
+    """The accounts of each trial, by trial number. Raises DamagedRecord when one of them is absent."""
+    joined = members(db, {trial.no for trial in trials})
+    accounts = lock_accounts(db, {name for names in joined.values() for name in names})
+    for names in joined.values():
+        for name in names - accounts.keys():
+            raise DamagedRecord(f"account {name!r}, to which trials are charged, is absent")
+    return {no: [accounts[name] for name in sorted(names)] for no, names in joined.items()}
 
 
 def members(db: sa.Connection, nos: Iterable[int]) -> dict[int, set[str]]:
     """The accounts of each trial."""
-    found: dict[int, set[str]] = defaultdict(set)
+    names: dict[int, set[str]] = defaultdict(set)
     for some in _chunks(sorted(nos)):
-        for no, name in db.execute(select(MEMBER.c.trial_no, MEMBER.c.account).where(MEMBER.c.trial_no.in_(some))):
-            found[no].add(name)
-    return found
+        for row in db.execute(select(MEMBER).where(MEMBER.c.trial_no.in_(some))):
+            no, name, _ = verified(MEMBER, row)
+            names[no].add(name)
+    return names
+
+
+def member_columns(no: int, account: str) -> dict[str, Any]:
+    """A new record of the member table."""
+    return sealed(MEMBER, (no, account))
 
 
 def find_charges(db: sa.Connection, calls: Collection[tuple[int, int]]) -> dict[ChargeKey, tuple[Bill, bool]]:
     """(bill, diverged) of every charge with one of these (trial number, call number)."""
-    found = {}
+    charges = {}
     for some in _chunks(sorted(calls)):
         wanted = {"nos": list({no for no, _ in some}), "calls": list({call for _, call in some})}
-        for no, call, digest, diverged, *counts in db.execute(_CHARGES, wanted):
-            if (no, call) in calls:
-                found[no, call, digest] = (Bill(*counts), diverged)
-    return found
+        for row in db.execute(_CHARGES, wanted):
+            if (row[0], row[1]) in calls:
+                no, call, digest, _, diverged, *counts, _, _ = verified(CHARGE, row)
+                charges[no, call, digest] = (Bill(*counts), diverged)
+    return charges
 
 
 def charge_columns(no: int, charge: Charge, diverged: bool) -> dict[str, Any]:
-    """A new row of the charge table."""
-    return {
-        "trial_no": no,
-        "call": charge.call,
-        "digest": charge.digest,
-        "phase": charge.phase.value,
-        "diverged": diverged,
-        **{unit: getattr(charge.bill, unit) for unit in UNITS},
-        "at": time.time(),
-    }
+    """A new record of the charge table."""
+    values = (no, charge.call, charge.digest, charge.phase.value, diverged, *_counts(charge.bill), time.time())
+    return sealed(CHARGE, values)
 
 
-_TOTALS: dict[str, Any] = {f"{name}_{unit}": bindparam(f"{name}_{unit}") for name in BUCKETS for unit in UNITS}
-_SAVE_TRIAL = sa.update(TRIAL).where(TRIAL.c.no == bindparam("key")).values(_TOTALS)
-_HELD: dict[str, Any] = {f"held_{unit}": bindparam(f"held_{unit}") for unit in LIMITED}
-_SPENT: dict[str, Any] = {f"spent_{unit}": bindparam(f"spent_{unit}") for unit in UNITS}
-_SAVE_ACCOUNT = sa.update(ACCOUNT).where(ACCOUNT.c.name == bindparam("key")).values(_HELD | _SPENT)
+def refund_columns(charge: Sequence[Any]) -> dict[str, Any]:
+    """The record of the refund table for a verified one of the charge table. The database numbers refunds itself."""
+    values = (*charge[:-1], time.time())
+    return dict(zip(_NAMES[REFUND.name][1:], (*values, checksum(REFUND, values)), strict=True))
+
+
+def parse_charge(record: Sequence[Any]) -> tuple[int, int, str, Phase, bool, Bill, float]:
+    """(trial number, call, digest, phase, diverged, bill, time) of a whole record. DamagedRecord when it is damaged."""
+    no, call, digest, phase, diverged, *counts, at, _ = verified(CHARGE, record)
+    return no, call, digest, Phase(phase), diverged, Bill(*counts), at
+
+
+_NAMES = {table.name: [c.name for c in table.columns] for table in metadata.sorted_tables}
+_SAVE_TRIAL = (
+    sa.update(TRIAL)
+    .where(TRIAL.c.no == bindparam("key"))
+    .values({name: bindparam(name) for name in _NAMES[TRIAL.name] if name not in ("no", "storage", "trial")})
+)
+_SAVE_ACCOUNT = (
+    sa.update(ACCOUNT)
+    .where(ACCOUNT.c.name == bindparam("key"))
+    .values({name: bindparam(name) for name in _NAMES[ACCOUNT.name] if name != "name"})
+)
 
 
 def save_trials(db: sa.Connection, rows: Iterable[TrialRow]) -> None:
-    """Write the totals back. The rows are locked since they were read, so that nobody's change is overwritten."""
-    values = [
-        {"key": row.no} | {f"{name}_{u}": getattr(bill, u) for name, bill in row.buckets.items() for u in UNITS}
-        for row in rows
-    ]
-    if values:
-        db.execute(_SAVE_TRIAL, values)
+    """Write trials back. The rows are locked since they were read, so that nobody's change is overwritten."""
+    records = [sealed(TRIAL, row.values) for row in rows]
+    for record in records:
+        record["key"] = record.pop("no")
+        del record["storage"], record["trial"]  # part of an index, and never changed here
+    if records:
+        db.execute(_SAVE_TRIAL, records)
 
 
 def save_accounts(db: sa.Connection, rows: Iterable[AccountRow]) -> None:
-    """Write what is held and spent back; locked like the trials."""
-    values = [
-        {"key": row.name}
-        | {f"held_{unit}": getattr(row.held, unit) for unit in LIMITED}
-        | {f"spent_{unit}": getattr(row.spent, unit) for unit in UNITS}
-        for row in rows
-    ]
-    if values:
-        db.execute(_SAVE_ACCOUNT, values)
+    """Write accounts back; locked like the trials."""
+    records = [sealed(ACCOUNT, row.values) for row in rows]
+    for record in records:
+        record["key"] = record.pop("name")
+    if records:
+        db.execute(_SAVE_ACCOUNT, records)
 
 
-def list_accounts(db: sa.Connection) -> list[AccountRecord]:
-    """See Ledger.accounts."""
-    sums = [
-        sa.func.coalesce(sa.func.sum(sum(TRIAL.c[f"{name}_{unit}"] for name in ("adapt", "validate", "replay"))), 0)
-        for unit in UNITS
-    ]
-    joined = ACCOUNT.outerjoin(MEMBER).outerjoin(TRIAL)
-    charged = {
-        name: (trials, Bill(*(int(s) for s in counts)))
-        for name, trials, *counts in db.execute(
-            select(ACCOUNT.c.name, sa.func.count(TRIAL.c.no), *sums).select_from(joined).group_by(ACCOUNT.c.name)
-        )
-    }
-    records = []
-    for row in db.execute(select(ACCOUNT).order_by(ACCOUNT.c.name)).mappings():
-        a = AccountRow.of(row)
-        trials, bill = charged[a.name]
-        records.append(AccountRecord(a.name, a.limits, a.held, a.spent, bill, trials))
-    return records
+def save_payers(db: sa.Connection, payers: Mapping[int, Sequence[AccountRow]]) -> None:
+    """Write back the accounts that `lock_payers` returned, each once."""
+    save_accounts(db, {account.name: account for some in payers.values() for account in some}.values())
 
 
-def list_trials(db: sa.Connection, storage: str | None) -> list[TrialRecord]:
-    """See Ledger.trials."""
-    query = select(TRIAL).order_by(TRIAL.c.no)
-    if storage is not None:
-        query = query.where(TRIAL.c.storage == storage)
-    rows = [TrialRow.of(row) for row in db.execute(query).mappings()]
-    names = members(db, [row.no for row in rows])
-    return [
-        TrialRecord(r.storage, r.trial, r.open, r.allotment, r.bills, tuple(sorted(names.get(r.no, ())))) for r in rows
-    ]
+def save_storage(db: sa.Connection, insert_new: sa.Insert, storage: str, path: str, host: str) -> None:
+    """Write where a storage is, as of now."""
+    record = sealed(STORAGE, (storage, path, host, time.time()))
+    db.execute(insert_new, record)
+    db.execute(sa.update(STORAGE).where(STORAGE.c.storage == storage).values(**record))
 
 
-def list_charges(db: sa.Connection, storage: str, trial: str) -> list[ChargeRecord]:
-    """See Ledger.charges."""
-    records = []
-    for table, refunded in ((CHARGE, False), (REFUND, True)):
-        query = select(table).join(TRIAL, TRIAL.c.no == table.c.trial_no)
-        for row in db.execute(query.where(TRIAL.c.storage == storage, TRIAL.c.trial == trial)).mappings():
-            bill = Bill(*(row[unit] for unit in UNITS))
-            charge = Charge(storage, trial, row["call"], row["digest"], Phase(row["phase"]), bill)
-            records.append(ChargeRecord(charge, row["diverged"], row["at"], refunded))
-    return sorted(records, key=lambda record: (record.charge.call, record.at))
+def rename_trials(db: sa.Connection, old: str, new: str) -> None:
+    """Change the storage of all of its trials."""
+    for row in db.execute(select(TRIAL).where(TRIAL.c.storage == old).order_by(TRIAL.c.no).with_for_update()).all():
+        trial = replace(TrialRow.of(row), storage=new)
+        db.execute(sa.update(TRIAL).where(TRIAL.c.no == trial.no).values(**sealed(TRIAL, trial.values)))
+
+
+def rename_account(db: sa.Connection, old: str, new: str) -> None:
+    """Change the name of an account. Does nothing when it does not exist."""
+    if (account := lock_accounts(db, [old]).get(old)) is None:
+        return
+    db.execute(sa.insert(ACCOUNT), sealed(ACCOUNT, replace(account, name=new).values))
+    for row in db.execute(select(MEMBER).where(MEMBER.c.account == old)).all():
+        no, _, _ = verified(MEMBER, row)
+        member = (MEMBER.c.trial_no == no, MEMBER.c.account == old)
+        db.execute(sa.update(MEMBER).where(*member).values(**member_columns(no, new)))
+    db.execute(sa.delete(ACCOUNT).where(ACCOUNT.c.name == old))
 
 
 def _chunks(items: list[T]) -> Iterable[list[T]]:

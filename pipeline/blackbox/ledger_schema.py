@@ -7,6 +7,8 @@ ledger_audit.py adds the charges up again and compares. A bucket is where a bill
   curve, evaluate     recorded; nothing limits them
   replay              a diverged adapt or validate call: paid by the free room of the trial's accounts
   replay_unlimited    a diverged curve or evaluate call: recorded; shown with `replay`, marks the row alike
+
+The last column of each table is the record's checksum (ledger_checksum.py).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,12 +27,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from pipeline.blackbox.bill import LIMITED, PAID, UNITS, Phase
-from pipeline.errors import LedgerError, first_line, masked
+from pipeline.blackbox.ledger_checksum import CHECKSUM, RESTORE, DamagedRecord
+from pipeline.errors import ConfigError, LedgerError, first_line, masked, one_line
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY_S = 30.0
 """How long a transaction waits for another process's before it gives up."""
-DAMAGED = " (it is damaged): put a copy of it back, or run in another storage=DIR; the results here stay readable"
+DAMAGED = f" (damaged): {RESTORE}"
 OPENING = 0xFA2EB0C5
 """PostgreSQL's lock number for the making of the tables."""
 BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
@@ -44,6 +48,10 @@ def bucket(phase: Phase, diverged: bool) -> str:
     return "replay" if phase in PAID else "replay_unlimited"
 
 
+def _checksum() -> Column[int]:
+    return Column(CHECKSUM, BigInteger, nullable=False)
+
+
 def _counts(*names: str) -> list[Column[int]]:
     return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
 
@@ -56,6 +64,7 @@ ACCOUNT = Table(
     Column("name", Text, primary_key=True),
     *(Column(f"limit_{unit}", BigInteger) for unit in LIMITED),
     *_counts(*(f"held_{unit}" for unit in LIMITED), *(f"spent_{unit}" for unit in UNITS)),
+    _checksum(),
 )
 TRIAL = Table(
     "ledger_trial",
@@ -66,6 +75,7 @@ TRIAL = Table(
     Column("open", sa.Boolean, nullable=False),
     *(Column(f"limit_{unit}", BigInteger) for unit in LIMITED),
     *_counts(*(f"{name}_{unit}" for name in BUCKETS for unit in UNITS)),
+    _checksum(),
     sa.UniqueConstraint("storage", "trial"),
 )
 MEMBER = Table(
@@ -73,6 +83,7 @@ MEMBER = Table(
     metadata,
     Column("trial_no", ForeignKey("ledger_trial.no"), primary_key=True),
     Column("account", ForeignKey("ledger_account.name"), primary_key=True),
+    _checksum(),
 )
 CHARGE = Table(
     "ledger_charge",
@@ -84,14 +95,36 @@ CHARGE = Table(
     Column("diverged", sa.Boolean, nullable=False),
     *_counts(*UNITS),
     Column("at", sa.Float, nullable=False),
+    _checksum(),
 )
 REFUND = Table(
     "ledger_refund",
     metadata,
     Column("no", Number, primary_key=True),
-    *(Column(c.name, c.type, nullable=False) for c in CHARGE.columns),
+    *(Column(c.name, c.type, nullable=False) for c in CHARGE.columns if c.name != CHECKSUM),
     Column("refunded_at", sa.Float, nullable=False),
+    _checksum(),
 )
+STORAGE = Table(
+    "ledger_storage",
+    metadata,
+    Column("storage", Text, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("since", sa.Float, nullable=False),
+    _checksum(),
+)
+"""Where each storage was when its last run opened the ledger, and when that was."""
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None for a server, a ledger in memory, or what is not a URL."""
+    try:
+        parsed = sa.make_url(url)
+    except SQLAlchemyError:
+        return None
+    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if on_disk else None
 
 
 class Store:
@@ -104,8 +137,8 @@ class Store:
             self.dialect = parsed.get_backend_name()
             if self.dialect not in ("sqlite", "postgresql"):
                 raise LedgerError(f"the ledger {self.name} cannot be used: wanted sqlite:///PATH or postgresql://...")
-            memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
-            options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
+            self.in_memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
+            options: dict[str, Any] = {"poolclass": StaticPool} if self.in_memory else {}
             if self.dialect == "sqlite":
                 options["connect_args"] = {"timeout": BUSY_S, "check_same_thread": False}
             self._writer = sa.create_engine(parsed, **options)
@@ -114,7 +147,7 @@ class Store:
         # SQLite has one writer at a time: threads of this process queue here rather than poll the file's lock.
         self._turn = threading.Lock() if self.dialect == "sqlite" else nullcontext()
         if self.dialect == "sqlite":
-            sa.event.listen(self._writer, "connect", _prepare_memory if memory else _prepare_file)
+            sa.event.listen(self._writer, "connect", _prepare_memory if self.in_memory else _prepare_file)
             sa.event.listen(self._writer, "begin", _begin)
             self._reader = self._writer.execution_options(farebox_begin="BEGIN")
         else:
@@ -125,11 +158,20 @@ class Store:
         with self.write() as db:
             if self.dialect == "postgresql":  # its CREATE TABLE IF NOT EXISTS fails when two sessions run it at once
                 db.execute(select(sa.func.pg_advisory_xact_lock(OPENING)))
-            metadata.create_all(db)
-            db.execute(self.insert_new(META), {"key": "schema", "value": str(SCHEMA)})
-            found = db.execute(select(META.c.value).where(META.c.key == "schema")).scalar_one()
-        if found != str(SCHEMA):
-            raise LedgerError(f"the ledger {self.name} has schema {found}; this version of farebox reads {SCHEMA}")
+            present = {name for name in sa.inspect(db).get_table_names() if name in metadata.tables}
+            if not present:
+                metadata.create_all(db)
+                db.execute(sa.insert(META), {"key": "schema", "value": str(SCHEMA)})
+            elif META.name not in present:
+                raise LedgerError(f"the ledger {self.name} has no table {META.name}{DAMAGED}")
+            schema = db.execute(select(META.c.value).where(META.c.key == "schema")).scalar_one_or_none()
+            if schema != str(SCHEMA):
+                raise ConfigError(
+                    f"the ledger {self.name} has schema {schema}, and this version of farebox reads {SCHEMA}: another "
+                    "version made it; use another storage=DIR or budget.global.url, or delete it"
+                )
+            if absent := sorted(set(metadata.tables) - present) if present else []:
+                raise LedgerError(f"the ledger {self.name} has no table {', '.join(absent)}{DAMAGED}")
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -150,14 +192,18 @@ class Store:
                 yield db
         except SQLAlchemyError as exc:
             raise LedgerError(f"the ledger {self.name} cannot be used: {_first_line(exc)}{_advice(exc)}") from exc
+        except DamagedRecord as exc:
+            raise LedgerError(f"the ledger {self.name} is damaged: {exc}; {RESTORE}") from exc
+        except UnicodeError as exc:  # SQLite quotes the damaged bytes in its own message
+            raise LedgerError(f"the ledger {self.name} cannot be used{DAMAGED}") from exc
 
     def check(self) -> None:
-        """Raise LedgerError for a damaged file, as far as its structure tells."""
+        """Verify the structure of a SQLite file, its indexes included. Raises LedgerError for a damaged one."""
         if self.dialect == "sqlite":
             with self.read() as db:
-                found = str(db.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
-                if found != "ok":
-                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {' '.join(found.split())}")
+                verdict = str(db.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one())
+                if verdict != "ok":
+                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {one_line(verdict)}")
 
     def insert_new(self, table: Table) -> sa.Insert:
         """INSERT that leaves a row alone which is there already."""
@@ -175,10 +221,14 @@ def _first_line(exc: BaseException) -> str:
     return masked(first_line(getattr(exc, "orig", None) or exc))
 
 
+_DAMAGE = ("malformed", "not a database", "no such table", "no such column", "Could not decode", "unsupported file")
+"""Parts of SQLite's messages about a file whose bytes were changed."""
+
+
 def _advice(exc: BaseException) -> str:
     """What a person can do about it."""
     said = _first_line(exc)
-    if "malformed" in said or "not a database" in said:
+    if any(sign in said for sign in _DAMAGE):
         return DAMAGED
     if "full" in said or "readonly" in said or "disk I/O" in said:
         return ": make room, or make it writable, and type the same command again; it goes on from what is there"

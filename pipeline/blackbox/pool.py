@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blackbox.bill import Charge, Receipt
@@ -26,8 +26,9 @@ from pipeline.blackbox.ledger import Ledger
 from pipeline.blackbox.serving import Server
 from pipeline.config import ModelCard
 from pipeline.errors import BudgetExceeded, ConfigError, EndpointBusy, EndpointLost, FareboxError, LedgerError
+from pipeline.ray_session import NAMESPACE as NAMESPACE
+from pipeline.source_code import ImportedCode, check_code, driver_code
 
-NAMESPACE = "farebox"
 Say = Callable[[str], None]
 RETRY_S = 120.0
 """How long a caller waits for a lost ledger to come back before the trial fails."""
@@ -47,15 +48,22 @@ UNKNOWN = math.inf
 class LedgerActor:
     """The one ledger of a run. Every call is idempotent, so Ray may repeat it after a restart."""
 
-    def __init__(self, url: str) -> None:
-        self.ledger = Ledger(url)
+    def __init__(self, url: str, code: ImportedCode | None = None) -> None:
+        self.ledger, self.code = Ledger(url), code
 
     def do(self, verb: str, *args: Any) -> Any:
         """Call a Ledger method; an error of ours is returned as a value."""
         try:
+            self._check_code()
             return getattr(self.ledger, verb)(*args)
         except FareboxError as error:
             return error
+
+    def _check_code(self) -> None:
+        """Verify the code before the first call. It is done here since Ray would wrap an error of the constructor."""
+        if self.code is not None:
+            check_code(self.code)
+            self.code = None
 
 
 class RemoteLedger:
@@ -82,10 +90,16 @@ class Replica:
     """One endpoint on one device. `threads` is fixed, so that the count of replicas cannot change a bit."""
 
     async def __init__(  # type: ignore[misc]  # Ray runs it in the actor's own loop
-        self, card: ModelCard, features: str, threads: int, ledger_name: str, make: Callable[..., Endpoint] = Endpoint
+        self,
+        card: ModelCard,
+        features: str,
+        threads: int,
+        ledger_name: str,
+        make: Callable[..., Endpoint] = Endpoint,
+        code: ImportedCode | None = None,
     ) -> None:
         self.server = Server(self._charge, self._refund, threads)
-        await self.server.load(make, card, Path(features))
+        await self.server.load(_checked(make, code), card, Path(features))
         # By name: a handle among the arguments could not be had again when Ray restarts this actor.
         self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
 
@@ -122,6 +136,17 @@ class Replica:
         return result
 
 
+def _checked(make: Callable[..., Endpoint], code: ImportedCode | None) -> Callable[..., Endpoint]:
+    """Verify that this process imports this code, then load."""
+
+    def load(*args: Any) -> Endpoint:
+        if code is not None:
+            check_code(code)
+        return make(*args)
+
+    return load
+
+
 def start(
     model: ModelCard, features: Path, threads: int, wanted: int | str, ledger_url: str, storage_id: str, say: Say
 ) -> tuple[list[Any], Any]:
@@ -130,9 +155,10 @@ def start(
     wait_for_room({"CPU": 1.0, "GPU": count * gpus}, say)
     home = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     name = f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"  # a killed driver's actor may still be there for a moment
-    ledger = LedgerActor.options(name=name, scheduling_strategy=home).remote(ledger_url)  # type: ignore[attr-defined]
+    code = driver_code()
+    ledger = LedgerActor.options(name=name, scheduling_strategy=home).remote(ledger_url, code)  # type: ignore[attr-defined]
     replica = Replica.options(num_gpus=gpus, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
-    replicas = [replica.remote(model, str(features), threads, name) for _ in range(count)]
+    replicas = [replica.remote(model, str(features), threads, name, code=code) for _ in range(count)]
     try:
         for info in ray.get([r.info.remote() for r in replicas], timeout=START_S):
             if isinstance(info, FareboxError):
@@ -234,7 +260,7 @@ class RayPool:
                 return ray.get(send(self.home), timeout=ANSWER_S)
             except GetTimeoutError as error:
                 raise EndpointBusy(f"a replica took a request and did not answer within {ANSWER_S:.0f} s") from error
-            except RayActorError as error:
+            except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
                 if time.monotonic() > deadline:
                     raise EndpointLost(f"no replica answered within {REPLICA_S:.0f} s: {_line(error)}") from error
                 time.sleep(0.2)

@@ -33,7 +33,10 @@ them would save little, and the embedded model's answers, to the bit, rest on it
 
 
 def fits(net: Any, tokenizer: Any) -> bool:
-    """True for the architecture that this forward reproduces; others take whole strings through open_clip."""
+    """True for the architecture that this forward reproduces; others take whole strings through open_clip.
+
+    A network on the meta device has no values: its mask's values, and a tokenizer that is None, are taken as standard.
+    """
     blocks = getattr(getattr(net, "transformer", None), "resblocks", ())
     mask, positions = getattr(net, "attn_mask", None), getattr(net, "positional_embedding", ())
     return (
@@ -42,10 +45,16 @@ def fits(net: Any, tokenizer: Any) -> bool:
         and getattr(net, "text_pool_type", "argmax") == "argmax"
         and len(positions) == getattr(net, "context_length", None)  # a place more is a class token's
         and mask is not None
-        and torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
-        and hasattr(tokenizer, "sot_token_id")
-        and tokenizer.eot_token_id == tokenizer.vocab_size - 1  # argmax finds the greatest id: it must be the end
+        and (mask.is_meta or torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)))
+        and (tokenizer is None or hasattr(tokenizer, "sot_token_id"))
+        # argmax finds the greatest id: it must be the end
+        and (tokenizer is None or tokenizer.eot_token_id == tokenizer.vocab_size - 1)
     )
+
+
+def too_long(tokens: int, context_length: int) -> str:
+    """The message about a prompt of more tokens than a text tower takes."""
+    return f"a prompt of {tokens} tokens (the model takes {context_length}): shorten the class name or the context"
 
 
 class Group(NamedTuple):
@@ -90,10 +99,7 @@ class SharedPrefixTower:
         n_prefix = prefix_PLW.shape[1]
         total = n_prefix + max(map(len, suffixes)) + 1
         if total > len(self.net.positional_embedding):
-            raise EndpointRefused(
-                f"a prompt of {total} tokens (the model takes {len(self.net.positional_embedding)}): "
-                "shorten the class name or the context"
-            )
+            raise EndpointRefused(too_long(total, len(self.net.positional_embedding)))
         prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
         small = len(suffixes) * (total - n_prefix) * self.params <= SMALL
         if small or ctx_PLW.requires_grad:  # the way back of `_packed` sums in an order that a GPU does not keep

@@ -6,7 +6,6 @@ and rows of its own), and `measured/NAME.json` for the rest, which is taken agai
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from methods import all_methods
 from pipeline import report, sweep
 from pipeline.claims.measured import Measured
 from pipeline.config import Config, compose
-from pipeline.errors import FareboxError
-from pipeline.files import write_atomic
+from pipeline.errors import DamagedFile, FareboxError
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, write_atomic
+from pipeline.finite import strict_json
 from pipeline.outline import absent
-from pipeline.plan import method_digest
 from pipeline.report import Say
 from pipeline.results import FINISHED, ResultRow, Store
+from pipeline.source_code import code_digest, method_digest
 
 
 class Evidence:
@@ -88,14 +88,20 @@ class Evidence:
     def measure(self, name: str, methods: Sequence[str], take: Callable[[], Any]) -> Any:
         """A measurement that is no sweep; taken anew when the words, or the code of one of the methods, are others."""
         path = self.storage / "measured" / f"{name}.json"
-        digest = " ".join([*(method_digest(all_methods()[method]) for method in methods), *self.words])
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # a damaged file is as good as none
-            kept = json.loads(path.read_text())
-            if kept["code"] == digest:
+        digests = [*(method_digest(all_methods()[method]) for method in methods), code_digest()]
+        digest = " ".join([*digests, *self.words])
+        try:
+            kept = json.loads(read_sealed(path))
+            if (kept["name"], kept["code"]) == (name, digest):
                 return kept["values"]
+        except (FileNotFoundError, ValueError, KeyError):  # not measured yet, or intact and something else
+            pass
+        except DamagedFile as error:
+            self.say(f"{error}: measured again")
         self.say(f"measuring {name}")
         values = take()
-        write_atomic(path, json.dumps({"code": digest, "values": values}, indent=1).encode())
+        record = {SEAL_KEY: UNSEALED, "name": name, "code": digest, "values": values}
+        write_atomic(path, seal(strict_json(record, indent=1).encode()))
         return values
 
     def lacking(self, name: str) -> str:

@@ -11,7 +11,8 @@ from pipeline.claims import cbbt, craft, taskres
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.gradients import DIRECTIONS, STEPS
 from pipeline.claims.measured import Measured
-from pipeline.figures import colour, png
+from pipeline.figures import png
+from pipeline.palette import colour
 
 PARTS = {
     "bbt": "prompt alone (bbt)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pipeline.claims.evidence import Evidence
 from pipeline.claims.figures import draw
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.files import write_atomic
+from pipeline.finite import strict_json
 
 Row = tuple[Claim, Finding]
 WIDTH = 116
@@ -84,7 +84,7 @@ def write(rows: Sequence[Row], evidence: Evidence) -> list[str]:
     made = {"date": datetime.now(UTC).date().isoformat(), **machine()}
     where = ", ".join(f"{k} {v}" for k, v in made.items())
     files = {
-        "claims.json": json.dumps({"made": made, "claims": records(rows)}, indent=1).encode(),
+        "claims.json": strict_json({"made": made, "claims": records(rows)}, indent=1).encode(),
         "claims.md": f"Made: {where}.\n\n{markdown(rows)}".encode(),
         **draw({claim.paper for claim, _ in rows}, evidence),
     }

@@ -7,14 +7,13 @@ annotations with an unseeded shuffle, so that what is made here follows the same
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.data.listing import Listing, Row, batches, files, folders
+from pipeline.data.listing import Listing, Options, Row, batches
 from pipeline.data.official import (
     CALTECH_LEFT_OUT,
     CALTECH_NAMES,
@@ -23,11 +22,14 @@ from pipeline.data.official import (
     cars,
     class_folders,
     flowers,
+    labels_of,
     lines,
     pets,
     sun,
     ucf,
 )
+from pipeline.data.skipped import Inventory
+from pipeline.data.split_file import named, repeated, split_file
 from pipeline.errors import DataError
 
 # --- sets with a split file ----------------------------------------------------------------------------------------
@@ -53,11 +55,13 @@ class SplitFile:
         """The split file alone says what there is."""
         return (folder / self.split).is_file()
 
-    def read(self, folder: Path, seed: int) -> Listing:
+    def read(self, folder: Path, options: Options) -> Listing:
         """The published split where its file is there, else one made by the same rule."""
         path = folder / self.split
         if path.is_file():
-            return named(folder / self.images, split_file(path), (path,), str(path))
+            made, notes = split_file(path)
+            notes += tuple(f"{self.split} lists {line}" for line in repeated(made))
+            return named(folder / self.images, made, (path,), str(path), notes=notes)
         if lacks := [name for name in self.raw if not (folder / name).exists()]:
             raise DataError(
                 f"{path} is not there, and without {' and '.join(lacks)} no split can be made in its place: download "
@@ -65,61 +69,14 @@ class SplitFile:
             )
         watched = tuple(folder / name for name in self.raw)
         try:
-            made = self.make(folder, random.Random(seed))
+            made = self.make(folder, random.Random(options.split_seed))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             wanted = f"{' and '.join(self.raw)} are not as their authors publish them"
             raise DataError(f"{folder}: {wanted} ({type(error).__name__}: {error})") from error
-        words = f"made here with split_seed {seed}, since {self.split} is missing: not the published split"
+        words = (
+            f"made here with split_seed {options.split_seed}, since {self.split} is missing: not the published split"
+        )
         return named(folder / self.images, made, watched, str(folder), words)
-
-
-@dataclass(frozen=True)
-class OwnSplitFile:
-    """A split file of one's own. Its paths are relative to its folder, or to a folder in that one."""
-
-    needs: tuple[str, ...] = ()
-
-    def lists(self, folder: Path) -> bool:
-        """The file alone says what there is."""
-        return folder.is_file()
-
-    def read(self, folder: Path, seed: int) -> Listing:
-        """`folder` is the file. The images lie where the first of them is found."""
-        made, where = split_file(folder), folder.parent
-        first = next((path for rows in made.values() for path, _, _ in rows), "")
-        roots = [where, *(where / name for name in folders(where))]
-        root = next((root for root in roots if (root / first).is_file()), where)
-        return named(root, made, (folder,), str(folder))
-
-
-def split_file(path: Path) -> Made:
-    """A file {"train" | "val" | "test": [[path, label, class name], ...]}. DataError naming what is wrong with it."""
-    try:
-        splits = json.loads(path.read_text())
-        return {name: [(str(p), int(y), str(c)) for p, y, c in splits[name]] for name in ("train", "val", "test")}
-    except KeyError as error:
-        raise DataError(f"{path} has no list {error}: wanted train, val and test") from error
-    except (ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a split file: wanted lists of [path, label, class name] ({reason})") from error
-
-
-def named(root: Path, made: Made, watched: Sequence[Path], where: str, how: str = "") -> Listing:
-    """The listing of rows that say their class names. DataError when labels and names do not fit together."""
-    names: dict[int, str] = {}
-    for path, label, name in (row for rows in made.values() for row in rows):
-        if names.setdefault(label, name) != name:
-            raise DataError(f"{where} gives label {label} two names, {names[label]!r} and {name!r} ({path})")
-    gaps = sorted(set(range(len(names))) - set(names))
-    if gaps or not names:
-        raise DataError(f"{where} has {len(names)} labels but no label {gaps[0] if gaps else 0}: wanted 0, 1, 2, ...")
-
-    def rows() -> Iterator[Row]:
-        for split, of_split in made.items():
-            yield from ((path, label, split) for path, label, _ in of_split)
-
-    classnames = tuple(names[label] for label in range(len(names)))
-    return Listing(root, classnames, classnames, batches(rows), tuple(watched), how)
 
 
 # --- sets whose files say the split --------------------------------------------------------------------------------
@@ -141,9 +98,9 @@ class Aircraft:
         """The official lists alone say what there is."""
         return all((folder / name).is_file() for name in self.needs[1:])
 
-    def read(self, folder: Path, seed: int) -> Listing:
+    def read(self, folder: Path, options: Options) -> Listing:
         """The official lists."""
-        label_of = {name: label for label, name in enumerate(lines(folder / "variants.txt"))}
+        label_of = labels_of(folder / "variants.txt", lines(folder / "variants.txt"))
         made: Made = {}
         for split in ("train", "val", "test"):
             made[split] = []
@@ -174,14 +131,16 @@ class ImageNet:
         """Images are found by listing them."""
         return False
 
-    def read(self, folder: Path, seed: int) -> Listing:
+    def read(self, folder: Path, options: Options) -> Listing:
         """Labels are the sorted folders' numbers, and images are in sorted order (CoOp's follows the file system)."""
         root = folder / self.images
-        name_of = {wnid: name for wnid, _, name in (row.partition(" ") for row in lines(folder / "classnames.txt"))}
-        known = list(name_of)
+        pairs = [row.partition(" ") for row in lines(folder / "classnames.txt")]
+        name_of = {wnid: name for wnid, _, name in pairs}
+        known = list(labels_of(folder / "classnames.txt", [wnid for wnid, _, _ in pairs]))
         if not known:
             raise DataError(f"{folder}/classnames.txt is empty: wanted lines such as 'n01440764 tench'")
-        found = {part: self._classes(root / part, known) for part, _ in self.splits}
+        inventory = Inventory(root)
+        found = {part: self._classes(root / part, known, inventory) for part, _ in self.splits}
         kinds = next(iter(found.values()))
         for others in found.values():
             if set(kinds) ^ set(others):
@@ -195,15 +154,19 @@ class ImageNet:
             for part, split in self.splits:
                 for label, kind in enumerate(kinds):
                     where = f"{part}/{kind}".lstrip("/")
-                    yield from ((f"{where}/{image}", label, split) for image in files(root / where))
+                    yield from ((f"{where}/{image}", label, split) for image in inventory.images(root / where))
 
         watched = [folder / "classnames.txt"]
         for part in found:
             watched += [root / part, *(root / part / kind for kind in kinds)]
-        return Listing(root, tuple(name_of[wnid] for wnid in ids), tuple(ids), batches(rows), tuple(watched))
+        names, order = (
+            tuple(name_of[wnid] for wnid in ids),
+            f"class folders in {'numeric' if self.numbered else 'text'} order",
+        )
+        return Listing(root, names, tuple(ids), batches(rows), tuple(watched), "", order, inventory.contents)
 
-    def _classes(self, where: Path, known: Sequence[str]) -> list[str]:
-        kinds = folders(where)
+    def _classes(self, where: Path, known: Sequence[str], inventory: Inventory) -> list[str]:
+        kinds = inventory.folders(where)
         if not kinds:
             raise DataError(f"{where} holds no class folders: wanted one for each class, as in {where / known[0]}")
         allowed = {str(label) for label in range(len(known))} if self.numbered else set(known)

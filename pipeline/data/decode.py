@@ -1,33 +1,50 @@
-"""From an image's bytes to RGB pixels as a person sees them, or the reason why there are none.
+"""Decode an image's bytes to upright RGB pixels, or say why they cannot be decoded.
 
-Alpha is laid on white, 16-bit grey is brought to 8 bits, the turn that a camera noted in EXIF is made, an animation is
-its first frame. (CoOp's loader makes no EXIF turn; images without one, as all embedded ones are, come out the same.)
+Alpha is composited on white, 16 bits a channel are reduced to 8, the EXIF orientation is applied, and the first frame
+of an animation is used. (CoOp's loader ignores the EXIF orientation; images without one give the same pixels.)
+
+Image files are untrusted: only the formats in FORMATS are opened, and the size of an image is checked from its header
+before any memory for its pixels is allocated.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
 
 T = TypeVar("T")
 
-# "Corrupt EXIF data" is no concern of a person whose pixels are sound
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+RULES = 2
+"""Version of what this module accepts and returns. Readable images are remembered under it."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are opened, by Pillow's names. Pillow starts Ghostscript for others, such as EPS."""
+MAX_PIXELS = 2**26
+"""8,192 x 8,192. Decoding takes 4 bytes a pixel, and up to three times as much for an image with alpha."""
+MAX_RATIO = 100
+"""Longer side / shorter side. The model's resize makes the shorter side `size` pixels and keeps the ratio."""
+MAX_BYTES = 2**29
+"""Size of an encoded image: MAX_PIXELS of 16-bit RGB, uncompressed, fit in it."""
+TEXT_BYTES = 2**26
+"""Decompressed text that a PNG may hold; it is read and discarded."""
+BITS = range(8, 17)
+"""Values of a card's key `bits`."""
 
-PROBLEMS = (Image.DecompressionBombError, OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error)
-"""What Pillow raises at bytes that are no image, or a damaged one."""
-JPEGS = ("JPEG", "MPO")
+# Damaged metadata is no reason to refuse an image whose pixels are complete; sizes are checked below.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_BYTES
+
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,62 +56,190 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by EXIF's orientation."""
+TILE_WIDTH, TILE_LENGTH, PHOTOMETRIC = 322, 323, 262
+"""Tags of a TIFF."""
+GREY_STEPS = {"L;2": 85, "L;4": 17}
+"""Difference of two neighbouring greys in 8 bits, by Pillow's raw mode."""
+END_OF_IMAGE = b"\xff\xd9"
+PADDING = bytes(16)
+"""What replaces a JPEG's end marker: more bytes than libjpeg reads ahead of the pixels that it decodes."""
+CORNER = 4
+"""Pixels of a side of the corner that is looked at; it lies in the last block of a JPEG."""
 
 
-def decode(data: bytes) -> Image.Image:
-    """An upright RGB image from encoded bytes; transparent parts become white. DataError when unreadable."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return _rgb(_upright(image))
-    except PROBLEMS as error:
-        raise DataError(f"an image of {len(data)} bytes cannot be decoded: {error}") from error
+class Examined(NamedTuple):
+    """The outcome of decoding one image for a check."""
+
+    reason: str | None
+    """Why it cannot be used; None for an image that can."""
+    peak: int = 0
+    """Greatest value of an image that is stored with 16 bits a channel; 0 for an image of 8 bits or fewer."""
 
 
-def unreadable(data: bytes) -> str | None:
-    """Why these bytes are no image; None when they are one.
+def decode(data: bytes, bits: int | None = None) -> Image.Image:
+    """Decode an encoded image to an upright RGB image; transparent parts become white.
 
-    PNG is judged by its checksums and JPEG by its end, without decoding; all others are decoded.
+    Args:
+        data: The content of an image file.
+        bits: How many of the 16 bits of 16-bit grey images are used, 8 to 16. None means 16.
+
+    Raises:
+        DataError: The bytes are not an image that can be used. The message is the reason alone: the caller knows the
+            file's name.
+    """
+    image, _ = _decoded(data, bits)
+    return image
+
+
+def examine(data: bytes, bits: int | None = None) -> Examined:
+    """Decode an image exactly as `decode` does and discard the pixels.
+
+    A baseline JPEG whose pixels end early, but which has an end marker, is refused too: libjpeg fills what is missing
+    with one colour and reports no error.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == "PNG" and image.mode not in ("I", "F"):
-                image.verify()
-                return None
-            ends = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")  # an end of image after the last start of scan
-            if not (image.format in JPEGS and ends):
-                image.load()
-                _rgb(image)
-    except UnidentifiedImageError:
-        return "no known image format"
-    except PROBLEMS as error:
-        return str(error)
-    return None
+        _, peak = _decoded(data, bits, check_end=True)
+    except DataError as error:
+        return Examined(str(error))
+    return Examined(None, peak)
+
+
+def _decoded(data: bytes, bits: int | None, check_end: bool = False) -> tuple[Image.Image, int]:
+    """The RGB image, and its peak as in `Examined`."""
+    if len(data) > MAX_BYTES:
+        raise DataError(f"larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            _check_size(image)
+            sixteen = _has_16_bits(image)
+            _scale_transparency(image)
+            image.load()
+            if check_end and image.format == "JPEG":
+                _check_end(image, data)
+            return _rgb(_upright(image), sixteen, bits)
+    except UnidentifiedImageError as error:
+        raise DataError("no known image format") from error
+    except Exception as error:  # Pillow's plugins raise exceptions of many types for damaged bytes
+        raise DataError(one_line(error) or type(error).__name__) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this version of Pillow opens."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    size = f"{width:,} x {height:,} pixels"
+    if min(image.size) < 1:
+        raise ValueError(f"{size}: wanted at least 1 x 1")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{size}: at most {MAX_PIXELS:,} are read; resize it")
+    if max(image.size) > MAX_RATIO * min(image.size):
+        raise ValueError(f"{size}: the longer side may be at most {MAX_RATIO} times the shorter; crop it")
+    if _tag(image, TILE_WIDTH) * _tag(image, TILE_LENGTH) > MAX_PIXELS:
+        raise ValueError(f"a TIFF tile of more than {MAX_PIXELS:,} pixels")
+
+
+def _tag(image: Image.Image, number: int, default: int = 0) -> int:
+    """A TIFF tag that is a number; `default` for other images and other values."""
+    value = getattr(image, "tag_v2", {}).get(number, default)
+    return value if isinstance(value, int) else default
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether channels are stored with more than 8 bits, as the arguments of the decoder say before it runs."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return True
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
+        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if any(isinstance(a, str) and ";16" in a for a in arguments):
+            return True
+        if tile.codec_name in ("ppm", "ppm_plain") and 65535 in arguments:
+            return True
+    return False
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring the transparent grey of a PNG of 2 or 4 bits to the 8 bits to which Pillow brings the pixels."""
+    raw = str(image.tile[0].args) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    if image.format == "PNG" and raw in GREY_STEPS and "transparency" in image.info:
+        image.info["transparency"] *= GREY_STEPS[raw]
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except PROBLEMS:  # its EXIF is damaged, its pixels are not
+    except Exception:  # its EXIF is damaged, its pixels are not
         return image
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, sixteen: bool, bits: int | None) -> tuple[Image.Image, int]:
+    if sixteen and "transparency" in image.info:
+        raise ValueError("16 bits a channel with a transparent colour; convert it to 8 bits")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _grey(image).convert("RGB")
+        return _grey(image, bits or 16)
+    if sixteen and bits not in (None, 16):
+        raise ValueError(f"16 bits a channel in colour, and `bits: {bits}` scales grey only; convert it to 8 bits")
+    peak = _colour_peak(image) if sixteen else 0
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" and "transparency" not in image.info else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB"), peak  # convert would copy the pixels
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """16 bits a pixel as 8; Pillow's own conversion makes white of all that is above 255. ValueError for wider ones."""
+def _colour_peak(image: Image.Image) -> int:
+    """The greatest 16-bit value that a colour channel may have: Pillow keeps the upper 8 bits of each."""
+    extrema: Any = image.getextrema()  # of each channel; a fourth is alpha, except in CMYK
+    return max(high for _, high in extrema[: 4 if image.mode == "CMYK" else 3]) * 256 + 255
+
+
+def _grey(image: Image.Image, bits: int) -> tuple[Image.Image, int]:
+    """Reduce `bits` bits a pixel to 8. (Pillow's own conversion makes every value above 255 white.)"""
+    if _tag(image, PHOTOMETRIC, default=1) == 0:
+        raise ValueError("16 bits a pixel with 0 as white; convert it to 8 bits")
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ValueError(f"its pixels are {pixels.dtype.name}: wanted 8 or 16 bits, from black to white")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    peak = int(pixels.max())
+    if peak >= 2**bits:
+        raise ValueError(f"it has values up to {peak:,}, more than `bits: {bits}` in the card allows")
+    return Image.fromarray((pixels >> (bits - 8)).astype(np.uint8)).convert("RGB"), peak
+
+
+def _check_end(image: Image.Image, data: bytes) -> None:
+    """ValueError for a baseline JPEG with an end marker before all of its pixels.
+
+    libjpeg gives the missing blocks one colour, so only an image whose last corner has one colour is decoded again,
+    with padding in the place of the end marker: then the decoder asks for more bytes when blocks are missing.
+    """
+    width, height = image.size
+    corner = np.asarray(image.crop((max(0, width - CORNER), max(0, height - CORNER), width, height)))
+    one_colour = not np.ptp(corner, axis=(0, 1)).any()
+    if one_colour and _padding_works() and not _decodes_with_padding(data):
+        raise ValueError("its pixels end early, before its end marker")
+
+
+def _decodes_with_padding(data: bytes) -> bool:
+    """False for a baseline JPEG that decodes with its end marker alone; True for all others."""
+    try:
+        with Image.open(io.BytesIO(data[: data.rfind(END_OF_IMAGE)] + PADDING), formats=("JPEG",)) as image:
+            if not image.info.get("progressive"):
+                image.load()
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _padding_works() -> bool:
+    """Whether this version of Pillow decodes a complete JPEG with padding in the place of its end marker."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), "white").save(buffer, "JPEG")
+    return _decodes_with_padding(buffer.getvalue())
 
 
 def cores() -> int:

@@ -1,38 +1,46 @@
-"""What a user's path holds: which layout reads it, or what was found there and what is wanted."""
+"""Detect the layout of a user's folder or file."""
 
 from __future__ import annotations
 
-import json
+from itertools import islice
 from pathlib import Path
 
-from pipeline.data.folder import IMAGES, NAMES_OF_SPLITS
+from pipeline.data.file_kinds import IMAGES, TABLES, ends_in, has_images
+from pipeline.data.folder import NAMES_OF_SPLITS
 from pipeline.data.listing import files, folders
+from pipeline.data.shards import tables_below
+from pipeline.data.skipped import walk
 from pipeline.errors import DataError
+from pipeline.untrusted import read_json
 
-WANTED = (
-    "train/CLASS/IMAGE beside test/CLASS/IMAGE (val/ if there is one), or CLASS/IMAGE, or a JSON file of "
-    "[path, label, class name] under train, val and test, or .parquet or .arrow files"
-)
-TABLES = (".parquet", ".arrow")
+WANTED = "train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE, or a JSON split file, or .parquet or .arrow files"
+LOOKED_AT = 10_000
+"""Files below a folder without a layout among which an image is looked for, to name it."""
 
 
 def detect(path: Path) -> tuple[str, Path]:
-    """The layout, and the file or folder that it reads. DataError when there is none, with what is wanted."""
+    """Return the layout of a path, and the file or folder that it reads.
+
+    Raises:
+        DataError: no layout fits; the message says what is there and what is wanted.
+    """
     if not path.exists():
         raise DataError(f"nothing at {path}")
     if found := _known(path):
         return found
+    if path.is_file() and ends_in(path.name, (".json",)):
+        return "split_file", path  # which says what is wrong with it
     if path.is_file():
         raise DataError(f"{path} is neither a table nor a split file: wanted {WANTED}")
     for name in folders(path):
         if _known(path / name):
             raise DataError(f"{path} holds {_content(path)}, but {path / name} can be read: give that one")
-    raise DataError(f"{path} holds {_content(path)}: wanted {WANTED}")
+    raise DataError(f"{path} holds {_content(path)}{_first_image(path)}: wanted {WANTED}")
 
 
 def _known(path: Path) -> tuple[str, Path] | None:
     if path.is_file():
-        layout = "table" if path.suffix in TABLES else "split_file" if _is_split_file(path) else ""
+        layout = "table" if ends_in(path.name, TABLES) else "split_file" if _is_split_file(path) else ""
         return (layout, path) if layout else None
     splits = [path / name for name in files(path, (".json",)) if _is_split_file(path / name)]
     if len(splits) > 1:
@@ -41,7 +49,7 @@ def _known(path: Path) -> tuple[str, Path] | None:
         return "split_file", splits[0]
     if _holds_classes(path) or any(_holds_classes(path / name) for name in folders(path) if _is_split(name)):
         return "folder", path
-    if any(next(path.rglob(f"*{ending}"), None) for ending in TABLES):
+    if tables_below(path):
         return "table", path
     return None
 
@@ -51,17 +59,24 @@ def _is_split(name: str) -> bool:
 
 
 def _is_split_file(path: Path) -> bool:
-    if path.suffix != ".json":
+    if not ends_in(path.name, (".json",)):
         return False
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        splits = read_json(path)
+    except DataError:
         return False
-    return isinstance(found, dict) and all(isinstance(found.get(split), list) for split in ("train", "val", "test"))
+    return isinstance(splits, dict) and all(isinstance(splits.get(split), list) for split in ("train", "val", "test"))
 
 
 def _holds_classes(path: Path) -> bool:
-    return any(files(path / name, IMAGES) for name in folders(path))
+    return any(has_images(path / name) for name in folders(path))
+
+
+def _first_image(path: Path) -> str:
+    """Return where the first image is, if it is deeper than class folders are."""
+    below = (file for file, reason in islice(walk(path), LOOKED_AT) if not reason and ends_in(file.name, IMAGES))
+    image = next(below, None)
+    return f" (the first image is {image.relative_to(path)})" if image else ""
 
 
 def _content(path: Path) -> str:

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data.decode import decode, unreadable
+from pipeline.data.decode import BITS, Examined, cores, decode, examine
+from pipeline.data.known import Checked
 from pipeline.data.source import Source, content_key, opened
 from pipeline.errors import DataError
 
 PLAIN = 0
 CHECKED_AT_ONCE = 2_000
-"""Images that are looked at before that is remembered."""
+"""Images that are decoded by a check before their outcomes are written to disk."""
 _VIEWS_PER_SEED = 10_000  # view numbers: 0 is the plain image, then 1 + seed * 10,000 + v
 
 AUGMENTATIONS = {
@@ -50,22 +51,17 @@ class Images:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Images:
-        index = rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+        index = row_index(rows)
         return Images(self.source, self.split, self.rows[index], self.views_of[index], self.augment)
 
     def views(self, n: int, seed: int = 0) -> Images:
         """n augmented copies of each image, view-major."""
-        if not 0 < n < _VIEWS_PER_SEED:
-            raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
-        if (self.views_of != PLAIN).any():
-            raise ValueError("these images are views already: take views of the plain images")
-        numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
-        return Images(self.source, self.split, np.tile(self.rows, n), np.repeat(numbers, len(self.rows)), self.augment)
+        return Images(self.source, self.split, *view_rows(self.rows, self.views_of, n, seed), self.augment)
 
     def pixels(self, size: int) -> Tensor:
         """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
         thumbs = [
-            np.asarray(decode(self.bytes_of(i)).convert("L").resize((size, size), Image.Resampling.BOX), np.float32)
+            np.asarray(self.decoded(i).convert("L").resize((size, size), Image.Resampling.BOX), np.float32)
             for i in range(len(self))
         ]
         return torch.from_numpy(np.stack(thumbs)).flatten(1) / 255
@@ -74,10 +70,21 @@ class Images:
         """Encoded bytes of the i-th image."""
         return opened(self.source).image_bytes(self.rows[i])
 
+    def decoded(self, i: int) -> Image.Image:
+        """Upright RGB image of the i-th row, without its view's augmentation."""
+        return load(self.source, int(self.rows[i]))
+
+    def where(self, i: int) -> str:
+        """File or table row of the i-th image, and its view, for messages."""
+        view = int(self.views_of[i])
+        return opened(self.source).where(self.rows[i]) + (f" (view {view})" if view != PLAIN else "")
+
     @property
     def keys(self) -> list[str]:
-        """Content key of each row's view: image key, augmentation and view number."""
+        """Content key of each row's view: image key, the card's `bits` if it states them, augmentation and view."""
         contents = opened(self.source).keys_of(self.rows)
+        if self.source.bits is not None:
+            contents = [f"{key}/bits{self.source.bits}" for key in contents]
         views = self.views_of.tolist()
         return [
             key if view == PLAIN else f"{key}/{self.augment}/{view}" for key, view in zip(contents, views, strict=True)
@@ -96,38 +103,110 @@ class Images:
         return h.hexdigest()
 
 
+def load(source: Source, row: int) -> Image.Image:
+    """Decode the image of one row to upright RGB.
+
+    Raises:
+        DataError: the image cannot be decoded; the message names its file, or its row of a table.
+    """
+    source = opened(source)
+    data = source.image_bytes(row)
+    try:
+        return decode(data, source.bits)
+    except DataError as error:
+        raise DataError(_unreadable(source, row, len(data), str(error))) from error
+
+
+def row_index(rows: slice | Sequence[int] | Tensor) -> slice | np.ndarray:
+    """What selects these rows of an array; an empty list selects none."""
+    return rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
+
+
+def view_rows(rows: np.ndarray, views_of: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and view numbers of n augmented copies of each row, view-major.
+
+    Raises:
+        ValueError: n is out of range, or the rows are views already.
+    """
+    if not 0 < n < _VIEWS_PER_SEED:
+        raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
+    if (views_of != PLAIN).any():
+        raise ValueError("these images are views already: take views of the plain images")
+    numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
+    return np.tile(rows, n), np.repeat(numbers, len(rows))
+
+
 def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:
-    """DataError for an image of these rows that is none."""
+    """Decode the images of these rows that were not decoded before.
+
+    Raises:
+        DataError: an image cannot be decoded, or the set's 16-bit images use fewer bits than 16 and its card is silent.
+    """
     for row, size, reason in not_readable(source, rows):
-        found = f"{opened(source).where(row)} is not a readable image ({size} bytes, {reason})"
-        raise DataError(f"data set {name!r}: {found}: mend the file or leave it out")
+        found = _unreadable(opened(source), row, size, reason)
+        raise DataError(f"data set {name!r}: {found}: repair the file or remove it")
+    if _uses_few_bits(source, rows):  # of these rows: a brighter image may be among the others
+        everything = np.arange(len(opened(source).labels))
+        for _ in not_readable(source, everything):
+            pass
+        if finding := unused_bits(source, everything):
+            raise DataError(f"data set {name!r}: {finding}")
+
+
+def unused_bits(source: Source, rows: Sequence[int] | np.ndarray) -> str:
+    """Return a line that says that the 16-bit images among these rows use fewer bits; an empty string if not."""
+    if not _uses_few_bits(source, rows):
+        return ""
+    peak = int(opened(source).peaks_of(rows).max())
+    bits = max(BITS[0], peak.bit_length())
+    return (
+        f"the greatest value of its 16-bit images is {peak:,} of 65,535, so they would be decoded too dark: set "
+        f"bits: {bits} in its card to scale grey images (bits: 16 leaves them dark), or convert them to 8 bits"
+    )
+
+
+def _uses_few_bits(source: Source, rows: Sequence[int] | np.ndarray) -> bool:
+    source = opened(source)
+    peak = int(source.peaks_of(rows).max(initial=0))
+    return source.bits is None and 0 < peak.bit_length() < BITS[-1]
 
 
 def not_readable(
     source: Source, rows: Sequence[int] | np.ndarray, seen: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[int, int, str]]:
-    """(row, bytes, reason) of each of these images that is none; `seen` is told how many were looked at of how many.
+    """Decode the images of these rows as a run does, except those that were decoded before.
 
-    Files are read side by side, and what was found is remembered CHECKED_AT_ONCE at a time.
+    Args:
+        source: The data set.
+        rows: Row numbers.
+        seen: Called with the number of images decoded and the number of all, every CHECKED_AT_ONCE images.
+
+    Yields:
+        (row, size in bytes, reason) of each image that cannot be used.
     """
     source = opened(source)
     todo = source.unchecked(rows)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(todo), CHECKED_AT_ONCE):
             some, readable = todo[start : start + CHECKED_AT_ONCE], {}
-            looks = pool.map(lambda row: _look(source.image_bytes(row)), some)
-            for row, (size, key, reason) in zip(some, looks, strict=True):
-                if reason:
-                    yield row, size, reason
+            for row, (size, key, outcome) in zip(some, pool.map(lambda row: _examined(source, row), some), strict=True):
+                if outcome.reason:
+                    yield row, size, outcome.reason
                 else:
-                    readable[row] = key
+                    readable[row] = Checked(key, outcome.peak)
             source.mark_checked(readable)
             if seen:
                 seen(start + len(some), len(todo))
 
 
-def _look(data: bytes) -> tuple[int, str, str | None]:
-    return len(data), content_key(data), unreadable(data)
+def _examined(source: Source, row: int) -> tuple[int, str, Examined]:
+    """Size, content key and outcome of one image."""
+    data = source.image_bytes(row)
+    return len(data), content_key(data), examine(data, source.bits)
+
+
+def _unreadable(source: Source, row: int, size: int, reason: str) -> str:
+    return f"{source.where(row)} is not a readable image ({size:,} bytes, {reason})"
 
 
 @dataclass(frozen=True)
@@ -147,6 +226,13 @@ class Preprocess:
         return f"resize{self.size}-{self.filter}-{self.mode}-{self.mean}-{self.std}"
 
     @property
+    def summary(self) -> str:
+        """The same for people: size, shape, interpolation, mean and standard deviation."""
+        shape = "squashed" if self.mode == "squash" else "cropped"
+        mean, std = (", ".join(f"{n:.4g}" for n in numbers) for numbers in (self.mean, self.std))
+        return f"{shape} to {self.size}x{self.size} ({self.filter}), mean {mean}, std {std}"
+
+    @property
     def _filter(self) -> Image.Resampling:
         return Image.Resampling[self.filter.upper()]
 
@@ -156,7 +242,7 @@ class Preprocess:
 
     def one(self, images: Images, i: int) -> Tensor:
         """[3, size, size] of the i-th image; safe to call from several threads."""
-        image, view = decode(images.bytes_of(i)), int(images.views_of[i])
+        image, view = images.decoded(i), int(images.views_of[i])
         image = self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         array = (np.asarray(image, np.float32) / 255 - mean) / std

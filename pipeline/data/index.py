@@ -1,9 +1,15 @@
 """The index of a data set: its rows in one Arrow file that every process maps, made once and again after a change.
 
 It lies in a folder of the user's own ($FAREBOX_CACHE, else $XDG_CACHE_HOME/farebox, else ~/.cache/farebox), never among
-the data, which may be read-only. A small JSON file says what was listed and when the files and folders that it was read
-from were last changed; the rows lie in a file named by their digest. Listing walks BATCH rows at a time, and opening an
-index reads no row, so neither time nor memory grows with a data set that was indexed before.
+the data, which may be read-only:
+
+    <recipe>.json     sealed (files.py): what was listed, when the files and folders that it was read from were last
+                      changed, and the SHA-256 of the rows file
+    <rows>.arrow      the rows, in a file named by its SHA-256, which is verified whenever the index is opened
+    <rows>.images     of a table: its images, one behind the other; each is verified by its content key when it is read
+
+Listing walks BATCH rows at a time, and opening an index hashes its rows (about 60 bytes an image) and reads no image.
+An index that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -11,72 +17,128 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import uuid
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from pipeline.data.file_kinds import POINTER_SIZES, is_pointer
+from pipeline.data.known import cache_folder
 from pipeline.data.layouts import Recipe, read
+from pipeline.data.listed_files import ListedFiles
 from pipeline.data.listing import SCHEMA, Listing, Rows
-from pipeline.errors import DataError
+from pipeline.data.skipped import Contents
+from pipeline.data.source import content_key, file_sha256
+from pipeline.errors import DamagedFile, DataError, first_line
+from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal
 
-VERSION = 1
+log = logging.getLogger(__name__)
+
+VERSION = 2
 """In the file's name: raised when what an index holds changes."""
 _SIZED = SCHEMA.append(pa.field("size", pa.int64()))
-_WITH_IMAGES = _SIZED.append(pa.field("key", pa.string())).append(pa.field("image", pa.large_binary()))
+_WITH_IMAGES = _SIZED.append(pa.field("key", pa.string())).append(pa.field("offset", pa.int64()))
 
 
 class Index(Rows):
     """A data set's rows, mapped."""
 
-    def __init__(self, table: pa.Table, listing: Listing, digest: str, file: Path) -> None:
+    def __init__(self, table: pa.Table, listing: Listing, digest: str, file: Path, images: int | None) -> None:
         super().__init__(table, listing)
         self.root, self.digest, self.file = listing.root, digest, file
+        self.contents = listing.contents()
+        self._images = images
+        """File descriptor of a table's images. Reading from it survives a file that is cut, reading from a map not."""
+        if images is not None:
+            weakref.finalize(self, os.close, images)
+
+    def image(self, row: int) -> tuple[bytes, str]:
+        """Return the image of a table's row, not yet verified, and the content key that it must have."""
+        assert self._images is not None
+        record = self.table.slice(row, 1).select(["size", "key", "offset"]).to_pylist()[0]
+        return os.pread(self._images, record["size"], record["offset"]), record["key"]
 
     def forget(self) -> None:
-        """Take the index away, so that the next to ask lists the files again."""
+        """Remove the index, so that the files are listed again when it is next asked for."""
         self.file.unlink(missing_ok=True)
 
 
-def folder() -> Path:
-    """Where indexes are kept."""
-    cache = os.environ.get("FAREBOX_CACHE")
-    return (
-        Path(cache).absolute()
-        if cache
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farebox"
-    )
+def index_of(recipe: Recipe, anew: bool = False) -> Index:
+    """Return the index of a data set: the one that is kept if no list or folder was changed since, else a new one.
+
+    With `anew`, a new one in any case: it sees files that were overwritten in place, too.
+
+    Raises:
+        DataError: the data set cannot be listed.
+    """
+    file = cache_folder() / "index" / f"{hashlib.sha256(_name(recipe).encode()).hexdigest()[:24]}.json"
+    kept = None if anew else _kept(recipe, file)
+    return kept if kept and not kept.contents.findings else _make(recipe, file)  # a finding may be resolved by now
 
 
-def index_of(recipe: Recipe) -> Index:
-    """The index of a data set: the one that is kept if nothing was changed since, else a new one. DataError."""
-    name = hashlib.sha256(json.dumps([VERSION, *recipe]).encode()).hexdigest()[:24]
-    file = folder() / "index" / f"{name}.json"
-    return _kept(file) or _make(recipe, file)
+def _name(recipe: Recipe) -> str:
+    """What an index is of, as text."""
+    return json.dumps([VERSION, *recipe])
 
 
-def _kept(file: Path) -> Index | None:
+def _kept(recipe: Recipe, file: Path) -> Index | None:
+    """The index of a JSON file; None when there is none, its data was changed, or it is damaged."""
     try:
-        known = json.loads(file.read_text())
+        known = json.loads(read_sealed(file))
+        if known.get("recipe") != _name(recipe):
+            raise DamagedFile(file, "it is of another data set")
         if any(_stamp(Path(path)) != stamp for path, stamp in known["watched"].items()):
             return None
-        with pa.memory_map(str(file.with_name(f"{known['digest']}.arrow"))) as source:  # the map outlives the open file
-            table = pa.ipc.open_file(source).read_all()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        rows_file = _rows_path(file, known["rows"])
+        with pa.memory_map(str(rows_file)) as source:  # the map outlives the open file
+            rows = source.read_buffer()
+        if hashlib.sha256(memoryview(rows)).hexdigest() != known["rows"]:
+            raise DamagedFile(rows_file, "its content does not match its checksum")
+        images = None if known["image_bytes"] is None else _open_images(rows_file, known["image_bytes"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, pa.ArrowException, DamagedFile) as error:
+        log.warning("%s: the index is made again", first_line(error))
         return None
     names, ids = tuple(known["classnames"]), tuple(known["class_ids"])
-    listing = Listing(Path(known["root"]), names, ids, lambda: iter(()), (), known["made"])
-    return Index(table, listing, known["digest"], file)
+    contents = Contents.of(known["contents"])
+    listing = Listing(
+        Path(known["root"]), names, ids, lambda: iter(()), (), known["made"], known["order"], lambda: contents
+    )
+    table = pa.ipc.open_file(pa.BufferReader(rows)).read_all()
+    return Index(table, listing, known["digest"], file, images)
 
 
-def _rows_file(file: Path) -> Path | None:
-    """Where the rows lie that a JSON file speaks of."""
+def _open_images(rows_file: Path, size: int) -> int:
+    """Open a table's images and return the file descriptor. DamagedFile when they do not have this size in bytes."""
+    path = _images_path(rows_file)
+    images = os.open(path, os.O_RDONLY)
+    if (found := os.fstat(images).st_size) != size:
+        os.close(images)
+        raise DamagedFile(path, f"it has {found:,} bytes instead of {size:,}")
+    return images
+
+
+def _rows_path(file: Path, sha256: str) -> Path:
+    """Where the rows with this digest lie beside a JSON file."""
+    return file.with_name(f"{sha256[:32]}.arrow")
+
+
+def _images_path(rows_file: Path) -> Path:
+    return rows_file.with_suffix(".images")
+
+
+def _rows_of(file: Path) -> Path | None:
+    """Where the rows lie that a JSON file states; None when it is missing or damaged."""
     try:
-        return file.with_name(f"{json.loads(file.read_text())['digest']}.arrow")
-    except (OSError, ValueError, KeyError, TypeError):
+        return _rows_path(file, json.loads(read_sealed(file))["rows"])
+    except (OSError, ValueError, KeyError, DamagedFile):
         return None
 
 
@@ -86,68 +148,104 @@ def _make(recipe: Recipe, file: Path) -> Index:
     for path in listing.watched:  # before the rows are walked: what changes meanwhile is noticed the next time
         stamps[str(path)] = _stamp(path)
     temporary = file.with_name(f"{uuid.uuid4().hex}.tmp")
+    images = temporary.with_suffix(".images.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        digest = _write(temporary, listing)
-        temporary.replace(file.with_name(f"{digest}.arrow"))
-        known: dict[str, Any] = {"path": recipe.path, "root": str(listing.root), "digest": digest, "made": listing.made}
-        known |= {"classnames": listing.classnames, "class_ids": listing.class_ids, "watched": stamps}
-        temporary.write_text(json.dumps(known))
-        before = _rows_file(file)
+        digest, image_bytes, findings = _write(temporary, images, listing)
+        rows = file_sha256(temporary)
+        rows_file = _rows_path(file, rows)
+        if image_bytes is not None:
+            images.replace(_images_path(rows_file))
+        temporary.replace(rows_file)
+        known: dict[str, Any] = {SEAL_KEY: UNSEALED, "recipe": _name(recipe), "root": str(listing.root)}
+        known |= {"digest": digest, "made": listing.made, "rows": rows, "image_bytes": image_bytes, "watched": stamps}
+        known |= {"classnames": listing.classnames, "class_ids": listing.class_ids, "order": listing.order}
+        known |= {"contents": listing.contents().plus(findings)}
+        before = _rows_of(file)
+        temporary.write_bytes(seal(json.dumps(known).encode()))
         temporary.replace(file)
-        if before and before != _rows_file(file):  # a table's rows hold its images, and are as large
+        if before and before != rows_file:  # a table's images are as large as the table
             before.unlink(missing_ok=True)
+            _images_path(before).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
-            f"{folder()} cannot hold the index of {recipe.path} ({error.strerror}): set FAREBOX_CACHE=DIR"
+            f"{cache_folder()} cannot hold the index of {recipe.path} ({error.strerror}): set FAREBOX_CACHE=DIR"
         ) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    found = _kept(file)
+        for left in (temporary, images):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    found = _kept(recipe, file)
     if found is None:
         raise DataError(f"{recipe.path} was changed while it was listed: type the same command again")
     return found
 
 
-def _write(path: Path, listing: Listing) -> str:
-    """Write all rows; their digest, over class names, ids and every column but the images themselves."""
+def _write(path: Path, images: Path, listing: Listing) -> tuple[str, int | None, list[str]]:
+    """Write all rows to `path`, and the images of a table to `images`.
+
+    Returns:
+        The digest over class names, ids and the columns of the rows (images enter by their content keys), the size of
+        `images` in bytes (None where images are files of their own), and findings.
+    """
     h = hashlib.sha256("\0".join((*listing.classnames, "", *listing.class_ids)).encode())
-    writer, rows = None, 0
-    with pa.OSFile(str(path), "wb") as sink:
-        for batch in _complete(listing):
-            writer = writer or pa.ipc.new_file(sink, batch.schema)
-            writer.write_batch(batch)
+    rows, pointers = 0, list[str]()
+    with contextlib.ExitStack() as files:
+        sink = files.enter_context(pa.OSFile(str(path), "wb"))
+        writer = image_file = image_bytes = None
+        for batch in _complete(listing, pointers):
             rows += len(batch)
-            plain = [batch[name].to_pylist() for name in batch.schema.names if name != "image"]
+            if "image" in batch.schema.names:
+                image_file = image_file or files.enter_context(images.open("xb"))
+                for image in batch["image"]:
+                    image_file.write(image.as_buffer())
+                offsets = (image_bytes or 0) + np.cumsum([0, *batch["size"].to_pylist()])
+                image_bytes = int(offsets[-1])
+                columns = [batch[name] for name in batch.schema.names if name != "image"]
+                batch = pa.record_batch([*columns, pa.array(offsets[:-1])], schema=_WITH_IMAGES)
+            writer = writer or files.enter_context(pa.ipc.new_file(sink, batch.schema))
+            writer.write_batch(batch)
+            plain = [batch[name].to_pylist() for name in batch.schema.names if name != "offset"]
             h.update("".join("\t".join(map(str, row)) + "\n" for row in zip(*plain, strict=True)).encode())
         if writer is None:
             raise DataError(f"{listing.root} lists no image")
-        writer.close()
-    return h.hexdigest()
+    findings = []
+    if pointers:
+        counted = f"{len(pointers):,} of {rows:,} images are Git LFS pointers, the first is {pointers[0]}"
+        findings.append(f"{counted}: type git lfs pull in {listing.root}")
+    return h.hexdigest(), image_bytes, findings
 
 
-def _complete(listing: Listing) -> Iterator[pa.RecordBatch]:
-    """The listed rows with the size of each image and, of images that are no files, the content key."""
-    absent, first = 0, ""
+def _complete(listing: Listing, pointers: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the listed rows with the size of each image; of images in tables, also content key and image.
+
+    Paths of Git LFS pointers are added to `pointers`.
+    """
+    absent, broken, first = 0, 0, ""
+    files = ListedFiles(listing.root, listing.stated, [path.parent for path in listing.watched[:1]])
     for batch in listing.batches():
         if "image" in batch.schema.names:
             images = batch["image"].to_pylist()
-            keys = [hashlib.sha256(image).hexdigest()[:32] for image in images]
-            columns = [*(batch[name] for name in SCHEMA.names), [len(image) for image in images], keys, images]
-            yield pa.record_batch(columns, schema=_WITH_IMAGES)
+            keys = [content_key(image) for image in images]
+            more = [pa.array([len(image) for image in images]), pa.array(keys), batch["image"]]
+            columns = [*(batch[name] for name in SCHEMA.names), *more]
+            yield pa.record_batch(columns, names=[*SCHEMA.names, "size", "key", "image"])
             continue
         sizes = []
         for path in batch["path"].to_pylist():
             try:
-                sizes.append((listing.root / path).stat().st_size)
+                size = files.size(path)
             except OSError:
-                sizes.append(-1)
-                absent, first = absent + 1, first or path
+                size = -1
+                absent, broken, first = absent + 1, broken + (listing.root / path).is_symlink(), first or path
+            if size in POINTER_SIZES and is_pointer(listing.root / path):
+                pointers.append(path)
+            sizes.append(size)
         yield pa.record_batch([*batch.columns, sizes], schema=_SIZED)
     if absent:
         source = listing.watched[0] if listing.watched else listing.root
-        raise DataError(f"{source}: {absent:,} of its images are not under {listing.root}, the first is {first}")
+        links = f" ({broken:,} of them are links to files that are not there)" if broken else ""
+        raise DataError(f"{source}: {absent:,} of its images are not under {listing.root}, the first is {first}{links}")
 
 
 def _stamp(path: Path) -> list[int]:

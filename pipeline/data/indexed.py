@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.decode import MAX_BYTES
 from pipeline.data.index import Index, index_of
-from pipeline.data.known import RECORD, Known
+from pipeline.data.known import Checked, Known, KnownRows, checks_name, records_of
 from pipeline.data.layouts import Recipe
-from pipeline.data.source import content_key
-from pipeline.errors import DataError
+from pipeline.data.source import content_key, with_bits
+from pipeline.errors import DamagedFile, DataError
+from pipeline.untrusted import check_regular, read_regular
+
+log = logging.getLogger(__name__)
+
+_REBUILDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -23,19 +31,30 @@ class IndexedSource:
     """A listed data set. It travels as its recipe and digest; where it is opened it must list the same."""
 
     recipe: Recipe
-    digest: str
+    listed: str
+    """Digest of what is listed."""
+    bits: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels: nothing that was opened here."""
-        return {"recipe": self.recipe, "digest": self.digest}
+        """Return the fields: nothing that was opened in this process."""
+        return {"recipe": self.recipe, "listed": self.listed, "bits": self.bits}
+
+    @property
+    def digest(self) -> str:
+        """Digest of what is listed, with `bits` if the card states them."""
+        return with_bits(self.listed, self.bits)
 
     @cached_property
     def index(self) -> Index:
         """The rows. DataError when the files here are not those of the digest."""
         found = index_of(self.recipe)
-        if found.digest != self.digest:
+        if found.digest != self.listed:
             raise DataError(f"{self.place} is not what it was when the run was planned: type the same command again")
         return found
+
+    def reopen(self) -> None:
+        """Forget the opened rows: findings about the folder may have changed while the rows have not."""
+        self.__dict__.pop("index", None)
 
     @property
     def place(self) -> str:
@@ -71,30 +90,64 @@ class IndexedSource:
         """Row numbers of a split, in listed order."""
         return self.index.rows_of(split)
 
-    def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Those of these rows that were not found readable yet."""
-        return [int(row) for row in rows]
-
-    def mark_checked(self, keys: dict[int, str]) -> None:
-        """These rows are readable images, and these are their content keys."""
+    def _known_folder(self) -> Path:
+        return self.index.file.with_name(f"{self.listed}.{checks_name(self.bits)}")
 
 
 @dataclass(frozen=True)
 class TableSource(IndexedSource):
-    """Images of Parquet or Arrow files, copied once into the index, which is mapped."""
+    """Images of Parquet or Arrow files, copied once into the index."""
 
     def where(self, row: int) -> str:
         """A row's name, for messages."""
         return f"{self.index.path(row)} of {self.place}"
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row."""
-        return bytes(self.index.table["image"][int(row)].as_buffer())
+        """The encoded image of one row, verified by its content key. An index with a damaged image is made again."""
+        try:
+            return self._verified(int(row))
+        except DamagedFile:
+            with _REBUILDING:
+                return self._after_rebuild(int(row))
+
+    def _verified(self, row: int) -> bytes:
+        image, key = self.index.image(row)
+        if content_key(image) != key:
+            raise DamagedFile(self.index.file, f"the image of {self.where(row)} does not match its content key")
+        return image
+
+    def _after_rebuild(self, row: int) -> bytes:
+        try:
+            return self._verified(row)  # another thread has made the index again
+        except DamagedFile as error:
+            log.warning("%s: the index is made again", error)
+            self.index.forget()
+            self.__dict__.pop("index")
+        try:
+            return self._verified(row)
+        except DamagedFile as error:
+            raise DataError(f"{error}, though it was made again: check the disk, or set FAREBOX_CACHE=DIR") from error
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The content key of each of these rows."""
         keys = self.index.table["key"]
         return [str(keys[int(row)]) for row in rows]
+
+    @cached_property
+    def _known(self) -> KnownRows:
+        return KnownRows(self._known_folder(), len(self.labels))
+
+    def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
+        """Return those of these rows that are not known to be images that can be decoded."""
+        return self._known.unchecked(rows)
+
+    def mark_checked(self, images: Mapping[int, Checked]) -> None:
+        """Remember that the images of these rows can be decoded."""
+        self._known.add(images)
+
+    def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the peak [B] of each of these rows, 0 for rows that were not checked."""
+        return self._known.peaks(rows)
 
 
 @dataclass(frozen=True)
@@ -106,18 +159,30 @@ class FileSource(IndexedSource):
         return str(self._path(row))
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row. DataError when its file has gone."""
+        """The encoded image of one row.
+
+        Raises:
+            DataError: the file has gone, or its content does not match the key that this process knows it by.
+        """
         try:
-            return self._path(row).read_bytes()
+            image = read_regular(self._path(row), MAX_BYTES)
         except OSError as error:
             raise self._gone(row, error) from error
+        key = self._keys.get(int(row))
+        if key is not None and content_key(image) != key:
+            self._known.forget()
+            raise DataError(
+                f"{self._path(row)} was changed since it was hashed: restore it, then type the same command"
+            )
+        return image
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The content key of each of these rows; a file is read once for each size and time of change."""
         keys = self._keys
         if asked := [row for row in dict.fromkeys(map(int, rows)) if row not in keys]:
             found = self._found(asked)
-            unread = {row: content_key(self.image_bytes(row)) for row in found["row"][found["mtime"] == 0].tolist()}
+            rest = found["row"][found["mtime"] == 0].tolist()
+            unread = {row: Checked(content_key(self.image_bytes(row)), 0) for row in rest}
             self._remember(unread, readable=False)
         return [keys[int(row)] for row in rows]
 
@@ -126,16 +191,21 @@ class FileSource(IndexedSource):
         found = self._found(rows)
         return list(map(int, found["row"][(found["mtime"] == 0) | ~found["readable"]]))
 
-    def mark_checked(self, keys: dict[int, str]) -> None:
-        """These rows are readable images, and these are their content keys."""
-        self._remember(keys, readable=True)
+    def mark_checked(self, images: Mapping[int, Checked]) -> None:
+        """Remember that the images of these rows can be decoded, for as long as their files are not changed."""
+        self._remember(images, readable=True)
+
+    def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the peak [B] of each of these rows, 0 for rows that were not checked."""
+        found = self._found(rows)
+        return np.where(found["mtime"] == 0, 0, found["peak"])
 
     def _path(self, row: int) -> Path:
         return self.index.root / self.index.path(row)
 
     @cached_property
     def _known(self) -> Known:
-        return Known(self.index.file.with_name(f"{self.digest}.known"), len(self.labels))
+        return Known(self._known_folder(), len(self.labels))
 
     @cached_property
     def _keys(self) -> dict[int, str]:
@@ -162,6 +232,7 @@ class FileSource(IndexedSource):
         for i, (path, size) in enumerate(zip(listed["path"], listed["size"], strict=True)):
             try:
                 found = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path costs more than the look itself)
+                check_regular(found, path)
             except OSError as error:
                 raise self._gone(rows[i], error) from error
             if found.st_size != size:
@@ -170,15 +241,13 @@ class FileSource(IndexedSource):
             stamps[:, i] = found.st_size, found.st_mtime_ns
         return stamps[0], stamps[1]
 
-    def _remember(self, keys: dict[int, str], readable: bool) -> None:
-        if not keys:
+    def _remember(self, images: Mapping[int, Checked], readable: bool) -> None:
+        if not images:
             return
-        records = np.zeros(len(keys), RECORD)
-        records["row"], records["readable"] = list(keys), readable
+        records = records_of(images, readable)
         records["size"], records["mtime"] = self._stamps(records["row"])
-        records["key"] = np.frombuffer(bytes.fromhex("".join(keys.values())), np.uint8).reshape(-1, 16)
         self._known.add(records)
-        self._keys.update(keys)
+        self._keys.update((row, checked.key) for row, checked in images.items())
 
     def _gone(self, row: int, error: OSError) -> DataError:
         self.index.forget()

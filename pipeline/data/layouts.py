@@ -1,17 +1,19 @@
-"""How a data set's files may lie, by the name that a card's `layout` has, and what is told when they do not lie so."""
+"""The layouts that a card can name, and the listing of a data set by its layout."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pipeline.data.coop import COOP, OwnSplitFile
+from pipeline.data.class_names import check_names, check_prompts, distinct_ids, ids_digest
+from pipeline.data.coop import COOP, ImageNet
 from pipeline.data.folder import ImageFolder
-from pipeline.data.listing import Listing
+from pipeline.data.listing import Listing, Options
+from pipeline.data.split_file import OwnSplitFile
 from pipeline.data.tables import Tables
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 
 class Reader(Protocol):
@@ -26,8 +28,8 @@ class Reader(Protocol):
         """True when the rows can be listed though the images are not there."""
         ...
 
-    def read(self, folder: Path, seed: int) -> Listing:
-        """The listing; `seed` is for a split that is made here."""
+    def read(self, folder: Path, options: Options) -> Listing:
+        """List all images. DataError when the files are not laid out so."""
         ...
 
 
@@ -44,32 +46,52 @@ class Recipe(NamedTuple):
     classnames: tuple[str, ...] = ()
     """In place of the files' own."""
     split_seed: int = 1
+    test_split: str = ""
+    test_only: bool = False
+    classes_digest: str = ""
+    """Of the ids of the classes that `classnames` was written for, if that is known."""
+    duplicates: bool = False
+    """Classes may have the same prompt."""
 
 
 def read(recipe: Recipe, images: bool = True) -> Listing:
-    """The listing of a data set; with images=False it is enough that its split file or lists are there.
+    """List a data set; with images=False it is enough that its split file or lists are there.
 
-    DataError when it is not there, lies otherwise, or has class names that cannot be.
+    Raises:
+        DataError: the files are not there or not laid out so, or the class names do not fit.
     """
     where, reader = Path(recipe.path), READERS[recipe.layout]
     if (absent := missing(recipe.layout, recipe.path)) and (images or not reader.lists(where)):
         raise DataError(absent[0])
-    listing = reader.read(where, recipe.split_seed)
-    ids_of_its_own = listing.class_ids != listing.classnames
+    if recipe.test_split and recipe.layout in COOP:
+        raise DataError(f"test={recipe.test_split} is for layouts folder, table and split_file, not {recipe.layout}")
+    listing = reader.read(where, Options(recipe.split_seed, recipe.test_split, recipe.test_only))
+    check_texts(recipe.path, (*listing.classnames, *listing.class_ids))
     if recipe.classnames:
-        if len(recipe.classnames) != len(listing.class_ids):
-            found = f"{recipe.path} has {len(listing.class_ids)} classes"
-            raise DataError(f"the card has {len(recipe.classnames)} class names, {found}: wanted one for each")
+        check_names(recipe.path, listing.class_ids, recipe.classnames)
+        if recipe.classes_digest not in ("", ids_digest(listing.class_ids)):
+            raise DataError(
+                f"{recipe.path} has other classes, or another order of them, than when its card was written: type "
+                "farebox data add again, with --force"
+            )
         listing = dataclasses.replace(listing, classnames=recipe.classnames)
     if not listing.classnames:
         raise DataError(
-            f"{recipe.path} says no class names: wanted `classnames` in the card, text labels, Hugging Face's "
-            "ClassLabel, or a JSON list under `classes` in the schema's metadata"
+            f"{recipe.path} says no class names: type classnames=FILE (`classnames` in the card), or give text labels, "
+            "Hugging Face's ClassLabel, or a JSON list under `classes` in the schema's metadata"
         )
-    name, count = Counter(listing.class_ids if ids_of_its_own else listing.classnames).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"{recipe.path} has {count} classes named {name!r}: give each class a name of its own")
-    return listing
+    check_prompts(recipe.path, listing.classnames, recipe.duplicates or isinstance(reader, ImageNet))
+    contents, notes = listing.contents, _notes(recipe)
+    return dataclasses.replace(
+        listing, class_ids=distinct_ids(listing.class_ids), contents=lambda: contents().plus(notes=notes)
+    )
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """Return what the recipe changes about the splits that the files have."""
+    if not recipe.test_split:
+        return []
+    return [f"the {recipe.test_split} images are the test images, and nothing is left in {recipe.test_split}"]
 
 
 def missing(layout: str, path: str) -> tuple[str, ...]:

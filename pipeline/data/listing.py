@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.file_kinds import ends_in, entries, hidden_reason
+from pipeline.data.skipped import Contents
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, int, str]
@@ -21,6 +24,20 @@ SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.i
 """`split` is its place in SPLITS."""
 BATCH = 65_536
 """Rows that are held in memory at a time while a folder is listed."""
+
+
+T = TypeVar("T")
+
+
+class Options(NamedTuple):
+    """What a data set's card says about its splits."""
+
+    split_seed: int = 1
+    """Of a split that is made here."""
+    test_split: str = ""
+    """The split that is scored, where it is not `test`: val."""
+    test_only: bool = False
+    """The set is the shift of another one: nothing is fitted on it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,12 @@ class Listing:
     """Files and folders that the rows were read from: when one of them changes, they are read again."""
     made: str = ""
     """How the split was made, where it is not the published one."""
+    order: str = ""
+    """What decides the order of the labels."""
+    contents: Callable[[], Contents] = Contents
+    """What else the folder holds; complete once the rows have been walked."""
+    stated: bool = False
+    """Whether the paths are taken from a split file or list, rather than found by listing folders."""
 
 
 class Rows:
@@ -45,7 +68,7 @@ class Rows:
 
     def __init__(self, table: pa.Table, listing: Listing) -> None:
         self.table, self.classnames, self.class_ids = table, listing.classnames, listing.class_ids
-        self.made = listing.made
+        self.made, self.order = listing.made, listing.order
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -84,6 +107,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     walk = iter(rows)
     while some := list(islice(walk, BATCH)):
         paths, labels, splits = zip(*some, strict=True)
+        check_texts("a listed file", paths)  # Arrow cannot hold lone surrogates
         yield pa.record_batch([paths, labels, [SPLITS.index(split) for split in splits]], schema=SCHEMA)
 
 
@@ -92,23 +116,29 @@ def listed(listing: Listing) -> Rows:
     return Rows(pa.Table.from_batches((batch.select(SCHEMA.names) for batch in listing.batches()), SCHEMA), listing)
 
 
+def scored(splits: dict[str, T], options: Options, where: Path) -> dict[str, T]:
+    """Return the splits with the one that the card names as `test_split` in the place of test.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if not options.test_split:
+        return splits
+    if options.test_split not in splits:
+        raise DataError(f"{where} has no {options.test_split} split: leave test={options.test_split} out")
+    kept = {split: content for split, content in splits.items() if split not in ("test", options.test_split)}
+    return kept | {"test": splits[options.test_split]}
+
+
 def folders(where: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are none."""
-    return sorted(entry.name for entry in _entries(where) if entry.is_dir() and not entry.name.startswith("."))
+    """Return the names of the folders in a folder, sorted; hidden ones and those of operating systems left out."""
+    return sorted(entry.name for entry in entries(where) if entry.is_dir() and not hidden_reason(entry.name, True))
 
 
 def files(where: Path, endings: tuple[str, ...] = ("",)) -> list[str]:
-    """Names of the files in a folder that end so, sorted; hidden ones are none."""
+    """Return the names of the files in a folder that end so, sorted; hidden ones and system files left out."""
     return sorted(
         entry.name
-        for entry in _entries(where)
-        if not entry.name.startswith(".") and entry.name.lower().endswith(endings) and entry.is_file()
+        for entry in entries(where)
+        if not hidden_reason(entry.name, False) and ends_in(entry.name, endings) and entry.is_file()
     )
-
-
-def _entries(where: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(where) as found:
-            return list(found)
-    except OSError as error:
-        raise DataError(f"{where} cannot be listed ({error.strerror})") from error

@@ -5,15 +5,16 @@ Source: KaiyangZhou/CoOp, datasets/*.py.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.file_kinds import IMAGES
 from pipeline.data.listing import files, folders
 from pipeline.errors import DataError
+from pipeline.untrusted import read_json, read_text
 
 Named = tuple[str, int, str]
 """Path under the image folder, label, class name."""
@@ -79,7 +80,7 @@ def class_folders(
         [
             (f"{kind}/{image}", label, (names or {}).get(kind, kind))
             for label, kind in enumerate(kept)
-            for image in files(folder / images / kind)
+            for image in files(folder / images / kind, IMAGES)
         ],
         rng,
     )
@@ -113,7 +114,7 @@ def cars(folder: Path, rng: random.Random) -> Made:
 
 def flowers(folder: Path, rng: random.Random) -> Made:
     """imagelabels.mat, a label for each image of jpg/ in order, and cat_to_name.json."""
-    names = json.loads((folder / "cat_to_name.json").read_text())
+    names = read_json(folder / "cat_to_name.json")
     labels = [int(label) for label in matrix(folder / "imagelabels.mat", "labels")[0]]
     return parts_of_each_class(
         [(f"image_{i:05d}.jpg", label - 1, names[str(label)]) for i, label in enumerate(labels, start=1)], rng
@@ -122,7 +123,7 @@ def flowers(folder: Path, rng: random.Random) -> Made:
 
 def sun(folder: Path, rng: random.Random) -> Made:
     """The first official partition; a name such as /c/church/indoor becomes 'indoor church'."""
-    label_of = {line[1:]: label for label, line in enumerate(lines(folder / "ClassName.txt"))}
+    label_of = labels_of(folder / "ClassName.txt", [line[1:] for line in lines(folder / "ClassName.txt")])
 
     def items(name: str) -> list[Named]:
         found = []
@@ -155,11 +156,27 @@ def ucf(folder: Path, rng: random.Random) -> Made:
 
 
 def lines(path: Path) -> list[str]:
-    """A text file's lines that are not empty. DataError when it cannot be read."""
+    """Return a text file's lines that are not empty, without white space at their ends.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def labels_of(path: Path, classes: Sequence[str]) -> dict[str, int]:
+    """Return the label of each class in the order of a file's lines.
+
+    Raises:
+        DataError: a class occurs twice.
+    """
+    label_of = {name: label for label, name in enumerate(classes)}
+    if len(label_of) < len(classes):
+        raise DataError(f"{path} lists {next(c for c in classes if classes.count(c) > 1)!r} more than once")
+    return label_of
 
 
 def matrix(path: Path, name: str) -> Any:

@@ -11,12 +11,16 @@ import numpy as np
 
 from pipeline.cards import DatasetCard
 from pipeline.data import card as cards
+from pipeline.data.class_names import ends, same_prompt
 from pipeline.data.coop import COOP, SplitFile
-from pipeline.data.images import not_readable
+from pipeline.data.images import not_readable, unused_bits
 from pipeline.data.indexed import IndexedSource
 from pipeline.data.listing import SPLITS
+from pipeline.data.repeats import repeats
+from pipeline.data.skipped import Skipped
 from pipeline.data.source import Source
-from pipeline.errors import DataError
+from pipeline.errors import DataError, one_line
+from pipeline.untrusted import LFS_POINTER
 
 Say = Callable[[str], None]
 EVERY_S = 5.0
@@ -48,6 +52,15 @@ class Report:
     unreadable: list[str] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     """(test image, train image) of the same content."""
+    conflicting: list[tuple[str, str]] = field(default_factory=list)
+    """(image, image) of the same content and different labels."""
+    repeated: int = 0
+    """Images that their split holds before, with the same label."""
+    order: str = ""
+    """What decides the order of the labels, and the labels at both ends."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Files that are not used, by reason."""
+    notes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -57,7 +70,7 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """For JSON: every field, the state first."""
-        return {"name": self.name, "state": self.state, **vars(self)}
+        return {"name": self.name, "state": self.state, **vars(self), "skipped": [s._asdict() for s in self.skipped]}
 
     def text(self) -> str:
         """For people, several lines."""
@@ -68,15 +81,20 @@ class Report:
             lines.append(self.unusable)
         else:
             lines += [f"at {self.place}", f"{self.classes:,} classes; split {self.split}"]
+            lines += [f"labels: {self.order}"] if self.order else []
             for split, count in self.counts.items():
                 least, median, most = self.balance[split]
                 lines.append(f"{split:<5} {count:>9,} images; a class has {least:,} to {most:,}, median {median:,g}")
             if self.looked_at:
                 lines.append(f"{self.looked_at:,} images looked at")
+            if self.repeated:
+                lines.append(f"images that occur more than once in their split: {self.repeated:,}")
+            lines += [*(f"skipped: {skipped}" for skipped in self.skipped), *(f"note: {note}" for note in self.notes)]
         for finding in self.findings:
             lines.append(f"! {finding}")
         lines += _some(f"unreadable: {one}" for one in self.unreadable)
         lines += _some(f"the same image: {test} (test) and {train} (train)" for test, train in self.duplicates)
+        lines += _some(f"the same image under two labels: {one} and {other}" for one, other in self.conflicting)
         return "\n  ".join(lines)
 
 
@@ -94,10 +112,10 @@ def look(card: DatasetCard, images: bool, say: Say) -> Report:
         try:
             report.missing = cards.missing(card)
             if not report.missing:
-                _fill(report, card, cards.source_anew(card), images, say)
+                _fill(report, card, cards.source_anew(card, listed_anew=True), images, say)
             break
         except DataError as error:
-            report.unusable = " ".join(str(error).split())
+            report.unusable = one_line(error)
     assert report is not None
     return report
 
@@ -119,26 +137,43 @@ def _fill(report: Report, card: DatasetCard, source: Source, images: bool, say: 
         if len(empty := np.flatnonzero(of_class == 0)):
             first = source.classnames[empty[0]]
             report.findings.append(f"{len(empty):,} classes have no {split} image, the first is {first!r}")
+    if isinstance(source, IndexedSource):
+        index = source.index
+        report.order = f"{index.order}: {ends(index.class_ids, source.classnames)}"
+        report.skipped, report.notes = list(index.contents.skipped), list(index.contents.notes)
+        report.findings += index.contents.findings
+    if pairs := same_prompt(source.classnames):
+        first, later = (source.classnames[label] for label in pairs[0])
+        report.notes.append(f"pairs of classes with one prompt: {len(pairs):,}, the first is {first!r} and {later!r}")
     if images:
         _read_images(report, source, say)
 
 
 def _read_images(report: Report, source: Source, say: Say) -> None:
-    rows = np.arange(len(source.labels))
+    rows = np.array([row for row in range(len(source.labels)) if not _is_pointer(source, row)], np.int64)
     report.looked_at = len(rows)
     bad = {}
     for row, size, reason in not_readable(source, rows, _progress(report.name, say)):
         bad[row] = f"{source.where(row)} ({size:,} bytes, {reason})"
     report.unreadable = list(bad.values())
     if bad:
-        report.findings.append(f"{len(bad):,} images cannot be read")
-    train, test = (np.setdiff1d(source.rows_of(split), list(bad)) for split in ("train", "test"))
-    of_key = dict(zip(source.keys_of(train), train.tolist(), strict=True))
-    for row, key in zip(test.tolist(), source.keys_of(test), strict=True):
-        if key in of_key:
-            report.duplicates.append((source.where(row), source.where(of_key[key])))
-    if report.duplicates:
-        report.findings.append(f"{len(report.duplicates):,} test images are in train too")
+        report.findings.append(f"{len(bad):,} images cannot be decoded")
+    if finding := unused_bits(source, rows):
+        report.findings.append(finding)
+    found = repeats(source, np.setdiff1d(rows, list(bad)))
+    report.duplicates = [(source.where(test), source.where(train)) for test, train in found.across]
+    report.conflicting = [(source.where(one), source.where(other)) for one, other in found.conflicting]
+    report.repeated = found.within
+    if found.across:
+        report.findings.append(f"{len(found.across):,} test images are in train too")
+    if found.conflicting:
+        report.findings.append(f"images with another label elsewhere in the set: {len(found.conflicting):,}")
+
+
+def _is_pointer(source: Source, row: int) -> bool:
+    """Return True for a Git LFS pointer, which the account of the folder reports already."""
+    has_pointers = isinstance(source, IndexedSource) and source.index.contents.findings
+    return bool(has_pointers) and source.image_bytes(row).startswith(LFS_POINTER)
 
 
 def _progress(name: str, say: Say) -> Callable[[int, int], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pipeline.data.decode import decode
+from pipeline.data.images import load
 from pipeline.data.listing import SPLITS
 from pipeline.data.source import Source
 from pipeline.errors import DataError
@@ -67,7 +67,7 @@ def _thumbnail(source: Source, row: int) -> Image.Image:
     """The whole image in a square, or a note that it cannot be read."""
     square = Image.new("RGB", (SIDE, SIDE), FRAME)
     try:
-        found = ImageOps.contain(decode(source.image_bytes(row)), (SIDE, SIDE), Image.Resampling.LANCZOS)
+        found = ImageOps.contain(load(source, row), (SIDE, SIDE), Image.Resampling.LANCZOS)
     except DataError:
         ImageDraw.Draw(square).text((SIDE // 2, SIDE // 2), "unreadable", "#b00020", _font(13), anchor="mm")
         return square

@@ -6,8 +6,7 @@ A source is a small value (a path and a digest) that travels in requests; the by
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,9 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.known import Checked, KnownRows, cache_folder, checks_name
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts, parse_json
 
 COLUMNS = ("image", "label", "split")
+RESTORE = "restore the file (one of the package: pip install --force-reinstall farebox, or git checkout)"
 
 
 class Labelled(Protocol):
@@ -56,6 +58,11 @@ class Source(Labelled, Protocol):
         ...
 
     @property
+    def bits(self) -> int | None:
+        """How many of the 16 bits of 16-bit grey images are used; None where the card does not say."""
+        ...
+
+    @property
     def place(self) -> str:
         """Where it lies, for messages."""
         ...
@@ -78,11 +85,15 @@ class Source(Labelled, Protocol):
         ...
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Those of these rows that are not known to be readable images."""
+        """Return those of these rows that are not known to be images that can be decoded."""
         ...
 
-    def mark_checked(self, keys: dict[int, str]) -> None:
-        """These rows are readable images, and these are their content keys."""
+    def mark_checked(self, images: Mapping[int, Checked]) -> None:
+        """Remember that the images of these rows can be decoded."""
+        ...
+
+    def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the peak [B] of each of these rows, 0 for rows that were not checked."""
         ...
 
 
@@ -92,15 +103,16 @@ class ParquetSource:
 
     path: str
     sha256: str
+    bits: int | None = None
 
-    def __getstate__(self) -> dict[str, str]:
-        """What travels: not the table, nor anything else that was opened here."""
-        return {"path": self.path, "sha256": self.sha256}
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields: not the table, nor anything else that was opened in this process."""
+        return {"path": self.path, "sha256": self.sha256, "bits": self.bits}
 
     @property
     def digest(self) -> str:
-        """The file's SHA-256."""
-        return self.sha256
+        """The file's SHA-256, with `bits` if the card states them."""
+        return with_bits(self.sha256, self.bits)
 
     @property
     def place(self) -> str:
@@ -114,7 +126,7 @@ class ParquetSource:
             raise DataError(f"no data file at {path}: reinstall, or set `path` in the data set's card")
         found = file_sha256(path)
         if found != self.sha256:
-            raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: restore the file")
+            raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: {RESTORE}")
         try:
             table = pq.read_table(path, memory_map=True)
         except (pa.ArrowException, OSError) as error:
@@ -130,8 +142,11 @@ class ParquetSource:
     @cached_property
     def classnames(self) -> tuple[str, ...]:
         """Class names in label order."""
-        metadata = self._table.schema.metadata or {}
-        return tuple(json.loads(metadata[b"classes"]))
+        names = parse_json(self._table.schema.metadata[b"classes"], f"the metadata of {self.path}")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"the metadata of {self.path} has `classes` that are not a JSON list of texts")
+        check_texts(self.path, names)
+        return tuple(names)
 
     @property
     def class_ids(self) -> tuple[str, ...]:
@@ -177,17 +192,21 @@ class ParquetSource:
         return [known[int(row)] for row in rows]
 
     @cached_property
-    def _readable(self) -> set[int]:
-        return set()
+    def _known(self) -> KnownRows:
+        return KnownRows(cache_folder() / "index" / f"{self.sha256}.{checks_name(self.bits)}", len(self.labels))
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Those of these rows that this process has not found readable."""
-        return [int(row) for row in rows if int(row) not in self._readable]
+        """Return those of these rows that are not known to be images that can be decoded."""
+        return self._known.unchecked(rows)
 
-    def mark_checked(self, keys: dict[int, str]) -> None:
-        """These rows are readable images, and these are their content keys."""
-        self._readable.update(keys)
-        self._keys.update(keys)
+    def mark_checked(self, images: Mapping[int, Checked]) -> None:
+        """Remember that the images of these rows can be decoded."""
+        self._known.add(images)
+        self._keys.update((row, checked.key) for row, checked in images.items())
+
+    def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the peak [B] of each of these rows, 0 for rows that were not checked."""
+        return self._known.peaks(rows)
 
 
 S = TypeVar("S", bound=Source)
@@ -201,6 +220,11 @@ def _opened(source: Source) -> Source:
 def opened(source: S) -> S:
     """The process's one open copy of a source, so that a file is read and checked once."""
     return cast(S, _opened(source))
+
+
+def with_bits(digest: str, bits: int | None) -> str:
+    """Return the digest of a data set whose card states `bits`: with others, its 16-bit images are other pixels."""
+    return digest if bits is None else hashlib.sha256(f"{digest} bits={bits}".encode()).hexdigest()
 
 
 def content_key(data: bytes) -> str:

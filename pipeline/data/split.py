@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +51,8 @@ def draw(source: Labelled, name: str, shots: int, seed: int, validation: str, sh
         return Split(train, tuple(of_val.tolist()))
     rest = of_val if len(of_val) else np.setdiff1d(of_train, train)  # sorted: in listed order
     kind = "val" if len(of_val) else "further train"
-    return Split(train, _sample(rng, source, name, kind, rest, wanted, short_classes))
+    taken = 0 if len(of_val) else shots
+    return Split(train, _sample(rng, source, name, kind, rest, wanted, short_classes, taken))
 
 
 def check_validation(name: str, validation: str, n_val: int) -> None:
@@ -74,14 +74,37 @@ def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:
 
 
 def _sample(
-    rng: random.Random, source: Labelled, name: str, kind: str, rows: np.ndarray, n: int, short_classes: str
+    rng: random.Random,
+    source: Labelled,
+    name: str,
+    kind: str,
+    rows: np.ndarray,
+    n: int,
+    short_classes: str,
+    taken: int = 0,
 ) -> tuple[int, ...]:
     labels = source.labels[rows].tolist()
-    found = Counter(labels)
-    for label, classname in enumerate(source.classnames) if short_classes == "error" else ():
-        if found[label] < n:
-            raise DataError(
-                f"{n} {kind} images a class asked of {name!r}, but class {classname!r} has {found[label]}: set shots "
-                f"to {found[label]} or fewer, or data.short_classes=take_all"
-            )
+    count = np.bincount(labels, minlength=len(source.classnames))
+    if short_classes == "error" and (short := np.flatnonzero(count < n)).size:
+        label = int(short[0])
+        raise DataError(
+            f"{n} {kind} images a class asked of {name!r}, but class {source.classnames[label]!r} has {count[label]}: "
+            f"{_advice(kind, int(count.min()), taken)}{f' ({short.size:,} such classes)' if short.size > 1 else ''}"
+        )
     return tuple(rows[sample(rng, labels, n)].tolist())
+
+
+def _advice(kind: str, least: int, taken: int) -> str:
+    """Return what to type where the smallest class has `least` images beside the `taken` ones; only what will work."""
+    ways = []
+    if kind == "further train":  # shots and their validation images, at most 4, come from one split
+        least_shots = max((s for s in range(1, taken) if s + min(s, 4) <= least + taken), default=0)
+    else:
+        least_shots = least
+    if least_shots:
+        ways.append(f"set shots to {least_shots} or fewer")
+    if kind != "train":
+        ways.append("validation=none")
+    if least:
+        ways.append("data.short_classes=take_all")
+    return ", or ".join(ways) or f"add {kind} images, or remove the class (farebox data check names all)"

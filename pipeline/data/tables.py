@@ -2,13 +2,11 @@
 
 A folder may hold Parquet files of a data set's repository (data/train-00000-of-00001.parquet), or what `save_to_disk`
 writes (dataset_info.json, state.json, data-00000-of-00001.arrow, in a folder for each split or one folder). The split
-is a column, or else the first word of the file's or of its folder's name.
+is a column, or else the name of the file or of its folder. Each file's labels are read with its own class names.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.file_kinds import is_pointer
 from pipeline.data.folder import NAMES_OF_SPLITS
-from pipeline.data.listing import SCHEMA, SPLITS, Listing
+from pipeline.data.listing import SCHEMA, SPLITS, Listing, Options, scored
+from pipeline.data.shards import check_shards, split_of, tables_below
+from pipeline.data.skipped import OTHER_IMAGES, Inventory
+from pipeline.data.table_labels import check_type, class_ids, class_names_of, labels_by_value, unlabelled
 from pipeline.errors import DataError
+from pipeline.untrusted import check_texts
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
@@ -36,17 +39,32 @@ class _File:
     label: str
     split: str | None
     """The split of all its rows; None: the column `split` says."""
+    names: tuple[str, ...]
+    """Class names of its metadata, by label; empty: labels are text or plain numbers."""
+    is_text: bool
+    """Labels are text."""
+    test_split: str
+    """The split that is scored in the place of `test`, whose rows are then not used; empty: `test` itself."""
+
+    @property
+    def split_column(self) -> list[str]:
+        """Name of its split column, if it has one."""
+        return ["split"] if "split" in self.schema.names else []
 
     def labels(self) -> Iterator[Any]:
-        """Its labels, read without the images."""
-        for batch in self.batches([self.label]):
-            yield from batch[self.label].to_pylist()
+        """Yield the labels that are used, read without the images."""
+        for batch in self.batches([self.label, *self.split_column]):
+            labels = batch[self.label].to_pylist()
+            if self.test_split and self.split_column:
+                splits = map(as_split, batch["split"].to_pylist())
+                labels = [label for label, split in zip(labels, splits, strict=True) if split != "test"]
+            yield from labels
 
     def batches(self, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Its image, label and split columns (or those named), some rows at a time. DataError when it is damaged."""
-        names = names or [self.image, self.label, *(() if self.split else ("split",))]
+        """Yield its image, label and split columns (or those named), some rows at a time. DataError when damaged."""
+        names = names or [self.image, self.label, *self.split_column]
         try:
-            if self.path.suffix == ".parquet":
+            if self.path.suffix.lower() == ".parquet":
                 with pq.ParquetFile(self.path) as file:
                     yield from file.iter_batches(ROWS_AT_ONCE, columns=names)
             else:
@@ -64,120 +82,120 @@ class Tables:
     needs: tuple[str, ...] = ()
 
     def lists(self, where: Path) -> bool:
-        """Images are rows."""
+        """Return False: images are rows."""
         return False
 
-    def read(self, where: Path, seed: int) -> Listing:
-        """All rows of all files."""
-        found = [where] if where.is_file() else [*where.rglob("*.parquet"), *where.rglob("*.arrow")]
-        paths = sorted(path for path in found if not path.name.startswith("cache-"))  # left by Hugging Face's `map`
+    def read(self, where: Path, options: Options) -> Listing:
+        """List all rows of all files."""
+        root = where.parent if where.is_file() else where
+        paths = [where] if where.is_file() else tables_below(where)
         if not paths:
             raise DataError(f"{where} holds no .parquet or .arrow file")
-        root = where.parent if where.is_file() else where
-        files = [_open(path, root) for path in paths]
-        names = _class_names(files)
-        ids = names or _numbered(files)
-        label_of: dict[Any, int] = {key: label for label, name in enumerate(ids) for key in (name, label)}
+        check_texts("a table's file", map(str, paths))
+        inventory = Inventory(root)
+        schemas = {path: _schema(path) for path in paths}
+        splits = {path: split_of(path, root, "split" in schemas[path].names) for path in paths}
+        if options.test_split and None not in splits.values():
+            by_split = {split: split for split in splits.values() if split}
+            used = set(scored(by_split, options, where).values())
+            paths = [path for path in paths if splits[path] in used]
+        if where.is_dir():
+            check_shards(root, {path: splits[path] for path in paths})
+        files = [_open(path, schemas[path], splits[path], options.test_split) for path in paths]
+        ids, order = class_ids(files)
+        is_numbered = not any(file.names or file.is_text for file in files)
 
         def batches() -> Iterator[pa.RecordBatch]:
             for file in files:
-                number, prefix = 0, f"{file.path.relative_to(root)}#"
+                rows, number = _Rows(file, labels_by_value(file, ids), root), 0
                 for batch in file.batches():
-                    yield _plain(batch, file, label_of, prefix, number)
+                    yield rows.plain(batch, number)
                     number += len(batch)
+            if where.is_dir():
+                inventory.unused(where, {str(path.relative_to(root)) for path in paths}, OTHER_IMAGES)
 
         holding = () if where.is_file() else sorted({where, *(path.parent for path in paths)})
-        return Listing(root, names, ids, batches, (*holding, *paths))
+        names = () if is_numbered else ids
+        return Listing(root, names, ids, batches, (*holding, *paths), "", order, inventory.contents)
 
 
 def _arrow(source: Any) -> Any:
-    """A reader of either of Arrow's formats: the file, or the stream that `save_to_disk` writes."""
+    """Return a reader of either of Arrow's formats: the file, or the stream that `save_to_disk` writes."""
     try:
         return pa.ipc.open_file(source)
     except pa.ArrowInvalid:
         return pa.ipc.open_stream(source)
 
 
-def _open(path: Path, root: Path) -> _File:
+def as_split(value: Any) -> str | None:
+    """Return the split that a value of a split column means."""
+    return NAMES_OF_SPLITS.get(str(value).lower())
+
+
+def _schema(path: Path) -> pa.Schema:
     try:
-        if path.suffix == ".parquet":
-            schema = pq.read_schema(path)
-        else:
-            with pa.memory_map(str(path)) as source:
-                schema = _arrow(source).schema
+        if path.suffix.lower() == ".parquet":
+            return pq.read_schema(path)
+        with pa.memory_map(str(path)) as source:
+            return _arrow(source).schema
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
+        if is_pointer(path):
+            raise DataError(f"{path} is a Git LFS pointer: type git lfs pull") from error
+        raise DataError(f"{path} is not a readable {path.suffix[1:].lower()} file: {error}") from error
+
+
+def _open(path: Path, schema: pa.Schema, split: str | None, test_split: str) -> _File:
     image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-    split = None if "split" in schema.names else _split_of(path, root)
     if image is None or label is None or (split is None and "split" not in schema.names):
         raise DataError(
-            f"{path} has the columns {', '.join(schema.names)}: wanted image, label and split (or a file name that "
-            "begins with train, validation or test)"
+            f"{path} has the columns {', '.join(schema.names)}: wanted image, label and split (or a file named "
+            "train, validation or test, as train-0.parquet)"
         )
-    return _File(path, schema, image, label, split)
+    is_text = check_type(path, label, schema.field(label).type)
+    return _File(path, schema, image, label, split, class_names_of(path, schema, label), is_text, test_split)
 
 
-def _split_of(path: Path, root: Path) -> str | None:
-    """From the file's name or from its folders': 'train-00000-of-00001.parquet', 'train/data-00000-of-00001.arrow'."""
-    for name in (path.name, *(parent.name for parent in path.relative_to(root).parents)):
-        word = re.split(r"[^a-z]", name.lower())[0]
-        if word in NAMES_OF_SPLITS:
-            return NAMES_OF_SPLITS[word]
-    return None
+@dataclass(frozen=True)
+class _Rows:
+    """Turns the rows of one file into those of the index."""
 
+    file: _File
+    label_of: dict[Any, int]
+    root: Path
 
-def _class_names(files: list[_File]) -> tuple[str, ...]:
-    """The schema's (Hugging Face's ClassLabel, or a JSON list under `classes`), or the labels if text, or none."""
-    for file in files:
-        metadata = file.schema.metadata or {}
-        try:
-            if names := json.loads(metadata.get(b"classes", b"[]")):
-                return tuple(map(str, names))
-            features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        except ValueError as error:
-            raise DataError(f"{file.path} has metadata that is not JSON: {error}") from error
-        if names := features.get(file.label, {}).get("names"):
-            return tuple(map(str, names))
-    if all(_is_text(file.schema.field(file.label).type) for file in files):
-        return tuple(sorted({str(label) for file in files for label in file.labels()}))
-    return ()
+    def plain(self, batch: pa.RecordBatch, number: int) -> pa.RecordBatch:
+        """Return a batch as the index has it; its first row has this number in the file.
 
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _numbered(files: list[_File]) -> tuple[str, ...]:
-    """The numbers of classes without names, as text. DataError when they are not 0, 1, 2, ..."""
-    for file in files:
-        if not pa.types.is_integer(kind := file.schema.field(file.label).type):
-            raise DataError(f"{file.path} has labels of type {kind} in {file.label!r}: wanted whole numbers or text")
-    found = {label for file in files for label in file.labels()} - {None}
-    if gaps := set(range(len(found))) - found:
-        raise DataError(f"{files[0].path} has {len(found)} labels but no label {min(gaps)}: wanted 0, 1, 2, ...")
-    return tuple(map(str, range(len(found))))
-
-
-def _plain(batch: pa.RecordBatch, file: _File, label_of: dict[Any, int], prefix: str, number: int) -> pa.RecordBatch:
-    """A batch as the index has it. DataError naming the first row that cannot be used."""
-    splits = [file.split] * len(batch) if file.split else batch["split"].to_pylist()
-    labels = batch[file.label].to_pylist()
-    images = [image.get("bytes") if isinstance(image, dict) else image for image in batch[file.image].to_pylist()]
-    for row, (image, label, split) in enumerate(zip(images, labels, splits, strict=True), start=number):
-        if not isinstance(image, bytes):
-            raise DataError(f"row {row} of {file.path} has no image bytes (only a path, or nothing)")
-        if label not in label_of:
-            raise DataError(
-                f"row {row} of {file.path} has the label {label!r}: wanted one of {len(label_of) // 2} classes"
-            )
-        if str(split).lower() not in NAMES_OF_SPLITS:
-            raise DataError(f"row {row} of {file.path} has the split {split!r}: wanted train, val or test")
-    columns = [
-        [f"{prefix}{row}" for row in range(number, number + len(batch))],
-        [label_of[label] for label in labels],
-        [SPLITS.index(NAMES_OF_SPLITS[str(split).lower()]) for split in splits],
-        images,
-    ]
-    return pa.record_batch(columns, schema=_WITH_IMAGE)
+        Raises:
+            DataError: naming the first row that cannot be used.
+        """
+        file, prefix = self.file, f"{self.file.path.relative_to(self.root)}#"
+        splits = batch["split"].to_pylist() if file.split_column else [file.split] * len(batch)
+        labels = batch[file.label].to_pylist()
+        images = [image.get("bytes") if isinstance(image, dict) else image for image in batch[file.image].to_pylist()]
+        columns: tuple[list[Any], ...] = ([], [], [], [])
+        for row, (image, label, said) in enumerate(zip(images, labels, splits, strict=True), start=number):
+            split = as_split(said)
+            if split is None:
+                raise DataError(f"row {row} of {file.path} has the split {said!r}: wanted train, val or test")
+            if file.split and split != file.split:
+                raise DataError(
+                    f"row {row} of {file.path} has the split {said!r}, but the name of the file says {file.split}: "
+                    "rename the file"
+                )
+            if file.test_split and split in ("test", file.test_split):
+                if split == "test":
+                    continue
+                split = "test"
+            if not isinstance(image, bytes):
+                raise DataError(f"row {row} of {file.path} has no image bytes (only a path, or nothing)")
+            if label not in self.label_of:
+                raise DataError(
+                    f"row {row} of {file.path} has the label {label!r}: wanted one of {len(self.label_of)} classes"
+                    + unlabelled(label)
+                )
+            values = f"{prefix}{row}", self.label_of[label], SPLITS.index(split), image
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+        return pa.record_batch(list(columns), schema=_WITH_IMAGE)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.leaderboard import FREE
+from pipeline.comparison import FREE
+from pipeline.package_data import verified
 
 Record = dict[str, Any]
 
@@ -68,8 +69,8 @@ class Printed(NamedTuple):
 
 @cache
 def printed() -> tuple[Printed, ...]:
-    """All printed accuracies."""
-    with FILE.open(newline="", encoding="utf-8") as file:
+    """All printed accuracies. DataError when the file is damaged."""
+    with verified(FILE).open(newline="", encoding="utf-8") as file:
         return tuple(_typed(row) for row in csv.DictReader(file))
 
 

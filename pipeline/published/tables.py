@@ -10,6 +10,8 @@ from itertools import groupby
 
 import pyarrow as pa
 
+from pipeline.escape import markdown
+from pipeline.finite import strict_json
 from pipeline.published import EVIDENCE, ORIGIN, OURS, Printed, Record, beside, unmatched
 from pipeline.render import WIDTH, aligned, budget_words, latex_table, md_grid, plus_minus, to_csv
 
@@ -29,7 +31,7 @@ def with_printed(form: str, table: str, board: pa.Table) -> str:
     """The leaderboard in a format, and after it what was printed about its cells."""
     records = beside(board)
     if form == "json":
-        return json.dumps({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
+        return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
     if form == "csv":
         return table + "\n" + (to_csv(records) if records else ",".join((*COLUMNS, "ours_minus_printed")) + "\n")
     return f"{table}\n{ {'table': _text, 'md': _md, 'latex': _latex}[form](records) }"
@@ -60,7 +62,7 @@ def _text(records: Sequence[Record]) -> str:
 def _md(records: Sequence[Record]) -> str:
     blocks = [f"## {TITLE}", counted(records)]
     for head, group in _sections(records):
-        blocks += [f"### {head}", md_grid(_shown(group)), *_bullets(_notes(group))]
+        blocks += [f"### {markdown(head)}", md_grid(_shown(group)), *_bullets(_notes(group))]
     if records:
         blocks += ["### Sources", *_bullets(_sources(records)), MEANING]
     return "\n\n".join(blocks) + "\n"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -106,6 +107,11 @@ def test_a_ceiling_of_a_named_budget_is_refused_as_well(command: Command) -> Non
     assert "asked of account \"global budget 'thesis'\", which has 10 left" in said
 
 
+def test_limits_of_a_global_budget_without_its_name_are_refused(command: Command) -> None:
+    for words in (["budget.global.requests=10"], ["budget.global.images=10", "budget.partial=true"]):
+        assert "of a budget without a name: add budget.global.name" in command.refused(*words)
+
+
 def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: Path) -> None:
     assert "cannot be used: wanted sqlite:///PATH or postgresql" in command.refused("budget.global.url=mysql://x/y")
     (tmp_path / "ledger.db").write_text("this is no database" * 100)
@@ -114,11 +120,9 @@ def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: P
 
 def test_sqlite_on_a_network_file_system_is_refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
-    monkeypatch.setattr("pipeline.checks.NETWORK", here)
+    monkeypatch.setattr("pipeline.preflight.NETWORK", here)
     said = command.refused()
-    assert (
-        f"{command.storage / 'ledger.db'} and sqlite:///{command.storage / 'mlflow.db'} would lie on a network" in said
-    )
+    assert said.startswith("budget.global.url and mlflow would lie on a network file system")
     assert "budget.global.url=sqlite:////LOCAL/ledger.db (or postgresql" in said and "mlflow=" in said
     assert not command.storage.exists()
 
@@ -212,6 +216,9 @@ def test_weights_that_are_not_there_are_refused(command: Command, tmp_path: Path
         f"kind: open_clip\narch: ViT-B-32-quickgelu\nweights: {tmp_path}/weights.pt\nweights_sha256: '{0:064}'\n"
     )
     assert "does not have the digest that its card states" in command.refused(f"model={model}")
+    torch.save({f"text_model.encoder.{n}": torch.zeros(1) for n in range(9)}, tmp_path / "weights.pt")
+    model.write_text(f"kind: open_clip\narch: ViT-B-32-quickgelu\nweights: {tmp_path}/weights.pt\n")
+    assert "none of its 9 keys (text_model.encoder.0" in command.refused(f"model={model}")
     model.write_text("kind: open_clip\narch: ViT-B-33\nweights: openai\n")
     assert "open_clip has no architecture 'ViT-B-33'" in command.refused(f"model={model}")
     model.write_text("kind: magic\n")
@@ -229,9 +236,8 @@ def test_the_real_command_says_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_weights_that_cannot_be_read_are_refused_by_the_endpoint_and_nothing_is_reserved(
+def test_weights_that_cannot_be_read_are_refused_before_ray_starts_and_nothing_is_made(
     tmp_path: Path, card: Path
 ) -> None:
     (tmp_path / "weights.pt").write_bytes(b"not weights")
@@ -241,7 +247,5 @@ def test_weights_that_cannot_be_read_are_refused_by_the_endpoint_and_nothing_is_
     done = farebox("run", *words, expect=2)
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("farebox: ")
-    assert f"open_clip cannot load '{tmp_path}/weights.pt'" in done.stderr
-    assert charges(tmp_path / "s") == 0
-    statement = farebox("ledger", f"storage={tmp_path}/s").stdout
-    assert "0 of them open; verified" in statement
+    assert "/weights.pt': it is damaged or no PyTorch file" in done.stderr
+    assert not (tmp_path / "s").exists()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pipeline.storage_id import read_id
 from tests.command import books, charges, farebox, here, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -90,7 +91,7 @@ def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) 
 def test_it_leaves_its_files_and_nothing_else(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
-    stores = {"ledger.db", "mlflow", "mlflow.db", "predictions", "results", "storage_id"}
+    stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "results", "storage_id"}
     assert found == {".lock", "leaderboard", "log.jsonl"} | stores
     assert {path.suffix for path in (swept.storage / "leaderboard").rglob("*") if path.is_file()} >= {".html", ".csv"}
     assert not list(swept.storage.parent.rglob("*.tmp"))
@@ -245,7 +246,7 @@ def test_sweeps_never_mix_and_share_image_features_only(
     assert (mine.accuracy, mine.requests, mine.images) == (theirs["accuracy"], theirs["requests"], theirs["images"])
     assert mine.images > 0  # billed in full ...
     assert mine.computed_images == 0  # ... and computed by the first sweep
-    assert (swept.storage / "storage_id").read_text() != (other[0] / "storage_id").read_text()
+    assert read_id(swept.storage).id != read_id(other[0]).id
     assert charges(other[0]) < charges(swept.storage)
 
 

@@ -74,7 +74,10 @@ def test_a_broken_split_file_is_refused(refusal: Refusal) -> None:
     for change, line in (
         ({"train": [["gone.jpg", 0, "banded"]]}, f"1 of its images are not under {folder}/images, the first is gone"),
         ({"train": [[splits["train"][0][0], 9, "spots"]]}, "has 3 labels but no label 2"),
-        ({"train": [[splits["train"][0][0], 2, "banded"]]}, "has 2 classes named 'banded'"),
+        (
+            {"train": [[splits["train"][0][0], 2, "banded"]]},
+            "has the classes 'banded' and 'banded', which have one prompt",
+        ),
     ):
         path.write_text(json.dumps(splits | change))
         assert line in refusal("dtd")

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+import sqlite3
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.blackbox.bill import Limits
-from pipeline.books import close_books, finished, pending, reserve, settle_left_over, sweep_account
+from pipeline.books import (
+    close_books,
+    finished,
+    open_ledger,
+    pending,
+    problems,
+    reserve,
+    settle_left_over,
+    sweep_account,
+)
 from pipeline.errors import BudgetExceeded, ConfigError
 from pipeline.results import ResultRow
-from pipeline.trial import run_trial
+from pipeline.row import account_name
+from pipeline.storage_id import new_id
+from pipeline.trial import failed_row, run_trial, spec_columns
 from tests.lab import STORAGE, Lab, encoded, write_card, write_source
 
 
 def verified(lab: Lab, rows: list[ResultRow]) -> bool:
     """Whether the ledger adds up and says what these rows say."""
-    return lab.ledger.verify([asdict(r) | {"trial_id": f"{r.trial_id}.{r.method_digest}"} for r in rows], STORAGE) == []
+    accounts = [account_name(r.trial_id, r.method_digest, r.code_digest) for r in rows]
+    stated = [asdict(r) | {"trial_id": account} for r, account in zip(rows, accounts, strict=True)]
+    return lab.ledger.verify(stated, STORAGE) == []
 
 
 def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill_and_runs_again(
@@ -37,13 +52,13 @@ def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s=0)
     close_books(lab.ledger, STORAGE, [spec], lab.store)
     assert row.status == "failed"
-    assert row.error is not None and row.error.startswith("DataError: ") and "cannot be decoded" in row.error
+    assert row.error is not None and row.error.startswith("DataError: ") and "is not a readable image" in row.error
     (row,) = lab.store.rows_of(spec.trial_id)
     assert row.requests == spec.predicted.requests  # its fit was answered and stays paid; the last call was refunded
     assert row.evaluate_requests == 0
     assert verified(lab, [row])
     assert [t.open for t in lab.ledger.trials()] == [False]
-    assert pending(plan, lab.store) == ([spec], [])
+    assert pending(plan, lab.store) == ([spec], {})
     assert list((lab.folder / "checkpoints").glob("*.ckpt"))  # from which the same command goes on
 
 
@@ -59,6 +74,23 @@ def test_a_trial_whose_worker_is_lost_for_good_gets_a_row_with_its_bill(lab: Lab
     assert row.error is not None and "its worker died" in row.error
     assert verified(lab, [row])
     assert not finished(lab.store, spec)
+
+
+def test_a_failed_recomputation_of_damaged_predictions_keeps_the_rows_of_every_test_set(lab: Lab) -> None:
+    plan = lab.plan("methods=[zero_shot]", "protocol=base_to_new")
+    (spec,) = plan.trials
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    rows = run_trial(spec, lab.pool, STORAGE, lab.store)
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    assert len(rows) == 2
+    lab.store.predictions_path(spec.trial_id, rows[1].test_set).write_bytes(b"damaged")
+
+    assert pending(plan, lab.store) == ([spec], {})
+    reserve(lab.ledger, plan, [spec], STORAGE)
+    lab.store.write([failed_row(spec, "a bug", spec_columns(spec))])
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    assert lab.store.rows_of(spec.trial_id) == rows
+    assert pending(plan, lab.store) == ([spec], {}), "it is not finished: the same command tries again"
 
 
 def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_back(lab: Lab) -> None:
@@ -89,6 +121,90 @@ def test_a_ceiling_below_what_was_spent_is_the_users_to_mend(lab: Lab) -> None:
     lowered = lab.plan("methods=[craft]", "budget.requests=100", "budget.sweep.requests=5")
     with pytest.raises(ConfigError, match="are charged or reserved already; raise the ceiling"):
         reserve(lab.ledger, lowered, lowered.trials, STORAGE)
+
+
+TEAM = ("methods=[craft]", "budget.requests=100", "budget.global.name=team")
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ((), None),
+        (("budget.global.requests=200",), None),
+        (("budget.global.requests=200", "budget.global.images=40000"), None),
+        (
+            ("budget.global.requests=201",),
+            "limited to 200 requests and 40,000 images, and this sweep names 201 requests",
+        ),
+        (("budget.global.images=1",), r"farebox budget set team images=1 url=URL"),
+    ],
+)
+def test_a_sweep_that_joins_a_budget_leaves_its_limits_alone(
+    lab: Lab, limits: tuple[str, ...], says: str | None
+) -> None:
+    wanted = Limits(requests=200, images=40000)
+    lab.ledger.open_account("team", wanted)
+    plan = lab.plan(*TEAM, *limits)
+    with contextlib.nullcontext() if says is None else pytest.raises(ConfigError, match=says):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert lab.ledger.limits("team") == wanted
+    assert len([t for t in lab.ledger.trials() if t.open]) == (says is None)
+
+
+def test_the_first_sweep_of_a_budget_states_its_limit(lab: Lab) -> None:
+    plan = lab.plan(*TEAM)
+    with pytest.raises(ConfigError, match=r"no budget named 'team' .*known: ceiling\): .*budget\.global\.requests=N"):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert lab.ledger.limits("team") is None
+    plan = lab.plan(*TEAM, "budget.global.images=50000")
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    assert lab.ledger.limits("team") == Limits(images=50000)
+    other = lab.plan(*TEAM[:2], f"budget.global.name={sweep_account('other')}", "budget.global.images=5")
+    with pytest.raises(ConfigError, match="those of single sweeps"):
+        reserve(lab.ledger, other, other.trials, STORAGE)
+
+
+def test_the_limit_of_a_budget_holds_for_a_sweep_that_does_not_state_it(lab: Lab) -> None:
+    lab.ledger.open_account("team", Limits(requests=5))
+    plan = lab.plan(*TEAM)
+    with pytest.raises(BudgetExceeded, match="of account 'team', which has 5 left"):
+        reserve(lab.ledger, plan, plan.trials, STORAGE)
+
+
+def test_a_run_ends_with_the_verification_of_its_rows_and_its_ledger(lab: Lab) -> None:
+    plan = lab.plan("methods=[taskres]")
+    (spec,) = plan.trials
+    reserve(lab.ledger, plan, plan.trials, STORAGE)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
+    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    storage = replace(new_id(lab.folder), id=STORAGE)
+    assert problems(plan, lab.store, lab.ledger, storage) == ()
+    billed = {"requests": row.requests - 1, "adapt_requests": row.adapt_requests - 1}
+    lab.store.write([replace(row, **billed, evaluate_requests=row.evaluate_requests + 1)])
+    lines = problems(plan, lab.store, lab.ledger, storage)
+    assert [line.partition(": its row says ")[2] for line in lines] == [
+        f"{row.requests - 1} requests, the ledger {row.requests}",
+        f"{row.adapt_requests - 1} adapt_requests, the ledger {row.adapt_requests}",
+        f"{row.evaluate_requests + 1} evaluate_requests, the ledger {row.evaluate_requests}",
+    ]
+    lab.store.write([row])
+
+
+def test_a_run_refuses_a_ledger_in_memory(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="a database in memory"):
+        lab.plan("methods=[zero_shot]", "budget.global.url=sqlite://")
+
+
+def test_a_run_refuses_a_damaged_ledger_before_it_charges(lab: Lab, tmp_path: Path) -> None:
+    config = lab.plan("methods=[zero_shot]").config
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    config = replace(config, global_budget=replace(config.global_budget, url=url))
+    ledger, _ = open_ledger(config, print)
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as db, db:
+        db.execute("UPDATE ledger_storage SET path = '/elsewhere'")
+    with pytest.raises(ConfigError, match="is damaged: record ledger_storage"):
+        open_ledger(config, print)
 
 
 def test_a_rerun_of_a_finished_trial_is_free_and_reserves_nothing_new(lab: Lab) -> None:

@@ -1,13 +1,14 @@
-"""Where SQLite may lie, told from a table of mounts."""
+"""Checks of the machine: where a SQLite file may be, told from a table of mounts, and whether a port is free."""
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from pipeline.checks import close_ray_token, refuse_network_sqlite
 from pipeline.errors import ConfigError
+from pipeline.preflight import check_free_port, close_ray_token, refuse_network_sqlite
 
 MOUNTS = r"""
 overlay / overlay rw 0 0
@@ -72,3 +73,22 @@ def test_rays_token_is_the_users_alone(tmp_path: Path) -> None:
     token.chmod(0o644)
     close_ray_token(tmp_path)
     assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_port_in_use_is_named_with_a_free_one() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^port {port} is in use: --port \d+$") as error:
+            check_free_port(port)
+        other = int(str(error.value).split()[-1])
+        assert other != port
+        check_free_port(other)
+    check_free_port(port)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536, 10**9])
+def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match="expected a number from 1 to 65535"):
+        check_free_port(port)

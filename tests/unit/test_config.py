@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from methods.base import Access
 from pipeline.blackbox.bill import Limits
 from pipeline.config import Config, compose, dataset_card, method_choice, model_card
 from pipeline.errors import ConfigError
+from pipeline.protocol import test_cards as cards_of
 from tests.lab import write_card, write_source
 
 
@@ -108,7 +110,7 @@ def test_a_ceiling_is_one_whole_number(key: str, value: str) -> None:
     ("word", "message"),
     [
         ("shots", "'shots' is not key=value"),
-        ("shots=[1", "cannot read 'sweep=smoke shots=[1'"),
+        ("shots=[1", "cannot read shots=[1: "),
         ("shots=[]", "shots=[]: expected at least one"),
         ("shots=[0]", "shots=0: expected a whole number of 1 or more"),
         ("shots=[1.5]", "shots=1.5: expected a whole number"),
@@ -387,3 +389,86 @@ def test_the_papers_sweep_is_the_union_of_theirs_under_one_meter() -> None:
     for part in parts:
         for name in part.methods:
             assert config.choice(name, "oxford_flowers") == part.choice(name, "oxford_flowers")
+
+
+# --- names of cards and stores -------------------------------------------------------------------------------------
+
+
+def named(folder: Path, file: str, name: str, **changes: Any) -> Path:
+    """A card that is never opened."""
+    numbers = {"classes": 2, "train": 4, "val": 4, "test": 4}
+    lines = {"path": "x.parquet", "sha256": "a" * 64, "template": "a {}", **numbers, **changes, "name": name}
+    (folder / file).write_text(json.dumps(lines))
+    return folder / file
+
+
+@pytest.mark.parametrize("words", [["datasets=[{a},{b}]"], ["transfer=[{b}]"], ["transfer=[{c}]", "shift=[{s}]"]])
+@pytest.mark.parametrize("second", ["mine", "Mine"])
+def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
+    tmp_path: Path, words: list[str], second: str
+) -> None:
+    files = {
+        "a": named(tmp_path, "a.yaml", "mine"),
+        "b": named(tmp_path, "b.yaml", second),
+        "s": named(tmp_path, "s.yaml", "other", shift_of="mine"),
+        "c": named(tmp_path, "c.yaml", "other"),
+    }
+    config = smoke(f"datasets=[{files['a']}]", "shift=false", *(word.format(**files) for word in words))
+    with pytest.raises(ConfigError) as error:
+        cards_of(config)
+    assert ".yaml and /" in str(error.value) and "change the `name:` of one card" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [("dataset", "datasets=[icons]"), ("model", "model=fake"), ("method", "methods=[craft]")]
+)
+def test_an_own_file_with_the_name_of_a_shipped_one_is_refused_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, word: str
+) -> None:
+    monkeypatch.setenv("FAREBOX_CONF", str(tmp_path))
+    own = tmp_path / kind / f"{word.split('=')[1].strip('[]')}.yaml"
+    own.parent.mkdir()
+    smoke(word)
+    own.write_text("x: 1")
+    with pytest.raises(ConfigError, match=f"two files define {kind} .*{own}; rename your own"):
+        smoke(word)
+
+
+def test_a_card_may_be_named_once_in_a_list_and_again_in_another(tmp_path: Path) -> None:
+    a, b = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "b.yaml", "other")
+    cards_of(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "shift=false"))
+    with pytest.raises(ConfigError, match="'mine' is listed twice"):
+        cards_of(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "shift=false"))
+
+
+def test_a_set_that_a_fit_would_score_twice_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    a, s = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "s.yaml", "shifted", shift_of="mine")
+    with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* shift=false"):
+        cards_of(smoke(f"datasets=[{a}]", f"shift=[{s}]", f"transfer=[{s}]"))
+    (other,) = cards_of(smoke(f"datasets=[{a}]", "shift=false", f"transfer=[{s}]"))["mine"]
+    assert other[0] == "transfer"
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[2J", "all", " a", "数" * 50, True, "\u202e"])
+def test_a_name_that_tables_or_files_cannot_hold_is_refused(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml(: name| is not valid YAML: .*control character)"):
+        dataset_card(str(named(tmp_path, "a.yaml", name)))
+
+
+@pytest.mark.parametrize(
+    "uri", ["runs/mlflow", "/abs", "file:///abs/runs", "file:/abs", "foo://x", "sqlite://", "sqlite:///:memory:"]
+)
+def test_an_mlflow_store_that_cannot_keep_runs_is_refused_before_a_run(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="mlflow=") as error:
+        smoke(f"mlflow={uri}")
+    assert len(str(error.value)) <= 300 and "sqlite" in str(error.value)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    if "abs" in uri or uri.startswith("runs"):
+        assert smoke(f"mlflow={uri}").mlflow == uri
+
+
+@pytest.mark.parametrize("uri", ["http://h:5000", "databricks", "postgresql+psycopg://u:p@h/n", "sqlite:////x/y.db"])
+def test_an_mlflow_store_that_can_is_taken_as_it_is(uri: str) -> None:
+    assert smoke(f"mlflow={uri}").mlflow == uri

@@ -92,6 +92,38 @@ def test_more_shots_than_a_class_has_names_the_class(tmp_path: Path) -> None:
     assert len(draw(source, "d", 2, 1, "none").train) == 4
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "shots", "wanted"),
+    [
+        ([3, 2], [3, 3], 3, "'b' has 2: set shots to 2 or fewer, or data.short_classes=take_all"),
+        ([3, 0], [3, 3], 1, "'b' has 0: add train images, or remove the class (farebox data check names all)"),
+        ([1, 2, 0], [1, 1, 1], 3, "'a' has 1: add train images, or remove the class (far"),
+        ([4, 4], [2, 1], 2, "'b' has 1: set shots to 1 or fewer, or validation=none, or data.short_classes=take_all"),
+        ([4, 4], [2, 0], 2, "'b' has 0: validation=none"),
+        ([6, 5], [0, 0], 4, "'a' has 2: set shots to 2 or fewer, or validation=none, or data.short"),
+        ([4, 4], [0, 0], 4, "'a' has 0: set shots to 2 or fewer, or validation=none"),
+        ([1, 1], [0, 0], 1, "'a' has 0: validation=none (2 such classes)"),
+    ],
+)  # fmt: skip
+def test_advice_about_classes_with_too_few_images_is_what_works(
+    tmp_path: Path, train: list[int], val: list[int], shots: int, wanted: str
+) -> None:
+    labels = [y for counts in (train, val) for y, n in enumerate(counts) for _ in range(n)]
+    splits = ["train"] * sum(train) + ["val"] * sum(val)
+    images = [encoded(Image.new("RGB", (4, 4)))] * len(labels)
+    source = write_source(tmp_path / "d.parquet", images, labels, splits, ["a", "b", "c"][: len(train)])
+    with pytest.raises(DataError) as caught:
+        draw(source, "d", shots, 1, "min4")
+    said = str(caught.value)
+    assert wanted in said
+    if "set shots to" in said:
+        draw(source, "d", int(said.split("set shots to ")[1].split()[0]), 1, "min4")
+    if "validation=none" in said:
+        draw(source, "d", shots, 1, "none")
+    if "take_all" in said:
+        draw(source, "d", shots, 1, "min4", "take_all")
+
+
 def test_a_split_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path) -> None:
     source = write_source(tmp_path / "d.parquet", [encoded(Image.new("RGB", (4, 4)))], [0], ["test"], ["ant"])
     with pytest.raises(DataError, match=r"'d' has no train split \(its splits: test\)"):

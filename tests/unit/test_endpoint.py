@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import multiprocessing
 import re
 import tracemalloc
 import uuid
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from pipeline.config import ModelCard, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import ParquetSource
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, EndpointRefused
+from pipeline.files import UNSEALED, seal
 from tests.lab import write_source
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
@@ -259,7 +261,7 @@ def test_features_are_shared_by_all_that_open_the_folder(tmp_path: Path) -> None
     assert missing(other, ["2", "3", "1"]) == [1]
     other.add(["3"], rows_for(["3"]))
     assert missing(one, ["3", "3", "1", "4"]) == [3]
-    assert len(one) == len(other) == len(list(one.folder.glob("*.arrow"))) + 1 == 3
+    assert len(one) == len(other) == len(list(one.folder.glob("*.features"))) + 1 == 3
 
 
 def test_a_full_disk_costs_features_their_place_and_nothing_else(
@@ -284,10 +286,10 @@ def test_another_model_has_other_features(tmp_path: Path) -> None:
 def test_a_damaged_file_is_removed_and_its_rows_are_computed_again(tmp_path: Path, damage: str) -> None:
     store = store_of(tmp_path)
     store.add(["1", "2"], rows_for(["1", "2"]))
-    (path,) = store.folder.glob("*.arrow")
+    (path,) = store.folder.glob("*.features")
     store.add(["3"], rows_for(["3"]))
     data = bytearray(path.read_bytes())
-    data[data.index(rows_for(["2"]).numpy().tobytes())] ^= 1  # one bit of a feature: Arrow alone would not see it
+    data[data.index(rows_for(["2"]).numpy().tobytes())] ^= 1  # one bit of a feature
     path.unlink()  # a file that is mapped must not change under its readers
     path.write_bytes({"cut": data[:-9], "flipped": data, "empty": b""}[damage])
     again = store_of(tmp_path)
@@ -300,7 +302,7 @@ def test_a_damaged_file_is_removed_and_its_rows_are_computed_again(tmp_path: Pat
 def test_damage_after_a_file_was_mapped_is_seen_when_its_row_is_read(tmp_path: Path) -> None:
     store = store_of(tmp_path)
     store.add(["1", "2"], rows_for(["1", "2"]))
-    (path,) = store.folder.glob("*.arrow")
+    (path,) = store.folder.glob("*.features")
     assert missing(store, ["1", "2"]) == []
     at = path.read_bytes().index(rows_for(["2"]).numpy().tobytes())
     with path.open("r+b") as file:  # in place, so that the map sees it
@@ -311,39 +313,50 @@ def test_damage_after_a_file_was_mapped_is_seen_when_its_row_is_read(tmp_path: P
     assert not path.exists()
 
 
-def put_beside(store: FeatureStore, table: pa.Table) -> Path:
-    """An Arrow file that reads well, with the name of one of the store's own."""
-    path = store.folder / f"{uuid.uuid4().hex}.arrow"
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return path
+def test_every_flipped_byte_of_a_feature_file_is_found(tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    store.add(["1", "2"], rows_for(["1", "2"]))
+    (path,) = store.folder.glob("*.features")
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.unlink(missing_ok=True)
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        assert missing(store_of(tmp_path), ["1", "2"]) in ([0, 1], [0], [1]), at
 
 
-KEY = pa.array([hashlib.sha256(b"1").digest()[:16]], pa.binary(16))
-SUM = pa.array([0], pa.uint32())
+def feature_file(model: str = "m", width: int = 4, key: str = "1", checksum: int | None = None) -> bytes:
+    """The content of a sealed file with one row of ones."""
+    head = f"{UNSEALED} {json.dumps({'model': model, 'width': width})}"
+    head += " " * (-(len(head) + 1) % 16) + "\n"
+    row, name = np.ones(width, "<f4").tobytes(), hashlib.sha256(key.encode()).digest()[:16]
+    stated = zlib.crc32(row, zlib.crc32(name)) if checksum is None else checksum
+    return seal(head.encode() + name + np.array([stated], "<u4").tobytes()) + row
 
 
-def features_of(kind: pa.DataType, width: int) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array([1.0] * width, kind), width)
+def test_a_feature_file_has_the_documented_layout(tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    store.add(["1"], rows_for(["1"]))
+    assert next(store.folder.glob("*.features")).read_bytes() == feature_file()
 
 
 @pytest.mark.parametrize(
-    "table",
+    "content",
     [
-        pa.table({"something": ["else"]}),
-        pa.table({"key": KEY, "feature": ["text"], "sum": SUM}),
-        pa.table({"key": KEY, "feature": features_of(pa.float64(), 4), "sum": SUM}),
-        pa.table({"key": KEY, "feature": features_of(pa.float32(), 3), "sum": SUM}),
-        pa.table({"key": KEY, "feature": features_of(pa.float32(), 4), "sum": SUM}),
-        pa.table({"key": KEY, "feature": features_of(pa.float32(), 4), "sum": SUM}, metadata={"model": "n"}),
-        pa.table({"key": KEY, "feature": features_of(pa.float32(), 4), "sum": SUM}, metadata={"model": "m"}),
+        b"",
+        b"mine",
+        feature_file()[:-1],
+        feature_file() + bytes(36),
+        feature_file(model="n"),
+        feature_file(width=3),
+        feature_file(checksum=0),
+        feature_file().replace(b"farebox-sha256:", b"farebox-sha512:"),
     ],
-    ids=["other columns", "text", "float64", "another width", "no model", "another model", "a wrong sum"],
+    ids=["empty", "text", "cut", "longer", "another model", "another width", "a wrong sum", "no checksum"],
 )
-def test_a_foreign_file_is_never_taken_for_features(tmp_path: Path, table: pa.Table) -> None:
+def test_a_foreign_file_is_never_taken_for_features(tmp_path: Path, content: bytes) -> None:
     store = store_of(tmp_path)
-    foreign = put_beside(store, table)
-    (store.folder / "notes.arrow").write_text("mine")
+    foreign = store.folder / f"{uuid.uuid4().hex}.features"
+    foreign.write_bytes(content)
     assert missing(store, ["1"]) == [0]
     assert not foreign.exists()
     store.add(["1"], rows_for(["1"]))
@@ -460,7 +473,9 @@ def test_requests_about_nothing_or_of_wrong_shapes_are_refused_and_cost_nothing(
 def test_an_unreadable_image_is_named_and_its_call_is_paid_back(tiny: Endpoint, ledger: Ledger, tmp_path: Path) -> None:
     source = write_source(tmp_path / "d.parquet", [b"no image"], [0], ["test"], ["thing"])
     box = metered(tiny, ledger)
-    with pytest.raises(DataError, match="an image of 8 bytes cannot be decoded"):
+    with pytest.raises(
+        DataError, match=r"row 0 of .*d\.parquet is not a readable image \(8 bytes, no known image format\)"
+    ):
         box.image_features(Images.plain(source, "test", np.array([0]), "crop"))
     assert box.meter == Meter()
     assert ledger.trial_bill("s", "t")[Phase.ADAPT] == Bill()

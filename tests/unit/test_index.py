@@ -9,15 +9,18 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cards import DatasetCard
 from pipeline.config import dataset_card
 from pipeline.data import index
-from pipeline.data.card import check_card, source_of
+from pipeline.data.card import _indexed, check_card, source_of
 from pipeline.data.indexed import FileSource
 from pipeline.data.known import MANY, RECORD, Known
 from pipeline.data.layouts import Recipe
+from pipeline.data.listed_files import ListedFiles
 from pipeline.data.source import Source, content_key
 from pipeline.data.split import draw
 from pipeline.errors import DataError
@@ -100,12 +103,66 @@ def test_a_change_is_seen(tmp_path: Path, name: str, change: object) -> None:
 OTHER = miniature.split_of(lambda c, i, _: f"{c}/{i}.jpg", ["banded", "dotted"])
 
 
-def test_a_damaged_index_is_made_again(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("suffix", [".json", ".arrow"])
+def test_a_flipped_byte_of_an_index_is_found_and_the_index_is_made_again(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
     card = made(tmp_path, "dtd")
     before = fresh(card)
-    for damaged in (*(cache / "index").glob("*.arrow"), *(cache / "index").glob("*.json")):
-        damaged.write_bytes(b"damage")
-        assert fresh(card) == before and len(fresh(card).labels) == 14
+    labels = before.labels.tolist()
+    (path,) = (cache / "index").glob(f"*{suffix}")
+    data = path.read_bytes()
+    for at in range(0, len(data), len(data) // 40):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x04]) + data[at + 1 :])
+        caplog.clear()
+        after = fresh(card)
+        assert after == before and after.labels.tolist() == labels
+        (line,) = caplog.messages
+        assert str(path) in line and line.endswith("the index is made again")
+        assert path.read_bytes() == data or suffix == ".json"
+    for damaged in (b"", b"damage", data[:-1]):
+        path.write_bytes(damaged)
+        assert fresh(card) == before
+
+
+def table(root: Path) -> DatasetCard:
+    """A data set of 12 images in one Parquet file."""
+    images = [picture(str(i), "PNG") for i in range(12)]
+    columns = {"image": images, "label": ["cat", "dog"] * 6, "split": ["train"] * 4 + ["val"] * 4 + ["test"] * 4}
+    pq.write_table(pa.table(columns), root / "own.parquet")
+    return DatasetCard(
+        name="own", layout="table", path=str(root / "own.parquet"), classes=2, train=4, val=4, test=4, template="a {}"
+    )  # fmt: skip
+
+
+def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = table(tmp_path)
+    _indexed.cache_clear()
+    source = source_of(card)
+    images = [source.image_bytes(row) for row in range(12)]
+    (path,) = (cache / "index").glob("*.images")
+    data = path.read_bytes()
+    assert data == b"".join(images)
+    for at in (0, len(images[0]) + 5, len(data) - 1):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert [source.image_bytes(row) for row in range(12)] == images
+        assert path.read_bytes() == data
+    assert caplog.text.count("the index is made again") == 3
+    path.write_bytes(data[: len(data) // 2])  # cut under a reader
+    assert [source.image_bytes(row) for row in range(12)] == images
+    path.unlink()
+    _indexed.cache_clear()
+    assert source_of(card).image_bytes(3) == images[3]
+
+
+def test_the_index_of_another_data_set_is_not_used(tmp_path: Path, cache: Path) -> None:
+    one, other = made(tmp_path / "one", "dtd"), made(tmp_path / "other", "imagenet")
+    first, second = fresh(one).index.file, fresh(other).index.file
+    wanted = fresh(one).labels.tolist()
+    first.write_bytes(second.read_bytes())
+    assert fresh(one).labels.tolist() == wanted
 
 
 def test_a_folder_that_cannot_hold_an_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +204,20 @@ def test_an_image_is_read_once_for_its_key_and_again_after_a_change(
     assert reads.calls == 1 and [a == b for a, b in zip(keys, changed, strict=True)] == [True, False, True, True]
 
 
+def test_an_image_that_changed_without_a_trace_is_not_served_under_its_old_key(tmp_path: Path) -> None:
+    card = made(tmp_path, "dtd")
+    old = fresh(card).keys_of([0])
+    path = Path(fresh(card).where(0))
+    data, before = path.read_bytes(), path.stat()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    source = fresh(card)
+    assert source.keys_of([0]) == old
+    with pytest.raises(DataError, match="was changed since it was hashed"):
+        source.image_bytes(0)
+    assert fresh(card).keys_of([0]) == [content_key(path.read_bytes())]
+
+
 def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,20 +251,33 @@ def test_what_is_known_is_merged_into_one_file_and_outlives_damage(tmp_path: Pat
     records["row"], records["size"], records["mtime"] = np.arange(MANY + 2), 5, 9
     for i in range(MANY + 2):
         Known(folder, 100).add(records[i : i + 1])
-    (folder / "0.npy").write_bytes(b"damage")
+    (folder / "0.records").write_bytes(b"damage")
     sizes, mtimes = np.full(MANY + 2, 5), np.full(MANY + 2, 9)
     assert (Known(folder, 100).find(records["row"], sizes, mtimes)["mtime"] == 9).all()
-    assert len(list(folder.glob("*.npy"))) <= 3
+    assert len(list(folder.glob("*.records"))) <= 3
     assert (Known(folder, 100).find(records["row"], sizes + 1, mtimes)["mtime"] == 0).all()
+
+
+def test_a_flipped_byte_of_what_is_known_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "known"
+    record = np.array([(1, 5, 9, True, 0, 0)], RECORD)
+    Known(folder, 3).add(record)
+    (path,) = folder.iterdir()
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert Known(folder, 3).find(np.array([1]), np.array([5]), np.array([9]))["mtime"].tolist() == [0]
+        assert not path.exists()
+    assert "removed, its images are hashed again" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = Known(Path("/dev/null/known"), 3)
-    record = np.array([(1, 5, 9, True, 0)], RECORD)
+    record = np.array([(1, 5, 9, True, 0, 0)], RECORD)
     there.add(record)
-    assert "images are hashed again the next time" in caplog.text
+    assert "images are checked again the next time" in caplog.text
     assert there.find(np.array([1]), np.array([5]), np.array([9]))["readable"].all()
 
 
@@ -221,15 +305,15 @@ def many(root: Path, n: int) -> DatasetCard:
 
 def work(card: DatasetCard, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
     """Files looked at by the first start and by the second, and the second's memory, bytes at its peak."""
-    looks = Counter(monkeypatch, Path, "stat")
+    looks, sizes = Counter(monkeypatch, Path, "stat"), Counter(monkeypatch, ListedFiles, "size")
     fresh(card)
-    first, looks.calls = looks.calls, 0
+    first, looks.calls, sizes.calls = looks.calls + sizes.calls, 0, 0
     tracemalloc.start()
     source: Source = fresh(card)
     draw(source, "many", 16, 1, "min4")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return first, looks.calls, peak
+    return first, looks.calls + sizes.calls, peak
 
 
 def test_the_first_start_is_linear_and_the_second_looks_at_no_image(

@@ -14,8 +14,9 @@ from scipy import stats as reference
 
 from methods.base import Bill
 from pipeline.blackbox.bill import Phase, row_columns
+from pipeline.comparison import access_class
 from pipeline.errors import DataError
-from pipeline.leaderboard import SCHEMA, access_class, leaderboard, summary
+from pipeline.leaderboard import SCHEMA, leaderboard, summary
 from pipeline.results import Predictions, ResultRow, to_table
 from pipeline.stats import harmonic, ranks, resampled_means, student
 from tests.synthetic import DATASETS, METHODS, make, sweep

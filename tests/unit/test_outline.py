@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.blackbox import model as models
+from pipeline.blackbox import architecture, facts
 from pipeline.cli import main
 from pipeline.config import compose
 from pipeline.errors import BudgetExceeded, DataError
@@ -27,8 +27,9 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise AssertionError("a plan fetches nothing")
 
     monkeypatch.delenv("FAREBOX_DATA", raising=False)
-    monkeypatch.setattr(models, "_cached", lambda known: False)
-    monkeypatch.setattr(models, "load", refuse)
+    monkeypatch.setattr(architecture, "cached_file", lambda settings: None)
+    monkeypatch.setattr(architecture, "fetched_file", refuse)
+    monkeypatch.setattr(facts, "load_network", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
 
 
@@ -121,7 +122,7 @@ def test_the_command_prints_the_grid_and_what_lacks_and_run_refuses(
 def test_weights_are_looked_for_where_open_clip_keeps_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert not models._cached({"url": "https://example.org/a/RN50.pt"})
+    assert not architecture.cached_file({"url": "https://example.org/a/RN50.pt"})
     (tmp_path / ".cache/clip").mkdir(parents=True)
     (tmp_path / ".cache/clip/RN50.pt").touch()
-    assert models._cached({"url": "https://example.org/a/RN50.pt"})
+    assert architecture.cached_file({"url": "https://example.org/a/RN50.pt"})

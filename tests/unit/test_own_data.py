@@ -84,8 +84,10 @@ def test_class_names_of_the_card_stand_in_for_the_folders(tmp_path: Path) -> Non
     check(named, ("tabby cat", "corgi"))
     assert source_of(named).class_ids == ("cat", "dog")
     assert source_of(named).digest != source_of(card(tmp_path, "folder")).digest, "they are in the prompts"
-    assert "the card has 1 class names, " in refused(card(tmp_path, "folder", classnames=("one",)))
-    assert "has 2 classes named 'x': give each" in refused(card(tmp_path, "folder", classnames=("x", "x")))
+    assert "1 class names are given, " in refused(card(tmp_path, "folder", classnames=("one",)))
+    assert "has the classes 'x' and 'x', which have one prompt: rename or merge one" in refused(
+        card(tmp_path, "folder", classnames=("x", "x"))
+    )
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
@@ -188,10 +190,16 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        (pa.table({"picture": [b""]}), "has the columns picture: wanted image, label and split (or a file name that "),
-        (plain_table(None), "says no class names: wanted `classnames` in the card, text labels, Hugging Face"),
+        (
+            pa.table({"picture": [b""]}),
+            "has the columns picture: wanted image, label and split (or a file ",
+        ),
+        (plain_table(None), "says no class names: type classnames=FILE (`classnames` in the card), or give text"),
         (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: wanted one of 1 classes"),
-        (plain_table({"classes": '["cat", "cat"]'}), "has 2 classes named 'cat': give each class a name of its own"),
+        (
+            plain_table({"classes": '["cat", "cat"]'}),
+            "has the classes 'cat' and 'cat', which have one prompt: ",
+        ),
         (
             plain_table({"classes": '["cat", "dog"]'}).set_column(2, "split", pa.array(["train"] * 13 + ["probe"])),
             "row 13 of {path} has the split 'probe': wanted train, val or test",

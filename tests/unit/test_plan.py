@@ -17,7 +17,8 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.config import compose
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.outline import outline
-from pipeline.plan import TrialSpec, method_digest, refuse_unpayable
+from pipeline.plan import TrialSpec, refuse_unpayable
+from pipeline.source_code import method_digest
 from tests.lab import Lab, outcome, plain_bill
 
 # --- trial ids -----------------------------------------------------------------------------------------------------
@@ -270,3 +271,11 @@ def test_a_trial_and_its_rerun_by_other_code_have_one_id_and_two_payers(lab: Lab
     assert a.pop("method_digest") != b.pop("method_digest")
     assert a == b
     assert lab.paid(spec) == lab.paid(other) == spec.predicted
+
+
+def test_one_data_set_under_two_names_is_mentioned(lab: Lab, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(lab.card.read_text())
+    plan = lab.plan("methods=[zero_shot]", f"datasets=[{lab.card},{copy}]")
+    assert plan.notes == ("note: data sets 'small' and 'copy' have the same content under different names",)
+    assert not lab.plan("methods=[zero_shot]").notes

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 from methods import all_methods
 from methods.base import Bill, FewShotTask, ImageSet, TaskShape
 from pipeline import plan as planning
-from pipeline import scoring
+from pipeline import protocol, scoring
 from pipeline.config import compose, dataset_card
 from pipeline.data.source import Source, opened
 from pipeline.errors import ConfigError, DataError
@@ -159,6 +159,61 @@ def test_a_shift_set_with_a_foreign_class_is_refused_by_name(lab: Lab, tmp_path:
         lab.plan("methods=[zero_shot]", f"shift=[{card}]")
 
 
+class Named(NamedTuple):
+    """What the columns of a shift set depend on."""
+
+    class_ids: tuple[str, ...]
+    classnames: tuple[str, ...]
+
+
+WORDS = Named(("cat", "tabby_cat", "dog"), ("cat", "tabby cat", "dog"))
+NUMBERS = Named(("0", "1", "2"), ("cat", "tabby cat", "dog"))
+WNIDS = Named(("n1", "n2", "n3"), ("crane", "crane", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "wanted"),
+    [
+        (WORDS, WORDS, [0, 1, 2]),
+        (WORDS, Named(("dog", "cat"), ("dog", "cat")), [2, 0]),
+        (WORDS, Named(("dog", "cat"), ("puppy", "kitten")), [2, 0]),
+        (WORDS, Named(("Dog", "Tabby Cat"), ("Dog", "Tabby Cat")), [2, 1]),
+        (WORDS, Named(("0", "1"), ("dog", "cat")), [2, 0]),
+        (NUMBERS, Named(("dog", "cat"), ("dog", "cat")), [2, 0]),
+        (NUMBERS, NUMBERS, [0, 1, 2]),
+        (NUMBERS, Named(("0", "1"), ("dog", "cat")), [2, 0]),
+        (WNIDS, Named(("n3", "n2"), ("dog", "crane")), [2, 1]),
+    ],
+)
+def test_shift_classes_are_found_by_id_and_else_by_name(
+    monkeypatch: pytest.MonkeyPatch, own: Named, other: Named, wanted: list[int]
+) -> None:
+    card = dataclasses.replace(dataset_card("icons"), classes=len(own.class_ids))
+    monkeypatch.setattr(protocol, "source_of", lambda found: own if found is card else other)
+    assert list(protocol.fitted_columns(card, dataset_card("icons_outline"))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "foreign"),
+    [
+        (NUMBERS, Named(("0", "1"), ("cat", "lion")), "'1' ('lion') is not among them"),
+        (NUMBERS, Named(("0", "3"), ("cat", "lion")), "'3' ('lion') is not among them"),
+        (NUMBERS, Named(("0", "1"), ("0", "1")), "'0' is not among them"),
+        (WORDS, Named(("dog", "cat"), ("cat", "dog")), "'dog' ('cat') is not among them"),
+        (WNIDS, Named(("crane",), ("crane",)), "'crane' is not among them"),
+        (WORDS, Named(("Cat", "cat "), ("Cat", "cat ")), "has two classes that are one class of 'icons'"),
+    ],
+)
+def test_shift_classes_whose_meaning_is_not_certain_are_refused(
+    monkeypatch: pytest.MonkeyPatch, own: Named, other: Named, foreign: str
+) -> None:
+    card = dataclasses.replace(dataset_card("icons"), classes=len(own.class_ids))
+    monkeypatch.setattr(protocol, "source_of", lambda found: own if found is card else other)
+    with pytest.raises(DataError) as caught:
+        protocol.fitted_columns(card, dataset_card("icons_outline"))
+    assert foreign in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -203,6 +258,20 @@ def test_a_transfer_set_is_predicted_under_its_own_classes_and_template(lab: Lab
     assert len(ids) == 3
 
 
+def test_the_digest_of_a_test_set_knows_the_words_that_predict_is_given(lab: Lab, tmp_path: Path) -> None:
+    card = mixed(tmp_path, "other", [4, 0, 2], shift_of="small")
+
+    def digests() -> tuple[str, str]:
+        shift = lab.spec("zero_shot", f"shift=[{card}]").tests[-1]
+        transfer = lab.spec("zero_shot", "shift=false", f"transfer=[{card}]").tests[-1]
+        assert (shift.kind, transfer.kind) == ("shift", "transfer")
+        return shift.digest, transfer.digest
+
+    shift, transfer = digests()
+    card.write_text(card.read_text().replace("an icon of a {}.", "a sign of a {}.", 1))
+    assert digests()[0] == shift != transfer != digests()[1]
+
+
 def test_protocols_never_meet_in_one_section(lab: Lab) -> None:
     rows = [
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "transfer=[digits]", "shots=1")),
@@ -225,7 +294,7 @@ def test_bills_are_predicted_from_the_card_alone(monkeypatch: pytest.MonkeyPatch
         patch.setattr(planning, "source_of", None)  # no file is opened
         config = compose([*lab.words, *asked])
         cells, left_out = planning.cells(config)
-        width = planning.models.feature_dim(config.model)
+        width = planning.describe(config.model).feature_dim
         bills = [planning.predicted(c, planning.shape_of(config, c.dataset, c.shots, width)) for c in cells]
     assert left_out == dict(plan.unable) == {}
     assert bills == [trial.predicted for trial in plan.trials]

@@ -22,6 +22,7 @@ from pipeline.published.tables import TITLE, counted, html, with_printed
 from pipeline.render import report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.report import formatted
 from pipeline.results import Store, to_table
+from pipeline.storage_id import new_id, write_id
 from tests.synthetic import make
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "published.csv"
@@ -208,10 +209,10 @@ def test_the_command_stands_them_beside_ours_in_every_format(tmp_path: Path) -> 
     store = Store(tmp_path)
     for row in ROWS:
         store.write([row])
-    (tmp_path / "storage_id").write_text("mine")
+    write_id(tmp_path, new_id(tmp_path))
     config = compose([f"storage={tmp_path}"])
     for form in (*FORMATS, "html"):
-        plain, both = (formatted(config, form, raw=False, published=p) for p in (False, True))
+        (plain, _), (both, _) = (formatted(config, form, raw=False, published=p) for p in (False, True))
         assert "CraFT (exp.log)" in both and "CraFT (exp.log)" not in plain, form
     with pytest.raises(ConfigError, match="--raw --published"):
         formatted(config, "json", raw=True, published=True)

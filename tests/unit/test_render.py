@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.figures import COLOURS, colour, spread_out
+from pipeline.figures import spread_out
 from pipeline.leaderboard import leaderboard, summary
 from pipeline.page import html
+from pipeline.palette import COLOURS, colour
 from pipeline.render import figures, raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.results import to_table
 from tests.synthetic import METHODS, make, sweep, write_store

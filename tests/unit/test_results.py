@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 
 import pipeline.files
+import pipeline.predictions
 import pipeline.row
 from methods.base import Bill
 from pipeline.blackbox.bill import Phase, row_columns
 from pipeline.errors import DataError, StorageError
+from pipeline.files import sealed_arrow, write_atomic
 from pipeline.results import SCHEMA, DamagedFileWarning, ResultRow, Store, to_rows, to_table
 from tests.synthetic import make, sweep
 
@@ -104,29 +106,33 @@ def _renamed(path: Path) -> None:
 
 
 def _older(path: Path) -> None:
-    table = pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["dataset"])
+    path.write_bytes(sealed_arrow(pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["dataset"])))
+
+
+def _unsealed(path: Path) -> None:
+    table = pa.ipc.open_file(path.read_bytes()).read_all().replace_schema_metadata(None)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
-@pytest.mark.parametrize("damage", [_halved, _emptied, _renamed, _older])
+@pytest.mark.parametrize("damage", [_halved, _emptied, _renamed, _older, _unsealed])
 def test_a_damaged_file_is_named_and_treated_as_absent(tmp_path: Path, damage: typing.Callable[[Path], None]) -> None:
     store = Store(tmp_path)
     store.write([make(seed=1)])
     damage(store.write([make(seed=2)]))
     table, damaged = store.scan()
     assert table["seed"].to_pylist() == [1]
-    assert len(damaged) == 1 and str(tmp_path) in damaged[0] and "will run again" in damaged[0]
-    with pytest.warns(DamagedFileWarning, match="treated as absent"):
-        assert list(store.finished()) == [make(seed=1).trial_id]
+    assert len(damaged) == 1 and str(tmp_path) in damaged[0] and "repeat the `farebox run` command" in damaged[0]
+    assert list(store.finished()) == [make(seed=1).trial_id]
+    with pytest.warns(DamagedFileWarning, match="its trial counts as not run"):
+        assert store.read().equals(table)
 
 
 def test_rows_of_an_older_farebox_take_the_defaults(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.write([make()])
     table = pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["curve", "papers_count"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    path.write_bytes(sealed_arrow(table))
     (row,) = to_rows(store.read())
     assert (row.curve, row.papers_count) == ("[]", None)
 
@@ -136,7 +142,7 @@ def test_only_done_and_truncated_trials_are_finished(tmp_path: Path) -> None:
     assert store.finished() == {}
     for seed, status in enumerate(("done", "truncated", "failed", "unfunded")):
         store.write([make(seed=seed, status=status, trial_id=status, method_digest=f"code{seed}")])
-    assert store.finished() == {"done": "code0", "truncated": "code1"}
+    assert store.finished() == {"done": ("code0", ""), "truncated": ("code1", "")}
 
 
 def test_predictions_come_back_and_damage_is_a_data_error(tmp_path: Path) -> None:
@@ -152,7 +158,7 @@ def test_predictions_come_back_and_damage_is_a_data_error(tmp_path: Path) -> Non
     np.testing.assert_array_equal(found.logits_BC, logits)
     assert store.write_predictions("t2", "icons", keys, labels, logits)[1] == digest
     assert store.write_predictions("t2", "icons", keys, labels, logits + 1)[1] != digest
-    with pytest.raises(DataError, match="not those of the row"):
+    with pytest.raises(DataError, match="are not those of the row"):
         store.read_predictions("t2", "icons", digest)
     _halved(tmp_path / file)
     with pytest.raises(DataError, match="cannot be read"):
@@ -164,7 +170,7 @@ def test_predictions_come_back_and_damage_is_a_data_error(tmp_path: Path) -> Non
 def test_large_predictions_are_halved_without_changing_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.results, "HALF_ABOVE", 3)
+    monkeypatch.setattr(pipeline.predictions, "HALF_ABOVE", 3)
     store = Store(tmp_path)
     logits = np.array([[20.0, 20.001], [1e6, 0.0]], dtype=np.float32)  # equal in float16; beyond float16
     store.write_predictions("t", "near", ["a"] * 2, np.array([1, 0]), logits[:1].repeat(2, 0))
@@ -172,3 +178,19 @@ def test_large_predictions_are_halved_without_changing_an_answer(
     assert near.logits_BC.dtype == np.float16 and near.predicted.tolist() == [1, 1]
     store.write_predictions("t", "far", ["a", "b"], np.array([1, 0]), logits)
     assert store.read_predictions("t", "far").logits_BC.dtype == np.float32
+
+
+def test_a_file_whose_rows_contradict_each_other_is_named_and_left_out(tmp_path: Path) -> None:
+    store, rows = Store(tmp_path), next(sweep(methods=("craft",)))
+    path = store.write(rows)
+    good = to_table(rows)
+    for bad, what in (
+        (to_table([rows[0], rows[0]]), "two of its rows are about one test set"),
+        (to_table([rows[0], replace(rows[1], seed=99)]), "its rows disagree in seed"),
+        (to_table([rows[0], replace(rows[1], template="b {}")]), "its rows disagree in template"),
+        (good.set_column(good.schema.get_field_index("kind"), "kind", [["x", "y"]]), "kind 'x' is not one of"),
+        (good.set_column(good.schema.get_field_index("requests"), "requests", [[1, 1]]), "requests is 1, but"),
+    ):
+        write_atomic(path, sealed_arrow(bad))
+        table, (line,) = store.scan()
+        assert len(table) == 0 and what in line

@@ -12,14 +12,17 @@ from pipeline.books import sweep_account
 from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.status import FILE, Heartbeat, shown, status
-from pipeline.storage import alone, held, open_storage
+from pipeline.storage import alone, held
+from pipeline.storage_id import new_id, write_id
 from pipeline.trial import failed_row, spec_columns
 from tests.lab import Lab
 
 
 def test_a_sweep_at_work_and_the_same_one_when_its_driver_died(lab: Lab) -> None:
     storage, url = lab.folder, f"sqlite:///{lab.folder / 'ledger.db'}"
-    account = sweep_account(open_storage(storage))
+    identity = new_id(storage)
+    write_id(storage, identity)
+    account = sweep_account(identity.id)
     lab.ledger.open_account(account, Limits(requests=900))
     done, broken, going, waiting = (lab.spec("logit_head", f"seeds=[{seed}]") for seed in (1, 2, 3, 4))
     lab.run(done)
@@ -63,6 +66,6 @@ def test_the_command_says_so_where_there_is_no_sweep(
 ) -> None:
     assert main(["status", f"storage={tmp_path / 'none'}"]) == 2
     assert "no sweep at" in capsys.readouterr().err
-    open_storage(lab.folder)
+    write_id(lab.folder, new_id(lab.folder))
     assert main(["status", f"storage={lab.folder}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["alive"] is False

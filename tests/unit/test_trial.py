@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,23 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    MethodInfo,
+    Plan,
     Remaining,
     TaskShape,
 )
 from pipeline import scoring
 from pipeline import trial as trials
 from pipeline.blackbox.bill import Phase
+from pipeline.blackbox.boundary import Session, _session
 from pipeline.blackbox.endpoint import Answer, Endpoint, Request
 from pipeline.blackbox.local import LocalPool
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import MethodChoice
 from pipeline.data.images import Images
 from pipeline.plan import TrialSpec
 from pipeline.scoring import metrics
+from pipeline.supervisor import Supervisor
 from pipeline.trial import State, few_shot_task, run_trial
-from tests.lab import STORAGE, Lab, outcome, plain_bill
+from tests.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 
 # --- metrics -------------------------------------------------------------------------------------------------------
 
@@ -83,9 +85,9 @@ class Probe(Method):
     """Calls that each step makes."""
     steps = 3
     promised = 4
-    """Calls that `bill` promises."""
+    """Calls that `plan` predicts."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.task, self.done, self.seen = task, 0, 0
         box.scores(task.train.images, task.classes.prompts())
 
@@ -97,11 +99,10 @@ class Probe(Method):
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         self.seen += len(images)
-        SEEN.append((self.seen, images))
         return box.scores(images, self.task.classes.prompts())[0]
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill.scores(1, shape.n_train, shape.n_classes) * self.promised
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill.scores(1, shape.n_train, shape.n_classes) * self.promised)
 
 
 class Greedy(Probe):
@@ -115,9 +116,9 @@ class GreedyAtOnce(Probe):
 
     promised = 2
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         for _ in range(4):
-            super().start(task, box, rng)
+            super().start(task, box, rng, plan)
 
 
 class Intruder(Probe):
@@ -138,19 +139,6 @@ class Buggy(Probe):
         return super().step(box)
 
 
-SEEN: list[tuple[int, Any]] = []
-
-
-def spec_of(lab: Lab, cls: type[Method], *words: str) -> TrialSpec:
-    """A trial of a method that is not registered."""
-    spec = lab.spec("zero_shot", *words)
-    cls.info = MethodInfo(cls.__name__, cls, Access.TEXT | Access.SCORES, "", 1, False, "")
-    task = few_shot_task(spec)
-    predicted = cls().bill(TaskShape.of(task, 16), spec.allotment.remaining(Bill()))
-    changes = {"choice": MethodChoice(cls.__name__, cls.info, ()), "predicted": predicted, "trial_id": cls.__name__}
-    return TrialSpec(**{**vars(spec), **changes})
-
-
 ONE = Bill.scores(1, 20, 5)
 
 
@@ -158,14 +146,18 @@ def test_predictions_are_made_by_a_copy_on_shuffled_batches_and_kept_in_file_ord
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "TEST_BATCH", 25)
-    SEEN.clear()
+    batches, copies = list[Images](), list[Any]()
+    batch, copy = Session.batch, Supervisor.copy
+    monkeypatch.setattr(Session, "batch", lambda self, images: (batches.append(images), batch(self, images))[1])
+    monkeypatch.setattr(Supervisor, "copy", lambda self, method: (copies.append(copy(self, method)), copies[-1])[1])
     spec = spec_of(lab, Probe, "curve=1")
     (row,) = lab.run(spec)
-    assert [(seen, len(images)) for seen, images in SEEN] == [(25, 25), (50, 25), (60, 10)] * 2, "each time a new copy"
-    asked = [key for _, images in SEEN[3:] for key in images.keys]
+    assert [len(images) for images in batches] == [25, 25, 10] * 2
+    assert [subject.seen for subject in copies] == [60, 60], "each time a new copy"
+    asked = [key for images in batches[3:] for key in images.keys]
     kept = lab.store.read_predictions(row.trial_id, "small", row.predictions_digest)
     assert sorted(asked) == sorted(kept.image_keys) and asked != kept.image_keys
-    source = SEEN[0][1].source
+    source = batches[0].source
     in_order = Images.plain(source, "test", source.rows_of("test"), "crop")
     assert kept.image_keys == in_order.keys and kept.labels.tolist() == source.labels[in_order.rows].tolist()
     request = Request(
@@ -226,7 +218,9 @@ def die(monkeypatch: pytest.MonkeyPatch, point: str, cls: type[Method]) -> None:
         dying = once_for_each(LocalPool.ask, lambda _, request: request.charge.id, before=point.startswith("before"))
         monkeypatch.setattr(LocalPool, "ask", dying)
     elif point == "after a step":
-        monkeypatch.setattr(cls, "step", once_for_each(cls.step, lambda method, box: pickle.dumps(vars(box.meter))))
+        monkeypatch.setattr(
+            cls, "step", once_for_each(cls.step, lambda method, box: pickle.dumps(vars(_session(box).box.meter)))
+        )
     else:
         saves: set[int] = set()
         save = Checkpoint.save
@@ -388,6 +382,31 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.load() == {"step": 4}
     checkpoint.clear()
     assert checkpoint.load() is None and not list((tmp_path / "c").iterdir())
+
+
+def test_a_checkpoint_of_another_trial_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = Checkpoint(tmp_path, "one"), Checkpoint(tmp_path, "other")
+    one.save("state of one")
+    one.path.rename(other.path)
+    assert other.load() is None and "is of another trial" in caplog.text
+    assert not other.path.exists()
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, "trial")
+    checkpoint.save({"step": 1})
+    data = checkpoint.path.read_bytes()
+    for at in range(len(data)):
+        checkpoint.path.write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
+        assert checkpoint.load() is None, at
+
+
+def test_weights_that_changed_after_the_plan_fail_the_trial_before_anything_is_asked(lab: Lab) -> None:
+    spec = replace(lab.spec("taskres"), model_identity="other weights")
+    lab.reserve(spec)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
+    assert row.status == "failed" and "the weights changed after the run was planned" in str(row.error)
+    assert lab.paid(spec) == Bill()
 
 
 # --- the curve -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""One transaction of charges: which are accepted, and what they add to trials and accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from methods.base import Bill
+from pipeline.blackbox import ledger_rows
+from pipeline.blackbox.bill import PAID, Charge, Receipt
+from pipeline.blackbox.ledger_rows import AccountRow, Key, TrialRow
+from pipeline.blackbox.ledger_schema import CHARGE, bucket
+from pipeline.errors import BudgetExceeded, LedgerError
+
+
+class Batch:
+    """The charges of one transaction, decided in order against the locked records and then written together."""
+
+    def __init__(self, db: sa.Connection, trials: dict[Key, TrialRow], charges: Sequence[Charge]) -> None:
+        self.db, self.trials = db, trials
+        self.charged = ledger_rows.find_charges(db, {(trials[c.storage, c.trial].no, c.call) for c in charges})
+        self.paid_calls = {(no, call) for (no, call, _), (_, diverged) in self.charged.items() if not diverged}
+        self.new: list[dict[str, Any]] = []
+        self.payers: dict[int, list[AccountRow]] | None = None
+
+    def decide(self, c: Charge) -> Receipt | BudgetExceeded:
+        """Accept or refuse one charge."""
+        entry = self.trials[c.storage, c.trial]
+        if (known := self.charged.get((entry.no, c.call, c.digest))) is not None:
+            if known[0] != c.bill:
+                raise LedgerError(f"charge {c.id} was made for {known[0]}, and is now asked for {c.bill}")
+            return Receipt(c.id, "replayed")
+        diverged = (entry.no, c.call) in self.paid_calls
+        place = bucket(c.phase, diverged)
+        refusal = None
+        if place == "replay":
+            refusal = self._charge_accounts(entry, c.bill)
+        elif place in PAID:
+            refusal = entry.refusal(c.bill)
+        if refusal is not None:
+            return refusal
+        entry.buckets[place] += c.bill
+        self.charged[entry.no, c.call, c.digest] = (c.bill, diverged)
+        self.paid_calls.add((entry.no, c.call))
+        self.new.append(ledger_rows.charge_columns(entry.no, c, diverged))
+        return Receipt(c.id, "diverged" if diverged else "charged")
+
+    def _charge_accounts(self, entry: TrialRow, bill: Bill) -> BudgetExceeded | None:
+        """A replay is paid by every account of the trial, or by none."""
+        if self.payers is None:  # most batches have no replay, and need not lock the accounts
+            self.payers = ledger_rows.lock_payers(self.db, self.trials.values())
+        payers = self.payers.get(entry.no, [])
+        refusal = next((r for account in payers if (r := account.refusal(bill))), None)
+        if refusal is None:
+            for account in payers:
+                account.spent += bill
+        return refusal
+
+    def save(self) -> None:
+        """Write the accepted charges and the totals that they changed."""
+        if not self.new:
+            return
+        self.db.execute(sa.insert(CHARGE), self.new)
+        changed = {row["trial_no"] for row in self.new}
+        ledger_rows.save_trials(self.db, [entry for entry in self.trials.values() if entry.no in changed])
+        if self.payers is not None:
+            ledger_rows.save_payers(self.db, self.payers)

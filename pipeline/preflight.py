@@ -1,0 +1,114 @@
+"""Checks of this machine before a command does anything: ports, Ray's token, passwords in arguments, file systems."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import ConfigError, masked, shortened
+from pipeline.sqlite_urls import SQLITE
+
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
+    | {f"fuse.{name}" for name in ("sshfs", "ceph", "glusterfs", "s3fs", "gcsfuse", "rclone")}
+)
+"""File systems of other machines. Not 9p, virtiofs or overlay: containers and virtual machines have local disks so."""
+INSTEAD = {
+    "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
+    "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
+}
+PASSWORD_VARIABLES = {"budget.global.url": "FAREBOX_LEDGER_URL", "mlflow": "FAREBOX_MLFLOW"}
+"""Names suggested for the environment variable that holds a URL with a password."""
+
+
+def check_listening(address: str) -> None:
+    """ConfigError when nobody listens at HOST:PORT: Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # auto
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
+
+
+def refuse_passwords(words: Sequence[str]) -> None:
+    """Refuse a password in a URL on the command line, which every user of the machine can read.
+
+    Raises:
+        ConfigError: a word contains one.
+    """
+    for word in words:
+        if masked(word) != word:
+            key = word.partition("=")[0]
+            name = PASSWORD_VARIABLES.get(key, "FAREBOX_URL")
+            typed = f"{key}='${{oc.env:{name}}}'" if key in PASSWORD_VARIABLES else f"'${{oc.env:{name}}}' in its place"
+            raise ConfigError(
+                f"{shortened(masked(word), 80)}: any user of this machine can read a password on the command line; put "
+                f"the URL into an environment variable, as {name}, and type {typed}"
+            )
+
+
+def check_free_port(port: int, host: str = "127.0.0.1") -> None:
+    """Verify that a server can listen on this port.
+
+    Raises:
+        ConfigError: another program listens on it, or the system does not allow it.
+    """
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port}: expected a number from 1 to 65535")
+    if (error := _cannot_listen(host, port)) is None:
+        return
+    others = [*range(port + 1, min(port + 100, 65536)), *range(max(port - 100, 1024), port)]
+    other = next((n for n in others if n >= 1024 and _cannot_listen(host, n) is None), 0)
+    what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+    raise ConfigError(f"port {port} {what}: --port {other or 5000}")
+
+
+def _cannot_listen(host: str, port: int) -> OSError | None:
+    """Why the port cannot be bound; None when it can."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
+        try:
+            server.bind((host, port))
+        except OSError as error:
+            return error
+    return None
+
+
+def close_ray_token(home: Path) -> None:
+    """Let nobody else read the token that opens our Ray; Ray itself leaves its file open to all of the machine."""
+    with contextlib.suppress(OSError):
+        (home / ".ray" / "auth_token").chmod(0o600)
+
+
+def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:
+    """ConfigError when a SQLite file lies on a network file system; `urls` are by the key that moves them.
+
+    The index of SQLite's write-ahead log is memory that its processes share, which two machines cannot
+    (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
+    Where there is no table of mounts (not Linux), nothing is refused.
+    """
+    found = {key: _network(Path(m[1]), mounts) for key, url in urls.items() if (m := SQLITE.match(url))}
+    if bad := {key: kind for key, kind in found.items() if kind}:
+        raise ConfigError(
+            f"{' and '.join(bad)} would lie on a network file system ({', '.join(sorted(set(bad.values())))}), where "
+            "SQLite loses its locks: name a local disk or a server, " + " ".join(f"{key}={INSTEAD[key]}" for key in bad)
+        )
+
+
+def _network(path: Path, mounts: Path) -> str | None:
+    """The kind of the network file system that a path lies on; None for any other."""
+    try:
+        lines = [line.split() for line in mounts.read_text(errors="surrogateescape").splitlines()]
+    except OSError:
+        return None
+    places = [(Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), line[1])), line[2]) for line in lines]
+    real = path.resolve()
+    over = [(len(at.parts), n, kind) for n, (at, kind) in enumerate(places) if real.is_relative_to(at)]
+    kind = max(over)[2] if over else ""  # the deepest mount; of several at one place, the last
+    return kind if kind in NETWORK else None

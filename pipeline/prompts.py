@@ -1,0 +1,87 @@
+"""Check before a run that every prompt of its data sets fits the model's text tower: prompts are never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from methods.base import Access, Classes
+from pipeline.blackbox import architecture
+from pipeline.blackbox.facts import ModelFacts
+from pipeline.config import MethodChoice
+from pipeline.errors import ConfigError, DataError, one_line
+from pipeline.protocol import TestSet
+
+
+def check_prompts(
+    facts: ModelFacts, tests: Mapping[str, Sequence[TestSet]], choices: Collection[MethodChoice], fetch: bool
+) -> str | None:
+    """DataError for a class name that does not fit the text tower, with a template or behind a method's soft context.
+
+    Counts tokens only; no weights are read. ConfigError when the tokenizer cannot be loaded. Without `fetch`, nothing
+    is checked where the tokenizer's files are not on this machine; the returned note says so.
+    """
+    if facts.context_length is None:
+        return None
+    try:
+        tokenizer = architecture.tokenizer(facts.card, fetch)
+    except Exception as error:  # whatever the tokenizer's own library raises
+        reason = one_line(error)[:120]
+        if fetch:
+            raise ConfigError(f"model {facts.card.name!r}: its tokenizer cannot be loaded: {reason}") from error
+        return f"lengths of prompts are not checked: its tokenizer is not on this machine ({reason})"
+    soft = {choice.name: _context_tokens(choice) for choice in choices if Access.SOFT in choice.info.access}
+    done = set[tuple[str, Classes]]()
+    for test in (test for sets in tests.values() for test in sets):
+        classes = test.classes
+        if (test.card.name, classes) in done:
+            continue
+        done.add((test.card.name, classes))
+        check = _Check(tokenizer, facts.context_length, facts.card.name, test.name, classes)
+        for template in dict.fromkeys((classes.template, *classes.templates)):
+            check([template.format(name) for name in classes.names], 0, f"with template {_short(template)!r}")
+        if soft:
+            own = architecture.prompt_lengths(tokenizer, [classes.context])[0] - 2
+            texts = [f"{name}{classes.template.split('{}')[1]}" for name in classes.names]
+            for name, tokens in soft.items():
+                check(texts, tokens or own, f"after {tokens or own} context tokens of {name}")
+    return None
+
+
+def _context_tokens(choice: MethodChoice) -> int:
+    """Context tokens that a method puts before every class name; 0: as many as the template's words have."""
+    n_ctx: Any = dict(choice.config).get("n_ctx", 0)
+    return n_ctx if isinstance(n_ctx, int) else 0
+
+
+@dataclass(frozen=True)
+class _Check:
+    tokenizer: Any
+    context_length: int
+    model: str
+    dataset: str
+    classes: Classes
+
+    def __call__(self, texts: Sequence[str], before: int, how: str) -> None:
+        """DataError when a class's text, `before` tokens before it, has more tokens than the text tower takes."""
+        unsure = [label for label, text in enumerate(texts) if not self._surely_fits(text, before)]
+        lengths = architecture.prompt_lengths(self.tokenizer, [texts[label] for label in unsure]) if unsure else []
+        most = self.context_length - before
+        long = [(label, n + before) for label, n in zip(unsure, lengths, strict=True) if n > most]
+        if long:
+            label, tokens = long[0]
+            raise DataError(
+                f"data set {self.dataset!r}: {len(long)} of {len(texts)} class names are too long for model "
+                f"{self.model!r}: {_short(self.classes.names[label])!r} {how} is {tokens} tokens, the model takes "
+                f"{self.context_length}: shorten the names (classnames in the card) or the template"
+            )
+
+    def _surely_fits(self, text: str, before: int) -> bool:
+        """Whether the text has too few letters for so many tokens: a byte-level token is one ASCII letter or more."""
+        plain = hasattr(self.tokenizer, "encode") and text.isascii() and "&" not in text  # &...; is replaced first
+        return plain and len(text) + 2 + before <= self.context_length
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,163 @@
+"""Digests of the source code: rows record one, and each worker compares its own with the driver's."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from methods.base import MethodInfo
+from pipeline.errors import CodeMismatch
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that contains the packages `methods` and `pipeline`."""
+RESULT_SOURCES = (
+    *("methods/base.py", "methods/_toy.py", "pipeline/blackbox/*.py", "pipeline/data/*.py", "pipeline/plan.py"),
+    *("pipeline/protocol.py", "pipeline/scoring.py", "pipeline/trial.py", "pipeline/supervisor.py"),
+    *("pipeline/isolation.py", "methods/_state.py"),
+)
+"""Sources that can change a number of a row, besides the method's own files. An edit makes finished trials stale."""
+NEUTRAL_SOURCES = frozenset(
+    {f"pipeline/blackbox/ledger_{part}.py" for part in ("audit", "batch", "checksum", "lists", "rows", "schema")}
+    | {f"pipeline/blackbox/{name}.py" for name in ("ledger", "local", "pool", "serving")}
+    | {f"pipeline/data/{name}.py" for name in ("report", "sheet")}
+)
+"""Files among them that cannot: they record charges, pass requests on, print and draw."""
+IMAGE_FEATURE_SOURCES = (
+    *("methods/_toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
+    *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/facts.py", "pipeline/blackbox/weights.py"),
+    *("pipeline/blackbox/torchscript.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
+)
+"""Sources that turn the bytes of an image into a stored feature."""
+
+
+class ImportedCode(NamedTuple):
+    """The packages that a process imports."""
+
+    folders: str
+    """Where they are, separated by commas."""
+    digest: str
+    """SHA-256 over all their Python files."""
+
+
+@cache
+def code_digest() -> str:
+    """Digest of `RESULT_SOURCES`, as rows record it; computed once in a process."""
+    return _digest(RESULT_SOURCES)
+
+
+@cache
+def image_feature_digest() -> str:
+    """Digest of `IMAGE_FEATURE_SOURCES`, part of the name of a feature store."""
+    return _digest(IMAGE_FEATURE_SOURCES)
+
+
+@cache
+def driver_code() -> ImportedCode:
+    """The packages of this process; computed once, so that a later edit of a file counts as other code."""
+    return ImportedCode(*code_probe()())
+
+
+def check_code(expected: ImportedCode) -> None:
+    """Verify that this process imports the code that the driver imports.
+
+    Raises:
+        CodeMismatch: a Python file of either package differs.
+    """
+    difference = code_difference(expected, ImportedCode(*code_probe()()))
+    if difference:
+        raise CodeMismatch(difference)
+
+
+def code_difference(expected: ImportedCode, found: ImportedCode, node: str = "") -> str:
+    """Describe in one line how a worker's code differs from the driver's; empty when it does not."""
+    if found.digest == expected.digest:
+        return ""
+    where = f"a worker on node {node}" if node else "a worker"
+    if not found.folders:
+        return (
+            f"{where} finds no packages methods and pipeline; install the driver's version ({expected.folders}) there"
+        )
+    if found.folders == expected.folders:
+        remedy = "copy the driver's files to that node, or, if you edited them during the run, type the command again"
+    else:
+        remedy = "update that folder, or remove it from PYTHONPATH"
+    return f"{where} imports {found.folders}, whose code differs from the driver's {expected.folders}; {remedy}"
+
+
+def code_probe() -> Callable[[], tuple[str, str]]:
+    """Return a function that finds and hashes the packages a process would import.
+
+    The function is local and uses the standard library only: Ray sends it by value, so it works on a node whose
+    packages are missing or are other ones.
+    """
+
+    def probe() -> tuple[str, str]:
+        import hashlib
+        import importlib.util
+        from pathlib import Path
+
+        content, folders = hashlib.sha256(), set()
+        for name in ("methods", "pipeline"):
+            spec = importlib.util.find_spec(name)
+            for place in (spec.submodule_search_locations or ()) if spec else ():
+                package = Path(place).resolve()
+                folders.add(str(package.parent))
+                for path in sorted(package.rglob("*.py")):
+                    data = path.read_bytes()
+                    content.update(f"{name}/{path.relative_to(package).as_posix()} {len(data)}\n".encode() + data)
+        return ", ".join(sorted(folders)), content.hexdigest()[:16]
+
+    return probe
+
+
+def sources(patterns: Iterable[str]) -> list[Path]:
+    """The files that match the patterns without the neutral ones, sorted; patterns are relative to `ROOT`."""
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if path.relative_to(ROOT).as_posix() not in NEUTRAL_SOURCES)
+
+
+def _digest(patterns: Iterable[str]) -> str:
+    content = hashlib.sha256()
+    for path in sources(patterns):
+        data = path.read_bytes()
+        content.update(f"{path.relative_to(ROOT).as_posix()} {len(data)}\n".encode() + data)
+    return content.hexdigest()[:16]
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Digest of a sequence of texts; empty for none."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16] if texts else ""
+
+
+@cache
+def method_digest(info: MethodInfo) -> str:
+    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out."""
+    folder, done, todo = Path(inspect.getfile(info.cls)).parent, set(), [Path(inspect.getfile(info.cls))]
+    h = hashlib.sha256()
+    while todo:
+        path = todo.pop()
+        if path in done or not path.is_file():
+            continue
+        done.add(path)
+        source = path.read_text()
+        h.update(source.encode())
+        todo += [folder / f"{part}.py" for part in sorted(_imported_parts(source) - {"base"})]
+    return h.hexdigest()[:16]
+
+
+def _imported_parts(source: str) -> set[str]:
+    """The modules of `methods/` that this source imports, in whichever way."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, ["methods" if node.level else "", node.module or ""]))
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return {name.split(".")[1] for name in names if name.startswith("methods.")}
