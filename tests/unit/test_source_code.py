@@ -68,7 +68,9 @@ def test_what_computes_a_number_is_listed_and_what_records_it_is_not() -> None:
 
 
 UNLISTED = {
-    **dict.fromkeys(["cards", "checks", "config", "layers", "plain_yaml", "typed_values", "untrusted"], "trial id"),
+    **dict.fromkeys(
+        ["cards", "checks", "config", "layers", "plain_yaml", "renamed", "typed_values", "untrusted"], "trial id"
+    ),
     **dict.fromkeys(
         ["checkpoint", "files", "predictions", "results", "row", "package_data"], "stores what was computed"
     ),
