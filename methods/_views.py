@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import FewShotTask, ImageSet, Plan, TaskShape
+from methods.base import Bill, BlackBox, FewShotTask, ImageSet, Plan, TaskShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,21 @@ def epoch_view(task: FewShotTask, epoch: int) -> ImageSet:
         return task.train.images
     n, v = len(task.train.images), epoch % task.views
     return task.train.images.views(task.views)[v * n : (v + 1) * n]
+
+
+def view_features_bill(shape: TaskShape, views: int) -> Bill:
+    """Return the cost of the features of `views` views: one request for each fresh view, one for all fixed views."""
+    if shape.fresh_views or not views:
+        return Bill.image_features(shape.n_train, shape.feature_dim) * views
+    return Bill.image_features(shape.n_train * views, shape.feature_dim)
+
+
+def view_features(task: FewShotTask, views: int, epochs: int, box: BlackBox) -> EpochViews:
+    """Query the features of fixed views in one request. Those of fresh views are queried by `EpochViews.of`."""
+    if task.fresh_views:
+        return EpochViews(task, views, epochs)
+    bank_VND = box.image_features(training_views(task, views)).view(views, -1, box.feature_dim)
+    return EpochViews(task, views, epochs, bank_VND)
 
 
 class EpochViews:

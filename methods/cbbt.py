@@ -1,28 +1,30 @@
-"""CBBT: the estimated-gradient prompt of `cbbt_prompt`, and an adapter on the image features trained beside it.
+"""CBBT: the estimated-gradient prompt of `cbbt_prompt`, and an adapter on the image features trained with it.
 
-What is learned: the prompt's tokens [T, E], through the endpoint, by estimated gradient; and on the client, by true
-gradient, the adapter's 2 * D * H numbers. Both learn from the same batch in the same step.
+What is learned: the prompt's tokens [T, E] by estimated gradient, and on the client the adapter's 2 * D * H numbers by
+true gradient. Both learn from the same batch in the same step.
 Shapes: N training images, B images in a batch, C classes, D feature width, H = D / reduction, V views, T learned
 tokens, E token-embedding width, Q directions, P = Q + 1 prompt sets in a step.
-Cost: the views of the training images once: fixed ones in 1 request of V * N images, fresh ones in a request of N
-    images in each epoch. A step then asks P requests, no image, P * C prompts, P * C * D outputs.
-    The published schedule on 160 images: 192,750 requests + 1.
-    Within an allotment: as many views as its images pay (if none, the prompt stays the template's and there is no
-    adapter), then the steps by `cbbt_prompt`'s rule from the requests left. Where fresh views run out before the
-    epochs do, they are learned from in turn.
-Prediction asks the features of each image, and of 1 prompt set a call.
+Cost: the features of the training views once (fixed views: 1 request, V * N images; fresh views: 1 request, N images
+per epoch), then P requests, P * C prompts, P * C * D outputs per step. The published schedule on 160 images: 192,751
+requests. The allotment's images pay for views (without any, the prompt stays the template's and there is no adapter),
+then its requests for the steps by the rule of `cbbt_prompt`. If there are fewer fresh views than epochs, they are used
+in turn.
+Prediction: 1 request, B image rows, and 1 prompt set a call.
 Paper: Guo et al., Black-Box Tuning of Vision-Language Models with Effective Gradient Approximation, Findings of EMNLP
 2023, arXiv:2312.15901. The adapter is CLIP-Adapter's, Gao et al., arXiv:2110.04544:
-    x' = ratio * relu(relu(x W1) W2) + (1 - ratio) * x,        logits = logit_scale * cos(x', t(ctx))        (1)
 
-Inferred, because the adapter's trainer was never released:
-1. From the abstract: a lightweight adapter over the output feature, tuned together with the prompt.
-2. From the released script (main_adapter.sh: `adapter_ratio 0.2`) and defaults (train.py: `adapter_startepoch` 10):
-   CLIP-Adapter's residual ratio 0.2, and an adapter that joins after 10 of the 150 epochs. That default is only seen
-   in use with the other released script, for a Tip-Adapter variant, which is not built here.
-3. From its config (CBBTadapter/vit_b16.yaml): the prompt's Adam settings, schedule and batch, used for both parts.
-4. Stated nowhere, our choice: the image side, reduction 4, no bias, and prompt losses seen through the adapter.
-Departs from the released code in the points of `cbbt_prompt`, and in one more: fixed views are kept as features.
+    x' = ratio * relu(relu(x W1) W2) + (1 - ratio) * x    (1)    logits = logit_scale * cos(x', t(ctx))    (2)
+
+The adapter's trainer was never released. Sources of what is inferred:
+1. The abstract: a lightweight adapter over the output feature, tuned together with the prompt.
+2. The released script (main_adapter.sh: `adapter_ratio 0.2`) and defaults (train.py: `adapter_startepoch` 10):
+   CLIP-Adapter's residual ratio 0.2, and an adapter that joins after 10 of the 150 epochs. That default is only used
+   by the other released script, for a Tip-Adapter variant, which is not implemented here.
+3. Its config (CBBTadapter/vit_b16.yaml): the prompt's Adam settings, schedule and batch, used for both parts.
+4. Stated nowhere and chosen here: the image side, reduction 4, no bias, and prompt losses through the adapter.
+
+Departures from the released code: those of `cbbt_prompt`, and:
+1. Fixed views are cached as features.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from methods._training import mean_cross_entropy
-from methods._views import EpochViews, n_views_used, training_views
+from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
     Access,
     Bill,
@@ -58,7 +60,7 @@ class Adapter:
     def __init__(self, dim: int, config: CBBT.Config, generator: torch.Generator) -> None:
         hidden, self.ratio = max(1, dim // config.reduction), config.ratio
         self.w1_DH, self.w2_HD = (
-            # torch's own start for a linear layer: uniform within 1 / sqrt(inputs)
+            # torch's initialization of a linear layer: uniform within 1 / sqrt(inputs)
             ((torch.rand(i, o, generator=generator) * 2 - 1) * i**-0.5).requires_grad_()
             for i, o in ((dim, hidden), (hidden, dim))
         )
@@ -73,45 +75,36 @@ class Adapter:
 
 @method(name="cbbt", access=Access.SOFT | Access.FEATURES, paper="arXiv:2312.15901", new_classes=True)
 class CBBT(CBBTPrompt):
-    """CBBT's estimated-gradient prompt with a feature adapter trained beside it (its code is unreleased: inferred)."""
+    """CBBT's estimated-gradient prompt with a feature adapter trained with it (inferred: its code is unreleased)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CBBTPrompt.Config):
-        """The prompt's settings and the adapter's."""
+        """Settings of the prompt and of the adapter."""
 
         ratio: float = 0.2
-        """Share of the adapter's output in the adapted feature; 0 = the prompt alone."""
+        """Weight of the adapter's output in the adapted feature; 0 = the prompt alone."""
         reduction: int = 4
-        """D / H: reduction of the bottleneck."""
+        """D / H: reduction factor of the bottleneck."""
         adapter_start_epoch: int = 10
         """Epoch of the published schedule from which the adapter is trained and used."""
 
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> CBBTPlan:
-        n, d = shape.n_train, shape.feature_dim
         steps, directions, views = self._schedule_with_views(shape, remaining)
-        bill = Bill.text_features(directions + 1, shape.n_classes, d) * steps
-        if shape.fresh_views:
-            bill += Bill.image_features(n, d) * views
-        elif views:
-            bill += Bill.image_features(views * n, d)
+        text = Bill.text_features(directions + 1, shape.n_classes, shape.feature_dim) * steps
+        bill = text + view_features_bill(shape, views)
         return CBBTPlan(bill=bill, steps=steps, directions=directions, views=views)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CBBTPlan) -> None:
         super().start(task, box, rng, plan)
-        c, v = self.config, plan.views
         self.logit_scale = box.logit_scale
-        self.adapter = Adapter(box.feature_dim, c, self.generator)
+        self.adapter = Adapter(box.feature_dim, self.config, self.generator)
         self.adapter_joined = False
         self.trainable_params += self.adapter.w1_DH.numel() + self.adapter.w2_HD.numel()
-        if not plan.steps:
-            return
-        bank_VND = None
-        if not task.fresh_views:
-            bank_VND = box.image_features(training_views(task, v)).view(v, -1, box.feature_dim)
-        epochs = math.ceil(plan.steps / self._batches_per_epoch(len(task.train.labels)))
-        self.views = EpochViews(task, v, epochs, bank_VND)
+        if plan.steps:
+            epochs = math.ceil(plan.steps / self._batches_per_epoch(len(task.train.labels)))
+            self.views = view_features(task, plan.views, epochs, box)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         text_CD = box.text_features(self._prompts(classes or self.classes))[0]

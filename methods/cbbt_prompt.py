@@ -1,15 +1,13 @@
-"""CBBT's prompt half: a soft prompt trained by a gradient that is estimated from randomly perturbed prompts.
+"""CBBT's prompt: a soft prompt trained by a gradient that is estimated from randomly perturbed prompts.
 
-What is learned: the last T tokens [T, E] of the template's context (T = 1: the word next to the class name). The words
-before them stay as they are.
+What is learned: the last T tokens [T, E] of the template's context (T = 1: the word next to the class name).
 Shapes: N training images, B images in a batch, C classes, T learned of L context tokens, E token-embedding width,
 Q directions, P = Q + 1 prompt sets in a step.
 Cost: a step sends P requests, P * B images, P * C prompts, P * B * C outputs; Q = 256, B = 32: 257 requests. The
 published schedule is 150 epochs: on 160 images 5 * 150 * 257 = 192,750 requests. Let A be the number of evaluations
-(one prompt set on one batch) that the allotment pays for. If A covers the published schedule, that is run. Else
-Q = A / min_steps - 1, clipped to min_directions .. 256, with as many steps as A pays for: directions are given up
-before steps. Batch size and learning rates stay; their curve is drawn over the steps there are. With fewer than two
-evaluations the prompt stays the template's.
+(one prompt set on one batch) that the allotment pays for. If A does not cover that schedule, Q = A / min_steps - 1,
+clipped to min_directions .. 256, with as many steps as A pays for: directions are reduced before steps. Batch size and
+learning rates stay; their schedule is stretched. With fewer than two evaluations the prompt stays the template's.
 Prediction: 1 prompt set for each image.
 Paper: Guo et al., Black-Box Tuning of Vision-Language Models with Effective Gradient Approximation, Findings of EMNLP
 2023, arXiv:2312.15901, as in its released trainers/cooppara.py. With u_i uniform on the unit sphere, d = T * E numbers
@@ -18,15 +16,13 @@ learned and h = max(1/d, 0.001):
     g = d/Q * sum_i (CE(ctx + h u_i) - CE(ctx)) / h * u_i        clipped to norm 5, then Adam        (1)
 
 Departures from the released code:
-1. It keeps the epoch that is best on the *test* set. Here the last prompt is used; nothing restores the other.
-2. Its prompt is "a {}." on every data set, that one token learned: `paper_init`. Here the start is the data set's
-   template (or the first of its ensemble with words before the class name), whose last context word is learned, so
-   that d and the directions are the paper's.
-3. Its factor is 1/h. That is d, which makes the estimate unbiased as h -> 0, wherever d <= 1000; beyond, d is used.
-4. The task's fixed views in turn; `views=fresh` restores a new view per epoch. The released transform crops no more
-   than half of the images and cuts out 40 % in a random color; neither setting restores that.
-5. The optional PCA of the token vocabulary is left out: it needs the whole embedding table, and its files were not
-   released (the documented commands leave it off).
+1. The last prompt is used. The release keeps the epoch that is best on the *test* set.
+2. The start is the data set's template (or the first of its ensemble with words before the class name), whose last
+   context word is learned. The release starts from "a {}." on every data set, one token as well: `paper_init`.
+3. The factor is d, which makes the estimate unbiased as h -> 0. The release's 1/h is the same for d <= 1000.
+4. Fixed views in turn; `views=fresh` restores a new view per epoch. The released transform crops at most half of the
+   images and cuts out 40 % in a random color; neither setting restores that.
+5. No PCA of the token vocabulary: it needs the whole embedding table, and its files were not released.
 """
 
 from __future__ import annotations
@@ -87,14 +83,14 @@ class CBBTPrompt(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Settings: those of the released configs, and two for allotments that cannot pay them."""
+        """The released settings, and two for allotments that do not pay for them."""
 
         n_directions: int = 256
         """Q: perturbed prompts per step in the published schedule, and the maximum; 0 = the prompt is not trained."""
         min_directions: int = 4
-        """Fewest directions in a scaled schedule: below them, steps are given up."""
+        """Minimum number of directions in a scaled schedule; steps are reduced instead."""
         min_steps: int = 150
-        """Steps that a scaled schedule keeps by giving up directions."""
+        """Steps that a scaled schedule keeps by reducing directions."""
         epochs: int = 150
         """Epochs of the published schedule."""
         batch_size: int = 32
@@ -131,8 +127,8 @@ class CBBTPrompt(Method):
         self.optimizer = torch.optim.Adam([self.learned_TE], lr=c.lr, weight_decay=c.weight_decay)
         self.trainable_params = self.learned_TE.numel() if c.n_directions else 0
         self.steps, self.directions = plan.steps, plan.directions
-        self.notes |= {"steps": plan.steps, "directions": plan.directions, "views": plan.views}
-        self.notes["start"] = self.classes.template
+        start = self.classes.template
+        self.notes |= {"steps": plan.steps, "directions": plan.directions, "views": plan.views, "start": start}
         self.done, self.epoch, self.batches = 0, -1, list[Tensor]()
 
     def step(self, box: BlackBox) -> bool:
@@ -169,8 +165,7 @@ class CBBTPrompt(Method):
     def _prompts(self, classes: Classes, offsets_PTE: Tensor | None = None) -> SoftPrompts:
         """Return the current prompt, or the prompts at these offsets from it."""
         tokens_PTE = self.learned_TE.detach().unsqueeze(0)
-        if offsets_PTE is not None:
-            tokens_PTE = tokens_PTE + offsets_PTE
+        tokens_PTE = tokens_PTE if offsets_PTE is None else tokens_PTE + offsets_PTE
         kept_PLE = self.kept_LE.expand(len(tokens_PTE), -1, -1)
         return with_templates(classes, self.classes.template).soft(torch.cat([kept_PLE, tokens_PTE], dim=1))
 

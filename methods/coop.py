@@ -3,23 +3,24 @@
 What is learned: ctx [L, E], the context before every class name (one context for all classes), L * E numbers.
 Shapes: B images in a batch, C classes, D feature width, N training images, L context tokens, E token-embedding width,
 V views.
-Cost: the views of the training images once: fixed ones in 1 request of V * N images, fresh ones in a request of N
-    images in each epoch. A step then asks 2 requests, no image, 2 * C prompts: the class features of the present
-    context, and the gradient back through them. 16 shots of 10 classes: 200 epochs of 5 batches, 2,001 requests.
-    Within an allotment: as many views as its images pay, then as many of the published steps as its requests pay; the
-    learning rates' curve is drawn over the steps there are. Without any, the context stays the template's.
-Prediction asks 1 prompt set about each image.
+Cost: the features of the training views once (fixed views: 1 request, V * N images; fresh views: 1 request, N images
+per epoch), then 2 requests, 2 * C prompts per step: the class features of the current context and their gradient. 16
+shots of 10 classes: 200 epochs of 5 batches, 2,001 requests. The allotment's images pay for views, then its requests
+for as many of the published steps as possible; the learning-rate schedule is stretched over them. Without any steps,
+the context stays the template's.
+Prediction: 1 prompt set for each image.
 Paper: Zhou et al., Learning to Prompt for Vision-Language Models, arXiv:2109.01134, unified context, class name last:
-    min over ctx of CE(logit_scale * f(x) . t(ctx, name_c), y)
+
+    min over ctx of CE(logit_scale * f(x) . t(ctx, name_c), y)        (1)
+
 by SGD with momentum, learning rate as in `taskres` (Dassl's one epoch of warm-up, then cosine).
+The gradient leaves the endpoint (access GRADIENTS), which no ranked method may request. The model stays behind the
+endpoint, so these calls are metered too.
 
-White box: the gradient leaves the endpoint (access GRADIENTS), which no method that is ranked here may ask. The model
-stays behind the endpoint, so that these calls too are metered.
-
-Departs from the released code:
-1. The words of the data set's template after the class name stay, as for every method here; the code ends with "."
-   always. The start is the code's (random), so it is not the template's as for the others: `n_ctx=0` makes it that.
-2. Fixed views in turn; `views=fresh` restores a new view in every epoch. Their crops keep half of the image or more.
+Departures from the released code:
+1. The words of the data set's template after the class name stay, as for every method here; the code always ends with
+   ".". The context starts at random as in the code; `n_ctx=0` starts from the template.
+2. Fixed views in turn; `views=fresh` restores a new view per epoch. The released crops keep half of the image or more.
 3. float32; the code computes in float16.
 """
 
@@ -35,7 +36,7 @@ from torch.nn.functional import cross_entropy
 
 from methods._finite import finite
 from methods._training import shuffled_batches, warm_cosine_lr, with_context
-from methods._views import EpochViews, n_views_used, training_views
+from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
     Access,
     Bill,
@@ -72,33 +73,28 @@ class CoOp(Method):
         """The released settings."""
 
         n_ctx: int = 16
-        """L: context tokens, drawn at random; 0: the words of the data set's template, as many as they are."""
+        """L: number of context tokens, initialized at random; 0 = those of the data set's template."""
         init_std: float = 0.02
-        """Standard deviation of the random start."""
+        """Standard deviation of the random initialization."""
         lr: float = 0.002
-        """SGD's learning rate, cosine to zero after one epoch at `warmup_lr`."""
+        """Learning rate of SGD: a cosine to zero after one epoch at `warmup_lr`."""
         warmup_lr: float = 1e-5
-        """Learning rate in the first epoch."""
+        """Learning rate of the first epoch."""
         momentum: float = 0.9
         """SGD's momentum: Dassl's default, in force in the released code."""
         weight_decay: float = 5e-4
         """SGD's L2 term: Dassl's default, in force in the released code."""
         batch_size: int = 32
-        """B: images a step; a short last batch is left out."""
+        """B: images per step; a short last batch is dropped."""
         epochs: int | None = None
-        """Epochs of the schedule; None: 50 at 1 shot, 100 up to 4, 200 above (the paper: always 50 on ImageNet)."""
+        """Epochs of the schedule; None = 50 at 1 shot, 100 up to 4, 200 above (the paper: always 50 on ImageNet)."""
 
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> CoOpPlan:
-        n, d = shape.n_train, shape.feature_dim
         steps, views = self._schedule(shape, remaining)
-        bill = Bill.text_features(1, shape.n_classes, d) * (2 * steps)
-        if shape.fresh_views:
-            bill += Bill.image_features(n, d) * views
-        elif views:
-            bill += Bill.image_features(views * n, d)
-        return CoOpPlan(bill=bill, steps=steps, views=views)
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim) * (2 * steps)
+        return CoOpPlan(bill=text + view_features_bill(shape, views), steps=steps, views=views)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CoOpPlan) -> None:
         c, n = self.config, len(task.train.labels)
@@ -114,12 +110,8 @@ class CoOp(Method):
         self.ctx_LE.requires_grad_()
         self.optimizer = torch.optim.SGD([self.ctx_LE], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
         self.trainable_params = self.ctx_LE.numel()
-        if not plan.steps:
-            return
-        v, bank_VND = plan.views, None
-        if not task.fresh_views:
-            bank_VND = box.image_features(training_views(task, v)).view(v, -1, box.feature_dim)
-        self.views = EpochViews(task, v, self._epochs_of(plan.steps, n), bank_VND)
+        if plan.steps:
+            self.views = view_features(task, plan.views, self._epochs_of(plan.steps, n), box)
 
     def step(self, box: BlackBox) -> bool:
         """Run one step of SGD on one batch."""
@@ -133,7 +125,7 @@ class CoOp(Method):
         x_BD = self.views.of(self.epoch, box.image_features)[rows_B]
         prompts = self.classes.soft(self.ctx_LE.detach().unsqueeze(0))
         text_PCD = box.text_features(prompts).requires_grad_()
-        loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])
+        loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])  # (1)
         finite(loss, f"loss in step {self.done + 1}")
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
 
@@ -144,7 +136,7 @@ class CoOp(Method):
         return self.done < self.steps
 
     def learning_rate(self, epoch: int) -> float:
-        """The rate of an epoch of the published schedule: warm-up for one, then a cosine that starts after it."""
+        """Return the rate of one epoch of the published schedule: one epoch of warm-up, then a cosine."""
         return warm_cosine_lr(self.config.lr, self.config.warmup_lr, epoch, self.epochs)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:

@@ -2,28 +2,26 @@
 
 What is learned: x [C, D], zero at first, so that the start is zero-shot; C * D numbers.
 Shapes: B images in a call, C classes, D feature width, N training images, V views, E epochs.
-Cost: 1 request (C prompts) for the text features; then V * N image rows, in 1 request for V fixed views, or in V
-requests of N rows, one per epoch, for fresh views (V = E). All E epochs always run, since they cost nothing here. V =
-the fixed views that the task offers (E if fresh), cut to what the allotment pays for after the text features, at least
-1; epoch e uses view e mod V. Prediction: 1 request, B image rows a call.
+Cost: 1 request (C prompts) for the text features, then V * N image rows: 1 request for fixed views, V requests for
+fresh ones. V = the fixed views that the task offers (E if fresh), cut to what the allotment pays for after the text
+features, at least 1. All E epochs run, since they cost nothing here; epoch e uses view e mod V.
+Prediction: 1 request, B image rows a call.
 Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277; symbols are the paper's:
 
     t'_c = t_c + alpha * x_c        (1)            logit_c(f) = scale * cos(f, t'_c)        (2)
 
-trained by cross-entropy with Adam. The learning rate of epoch e is Dassl's composition of its schedulers: the cosine
-counts from 0 when the warm-up ends, over E and not E - 1 epochs, so that it never reaches zero:
+trained by cross-entropy with Adam. The learning rate of epoch e is Dassl's: the cosine starts after the warm-up, over E
+epochs, not E - 1, so that it never reaches zero:
 
     lr(0) = 1e-5            lr(e) = lr * (1 + cos(pi * (e - 1) / E)) / 2,  e = 1 .. E - 1        (3)
 
-The loader drops the short last batch if there is more than one batch of images. The x of the last epoch is used.
+A short last batch is dropped unless it is the only one. The x of the last epoch is used.
 
 Departures from the paper and its released code:
-1. Fixed views, reused, by default; the released loader draws a new view per epoch (`views=fresh`), with crops of 0.08
-   to 1 of the area.
-2. t has unit length, as the endpoint returns it. The released t keeps the tower's length s (it varies a little by
-   class), which after the cosine equals this method with alpha / s.
-3. One template, the data set's; the released ImageNet run averages 8 (docs/methods/taskres.md). Class names have spaces
-   where the release keeps underscores.
+1. Fixed views by default; the released loader draws a new view per epoch (`views=fresh`), with crops of 8 % to 100 %.
+2. t has unit length, as the endpoint returns it. The released t keeps the tower's length s, which depends slightly on
+   the class; after the cosine this equals alpha / s.
+3. One template, the data set's (the released ImageNet run averages 8), and class names with spaces, not underscores.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from methods._finite import finite
 from methods._training import affordable, shuffled_batches, warm_cosine_lr
-from methods._views import EpochViews, ViewsPlan, n_views_used, training_views
+from methods._views import ViewsPlan, n_views_used, view_features, view_features_bill
 from methods.base import (
     Access,
     Bill,
@@ -79,12 +77,10 @@ class TaskRes(Method):
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> ViewsPlan:
-        n, d = shape.n_train, shape.feature_dim
-        text = Bill.text_features(1, shape.n_classes, d)
-        view = Bill(requests=1 if shape.fresh_views else 0, images=n)
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
+        view = Bill(requests=1 if shape.fresh_views else 0, images=shape.n_train)
         views = affordable(n_views_used(shape, self._n_epochs(shape.shots)), view, remaining.minus(text))
-        images = Bill.image_features(n, d) * views if shape.fresh_views else Bill.image_features(n * views, d)
-        return ViewsPlan(bill=text + images, views=views)
+        return ViewsPlan(bill=text + view_features_bill(shape, views), views=views)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.epoch, self.n_epochs = 0, self._n_epochs(task.shots)
@@ -93,10 +89,7 @@ class TaskRes(Method):
         self.text_CD = box.text_features(task.classes.prompts())[0]
         self.residual_XD = self._zero_residual().requires_grad_()
         self.optimizer = self._adam(self.residual_XD)
-        bank_VND = None
-        if not task.fresh_views:
-            bank_VND = box.image_features(training_views(task, plan.views)).view(plan.views, len(self.labels_N), -1)
-        self.views = EpochViews(task, plan.views, self.n_epochs, bank_VND)
+        self.views = view_features(task, plan.views, self.n_epochs, box)
         self.trainable_params = self.residual_XD.numel()
         self.notes.update(epochs=self._residual_epochs(task.shots), views=plan.views)
 
@@ -153,5 +146,4 @@ class TaskRes(Method):
         return self.config.epochs or (100 if shots <= 4 else 200)
 
     def _n_epochs(self, shots: int) -> int:
-        """Return the number of all epochs."""
-        return self._residual_epochs(shots)
+        return self._residual_epochs(shots)  # all epochs
