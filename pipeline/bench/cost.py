@@ -162,7 +162,7 @@ def _alone(asked: Asked) -> Cost:
 
 
 def _run(asked: Asked, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
-    with Session(metered, spec.choice.name) as session:
+    with Session(metered, spec.choice.name, predicted=spec.predicted) as session:
         return _measured(asked, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
 
 
