@@ -1,4 +1,4 @@
-"""The algorithms. Each module in this folder that registers a method with `@method` is found by itself."""
+"""The algorithms. Every module of this folder whose name has no leading underscore may register methods."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pkgutil
 
 from methods.base import REGISTRY, MethodInfo
 
-_NOT_METHODS = {"base", "finite", "optim", "refiner", "state", "testing", "toy"}
+_NOT_METHODS = {"base", "testing"}
 
 
 def all_methods() -> dict[str, MethodInfo]:
-    """Every registered method by name, in alphabetical order."""
+    """Return every registered method by name, in alphabetical order."""
     for module in pkgutil.iter_modules(__path__):
-        if module.name not in _NOT_METHODS:
+        if not module.name.startswith("_") and module.name not in _NOT_METHODS:
             importlib.import_module(f"methods.{module.name}")
     return dict(sorted(REGISTRY.items()))

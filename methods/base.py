@@ -1,12 +1,12 @@
-"""What a method sees: the task that it is given, the black box that it may ask, and the bill for asking.
+"""The interface of a method: its task, the black box that it queries, and the bill of its queries.
 
 Shape suffixes used in every method: B images in a call, C classes, D feature width, N training images (C * shots),
 M validation images, L context tokens, E token-embedding width, K intrinsic dimension, P prompt sets (a population),
 V views, T templates.
 
-The life of a trial: `start` once (plan within `box.remaining`, ask what is asked once), then `step` until it returns
-False, then `predict` on a copy. Between two steps the whole object can be pickled and continued elsewhere, so it keeps
-its state in its own attributes, its random generators included, and never keeps the box.
+A trial calls `plan` for the schedule that fits the allotment, `start` once, `step` until it returns False, and then
+`predict` on a copy. Between two steps the method may be pickled and continued in another process, so its attributes
+hold all of its state, random generators included. They never hold the box.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class Access(enum.Flag):
-    """What may cross the boundary. Inputs: TEXT < SOFT; outputs: SCORES < FEATURES; GRADIENTS is the white box."""
+    """What a method may send and receive. Inputs: TEXT < SOFT; outputs: SCORES < FEATURES; GRADIENTS: white box."""
 
     TEXT = enum.auto()
     SOFT = enum.auto()
@@ -46,7 +46,7 @@ class Access(enum.Flag):
         return access
 
     def closure(self) -> Access:
-        """This access with everything that it implies (SOFT allows TEXT, FEATURES allow SCORES)."""
+        """Return this access with everything that it implies (SOFT allows TEXT, FEATURES allow SCORES)."""
         full = self
         if Access.SOFT in full:
             full |= Access.TEXT
@@ -55,18 +55,18 @@ class Access(enum.Flag):
         return full
 
     def covers(self, needed: Access) -> bool:
-        """True when a grant of `self` allows everything in `needed`."""
+        """Return whether a grant of `self` allows everything in `needed`."""
         return needed.closure() in self.closure()
 
     @property
     def label(self) -> str:
-        """Names joined by +, e.g. 'SOFT+SCORES'."""
+        """Names joined by +, for example 'SOFT+SCORES'."""
         return "+".join(str(flag.name) for flag in Access if flag in self)
 
 
 @dataclass(frozen=True)
 class Bill:
-    """What a call, or many, cost. Requests: prompt sets asked about (or one per feature call); the rest are rows."""
+    """Cost of one or more calls. Requests: prompt sets (or one per feature call); the other units are rows."""
 
     requests: int = 0
     images: int = 0
@@ -75,17 +75,17 @@ class Bill:
 
     @classmethod
     def scores(cls, p: int, b: int, c: int) -> Bill:
-        """P prompt sets scored on B images and C classes, in one call."""
+        """Cost of scoring P prompt sets on B images and C classes, in one call."""
         return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b * c)
 
     @classmethod
     def image_features(cls, b: int, d: int) -> Bill:
-        """Features [B, D] of B image rows (each view is a row), in one call."""
+        """Cost of the features [B, D] of B image rows (each view is a row), in one call."""
         return cls(requests=1, images=b, outputs=b * d)
 
     @classmethod
     def text_features(cls, p: int, c: int, d: int) -> Bill:
-        """Features [P, C, D] of P prompt sets, in one call; so is the way back through them, `text_gradients`."""
+        """Cost of encoding P prompt sets. `text_gradients`, a backward pass through the text tower, costs the same."""
         return cls(requests=p, prompts=p * c, outputs=p * c * d)
 
     def __add__(self, other: Bill) -> Bill:
@@ -107,7 +107,7 @@ class Remaining(NamedTuple):
     images: float = math.inf
 
     def affords(self, bill: Bill) -> int | None:
-        """How many times `bill` can still be paid; None when nothing limits it."""
+        """Return how many times `bill` can be paid; None if there is no limit."""
         times = min(
             self.requests / bill.requests if bill.requests else math.inf,
             self.images / bill.images if bill.images else math.inf,
@@ -115,12 +115,13 @@ class Remaining(NamedTuple):
         return None if math.isinf(times) else max(0, math.floor(times))
 
     def minus(self, bill: Bill) -> Remaining:
+        """Return what is left after `bill`."""
         return Remaining(self.requests - bill.requests, self.images - bill.images)
 
 
 @dataclass(frozen=True)
 class TextPrompts:
-    """P sets of C class prompts in words: texts[p][c]."""
+    """P sets of C class prompts as text: texts[p][c]."""
 
     texts: tuple[tuple[str, ...], ...]
 
@@ -157,33 +158,33 @@ class Classes:
         return self.template.split("{}")[0].strip()
 
     def prompts(self, template: str | None = None) -> TextPrompts:
-        """One prompt set (P = 1) from the template, or from another."""
+        """Return one prompt set (P = 1) of this template; by default the data set's."""
         return TextPrompts((tuple((template or self.template).format(n) for n in self.names),))
 
     def ensemble(self) -> TextPrompts:
-        """One prompt set for each ensemble template (P = T)."""
+        """Return one prompt set per ensemble template (P = T)."""
         return TextPrompts(tuple(self.prompts(t).texts[0] for t in self.templates or (self.template,)))
 
     def soft(self, ctx_PLE: Tensor) -> SoftPrompts:
-        """Soft prompts [P, L, E] in the place of the template's context."""
+        """Return soft prompts with the contexts [P, L, E] in place of the template's."""
         return SoftPrompts(ctx_PLE, self.names, self.template.split("{}")[1])
 
 
 class ImageSet(Protocol):
-    """An ordered set of images, held by reference: pixels go to the endpoint, never through a method."""
+    """An ordered set of image references. A method never handles the pixels that the endpoint receives."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> ImageSet:
-        """The images at these rows, in that order."""
+        """Return the images at these rows, in that order."""
         ...
 
     def views(self, n: int, seed: int = 0) -> ImageSet:
-        """n augmented copies of each image, view-major: row v * len(self) + i is view v of image i."""
+        """Return n augmented copies of each image, view-major: row v * len(self) + i is view v of image i."""
         ...
 
     def pixels(self, size: int) -> Tensor:
-        """Grey thumbnails [B, size * size] in [0, 1], read on the client: no request is made."""
+        """Return gray thumbnails [B, size * size] in [0, 1], read on the client without a request."""
         ...
 
 
@@ -196,23 +197,23 @@ class LabelledImages(NamedTuple):
 
 @dataclass(frozen=True)
 class FewShotTask:
-    """One data set x shots x seed. There is no test split in it."""
+    """The training and validation data of one data set, number of shots and seed. It has no test split."""
 
     dataset: str
     classes: Classes
     shots: int
     train: LabelledImages
     val: LabelledImages
-    """min(shots, 4) images a class, or none: calls on it are billed to the phase `validate`."""
+    """min(shots, 4) images per class, or none. Calls on them are billed to the phase `validate`."""
     views: int = 10
-    """How many fixed augmented views of the training images a method may ask for; 0 means none, the plain image."""
+    """Number of fixed augmented views of the training images that a method may query; 0 = the plain images only."""
     fresh_views: bool = False
-    """True: new views in every epoch, as in the papers' loaders (each is billed)."""
+    """Use new views in every epoch, as the papers' loaders do; each is billed."""
 
 
 @dataclass(frozen=True)
 class TaskShape:
-    """The sizes that a bill depends on; `farebox plan` needs no image to fill it."""
+    """The sizes that a bill depends on, known before any image is read."""
 
     n_classes: int
     n_train: int
@@ -238,7 +239,7 @@ class TaskShape:
 
 
 class BlackBox(Protocol):
-    """The metered endpoint as one method may use it. Tensors are float32 on the CPU; features have unit length."""
+    """The metered endpoint that a method queries. Tensors are float32 on the CPU; features have unit length."""
 
     logit_scale: float
     token_dim: int
@@ -248,76 +249,102 @@ class BlackBox(Protocol):
     def remaining(self) -> Remaining: ...
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        """logit_scale * cosine, [P, B, C]."""
+        """Return logit_scale * cosine, [P, B, C]."""
         ...
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
-        """The same answer, for the same one charge, as (rows, [P, rows, C]) blocks of at most 64 MiB."""
+        """Yield the scores, for the same charge, as (rows, [P, rows, C]) blocks of at most 64 MiB."""
         ...
 
     def image_features(self, images: ImageSet) -> Tensor:
-        """[B, D]; access FEATURES."""
+        """Return image features [B, D]; access FEATURES."""
         ...
 
     def text_features(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]; access FEATURES."""
+        """Return text features [P, C, D]; access FEATURES."""
         ...
 
     def embed_text(self, text: str) -> Tensor:
-        """Token embeddings [L, E] of the words, without start and end; access SOFT; free of charge."""
+        """Return token embeddings [L, E] without start and end tokens; access SOFT; free of charge."""
         ...
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]: the gradient, in the contexts, of sum(upstream_PCD * text_features(prompts)).
+        """Return the gradient [P, L, E] of sum(upstream_PCD * text_features(prompts)) with respect to the contexts.
 
-        White box: access SOFT and GRADIENTS. Any loss of the text features is differentiated so: its own gradient in
-        them, taken on the client, is `upstream_PCD`.
+        White box: access SOFT and GRADIENTS. For a loss of the text features, `upstream_PCD` is its gradient with
+        respect to them, computed on the client.
         """
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The schedule that a method follows within an allotment. Subclasses add the numbers that `start` needs."""
+
+    bill: Bill
+    """Exact cost of `start` and all steps, calls on validation images included."""
+
+
 class Method:
-    """Base of every method. Subclasses define `Config`, `start`, `predict` and `bill`; iterative ones also `step`."""
+    """Base of every method. Subclasses define `Config`, `plan`, `start` and `predict`; iterative ones also `step`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """Settings; each field's docstring line says what it does."""
+        """Settings. The docstring below each field describes it."""
 
     info: ClassVar[MethodInfo]
+
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError if a subclass overrides a final method."""
+        for name in ("bill", "begin"):
+            if name in vars(cls):
+                raise TypeError(f"{cls.__name__} defines {name}, which is final: define plan and start")
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
         self.notes: dict[str, float | int | str] = {}
-        """What `start` decided (a scaled schedule, a chosen setting); recorded beside the result."""
+        """What `start` decided (a scaled schedule, a chosen setting); recorded with the result."""
         self.trainable_params = 0
         self.papers_count: float | None = None
-        """What the paper would call the number of its queries, where it counts any: it stands beside the bill."""
+        """Number of queries as the paper counts them, if it does; shown beside the bill."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        """Return the schedule that fits `remaining`, with its exact bill. It sees sizes only and sends no request."""
+        raise TypeError(f"{type(self).__name__} does not define plan")
+
+    @final
+    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
+        """Return what `start` and all steps will be charged on a task of this shape with this allotment."""
+        return self.plan(shape, remaining).bill
+
+    @final
+    def begin(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+        """Plan within `box.remaining` and start."""
+        self.start(task, box, rng, self.plan(TaskShape.of(task, box.feature_dim), box.remaining))
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Any) -> None:
+        """Set up the state and send the requests that are sent once. `plan` is what `plan()` returned."""
         raise TypeError(f"{type(self).__name__} does not define start")
 
     def step(self, box: BlackBox) -> bool:
-        """One iteration; False when finished. Training-free methods leave it as it is."""
+        """Run one iteration. Return False when finished. Training-free methods do not override it."""
         return False
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-        """Logits [B, C]; each row depends on its own image alone. A method that declares `new_classes` may be given
-        others than the fitted ones: C is then their number. No other method is given `classes`.
+        """Return the logits [B, C]; each row depends on its own image alone.
+
+        `classes` is given only to methods that declare `new_classes`: the classes to predict in place of the fitted.
         """
         raise TypeError(f"{type(self).__name__} does not define predict")
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        """Exactly what `start` and all steps will be charged on a task of this shape with this allotment."""
-        raise TypeError(f"{type(self).__name__} does not define bill")
-
     def deployed(self) -> dict[str, Tensor]:
-        """Tensors that `predict` needs on the client: their bytes are reported."""
+        """Return the tensors that `predict` needs on the client; their size is reported."""
         return {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What the registry knows of a method."""
+    """Registry entry of a method."""
 
     name: str
     cls: type[Method]
@@ -358,10 +385,10 @@ def method(
 
 
 def torch_generator(rng: np.random.Generator) -> torch.Generator:
-    """A torch generator seeded from numpy's, so that a trial has one source of randomness. Pickles with the method."""
+    """Return a torch generator seeded from numpy's. It pickles with the method."""
     return torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
 
 
 def with_templates(classes: Classes, template: str) -> Classes:
-    """The same classes under another template (a paper's own start, as a flagged variant)."""
+    """Return the same classes with another template."""
     return replace(classes, template=template)

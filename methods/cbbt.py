@@ -1,28 +1,30 @@
-"""CBBT: the estimated-gradient prompt of `cbbt_prompt`, and an adapter on the image features trained beside it.
+"""CBBT: the estimated-gradient prompt of `cbbt_prompt`, and an adapter on the image features trained with it.
 
-What is learned: the prompt's tokens [T, E], through the endpoint, by estimated gradient; and on the client, by true
-gradient, the adapter's 2 * D * H numbers. Both learn from the same batch in the same step.
+What is learned: the prompt's tokens [T, E] by estimated gradient, and on the client the adapter's 2 * D * H numbers by
+true gradient. Both learn from the same batch in the same step.
 Shapes: N training images, B images in a batch, C classes, D feature width, H = D / reduction, V views, T learned
 tokens, E token-embedding width, Q directions, P = Q + 1 prompt sets in a step.
-Cost: the views of the training images once: fixed ones in 1 request of V * N images, fresh ones in a request of N
-    images in each epoch. A step then asks P requests, no image, P * C prompts, P * C * D outputs.
-    The published schedule on 160 images: 192,750 requests + 1.
-    Within an allotment: as many views as its images pay (if none, the prompt stays the template's and there is no
-    adapter), then the steps by `cbbt_prompt`'s rule from the requests left. Where fresh views run out before the
-    epochs do, they are learned from in turn.
-Prediction asks the features of each image, and of 1 prompt set a call.
+Cost: the features of the training views once (fixed views: 1 request, V * N images; fresh views: 1 request, N images
+per epoch), then P requests, P * C prompts, P * C * D outputs per step. The published schedule on 160 images: 192,751
+requests. The allotment's images pay for views (without any, the prompt stays the template's and there is no adapter),
+then its requests for the steps by the rule of `cbbt_prompt`. If there are fewer fresh views than epochs, they are used
+in turn.
+Prediction: 1 request, B image rows, and 1 prompt set a call.
 Paper: Guo et al., Black-Box Tuning of Vision-Language Models with Effective Gradient Approximation, Findings of EMNLP
 2023, arXiv:2312.15901. The adapter is CLIP-Adapter's, Gao et al., arXiv:2110.04544:
-    x' = ratio * relu(relu(x W1) W2) + (1 - ratio) * x,        logits = logit_scale * cos(x', t(ctx))
 
-Inferred, because the adapter's trainer was never released:
-1. From the abstract: a lightweight adapter over the output feature, tuned together with the prompt.
-2. From the released script (main_adapter.sh: `adapter_ratio 0.2`) and defaults (train.py: `adapter_startepoch` 10):
-   CLIP-Adapter's residual ratio 0.2, and an adapter that joins after 10 of the 150 epochs. That default is only seen
-   in use with the other released script, for a Tip-Adapter variant, which is not built here.
-3. From its config (CBBTadapter/vit_b16.yaml): the prompt's Adam settings, schedule and batch, used for both parts.
-4. Stated nowhere, our choice: the image side, reduction 4, no bias, and prompt losses seen through the adapter.
-Departs from the released code in the points of `cbbt_prompt`, and in one more: fixed views are kept as features.
+    x' = ratio * relu(relu(x W1) W2) + (1 - ratio) * x    (1)    logits = logit_scale * cos(x', t(ctx))    (2)
+
+The adapter's trainer was never released. Sources of what is inferred:
+1. The abstract: a lightweight adapter over the output feature, tuned together with the prompt.
+2. The released script (main_adapter.sh: `adapter_ratio 0.2`) and defaults (train.py: `adapter_startepoch` 10):
+   CLIP-Adapter's residual ratio 0.2, and an adapter that joins after 10 of the 150 epochs. That default is only used
+   by the other released script, for a Tip-Adapter variant, which is not implemented here.
+3. Its config (CBBTadapter/vit_b16.yaml): the prompt's Adam settings, schedule and batch, used for both parts.
+4. Stated nowhere and chosen here: the image side, reduction 4, no bias, and prompt losses through the adapter.
+
+Departures from the released code: those of `cbbt_prompt`, and:
+1. Fixed views are cached as features.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._training import mean_cross_entropy
+from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
     Access,
     Bill,
@@ -47,17 +51,16 @@ from methods.base import (
     TaskShape,
     method,
 )
-from methods.cbbt_prompt import CBBTPrompt, Plan
-from methods.optim import EpochViews, mean_cross_entropy, training_views, views_wanted
+from methods.cbbt_prompt import CBBTPlan, CBBTPrompt
 
 
 class Adapter:
-    """CLIP-Adapter's bottleneck on unit features, with its Adam state; pickles whole."""
+    """CLIP-Adapter's bottleneck on unit features, with its Adam state."""
 
     def __init__(self, dim: int, config: CBBT.Config, generator: torch.Generator) -> None:
         hidden, self.ratio = max(1, dim // config.reduction), config.ratio
         self.w1_DH, self.w2_HD = (
-            # torch's own start for a linear layer: uniform within 1 / sqrt(inputs)
+            # torch's initialization of a linear layer: uniform within 1 / sqrt(inputs)
             ((torch.rand(i, o, generator=generator) * 2 - 1) * i**-0.5).requires_grad_()
             for i, o in ((dim, hidden), (hidden, dim))
         )
@@ -65,42 +68,43 @@ class Adapter:
         self.optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
 
     def __call__(self, x_BD: Tensor) -> Tensor:
-        """Adapted features of unit length, with gradients."""
+        """Return the adapted features at unit length, with gradients (1)."""
         bottleneck_BD = ((x_BD @ self.w1_DH).relu() @ self.w2_HD).relu()
         return normalize(self.ratio * bottleneck_BD + (1 - self.ratio) * x_BD, dim=-1)
 
 
 @method(name="cbbt", access=Access.SOFT | Access.FEATURES, paper="arXiv:2312.15901", new_classes=True)
 class CBBT(CBBTPrompt):
-    """CBBT's estimated-gradient prompt with a feature adapter trained beside it (its code is unreleased: inferred)."""
+    """CBBT's estimated-gradient prompt with a feature adapter trained with it (inferred: its code is unreleased)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CBBTPrompt.Config):
-        """The prompt's settings and the adapter's."""
+        """Settings of the prompt and of the adapter."""
 
         ratio: float = 0.2
-        """Share of the adapter's output in the adapted feature; 0 leaves the prompt alone."""
+        """Weight of the adapter's output in the adapted feature; 0 = the prompt alone."""
         reduction: int = 4
-        """D / H: how much narrower the bottleneck is."""
+        """D / H: reduction factor of the bottleneck."""
         adapter_start_epoch: int = 10
-        """The adapter joins in this epoch of the published schedule."""
+        """Epoch of the published schedule from which the adapter is trained and used."""
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
-        c, v = self.config, self.plan.views
+    def plan(self, shape: TaskShape, remaining: Remaining) -> CBBTPlan:
+        steps, directions, views = self._schedule_with_views(shape, remaining)
+        text = Bill.text_features(directions + 1, shape.n_classes, shape.feature_dim) * steps
+        bill = text + view_features_bill(shape, views)
+        return CBBTPlan(bill=bill, steps=steps, directions=directions, views=views)
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CBBTPlan) -> None:
+        super().start(task, box, rng, plan)
         self.logit_scale = box.logit_scale
-        self.adapter = Adapter(box.feature_dim, c, self.generator)
+        self.adapter = Adapter(box.feature_dim, self.config, self.generator)
         self.adapter_joined = False
         self.trainable_params += self.adapter.w1_DH.numel() + self.adapter.w2_HD.numel()
-        if not self.plan.steps:
-            return
-        bank_VND = None
-        if not task.fresh_views:
-            bank_VND = box.image_features(training_views(task, v)).view(v, -1, box.feature_dim)
-        epochs = math.ceil(self.plan.steps / self._batches_per_epoch(len(task.train.labels)))
-        self.views = EpochViews(task, v, epochs, bank_VND)
+        if plan.steps:
+            epochs = math.ceil(plan.steps / self._batches_per_epoch(len(task.train.labels)))
+            self.views = view_features(task, plan.views, epochs, box)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         text_CD = box.text_features(self._prompts(classes or self.classes))[0]
@@ -108,18 +112,11 @@ class CBBT(CBBTPrompt):
             x_BD = box.image_features(images)
             return self.logit_scale * (self.adapter(x_BD) if self.adapter_joined else x_BD) @ text_CD.T
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        plan, dim = self._plan(shape, remaining), shape.feature_dim
-        steps = Bill.text_features(plan.directions + 1, shape.n_classes, dim) * plan.steps
-        if shape.fresh_views:
-            return steps + Bill.image_features(shape.n_train, dim) * plan.views
-        return steps + Bill.image_features(plan.views * shape.n_train, dim) * min(1, plan.views)
-
     def deployed(self) -> dict[str, Tensor]:
         return {**super().deployed(), "w1_DH": self.adapter.w1_DH.detach(), "w2_HD": self.adapter.w2_HD.detach()}
 
     def _losses(self, box: BlackBox, prompts: SoftPrompts, rows_B: Tensor) -> Tensor:
-        """The prompt sets' losses [P] through the present adapter, which then moves by its own gradient."""
+        """Return the loss [P] of each prompt set through the current adapter, then train the adapter on the batch."""
         x_BD, labels_B = self.views.of(self.epoch, box.image_features)[rows_B], self.task.train.labels[rows_B]
         text_PCD = box.text_features(prompts)
         if self._schedule_epoch() < self.config.adapter_start_epoch:
@@ -130,20 +127,21 @@ class CBBT(CBBTPrompt):
         loss = cross_entropy(self.logit_scale * adapted_BD @ text_PCD[0].T, labels_B)
         self.adapter.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._move(self.adapter.optimizer)
+        self._adam_step(self.adapter.optimizer)
         self.adapter_joined = True
         return losses_P
 
-    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        """Views first, then the steps that the requests left over pay."""
+    def _schedule_with_views(self, shape: TaskShape, remaining: Remaining) -> tuple[int, int, int]:
+        """Return (steps, directions, views): views are paid for first, then steps from the remaining requests."""
         n, requests = shape.n_train, remaining.requests
         payable = remaining.affords(Bill(images=n))
-        plan = self._scaled(n, None if math.isinf(requests) else int(requests) - 1)
-        while plan.steps:
-            views = views_wanted(shape, math.ceil(plan.steps / self._batches_per_epoch(n)))
-            plan = plan._replace(views=views if payable is None else min(views, payable))
-            asked = plan.views if shape.fresh_views else 1
-            if plan.steps * (plan.directions + 1) + asked <= requests:
+        steps, directions = self._schedule(n, None if math.isinf(requests) else int(requests) - 1)
+        while steps:
+            views = n_views_used(shape, math.ceil(steps / self._batches_per_epoch(n)))
+            views = views if payable is None else min(views, payable)
+            if not views:
                 break
-            plan = plan._replace(steps=plan.steps - 1)  # make room for the requests of fresh views
-        return plan if plan.steps and plan.views else Plan(0, 0)
+            if steps * (directions + 1) + (views if shape.fresh_views else 1) <= requests:
+                return steps, directions, views
+            steps -= 1  # make room for the requests of fresh views
+        return 0, 0, 0

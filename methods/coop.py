@@ -3,23 +3,24 @@
 What is learned: ctx [L, E], the context before every class name (one context for all classes), L * E numbers.
 Shapes: B images in a batch, C classes, D feature width, N training images, L context tokens, E token-embedding width,
 V views.
-Cost: the views of the training images once: fixed ones in 1 request of V * N images, fresh ones in a request of N
-    images in each epoch. A step then asks 2 requests, no image, 2 * C prompts: the class features of the present
-    context, and the gradient back through them. 16 shots of 10 classes: 200 epochs of 5 batches, 2,001 requests.
-    Within an allotment: as many views as its images pay, then as many of the published steps as its requests pay; the
-    learning rates' curve is drawn over the steps there are. Without any, the context stays the template's.
-Prediction asks 1 prompt set about each image.
+Cost: the features of the training views once (fixed views: 1 request, V * N images; fresh views: 1 request, N images
+per epoch), then 2 requests, 2 * C prompts per step: the class features of the current context and their gradient. 16
+shots of 10 classes: 200 epochs of 5 batches, 2,001 requests. The allotment's images pay for views, then its requests
+for as many of the published steps as possible; the learning-rate schedule is stretched over them. Without any steps,
+the context stays the template's.
+Prediction: 1 prompt set for each image.
 Paper: Zhou et al., Learning to Prompt for Vision-Language Models, arXiv:2109.01134, unified context, class name last:
-    min over ctx of CE(logit_scale * f(x) . t(ctx, name_c), y)
+
+    min over ctx of CE(logit_scale * f(x) . t(ctx, name_c), y)        (1)
+
 by SGD with momentum, learning rate as in `taskres` (Dassl's one epoch of warm-up, then cosine).
+The gradient leaves the endpoint (access GRADIENTS), which no ranked method may request. The model stays behind the
+endpoint, so these calls are metered too.
 
-White box: the gradient leaves the endpoint (access GRADIENTS), which no method that is ranked here may ask. The model
-stays behind the endpoint, so that these calls too are metered.
-
-Departs from the released code:
-1. The words of the data set's template after the class name stay, as for every method here; the code ends with "."
-   always. The start is the code's (random), so it is not the template's as for the others: `n_ctx=0` makes it that.
-2. Fixed views in turn; `views=fresh` restores a new view in every epoch. Their crops keep half of the image or more.
+Departures from the released code:
+1. The words of the data set's template after the class name stay, as for every method here; the code always ends with
+   ".". The context starts at random as in the code; `n_ctx=0` starts from the template.
+2. Fixed views in turn; `views=fresh` restores a new view per epoch. The released crops keep half of the image or more.
 3. float32; the code computes in float16.
 """
 
@@ -27,13 +28,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from methods._finite import finite
+from methods._training import shuffled_batches, warm_cosine_lr, with_context
+from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
     Access,
     Bill,
@@ -42,18 +45,18 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
+    Plan,
     Remaining,
     TaskShape,
     method,
     torch_generator,
     with_templates,
 )
-from methods.finite import finite
-from methods.optim import EpochViews, shuffled_batches, training_views, views_wanted, warm_cosine_lr, with_context
 
 
-class Plan(NamedTuple):
-    """What an allotment lets a run do."""
+@dataclass(frozen=True, kw_only=True)
+class CoOpPlan(Plan):
+    """How much of the published schedule the allotment pays for."""
 
     steps: int
     views: int
@@ -70,48 +73,49 @@ class CoOp(Method):
         """The released settings."""
 
         n_ctx: int = 16
-        """L: context tokens, drawn at random; 0: the words of the data set's template, as many as they are."""
+        """L: number of context tokens, initialized at random; 0 = those of the data set's template."""
         init_std: float = 0.02
-        """Standard deviation of the random start."""
+        """Standard deviation of the random initialization."""
         lr: float = 0.002
-        """SGD's learning rate, cosine to zero after one epoch at `warmup_lr`."""
+        """Learning rate of SGD: a cosine to zero after one epoch at `warmup_lr`."""
         warmup_lr: float = 1e-5
-        """Learning rate in the first epoch."""
+        """Learning rate of the first epoch."""
         momentum: float = 0.9
         """SGD's momentum: Dassl's default, in force in the released code."""
         weight_decay: float = 5e-4
         """SGD's L2 term: Dassl's default, in force in the released code."""
         batch_size: int = 32
-        """B: images a step; a short last batch is left out."""
+        """B: images per step; a short last batch is dropped."""
         epochs: int | None = None
-        """Epochs of the schedule; None: 50 at 1 shot, 100 up to 4, 200 above (the paper: always 50 on ImageNet)."""
+        """Epochs of the schedule; None = 50 at 1 shot, 100 up to 4, 200 above (the paper: always 50 on ImageNet)."""
 
     config: Config
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        c, shape = self.config, TaskShape.of(task, box.feature_dim)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> CoOpPlan:
+        steps, views = self._schedule(shape, remaining)
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim) * (2 * steps)
+        return CoOpPlan(bill=text + view_features_bill(shape, views), steps=steps, views=views)
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CoOpPlan) -> None:
+        c, n = self.config, len(task.train.labels)
         self.generator = torch_generator(rng)
         self.classes, self.labels_N = with_context(task.classes), task.train.labels
         self.logit_scale = box.logit_scale
-        self.plan, self.epochs = self._plan(shape, box.remaining), self._epochs(shape)
-        self.notes |= {**self.plan._asdict(), "epochs": self.epochs}
+        self.steps, self.epochs = plan.steps, self._epochs(task.shots)
+        self.notes |= {"steps": plan.steps, "views": plan.views, "epochs": self.epochs}
         self.done, self.epoch, self.batches = 0, -1, list[Tensor]()
         self.ctx_LE = box.embed_text(self.classes.context).clone()
-        if c.n_ctx and self.plan.steps:
+        if c.n_ctx and plan.steps:
             self.ctx_LE = c.init_std * torch.randn(c.n_ctx, box.token_dim, generator=self.generator)
         self.ctx_LE.requires_grad_()
         self.optimizer = torch.optim.SGD([self.ctx_LE], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
         self.trainable_params = self.ctx_LE.numel()
-        if not self.plan.steps:
-            return
-        v, bank_VND = self.plan.views, None
-        if not task.fresh_views:
-            bank_VND = box.image_features(training_views(task, v)).view(v, -1, box.feature_dim)
-        self.views = EpochViews(task, v, self._epochs_of(self.plan.steps, shape.n_train), bank_VND)
+        if plan.steps:
+            self.views = view_features(task, plan.views, self._epochs_of(plan.steps, n), box)
 
     def step(self, box: BlackBox) -> bool:
-        """One batch, one step of SGD."""
-        if self.done == self.plan.steps:
+        """Run one step of SGD on one batch."""
+        if self.done == self.steps:
             return False
         if not self.batches:
             size = self.config.batch_size
@@ -121,53 +125,46 @@ class CoOp(Method):
         x_BD = self.views.of(self.epoch, box.image_features)[rows_B]
         prompts = self.classes.soft(self.ctx_LE.detach().unsqueeze(0))
         text_PCD = box.text_features(prompts).requires_grad_()
-        loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])
+        loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])  # (1)
         finite(loss, f"loss in step {self.done + 1}")
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
 
         self.ctx_LE.grad = box.text_gradients(prompts, upstream_PCD)[0]
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.done * self.epochs // self.plan.steps)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.done * self.epochs // self.steps)
         self.optimizer.step()
         self.done += 1
-        return self.done < self.plan.steps
+        return self.done < self.steps
 
     def learning_rate(self, epoch: int) -> float:
-        """The rate of an epoch of the published schedule: warm-up for one, then a cosine that starts after it."""
+        """Return the rate of one epoch of the published schedule: one epoch of warm-up, then a cosine."""
         return warm_cosine_lr(self.config.lr, self.config.warmup_lr, epoch, self.epochs)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         named = with_templates(classes or self.classes, self.classes.template)
         return box.scores(images, named.soft(self.ctx_LE.detach().unsqueeze(0)))[0]
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        plan, d = self._plan(shape, remaining), shape.feature_dim
-        steps = Bill.text_features(1, shape.n_classes, d) * (2 * plan.steps)
-        if shape.fresh_views:
-            return steps + Bill.image_features(shape.n_train, d) * plan.views
-        return steps + Bill.image_features(plan.views * shape.n_train, d) * min(1, plan.views)
-
     def deployed(self) -> dict[str, Tensor]:
         return {"ctx_LE": self.ctx_LE.detach()}
 
-    def _epochs(self, shape: TaskShape) -> int:
-        return self.config.epochs or (50 if shape.shots == 1 else 100 if shape.shots <= 4 else 200)
+    def _epochs(self, shots: int) -> int:
+        return self.config.epochs or (50 if shots == 1 else 100 if shots <= 4 else 200)
 
     def _epochs_of(self, steps: int, n_train: int) -> int:
-        """Epochs that so many steps take: whole batches only, unless there are too few images for one."""
+        """Return the epochs that `steps` take: whole batches only, unless there are too few images for one."""
         return math.ceil(steps / max(1, n_train // self.config.batch_size))
 
-    def _plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        """Views first, then the steps that the requests left over pay."""
+    def _schedule(self, shape: TaskShape, remaining: Remaining) -> tuple[int, int]:
+        """Return (steps, views): views are paid for first, then steps from the remaining requests."""
         n, requests = shape.n_train, remaining.requests
-        full = self._epochs(shape) * max(1, n // self.config.batch_size)
+        full = self._epochs(shape.shots) * max(1, n // self.config.batch_size)
         steps = full if math.isinf(requests) else min(full, (int(requests) - 1) // 2)
         payable = remaining.affords(Bill(images=n))
         while steps > 0:
-            wanted = views_wanted(shape, self._epochs_of(steps, n))
+            wanted = n_views_used(shape, self._epochs_of(steps, n))
             views = wanted if payable is None else min(wanted, payable)
             if not views:
                 break
             if 2 * steps + (views if shape.fresh_views else 1) <= requests:
-                return Plan(steps, views)
+                return steps, views
             steps -= 1  # make room for the requests of fresh views
-        return Plan(0, 0)
+        return 0, 0

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from methods import all_methods
+from methods._state import contents, outside_state
+from methods._toy import ToyTowers
 from methods.base import (
     Access,
     Bill,
@@ -35,8 +37,6 @@ from methods.base import (
     SoftPrompts,
     TaskShape,
 )
-from methods.state import contents, outside_state
-from methods.toy import ToyTowers
 
 
 class ToyImages:
@@ -200,7 +200,7 @@ def toy_task(shots: int = 4, views: int = 3, fresh_views: bool = False) -> tuple
 
 def fit(method: Method, task: FewShotTask, box: BlackBox, seed: int = 0) -> int:
     """Start and step to the end; the number of steps taken."""
-    method.start(task, box, np.random.default_rng(seed))
+    method.begin(task, box, np.random.default_rng(seed))
     steps = 1
     while method.step(box):
         steps += 1
@@ -291,7 +291,7 @@ class MethodContract:
 
         method: Method = type(build)()
         box2 = self.box(method)
-        method.start(task, box2, np.random.default_rng(2))
+        method.begin(task, box2, np.random.default_rng(2))
         more = True
         while more:
             method = pickle.loads(pickle.dumps(method))

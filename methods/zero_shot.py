@@ -1,10 +1,13 @@
-"""Zero-shot: the class prompts as they are, from one template or from an ensemble of templates.
+"""Zero-shot classification with the class prompts of one template or of an ensemble of templates.
 
-Learns nothing. Shapes: B images, C classes, T templates.
-Cost: nothing to fit. Prediction asks 1 prompt set (T for the ensemble) about each image.
+What is learned: nothing.
+Shapes: B images in a call, C classes, T templates.
+Cost: nothing to fit.
+Prediction: 1 prompt set for each image (T for the ensemble).
 Paper: Radford et al., CLIP, arXiv:2103.00020, section 3.1.
-Departs from the paper: the ensemble averages the templates' *scores*, not their text features, because a scores-only
-endpoint gives no features (with features, the paper's mean is taken before the cosine).
+Departures from the paper:
+1. The ensemble averages the *scores* of the templates, not their text features, because an endpoint that returns only
+   scores gives no features.
 """
 
 from __future__ import annotations
@@ -12,23 +15,35 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Method, Remaining, TaskShape, method
+from methods.base import (
+    Access,
+    Bill,
+    BlackBox,
+    Classes,
+    FewShotTask,
+    ImageSet,
+    Method,
+    Plan,
+    Remaining,
+    TaskShape,
+    method,
+)
 
 
 @method(
     name="zero_shot", access=Access.TEXT | Access.SCORES, paper="arXiv:2103.00020", new_classes=True, uses_views=False
 )
 class ZeroShot(Method):
-    """The data set's one template, no fitting: the floor that every gain is measured from."""
+    """The data set's template without fitting; gains are measured from it."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill())
+
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.classes = task.classes
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return box.scores(images, (classes or self.classes).prompts())[0]
-
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill()
 
 
 @method(
@@ -39,7 +54,7 @@ class ZeroShot(Method):
     uses_views=False,
 )
 class ZeroShotEnsemble(ZeroShot):
-    """The mean score over the data set's templates, no fitting."""
+    """The mean score over the data set's templates without fitting."""
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return box.scores(images, (classes or self.classes).ensemble()).mean(0)

@@ -17,7 +17,7 @@ from pipeline.errors import CodeMismatch
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages `methods` and `pipeline`."""
 RESULT_SOURCES = (
-    *("methods/base.py", "methods/toy.py", "methods/state.py", "methods/finite.py", "pipeline/budget.py"),
+    *("methods/base.py", "methods/_toy.py", "methods/_state.py", "pipeline/budget.py"),
     *("pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/trials/*.py"),
 )
 """Sources that can change a number of a row, besides the method's own files. An edit makes finished trials stale."""
@@ -28,7 +28,7 @@ NEUTRAL_SOURCES = frozenset(
 )
 """Files among them that cannot: they pass requests on, print, draw, estimate, or let pass unchanged."""
 IMAGE_FEATURE_SOURCES = (
-    *("methods/toy.py", "methods/finite.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
+    *("methods/_toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
     *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/facts.py", "pipeline/blackbox/weights.py"),
     *("pipeline/blackbox/torchscript.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
 )

@@ -162,14 +162,14 @@ def _alone(asked: CostSpec) -> Cost:
 
 
 def _run(asked: CostSpec, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
-    with Session(metered, spec.choice.name) as session:
+    with Session(metered, spec.choice.name, predicted=spec.predicted) as session:
         return _measured(asked, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
 
 
 def _measured(asked: CostSpec, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
     method, task, box = spec.choice.build(), supervisor.task(few_shot_task(spec)), supervisor.session.method_box
     before, began = _forget_peak(), time.perf_counter()
-    supervisor.call("start", method.start, task, box, np.random.default_rng(spec.seed))
+    supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
     start_s, steps, going_on = time.perf_counter() - began, list[float](), True
     while going_on and (asked.steps is None or len(steps) < asked.steps):
         step_began = time.perf_counter()

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._prompt_search import PromptSearch
+from methods._refiner import Refiner
+from methods._views import training_views
 from methods.base import Access, Classes, FewShotTask, LabelledImages, torch_generator
 from methods.craft import CraFT
-from methods.evolution import PromptSearch
-from methods.optim import training_views, with_context
-from methods.refiner import Refiner
 from pipeline.bench.harness import (
     BenchResult,
     PairedTiming,
@@ -104,7 +104,7 @@ class Sides:
         self.ledger.reserve("bench", name, ["ceiling"], PLENTY)
         box = MeteredBox(LocalPool(self.endpoint, self.ledger), "bench", name, Access.SOFT | Access.SCORES, PLENTY)
         method = CraFT(CraFT.Config(generations=GENERATIONS))
-        method.start(task, box, np.random.default_rng(self.runs if seed is None else seed))
+        method.begin(task, box, np.random.default_rng(self.runs if seed is None else seed))
         found: list[Tensor] = []
         tell = method.search.tell
         method.search.tell = lambda fitness_P: (found.append(fitness_P), tell(fitness_P))[1]  # type: ignore[method-assign,func-returns-value]
@@ -117,21 +117,14 @@ class Sides:
         """The same trial as the released code runs it, not begun."""
         model, c, rng = self.endpoint.model, CraFT.Config(), np.random.default_rng(seed)
         assert isinstance(model, OpenClipModel)
-        classes = with_context(task.classes)
-        search = PromptSearch(
-            model.embed_text(classes.context),
-            intrinsic_dim=c.intrinsic_dim,
-            std=c.std,
-            sigma=c.sigma,
-            bound=c.bound,
-            popsize=c.popsize,
-            rng=rng,
-        )
+        search = PromptSearch(task.classes, model.embed_text, c, rng)
         generator = torch_generator(rng)
-        head = Refiner(len(classes), generator, hidden=c.hidden, lr=c.lr, weight=c.weight, batch_size=c.batch_size)
+        head = Refiner(len(task.classes), c, generator)
         view, labels = training_views(task, 1), task.train.labels
         assert isinstance(view, Images)
-        return CraftLoop(model.net, model.tokenizer, model.preprocess, classes, labels, view, search, head, generator)
+        return CraftLoop(
+            model.net, model.tokenizer, model.preprocess, search.classes, labels, view, search, head, generator
+        )
 
     def compare(self, task: FewShotTask, fast: Callable[[], Any], say: Say) -> PairedTiming:
         """A whole trial against the loop's parts on the same number of images, multiplied."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from methods._refiner import Refiner
 from methods.base import Access, Prompts, SoftPrompts
 from methods.craft import fitness
-from methods.refiner import Refiner
 from pipeline.bench import actors
 from pipeline.bench.harness import BenchResult, Say, bench, machine
 from pipeline.blackbox.client import MeteredBox
@@ -120,7 +120,7 @@ def score_a_population(pool: RayPool, storage: str, trial: str, turn: int) -> fl
     ctx_PLE = torch.randn(P, 4, box.token_dim, generator=generator)
     images = Images.plain(cast(Source, Numbered()), "train", np.arange(N), "crop")
     labels_N, total_P = torch.arange(N) % C, torch.zeros(P)
-    refiner = Refiner(C, generator)
+    refiner = Refiner(C, Refiner.Config(), generator)
     for rows, raw_PBC in box.score_blocks(images, SoftPrompts(ctx_PLE, tuple(f"class {c}" for c in range(C)))):
         labels_B = labels_N[rows]
         total_P += fitness(raw_PBC, refiner.refine(raw_PBC), labels_B, 0.1) * (len(labels_B) / N)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
+from methods._prompt_search import PromptSearch
+from methods._refiner import Refiner
 from methods.base import Classes, SoftPrompts
-from methods.evolution import PromptSearch
-from methods.refiner import Refiner
 from pipeline.data.images import Images, Preprocess
 
 
@@ -83,7 +83,7 @@ class CraftLoop:
     def fitness(self, ctx_LE: Tensor) -> Tensor:
         """CE(raw, y) + weight * KL(refined || raw) of one candidate over all training images."""
         raw_NC = self.scores(self.image_ND, self.encode_classes(ctx_LE))
-        return cross_entropy(raw_NC, self.labels_N) + self.head.weight * _kl(self.head(raw_NC), raw_NC)
+        return cross_entropy(raw_NC, self.labels_N) + self.head.kl_weight * _kl(self.head(raw_NC), raw_NC)
 
     def scores(self, image_BD: Tensor, text_CD: Tensor) -> Tensor:
         """[B, C]: logit scale times cosine."""

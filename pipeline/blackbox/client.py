@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._finite import first_non_finite
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
-from methods.finite import first_non_finite
 from pipeline.blackbox.endpoint import Kind, ModelInfo, Request, Response, access_of, price, prompts_digest
 from pipeline.budget import BUDGETED_PHASES, Charge, Limits, Phase, paid
 from pipeline.data.images import Images, as_images
-from pipeline.errors import AccessDenied, BudgetExceeded, NonFiniteError
+from pipeline.errors import AccessDenied, BudgetExceeded, MethodError, NonFiniteError
 
 BLOCK_BYTES = 64 * 2**20
 """Largest answer that crosses the boundary in one piece."""
@@ -156,6 +156,17 @@ class MeteredBox:
         if (bad := first_non_finite(values)) is not None:
             raise NonFiniteError(f"{request.kind}: the answer holds NaN or infinity, first at {_place(request, bad)}")
         return values
+
+
+def wrong_plan(method: str, predicted: Bill | None, spent: Bill, refused: BudgetExceeded) -> MethodError | None:
+    """Return an error if the refused call needs more than the method's plan predicted: the budget is not at fault."""
+    unit = refused.unit
+    if predicted is None or getattr(spent, unit) + refused.asked <= getattr(predicted, unit):
+        return None
+    return MethodError(
+        f"{method}: its plan predicted {getattr(predicted, unit):,} {unit} for the fit; {getattr(spent, unit):,} are "
+        f"spent and the next call needs {refused.asked:,}"
+    )
 
 
 def _blocks(n: int, numbers: int) -> Iterator[slice]:

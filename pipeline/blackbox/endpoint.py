@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._finite import first_non_finite
 from methods.base import Access, Bill, Prompts, SoftPrompts
-from methods.finite import first_non_finite
 from pipeline.blackbox import model as models
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.budget import Charge

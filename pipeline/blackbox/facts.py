@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods._toy import ToyTowers
 from methods.base import Access
-from methods.toy import ToyTowers
 from pipeline.blackbox import architecture
 from pipeline.blackbox.architecture import KnownFile
 from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights

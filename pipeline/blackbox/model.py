@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from methods._toy import ToyTowers
 from methods.base import Access, Prompts, SoftPrompts
-from methods.toy import ToyTowers
 from pipeline.blackbox import architecture
 from pipeline.blackbox.architecture import PRECISIONS
 from pipeline.blackbox.facts import TOY_TRANSFORM, describe, load_network, without_soft
@@ -71,7 +71,7 @@ def load(card: ModelCard) -> Model:
 
 
 class FakeModel:
-    """`methods.toy` behind the endpoint: deterministic, needs no weights."""
+    """`methods._toy` behind the endpoint: deterministic, needs no weights."""
 
     device = torch.device("cpu")
     transform = TOY_TRANSFORM

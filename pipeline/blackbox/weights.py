@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from methods.finite import first_non_finite
+from methods._finite import first_non_finite
 from pipeline.blackbox.architecture import QUICK, KnownFile
 from pipeline.blackbox.checkpoint_files import StoredWeights
 from pipeline.cards import ModelCard

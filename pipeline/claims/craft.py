@@ -58,10 +58,10 @@ def consistency_loss(e: Evidence) -> Finding:
     return judge(_over(e, "craft_no_kl"), above=0)
 
 
-@claim("craft", "ablation", "craft over craft_apart above 0", COMMAND)
+@claim("craft", "ablation", "craft over craft_sequential above 0", COMMAND)
 def collaboration(e: Evidence) -> Finding:
     """Training prompt and refiner together helps."""
-    return judge(_over(e, "craft_apart"), above=0)
+    return judge(_over(e, "craft_sequential"), above=0)
 
 
 @claim("craft", "abstract", "coop over craft below 1.62", COMMAND)

@@ -18,7 +18,7 @@ PARTS = {
     "bbt": "prompt alone (bbt)",
     "logit_head": "refiner alone (logit_head)",
     "craft_no_kl": "without consistency loss",
-    "craft_apart": "prompt first, then refiner",
+    "craft_sequential": "prompt first, then refiner",
     "craft": "CraFT",
     "craft_second_ask": "CraFT as released (second ask)",
     "coop": "CoOp, white box",

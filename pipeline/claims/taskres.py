@@ -84,10 +84,10 @@ def enhanced_base(e: Evidence) -> Finding:
     return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
 
 
-@claim("taskres", "ablation", "taskres over taskres_image above 0, 16 shots", COMMAND)
+@claim("taskres", "ablation", "taskres over taskres_image_side above 0, 16 shots", COMMAND)
 def text_against_image(e: Evidence) -> Finding:
     """A residual on the text side is better than one on the image side."""
-    return judge(_over(e, "taskres_image"), above=0)
+    return judge(_over(e, "taskres_image_side"), above=0)
 
 
 @claim(
@@ -115,4 +115,4 @@ def distance(e: Evidence) -> Finding:
 
 def turned(row: ResultRow) -> float:
     """Degrees by which a row's residual turned the classifier."""
-    return float(json.loads(row.notes)["turned_degrees"])
+    return float(json.loads(row.notes)["classifier_rotation_deg"])

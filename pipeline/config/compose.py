@@ -32,6 +32,7 @@ from pipeline.config.files import file_of as file_of
 from pipeline.config.files import names as names
 from pipeline.config.files import notes as notes
 from pipeline.config.files import own_folder as own_folder
+from pipeline.config.renamed import unknown_method, unknown_setting
 from pipeline.config.sqlite_urls import check_sqlite, sqlite_folder
 from pipeline.data.decode import BITS
 from pipeline.data.images import AUGMENTATIONS
@@ -205,7 +206,7 @@ def method_choice(
     registered = all_methods()
     base = file.get("method", name)
     if base not in registered:
-        raise ConfigError(did_you_mean("method", base, registered))
+        raise ConfigError(unknown_method(base, registered))
     info = registered[base]
     values = dict(file.get("config") or {})
     if settings == "paper":
@@ -214,7 +215,7 @@ def method_choice(
     fields = {f.name: f for f in dataclasses.fields(info.cls.Config)}
     for key in values:
         if key not in fields:
-            raise ConfigError(f"method {name!r}: " + did_you_mean("setting", key, fields))
+            raise ConfigError(f"method {name!r}: " + unknown_setting(base, key, fields))
     try:
         typed = OmegaConf.merge(OmegaConf.structured(info.cls.Config), values)
     except OmegaConfBaseException as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ from methods import all_methods
 from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.config.plain_yaml import read_file, read_value
+from pipeline.config.renamed import unknown_method
 from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.untrusted import text_problem
 
@@ -75,7 +77,8 @@ def load(kind: Kind, name: str) -> dict[str, Any]:
     if kind == "method" and not path.is_file() and name in all_methods():
         return {"method": name}
     if not path.is_file():
-        raise ConfigError(did_you_mean(kind, name, names(kind)))
+        unknown = unknown_method if kind == "method" else partial(did_you_mean, kind)
+        raise ConfigError(unknown(name, names(kind)))
     data = read_file(path) or {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds {type(data).__name__}, expected key: value lines")
@@ -189,7 +192,7 @@ def _settings_of_methods(raw: dict[str, Any], chosen: dict[str, Any], typed: dic
     for layer, offered in ((chosen, (*methods, *of_sweep)), (typed, methods)):
         for name in layer.get("method") or ():
             if name not in offered:
-                raise ConfigError(f"method.{name}: " + did_you_mean("method in this sweep", name, offered))
+                raise ConfigError(f"method.{name}: " + unknown_method(name, offered, "method in this sweep"))
     return {name: settings for name, settings in raw["method"].items() if name in methods}
 
 

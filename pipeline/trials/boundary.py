@@ -19,8 +19,8 @@ from typing import Any, NoReturn, TypeVar, cast
 import numpy as np
 from torch import Tensor
 
-from methods.base import FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
-from pipeline.blackbox.client import MeteredBox
+from methods.base import Bill, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
+from pipeline.blackbox.client import MeteredBox, wrong_plan
 from pipeline.blackbox.endpoint import check_shapes, prompt_counts, prompts_digest
 from pipeline.budget import Phase
 from pipeline.data.images import PLAIN, Images, row_index, view_rows
@@ -197,8 +197,10 @@ class _Prediction:
 class Session:
     """The method's side of one trial: its box, and the image sets that it may ask about at the moment."""
 
-    def __init__(self, box: MeteredBox, method: str, watchdog: Watchdog | None = None) -> None:
-        self.box, self.method, self.watchdog = box, method, watchdog or Watchdog(0)
+    def __init__(
+        self, box: MeteredBox, method: str, watchdog: Watchdog | None = None, predicted: Bill | None = None
+    ) -> None:
+        self.box, self.method, self.watchdog, self.predicted = box, method, watchdog or Watchdog(0), predicted
         self.method_box = MethodBox()
         self.failure: FareboxError | None = None
         """The first error that fails the trial even if the method catches it."""
@@ -272,7 +274,9 @@ class Session:
         """Make a call in its phase.
 
         Raises:
-            MethodError: a call beyond one pass in predict that the trial's budget does not pay.
+            MethodError: a call beyond one pass in predict that the trial's budget does not pay, or a call of the fit
+                beyond the bill that the method predicted.
+            BudgetExceeded: a call of the fit within that bill that the trial's budget does not pay.
         """
         prediction, phase = self._prediction, Phase.ADAPT
         check_shapes(None, prompts)
@@ -284,7 +288,10 @@ class Session:
             return self.answer(call)
         except BudgetExceeded as error:
             if prediction is None:
-                raise
+                if (wrong := wrong_plan(self.method, self.predicted, self.box.meter.paid, error)) is None:
+                    raise
+                self.failure = self.failure or wrong
+                raise self.failure from error
             rest = f"{error.asked:,} {error.unit} asked, {error.limit - error.spent:,} left"
             raise MethodError(
                 f"predict of {self.method} asked for more than one pass (each image once, {prediction.most_sets} "

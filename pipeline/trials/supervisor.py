@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from methods._finite import first_non_finite
+from methods._state import outside_state
 from methods.base import FewShotTask, Method
-from methods.finite import first_non_finite
-from methods.state import outside_state
 from pipeline.data.images import Images
 from pipeline.errors import MethodError, NonFiniteError
 from pipeline.trials.boundary import Session

@@ -112,7 +112,7 @@ def run_trial(
             raise DataError("the weights changed after the run was planned: type the same command again")
         with (
             Watchdog(timeout_s, dump) as watchdog,
-            Session(box, name, watchdog) as session,
+            Session(box, name, watchdog, spec.predicted) as session,
             process_state_kept(),
             Supervisor(session, cls, spec.seed) as supervisor,
         ):
@@ -158,7 +158,7 @@ def _fit(spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Chec
     try:
         while not state.finished:
             if not state.started:
-                supervisor.call("start", method.start, task, box, np.random.default_rng(spec.seed))
+                supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
                 state.started = True
             else:
                 state.steps += 1

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from methods._views import epoch_view
 from methods.craft import CraFT
-from methods.optim import epoch_view
 from pipeline.bench import cost, craft, features, harness
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
@@ -29,8 +29,8 @@ def test_a_craft_trial_has_the_fitness_of_the_papers_loop(tmp_path: Path, shots:
     for generation, fitness_P in enumerate(found):
         view = epoch_view(task, generation)
         assert isinstance(view, Images)
-        in_force = (generation + 1) * c.n <= craft.GENERATIONS
-        wanted = loop.generation(view, c.weight if in_force else 0.0)
+        in_force = generation + 1 <= craft.GENERATIONS * c.kl_fraction
+        wanted = loop.generation(view, c.kl_weight if in_force else 0.0)
         assert len(fitness_P) == 40 and fitness_P.std() > 1e-3, "a fitness that tells candidates apart"
         torch.testing.assert_close(fitness_P, wanted, rtol=0, atol=1e-4)
     assert len(found) == craft.GENERATIONS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ import pytest
 from methods import all_methods
 from methods.base import Access
 from pipeline.budget import Limits
-from pipeline.config.compose import Config, compose, dataset_card, method_choice, model_card
+from pipeline.config import renamed
+from pipeline.config.compose import Config, compose, dataset_card, method_choice, model_card, names
 from pipeline.errors import ConfigError
 from pipeline.trials.protocol import test_cards as cards_of
 from tests.support.lab import write_card, write_source
@@ -62,6 +64,48 @@ def test_an_unknown_or_mistyped_setting_is_named(name: str, overrides: Mapping[s
     with pytest.raises(ConfigError) as error:
         method_choice(name, "icons", "default", overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("craft", {"std": 1.0}, "method 'craft': setting 'std' was renamed: use 'projection_std'"),
+        ("craft", {"n": 1}, "method 'craft': setting 'n' was renamed: use 'kl_fraction' (kl_fraction=1/n)"),
+        ("craft_no_kl", {"second_ask": True}, "setting 'second_ask' was renamed: use 'prompt_from_extra_population'"),
+        ("craft", {"together": False}, "setting 'together' was removed: use the method 'craft_sequential'"),
+        ("bbt", {"bound": 1.0}, "method 'bbt': setting 'bound' was renamed: use 'z_bound'"),
+        ("bbt", {"weight": 1.0}, "method 'bbt': no setting named 'weight'"),
+        ("logit_head", {"kl_share": 1.0}, "setting 'kl_share' was renamed: use 'kl_fraction'"),
+        ("cbbt", {"directions": 4}, "method 'cbbt': setting 'directions' was renamed: use 'n_directions'"),
+        ("cbbt_prompt", {"learned_tokens": 4}, "setting 'learned_tokens' was renamed: use 'n_ctx'"),
+        ("cbbt_prompt", {"paper_start": True}, "setting 'paper_start' was renamed: use 'paper_init'"),
+        ("taskres", {"image_side": True}, "setting 'image_side' was removed: use the method 'taskres_image_side'"),
+        ("taskres", {"base_lr": 0.1}, "setting 'base_lr' was removed: use the method 'taskres_enhanced'"),
+        ("taskres_image", {}, "method 'taskres_image' was renamed: use 'taskres_image_side'"),
+        ("craft_apart", {}, "method 'craft_apart' was renamed: use 'craft_sequential'"),
+    ],
+)
+def test_a_former_name_is_refused_with_the_present_one(name: str, overrides: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        method_choice(name, "icons", "default", overrides)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "word", ["methods=[craft_apart]", "method.craft_apart.lr=1", "variants={mine: {method: craft_apart}}"]
+)
+def test_a_former_method_name_is_refused_wherever_it_is_given(word: str) -> None:
+    words = [word, "methods=[mine]"] if word.startswith("variants") else [word]
+    with pytest.raises(ConfigError, match="method 'craft_apart' was renamed: use 'craft_sequential'"):
+        config = compose(["sweep=smoke", *words])
+        config.choice("mine", "icons")
+
+
+def test_former_names_lead_to_names_that_exist() -> None:
+    settings = {f.name for info in all_methods().values() for f in dataclasses.fields(info.cls.Config)}
+    assert set(renamed.SETTINGS.values()) <= settings
+    assert {*renamed.METHODS.values(), *renamed.METHODS_OF_SETTINGS.values()} <= set(all_methods())
+    assert not set(renamed.METHODS) & set(names("method"))
 
 
 def test_an_unknown_key_in_a_sweep_file_names_the_file(tmp_path: Path) -> None:
@@ -375,7 +419,7 @@ def test_a_papers_sweep_is_its_grid(
     assert (config.model.name, config.settings, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
     for name in methods[1:]:
         if name != "taskres":
-            assert dict(config.choice(name, "dtd").config)["paper_start"] is True
+            assert dict(config.choice(name, "dtd").config)["paper_init"] is True
 
 
 def test_the_papers_sweep_is_the_union_of_theirs_under_one_meter() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.base import Remaining, TaskShape
+from methods._prompt_search import Evolution, PromptSearch, eigh, n_generations
+from methods.base import Bill, Remaining, TaskShape
 from methods.bbt import BBT
-from methods.evolution import Evolution, PromptSearch, eigh, plan_generations
 from methods.testing import ToyBox, fit, toy_task
 
 TARGET = torch.linspace(-1, 1, 10)
@@ -76,7 +76,7 @@ def test_making_and_asking_leave_numpys_global_generator_alone() -> None:
     before = pickle.dumps(np.random.get_state())
     es = search(0)
     es.tell(distance(es.ask()))
-    es.second_ask()
+    es.mean_of_extra_population()
     assert pickle.dumps(np.random.get_state()) == before
 
 
@@ -105,7 +105,7 @@ def test_step_size_adaptation_is_the_papers_at_any_width() -> None:
     assert type(es.es.adapt_sigma).__name__ == "CMAAdaptSigmaCSA"
     for _ in range(4):
         es.tell((es.ask() ** 2).sum(-1))
-        es.second_ask()
+        es.mean_of_extra_population()
 
 
 def test_eigendecomposition_gives_the_matrix_back() -> None:
@@ -117,13 +117,12 @@ def test_eigendecomposition_gives_the_matrix_back() -> None:
 
 def test_a_candidate_is_the_start_plus_a_fixed_random_map_of_z() -> None:
     p0_LE = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    prompts = PromptSearch(
-        p0_LE, intrinsic_dim=50, std=0.2, sigma=1.0, bound=5.0, popsize=6, rng=np.random.default_rng(0)
-    )
+    config = PromptSearch.Config(intrinsic_dim=50, popsize=6)
+    prompts = PromptSearch(toy_task()[0].classes, lambda context: p0_LE, config, np.random.default_rng(0))
     assert torch.equal(prompts.mean(), p0_LE)  # z = 0 before the first generation
     assert abs(prompts.a_KF.std().item() - 0.2) < 0.01
     ctx_PLE = prompts.ask()
-    z_PK = torch.tensor(np.stack(prompts.evolution.asked), dtype=torch.float32)
+    z_PK = torch.tensor(np.stack(prompts.evolution.population), dtype=torch.float32)
     by_hand = p0_LE + torch.einsum("pk,kle->ple", z_PK, prompts.a_KF.view(50, 3, 8))
     torch.testing.assert_close(ctx_PLE, by_hand)
 
@@ -149,9 +148,10 @@ def test_generations(shots: int, remaining: Remaining, generations: int) -> None
 
 
 def test_generations_can_be_capped() -> None:
-    one = BBT()._one_generation(TaskShape.of(toy_task()[0], 16))
-    assert plan_generations(3, 40, 4, one, Remaining()) == 3
-    assert plan_generations(3, 40, 4, one, Remaining(requests=81)) == 2
+    config, shape = PromptSearch.Config(generations=3), TaskShape.of(toy_task()[0], 16)
+    one = Bill.scores(config.popsize, shape.n_train, shape.n_classes)
+    assert n_generations(config, shape, one, Remaining()) == 3
+    assert n_generations(config, shape, one, Remaining(requests=81)) == 2
 
 
 def test_with_no_generation_it_is_zero_shot_and_with_many_it_lowers_the_loss() -> None:
@@ -183,7 +183,7 @@ def test_the_start_is_the_template_or_one_with_a_context_or_the_papers() -> None
         ("{} texture.", False, "the", "."),  # nothing before the name: the first of the ensemble that has words there
     ):
         task = replace(task, classes=replace(task.classes, template=template, templates=("{}", "the {}.")))
-        method, box = BBT(BBT.Config(paper_start=flag)), ToyBox(BBT.info.access, Remaining(requests=0))
-        method.start(task, box, np.random.default_rng(0))
+        method, box = BBT(BBT.Config(paper_init=flag)), ToyBox(BBT.info.access, Remaining(requests=0))
+        method.begin(task, box, np.random.default_rng(0))
         assert torch.equal(method.ctx_LE, box.embed_text(words))
-        assert method.classes.soft(method.ctx_LE[None]).suffix == suffix
+        assert method.search.classes.soft(method.ctx_LE[None]).suffix == suffix

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from methods.base import Remaining, SoftPrompts, TaskShape
 from methods.cbbt import CBBT
-from methods.cbbt_prompt import CBBTPrompt, Plan, estimated_gradient, sphere
+from methods.cbbt_prompt import CBBTPrompt, estimated_gradient, sphere
 from methods.testing import TOY_NAMES, ToyBox, ToyTowers, fit, toy_task
 
 
@@ -91,19 +91,20 @@ def test_without_a_limit_it_is_the_published_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("remaining", "plan"),
+    ("remaining", "steps_and_directions"),
     [
-        (Remaining(requests=192_749), Plan(749, 256)),
-        (Remaining(requests=8000), Plan(150, 52)),
-        (Remaining(images=8000 * 32), Plan(150, 52)),
-        (Remaining(requests=1000), Plan(166, 5)),
-        (Remaining(requests=60), Plan(12, 4)),
-        (Remaining(requests=5), Plan(1, 4)),
-        (Remaining(requests=1), Plan(0, 0)),
+        (Remaining(requests=192_749), (749, 256)),
+        (Remaining(requests=8000), (150, 52)),
+        (Remaining(images=8000 * 32), (150, 52)),
+        (Remaining(requests=1000), (166, 5)),
+        (Remaining(requests=60), (12, 4)),
+        (Remaining(requests=5), (1, 4)),
+        (Remaining(requests=1), (0, 0)),
     ],
 )
-def test_the_scaling_rule(remaining: Remaining, plan: Plan) -> None:
-    assert CBBTPrompt()._plan(shape(), remaining) == plan
+def test_the_scaling_rule(remaining: Remaining, steps_and_directions: tuple[int, int]) -> None:
+    plan = CBBTPrompt().plan(shape(), remaining)
+    assert (plan.steps, plan.directions) == steps_and_directions
 
 
 @pytest.mark.parametrize("requests", [0, 1, 2, 3, 9, 10, 57, 400, 8000, 192_750, 192_751, 192_900, 500_000])
@@ -127,10 +128,10 @@ def test_the_adapters_bill() -> None:
 
 def rates(steps: int, config: CBBTPrompt.Config | None = None) -> list[float]:
     method = CBBTPrompt(config)
-    method.plan, seen = Plan(steps, 8), []
+    method.steps, seen = steps, []
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
     for method.done in range(steps):
-        method._move(optimizer)
+        method._adam_step(optimizer)
         seen.append(optimizer.param_groups[0]["lr"])
     return seen
 
@@ -148,7 +149,7 @@ def test_learning_rates_are_dassls_cosine_after_one_constant_epoch() -> None:
 def test_the_step_clips_and_moves_only_the_learned_tokens() -> None:
     task, _ = toy_task()
     method, box = CBBTPrompt(CBBTPrompt.Config(max_grad_norm=1e-3)), ToyBox(CBBTPrompt.info.access, Remaining(100))
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     start_LE = box.embed_text("a photo of a")
     assert torch.equal(method.deployed()["ctx_LE"], start_LE)
     method.step(box)
@@ -160,8 +161,8 @@ def test_the_step_clips_and_moves_only_the_learned_tokens() -> None:
 
 @pytest.mark.parametrize(("flag", "words"), [(False, "a photo of a"), (True, "a")])
 def test_the_papers_start_is_one_token(flag: bool, words: str) -> None:
-    method, box = CBBTPrompt(CBBTPrompt.Config(paper_start=flag)), ToyBox(CBBTPrompt.info.access, Remaining(0))
-    method.start(toy_task()[0], box, np.random.default_rng(0))
+    method, box = CBBTPrompt(CBBTPrompt.Config(paper_init=flag)), ToyBox(CBBTPrompt.info.access, Remaining(0))
+    method.begin(toy_task()[0], box, np.random.default_rng(0))
     assert torch.equal(method.deployed()["ctx_LE"], box.embed_text(words))
     assert method.trainable_params == ToyTowers.E and method.h == 1 / ToyTowers.E
 
@@ -181,7 +182,7 @@ def test_the_adapter_is_clip_adapters_and_its_gradient_is_the_true_one() -> None
     task, _ = toy_task()
     method = CBBT(CBBT.Config(adapter_start_epoch=0))
     box = ToyBox(CBBT.info.access, Remaining(requests=60))
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     w1, w2 = (w.detach().clone().requires_grad_() for w in (method.adapter.w1_DH, method.adapter.w2_HD))
     assert w1.shape == (16, 4) and method.trainable_params == 8 + 2 * 16 * 4
     text_CD = ToyTowers().text_features(task.classes.soft(box.embed_text("a photo of a").unsqueeze(0)))[0]
@@ -203,7 +204,7 @@ def test_the_adapter_joins_at_its_epoch_and_is_never_used_untrained() -> None:
     fit(usual, task, box)
     assert usual.adapter_joined
     steps_with_adapter = usual.adapter.optimizer.state[usual.adapter.w1_DH]["step"]
-    assert steps_with_adapter == sum(s * 150 // usual.plan.steps >= 10 for s in range(usual.plan.steps))
+    assert steps_with_adapter == sum(s * 150 // usual.steps >= 10 for s in range(usual.steps))
 
 
 @pytest.mark.parametrize("cls", [CBBTPrompt, CBBT])
@@ -219,7 +220,7 @@ def test_it_learns_the_toy_task(cls: type[CBBTPrompt]) -> None:
 
 def test_without_directions_the_prompt_stays_and_the_adapter_learns_alone() -> None:
     task, _ = toy_task()
-    method = CBBT(CBBT.Config(directions=0, min_directions=0, epochs=20, lr=0.05))
+    method = CBBT(CBBT.Config(n_directions=0, min_directions=0, epochs=20, lr=0.05))
     box = ToyBox(CBBT.info.access)
     steps = fit(method, task, box)
     start = box.embed_text(method.classes.context)

@@ -32,6 +32,7 @@ from methods.base import (
     ImageSet,
     Method,
     MethodInfo,
+    Plan,
     Remaining,
     SoftPrompts,
     TaskShape,
@@ -57,9 +58,9 @@ class Honest(Method):
 
     access = TS
     promised = 3
-    """Calls on the training images that `bill` promises: `start` and each step make one."""
+    """Calls on the training images that `plan` predicts: `start` and each step make one."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.task, self.done = task, 0
         box.scores(task.train.images, task.classes.prompts())
 
@@ -71,8 +72,8 @@ class Honest(Method):
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return box.scores(images, self.task.classes.prompts())[0]
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill.scores(1, shape.n_train, shape.n_classes) * self.promised
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill.scores(1, shape.n_train, shape.n_classes) * self.promised)
 
 
 ONE = Bill.scores(1, 20, 5)
@@ -191,18 +192,18 @@ class ReadsLabels(Honest):
 
 
 class SetsThePhase(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         box.phase = Phase.EVALUATE  # type: ignore[attr-defined]
 
 
 class ReachesThePool(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         box.pool.endpoint  # type: ignore[attr-defined]  # noqa: B018
 
 
 class KeepsTheBox(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
+        super().start(task, box, rng, plan)
         self.box = box
 
 
@@ -300,7 +301,7 @@ class FitsOnText(Honest):
 
     access = TF
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.task, self.done, self.train_ND = task, 0, box.image_features(task.train.images)
 
     def step(self, box: BlackBox) -> bool:
@@ -313,8 +314,8 @@ class FitsOnText(Honest):
         best = max(texts, key=lambda text_CD: ((self.train_ND @ text_CD.T).argmax(1) == labels).sum().item())
         return box.image_features(images) @ best.T
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill.image_features(shape.n_train, shape.feature_dim)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill.image_features(shape.n_train, shape.feature_dim))
 
 
 class Gradients(FitsOnText):
@@ -346,8 +347,8 @@ def test_what_predict_asks_beyond_one_pass_is_charged_to_adapt(
     assert "more than one pass" in said and "charged to adapt" in said
 
     class Paying(cls):  # type: ignore[valid-type,misc]
-        def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-            return super().bill(shape, remaining) + adapt
+        def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+            return Plan(bill=super().plan(shape, remaining).bill + adapt)
 
     row = done(lab, Paying)
     fitted = cls().bill(TaskShape(5, 20, 20, 4, 2, False, 3, 16), Remaining())
@@ -389,8 +390,8 @@ def test_a_curve_is_drawn_by_the_same_rules(lab: Lab) -> None:
 
 
 class ChangesLabels(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
+        super().start(task, box, rng, plan)
         task.train.labels.sub_(1)
 
 
@@ -407,7 +408,7 @@ class ChangesClasses(Honest):
 
 
 class ChangesTheTask(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         object.__setattr__(task, "shots", 9)
 
 
@@ -446,8 +447,8 @@ class IsItsOwnCopy(Honest):
 
 
 class CannotBeCopied(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
+        super().start(task, box, rng, plan)
         self.numbers = iter(int, 1)
         self.generator = (n for n in range(3))
 
@@ -485,7 +486,7 @@ def reporting(change: Callable[[Method], None]) -> type[Honest]:
 
 
 class Loops(Honest):
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         while True:
             pass
 
@@ -571,8 +572,8 @@ def test_each_route_is_caught_by_name(lab: Lab, cls: type[Honest], said: str) ->
 class WritesOnce(Honest):
     """Leaves something for the next trial of the process, then fails."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
+        super().start(task, box, rng, plan)
         if not MEMORY.get("written"):
             MEMORY["written"] = 1
             raise RuntimeError("a bug")
@@ -621,8 +622,8 @@ def test_a_method_that_changes_an_answer_changes_nobody_elses(lab: Lab) -> None:
 class Global(Honest):
     """Uses the global generators, and changes every global setting."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-        super().start(task, box, rng)
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
+        super().start(task, box, rng, plan)
         self.noise = torch.randn(5) + float(np.random.rand()) + random.random()
         torch.set_num_threads(3)
         torch.set_default_dtype(torch.float64)
@@ -707,8 +708,8 @@ def test_waiting_for_the_endpoint_and_reading_pixels_is_not_hanging(lab: Lab, mo
     monkeypatch.setattr(Images, "pixels", slow(Images.pixels))
 
     class Pixels(Honest):
-        def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
-            super().start(task, box, rng)
+        def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
+            super().start(task, box, rng, plan)
             task.train.images.pixels(2)
 
     spec = spec_of(lab, Pixels)

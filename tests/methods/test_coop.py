@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from methods._toy import ToyTowers
 from methods.base import Access, Bill, BlackBox, Remaining, SoftPrompts
 from methods.coop import CoOp
 from methods.testing import ToyBox, fit, toy_task
-from methods.toy import ToyTowers
 from pipeline.blackbox import text_tower as text
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
@@ -153,7 +153,7 @@ def test_it_is_the_papers_loop(n_ctx: int) -> None:
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
 def test_epochs_are_those_of_the_shots(shots: int, epochs: int) -> None:
     method, (task, _) = CoOp(), toy_task(shots=shots)
-    method.start(task, ToyBox(WHITE), np.random.default_rng(0))
+    method.begin(task, ToyBox(WHITE), np.random.default_rng(0))
     assert method.notes == {"steps": epochs * max(1, 5 * shots // 32), "views": 3, "epochs": epochs}
 
 
@@ -173,7 +173,7 @@ def test_what_the_allotment_does_not_pay_is_cut_from_the_steps() -> None:
 def test_it_learns_and_starts_from_the_template_when_asked() -> None:
     method, (task, test) = CoOp(CoOp.Config(n_ctx=0)), toy_task(shots=8)
     box = ToyBox(WHITE)
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     assert torch.equal(method.ctx_LE.detach(), box.embed_text("a photo of a"))
     before = method.predict(test.images, box)
     while method.step(box):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
+from methods._refiner import Refiner
 from methods.base import Remaining, TaskShape
 from methods.bbt import BBT
 from methods.craft import CraFT, fitness
-from methods.refiner import Refiner
+from methods.craft_ablations import CraFTSequential
 from methods.testing import ToyBox, fit, toy_task
 
 
@@ -37,20 +38,20 @@ RAW_REFINED = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
 
 
 def test_fitness_is_the_raw_loss_and_refined_against_raw() -> None:
-    got = fitness(RAW[None], REFINED[None], LABEL, weight=0.1)
+    got = fitness(RAW[None], REFINED[None], LABEL, kl_weight=0.1)
     assert got.shape == (1,)
     assert got.item() == pytest.approx(math.log(4 / 3) + 0.1 * REFINED_RAW, abs=1e-6)
     assert abs(REFINED_RAW - RAW_REFINED) > 0.01  # the two directions are told apart by these numbers
 
 
 def test_refiner_loss_is_the_refined_loss_and_raw_against_refined() -> None:
-    refiner = Refiner(2, torch.Generator().manual_seed(0), hidden=3)
+    refiner = Refiner(2, Refiner.Config(hidden=3), torch.Generator().manual_seed(0))
     with torch.no_grad():
         for weight in refiner.weights():
             weight.zero_()
         refiner.b2_C.copy_(torch.tensor([-math.log(3.0), 0.0]))  # refined = raw + b2 = (0, 0)
     torch.testing.assert_close(refiner.refine(RAW), REFINED)
-    assert refiner.loss(RAW, LABEL, 0.1).item() == pytest.approx(math.log(2) + 0.1 * RAW_REFINED, abs=1e-6)
+    assert refiner.loss(RAW, LABEL).item() == pytest.approx(math.log(2) + 0.1 * RAW_REFINED, abs=1e-6)
 
 
 def test_both_losses_average_over_images_as_torchs_batchmean_does() -> None:
@@ -66,7 +67,7 @@ def test_both_losses_average_over_images_as_torchs_batchmean_does() -> None:
 def test_fitness_over_blocks_of_images_is_the_fitness_over_all() -> None:
     task, _ = toy_task()  # ToyBox answers in two blocks
     method, box = CraFT(), ToyBox(CraFT.info.access, Remaining(requests=82))
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     ctx_PLE = method.search.ask()
     got_P = method._fitness(box, ctx_PLE)
     raw_PNC = box.scores(task.train.images.views(1), task.classes.soft(ctx_PLE))
@@ -94,15 +95,15 @@ def test_generations_and_bill(remaining: Remaining, shots: int, generations: int
     assert bill.outputs == 41 * 160 * 10 * generations
 
 
-def test_the_refiners_kl_term_is_dropped_after_the_first_nth_of_the_candidates() -> None:
-    def weights(n: int, generations: int) -> list[float]:
-        method = CraFT(CraFT.Config(n=n, weight=0.1))
+def test_the_refiners_kl_term_ends_with_the_first_fraction_of_the_candidates() -> None:
+    def epochs_with_kl(fraction: float, generations: int) -> list[int]:
+        method = CraFT(CraFT.Config(kl_fraction=fraction))
         method.generations = generations
-        return [method._refiner_weight(epoch) for epoch in range(1, generations + 1)]
+        return [epoch for epoch in range(generations) if method._has_kl_term(epoch)]
 
-    assert weights(4, 200) == [0.1] * 50 + [0.0] * 150
-    assert weights(1, 10) == [0.1] * 10
-    assert weights(4, 10) == [0.1] * 2 + [0.0] * 8  # 40 * g <= 100
+    assert epochs_with_kl(0.25, 200) == list(range(50))
+    assert epochs_with_kl(1.0, 10) == list(range(10))
+    assert epochs_with_kl(0.25, 10) == [0, 1]  # 40 * (epoch + 1) <= 100
 
 
 def test_a_generation_is_one_population_call_and_one_call_of_the_present_prompt() -> None:
@@ -113,20 +114,20 @@ def test_a_generation_is_one_population_call_and_one_call_of_the_present_prompt(
     assert box.bill.requests == 82
 
 
-def test_second_ask_takes_an_unscored_population_for_the_mean() -> None:
+def test_prompt_from_extra_population_averages_an_unscored_population() -> None:
     task, _ = toy_task()
     contexts = {}
     for flag in (False, True):
-        method = CraFT(CraFT.Config(second_ask=flag, intrinsic_dim=30))
+        method = CraFT(CraFT.Config(prompt_from_extra_population=flag, intrinsic_dim=30))
         box = ToyBox(CraFT.info.access, Remaining(requests=82))
-        method.start(task, box, np.random.default_rng(4))
+        method.begin(task, box, np.random.default_rng(4))
         method.step(box)
         contexts[flag] = method.ctx_LE
         mean_LE = method.search.mean()
         assert torch.equal(method.ctx_LE, mean_LE) is not flag
         if flag:  # repeat the search by hand: the same first population, then a second one, averaged
             again = CraFT(CraFT.Config(intrinsic_dim=30))
-            again.start(task, ToyBox(CraFT.info.access, Remaining(requests=82)), np.random.default_rng(4))
+            again.begin(task, ToyBox(CraFT.info.access, Remaining(requests=82)), np.random.default_rng(4))
             again.search.tell(again._fitness(box, again.search.ask()))
             z_PK = torch.tensor(np.stack(again.search.evolution.es.ask()), dtype=torch.float32)
             moved_LE = (z_PK @ again.search.a_KF).mean(0).view_as(method.ctx_LE)
@@ -165,7 +166,7 @@ def test_without_collaboration_the_search_is_bbts_and_the_refiner_comes_after(
     fresh: bool, allotment: Remaining
 ) -> None:
     task, _ = toy_task(fresh_views=fresh)
-    apart, box = CraFT(CraFT.Config(together=False, intrinsic_dim=20)), ToyBox(CraFT.info.access, allotment)
+    apart, box = CraFTSequential(CraFTSequential.Config(intrinsic_dim=20)), ToyBox(CraFT.info.access, allotment)
     predicted = apart.bill(TaskShape.of(task, box.feature_dim), allotment)
     fit(apart, task, box)
     assert box.bill == predicted and min(box.remaining) >= 0

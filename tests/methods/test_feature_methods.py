@@ -11,11 +11,11 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from methods import all_methods
+from methods._refiner import Refiner
 from methods.base import Access, Classes, FewShotTask, LabelledImages, Remaining, TaskShape
 from methods.linear_probe import LinearProbe, logistic_regression
 from methods.logit_head import LogitHead
 from methods.pixel_nn import PixelNearestNeighbour
-from methods.refiner import Refiner
 from methods.testing import ToyBox, ToyImages, fit, toy_task
 from methods.tip_adapter import TipAdapter, TipAdapterF
 
@@ -208,17 +208,16 @@ def test_tip_adapter_f_trains_keys_as_a_plain_loop_and_keeps_the_last_epoch(fres
 
 def test_logit_head_trains_the_refiner_on_the_views_scores_in_turn() -> None:
     task, test = toy_task(views=3)
-    method = LogitHead(LogitHead.Config(epochs=5, batch_size=8, hidden=16, kl_share=0.5))
+    method = LogitHead(LogitHead.Config(epochs=5, batch_size=8, hidden=16, kl_fraction=0.5))
     box = ToyBox(Access.TEXT | Access.SCORES)
     assert fit(method, task, box, seed=9) == 5
     assert (box.bill.requests, box.bill.images, box.calls) == (3, 60, ["scores"] * 3)
 
     generator = torch.Generator().manual_seed(int(np.random.default_rng(9).integers(2**63 - 1)))
-    refiner = Refiner(5, generator, hidden=16, batch_size=8)
+    refiner = Refiner(5, Refiner.Config(hidden=16, batch_size=8), generator)
     bank = (SCALE * features(task.train.images.views(3)) @ text(task).T).view(3, 20, 5)
     for epoch in range(5):
-        weight = 0.1 if epoch < 2.5 else 0.0
-        refiner.train_epoch(bank[epoch % 3], task.train.labels, generator, weight)
+        refiner.train_epoch(bank[epoch % 3], task.train.labels, generator, kl=epoch < 2.5)
     raw = SCALE * features(test.images) @ text(task).T
     torch.testing.assert_close(method.predict(test.images, box), refiner.refine(raw), rtol=1e-4, atol=1e-4)
     assert method.trainable_params == 2 * 5 * 16 + 16 + 5
@@ -271,7 +270,7 @@ def test_views_are_not_pickled_many_times_over(name: str) -> None:
     task, _ = toy_task(shots=16, views=10)
     info = all_methods()[name]
     method, box = info.cls(), ToyBox(info.access)
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     for _ in range(10):
         method.step(box)
     stored = 4 * 10 * 80 * (5 if name == "logit_head" else box.feature_dim)

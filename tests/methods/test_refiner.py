@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from methods.refiner import Refiner, kl_divergence
+from methods._refiner import Refiner, kl_divergence
 
 LN3 = math.log(3.0)
 
@@ -17,7 +17,7 @@ def one_thread() -> None:
 
 
 def make(**settings: float) -> Refiner:
-    return Refiner(2, torch.Generator().manual_seed(0), **settings)  # type: ignore[arg-type]
+    return Refiner(2, Refiner.Config(**settings), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
 
 
 def constant_net(refiner: Refiner, out: list[float]) -> Refiner:
@@ -47,7 +47,7 @@ def test_kl_is_a_mean_over_images_for_each_prompt_set() -> None:
 
 
 def test_loss_is_ce_of_the_refined_plus_weighted_kl_from_raw_to_refined() -> None:
-    refiner = constant_net(make(weight=0.1), [LN3, 0.0])
+    refiner = constant_net(make(kl_weight=0.1), [LN3, 0.0])
     raw, labels = torch.tensor([[0.0, 0.0], [-LN3, 0.0]]), torch.tensor([1, 0])
     # refined probabilities: (3/4, 1/4) and (1/2, 1/2); raw: (1/2, 1/2) and (1/4, 3/4)
     ce = (-math.log(1 / 4) - math.log(1 / 2)) / 2
@@ -55,12 +55,12 @@ def test_loss_is_ce_of_the_refined_plus_weighted_kl_from_raw_to_refined() -> Non
     kl_1 = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert torch.allclose(refiner.refine(raw), torch.tensor([[LN3, 0.0], [0.0, 0.0]]), atol=1e-6)
     assert refiner.loss(raw, labels).item() == pytest.approx(ce + 0.1 * (kl_0 + kl_1) / 2, abs=1e-6)
-    assert refiner.loss(raw, labels, weight=0.0).item() == pytest.approx(ce, abs=1e-6)
+    assert refiner.loss(raw, labels, kl=False).item() == pytest.approx(ce, abs=1e-6)
 
 
 def test_gradient_of_the_output_bias_by_hand() -> None:
     # d CE / d refined = q - onehot; d KL(raw || refined) / d refined = q - p
-    refiner = constant_net(make(weight=0.5), [LN3, 0.0])
+    refiner = constant_net(make(kl_weight=0.5), [LN3, 0.0])
     refiner.loss(torch.zeros(1, 2), torch.tensor([1])).backward()
     expected = [(0.75 - 0) + 0.5 * (0.75 - 0.5), (0.25 - 1) + 0.5 * (0.25 - 0.5)]
     assert refiner.b2_C.grad is not None
@@ -68,7 +68,7 @@ def test_gradient_of_the_output_bias_by_hand() -> None:
 
 
 def test_sizes_and_the_range_of_the_first_weights() -> None:
-    refiner = Refiner(100, torch.Generator().manual_seed(3), hidden=256)
+    refiner = Refiner(100, Refiner.Config(hidden=256), torch.Generator().manual_seed(3))
     assert refiner.n_params == 2 * 100 * 256 + 256 + 100
     for weight, bound in ((refiner.w1_CH, 0.1), (refiner.b1_H, 0.1), (refiner.w2_HC, 1 / 16), (refiner.b2_C, 1 / 16)):
         assert weight.abs().max().item() <= bound
@@ -85,7 +85,7 @@ def test_first_step_of_adam_moves_by_the_learning_rate() -> None:
 def test_every_image_is_seen_once_an_epoch_the_short_batch_too() -> None:
     refiner, seen = make(batch_size=4), []
     loss = refiner.loss
-    refiner.loss = lambda raw, labels, weight: (seen.append(raw[:, 0]), loss(raw, labels, weight))[1]  # type: ignore
+    refiner.loss = lambda raw, labels, kl: (seen.append(raw[:, 0]), loss(raw, labels, kl))[1]  # type: ignore
     raw = torch.stack([torch.arange(10.0), torch.zeros(10)], dim=1)
     refiner.train_epoch(raw, torch.zeros(10, dtype=torch.long), torch.Generator().manual_seed(0))
     assert [len(s) for s in seen] == [4, 4, 2]

@@ -9,6 +9,7 @@ import torch
 
 from methods.base import Access, Remaining, TaskShape
 from methods.taskres import TaskRes
+from methods.taskres_variants import TaskResEnhanced, TaskResImageSide
 from methods.testing import ToyBox, fit, toy_task
 
 GRANT = Access.TEXT | Access.FEATURES
@@ -78,7 +79,7 @@ def test_logits_are_scaled_cosines_to_the_shifted_text() -> None:
 
 def test_learning_rate_of_single_epochs() -> None:
     method = build()
-    method.epochs = 100
+    method.n_epochs = 100
     assert method.learning_rate(0) == 1e-5
     assert method.learning_rate(1) == 2e-3
     assert method.learning_rate(51) == pytest.approx(1e-3)
@@ -89,7 +90,7 @@ def test_learning_rate_of_single_epochs() -> None:
 def test_learning_rate_is_torchs_cosine_held_back_by_the_warm_up() -> None:
     """Dassl steps the cosine scheduler for the first time at the end of the first epoch after the warm-up."""
     method = build()
-    method.epochs = 20
+    method.n_epochs = 20
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-3)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20.0)
     rates = [1e-5]
@@ -104,21 +105,21 @@ def test_learning_rate_is_torchs_cosine_held_back_by_the_warm_up() -> None:
 def test_epochs_by_shots(shots: int, epochs: int) -> None:
     task, _ = toy_task(shots=shots, views=1)
     method = build()
-    method.start(task, ToyBox(GRANT), np.random.default_rng(0))
+    method.begin(task, ToyBox(GRANT), np.random.default_rng(0))
     assert method.notes["epochs"] == epochs
 
 
 def test_the_start_is_zero_shot() -> None:
     task, test = toy_task()
     method, box = build(), ToyBox(GRANT | Access.SCORES)
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     torch.testing.assert_close(method.predict(test.images, box), box.scores(test.images, task.classes.prompts())[0])
 
 
 def test_an_unpickled_method_trains_its_own_residual() -> None:
     task, _ = toy_task()
     method, box = build(epochs=4), ToyBox(GRANT)
-    method.start(task, box, np.random.default_rng(0))
+    method.begin(task, box, np.random.default_rng(0))
     method.step(box)
     again: TaskRes = pickle.loads(pickle.dumps(method))
     assert again.optimizer.param_groups[0]["params"][0] is again.residual_XD
@@ -156,14 +157,14 @@ def test_alpha_of_zero_is_zero_shot_on_any_image() -> None:
     task, test = toy_task()
     method, box = build(epochs=5, alpha=0.0), ToyBox(GRANT | Access.SCORES)
     fit(method, task, box)
-    assert method.turned_degrees() < 0.1
+    assert method.classifier_rotation_deg() < 0.1
     torch.testing.assert_close(method.predict(test.images, box), box.scores(test.images, task.classes.prompts())[0])
 
 
 def test_the_enhanced_base_is_a_map_of_the_text_features_that_is_learned_first_and_then_fixed() -> None:
     task, _ = toy_task(views=2)
-    method, box = build(enhanced=True, base_epochs=3, epochs=2, batch_size=256), ToyBox(GRANT)
-    method.start(task, box, np.random.default_rng(5))
+    method, box = TaskResEnhanced(TaskResEnhanced.Config(base_epochs=3, epochs=2)), ToyBox(GRANT)
+    method.begin(task, box, np.random.default_rng(5))
     t = box.towers.text_features(task.classes.prompts())[0]
     order = torch.Generator().manual_seed(int(np.random.default_rng(5).integers(2**63 - 1)))
     map_DD = torch.eye(t.shape[1], requires_grad=True)
@@ -194,7 +195,7 @@ def test_the_enhanced_base_is_a_map_of_the_text_features_that_is_learned_first_a
 
 def test_the_image_residual_is_one_offset_for_all_images_and_leaves_the_classifier() -> None:
     task, test = toy_task()
-    method, box = build(image_side=True, epochs=6), ToyBox(GRANT)
+    method, box = TaskResImageSide(TaskResImageSide.Config(epochs=6)), ToyBox(GRANT)
     fit(method, task, box)
     t = box.towers.text_features(task.classes.prompts())[0]
     assert torch.equal(method.classifier(), t) and method.trainable_params == t.shape[1]

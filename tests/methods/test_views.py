@@ -11,7 +11,7 @@ from methods.testing import ToyBox, fit, toy_task
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize(("cls", "settings"), [(CBBT, {"directions": 4}), (CoOp, {})])
+@pytest.mark.parametrize(("cls", "settings"), [(CBBT, {"n_directions": 4}), (CoOp, {})])
 def test_a_view_is_paid_once_in_an_epoch_of_several_batches(
     cls: type[Method], settings: dict[str, int], fresh: bool
 ) -> None:

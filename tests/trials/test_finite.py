@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pipeline
+from methods._finite import finite, first_non_finite
+from methods._prompt_search import Evolution
 from methods.base import Access, SoftPrompts
-from methods.evolution import Evolution
-from methods.finite import finite, first_non_finite
 from pipeline.blackbox.client import Meter, MeteredBox
 from pipeline.blackbox.endpoint import Endpoint, Request, Response
 from pipeline.blackbox.feature_store import FeatureStore

@@ -23,6 +23,7 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
+    Plan,
     Remaining,
     TaskShape,
 )
@@ -84,9 +85,9 @@ class Probe(Method):
     """Calls that each step makes."""
     steps = 3
     promised = 4
-    """Calls that `bill` promises."""
+    """Calls that `plan` predicts."""
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         self.task, self.done, self.seen = task, 0, 0
         box.scores(task.train.images, task.classes.prompts())
 
@@ -100,12 +101,12 @@ class Probe(Method):
         self.seen += len(images)
         return box.scores(images, self.task.classes.prompts())[0]
 
-    def bill(self, shape: TaskShape, remaining: Remaining) -> Bill:
-        return Bill.scores(1, shape.n_train, shape.n_classes) * self.promised
+    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
+        return Plan(bill=Bill.scores(1, shape.n_train, shape.n_classes) * self.promised)
 
 
 class Greedy(Probe):
-    """It asks for more than the bill that it promised."""
+    """It asks for more than the bill that its plan predicts."""
 
     promised = 3
 
@@ -115,9 +116,19 @@ class GreedyAtOnce(Probe):
 
     promised = 2
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
         for _ in range(4):
-            super().start(task, box, rng)
+            super().start(task, box, rng, plan)
+
+
+class Hides(Greedy):
+    """It catches the refusal and goes on."""
+
+    def step(self, box: BlackBox) -> bool:
+        try:
+            return super().step(box)
+        except Exception:
+            return False
 
 
 class Intruder(Probe):
@@ -215,7 +226,7 @@ def die(monkeypatch: pytest.MonkeyPatch, point: str, cls: type[Method]) -> None:
     """Arrange deaths at every occasion of one kind."""
     if point in ("before a call is charged", "after a call was charged and its answer lost"):
         dying = once_for_each(LocalPool.send, lambda _, request: request.charge.id, before=point.startswith("before"))
-        monkeypatch.setattr(LocalPool, "ask", dying)
+        monkeypatch.setattr(LocalPool, "send", dying)
     elif point == "after a step":
         monkeypatch.setattr(
             cls, "step", once_for_each(cls.step, lambda method, box: pickle.dumps(vars(_session(box).box.meter)))
@@ -437,25 +448,50 @@ def test_no_curve_is_drawn_on_large_test_sets(lab: Lab, monkeypatch: pytest.Monk
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-def test_a_method_that_asks_more_than_it_promised_is_cut_off_scored_and_marked(lab: Lab) -> None:
-    (row,) = lab.run(spec_of(lab, Greedy))
-    assert row.status == "truncated"
-    assert row.error is not None and "1 requests asked of account" in row.error
-    assert plain_bill(row) == ONE * 3 and row.accuracy is not None and row.evaluate_images == 60
+@pytest.mark.parametrize(("cls", "predicted"), [(Greedy, 3), (GreedyAtOnce, 2), (Hides, 3)])
+def test_a_plan_whose_bill_is_too_small_fails_the_trial_as_the_methods_own_error(
+    lab: Lab, cls: type[Probe], predicted: int
+) -> None:
+    (row,) = lab.run(spec_of(lab, cls))
+    assert row.status == "failed" and row.accuracy is None and row.error is not None
+    said = f"its plan predicted {predicted} requests for the fit; {predicted} are spent and the next call needs 1 "
+    assert row.error.startswith(f"MethodError: {cls.__name__}: {said}")
+    assert plain_bill(row) == ONE * predicted
+
+
+@pytest.mark.parametrize("name", ["bill", "begin"])
+def test_bill_and_begin_cannot_be_overridden(name: str) -> None:
+    with pytest.raises(TypeError, match=f"Overrides defines {name}, which is final: define plan and start"):
+        type("Overrides", (Method,), {name: lambda *_: None})
+
+
+def test_a_plan_whose_bill_has_too_few_images_is_reported_in_images(lab: Lab) -> None:
+    class Views(Probe):
+        def step(self, box: BlackBox) -> bool:
+            box.scores(self.task.train.images.views(2), self.task.classes.prompts())
+            return True
+
+    (row,) = lab.run(spec_of(lab, Views))
+    said = "its plan predicted 80 images for the fit; 60 are spent and the next call needs 40 "
+    assert row.status == "failed" and row.error is not None and row.error.startswith(f"MethodError: Views: {said}")
 
 
 def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_is_sent(lab: Lab) -> None:
     spec = spec_of(lab, Probe, "budget.requests=2")
     (row,) = lab.run(spec)
-    assert row.status == "truncated" and row.requests == 2
+    assert row.status == "truncated" and row.accuracy is not None
+    assert plain_bill(row) == ONE * 2 and row.evaluate_images == 60
     assert (
         row.error
         == f"1 requests asked of account 'trial {spec.account}', which has 0 left (2 of 2 charged or reserved)"
     )
 
 
-def test_a_method_that_never_starts_has_failed_with_its_bill(lab: Lab) -> None:
-    (row,) = lab.run(spec_of(lab, GreedyAtOnce))
+def test_a_method_whose_start_passes_its_allotment_has_failed_with_its_bill(lab: Lab) -> None:
+    class StartsFourTimes(GreedyAtOnce):
+        promised = 4
+
+    (row,) = lab.run(spec_of(lab, StartsFourTimes, "budget.requests=2"))
     assert row.status == "failed" and row.accuracy is None
     assert row.error is not None and row.error.startswith("BudgetExceeded: 1 requests asked")
     assert plain_bill(row) == ONE * 2
@@ -473,8 +509,8 @@ def test_a_method_that_asks_beyond_its_access_has_failed_with_its_bill(lab: Lab)
 
 
 def test_a_truncated_trial_killed_while_it_is_scored_stays_truncated(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    (wanted,) = lab.run(spec_of(lab, Greedy))
-    spec = TrialSpec(**{**vars(spec_of(lab, Greedy)), "method_digest": "another"})
+    (wanted,) = lab.run(spec_of(lab, Probe, "budget.requests=2"))
+    spec = TrialSpec(**{**vars(spec_of(lab, Probe, "budget.requests=2")), "method_digest": "another"})
     monkeypatch.setattr(trials, "_score", once_for_each(trials._score, lambda *_: "score"))
     (row,), deaths = run_to_the_end(lab, spec)
     assert deaths == 1 and row.status == "truncated"
@@ -504,7 +540,7 @@ def test_an_answer_of_the_endpoint_that_says_diverged_marks_the_row(lab: Lab, mo
         asked.append(request)
         return send(self, request)
 
-    monkeypatch.setattr(LocalPool, "ask", noting)
+    monkeypatch.setattr(LocalPool, "send", noting)
     (row,) = lab.run(spec)
     assert row.status == "done" and len(asked) == 5
     assert plain_bill(row) == ONE * 4

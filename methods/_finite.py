@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def first_non_finite(values: Tensor) -> tuple[int, ...] | None:
-    """Index of the first element that is NaN or infinite; None when all are finite.
+    """Return the index of the first element that is NaN or infinite; None if all are finite.
 
     The sum is tested first: it is some 25 times faster than `isfinite`, and it is finite only if all elements are.
     """

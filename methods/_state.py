@@ -1,4 +1,4 @@
-"""What a method holds, as bytes to compare: its own contents, and variables outside it in which it could keep state."""
+"""The state of a method as bytes to compare: its own contents, and variables outside it that could hold state."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class _ContentPickler(pickle.Pickler):
 
 
 def contents(value: Any) -> bytes:
-    """A method, or another value, as bytes that are equal when the contents are."""
+    """Return a method, or another value, as bytes that are equal if the contents are."""
     buffer = io.BytesIO()
     _ContentPickler(buffer).dump(value)
     return buffer.getvalue()
 
 
 def outside_state(method: type[Method]) -> dict[str, bytes]:
-    """Digest of each variable outside a method's object in which it could keep state.
+    """Return a digest of each variable outside a method's object that could hold its state.
 
     These are the attributes of its classes, the global variables of their modules, and the defaults and attributes of
     their functions. Modules, classes, and functions of other modules are left out.

@@ -32,28 +32,28 @@ class ToyTowers:
 
     @staticmethod
     def vector(text: str, width: int) -> Tensor:
-        """A standard normal vector drawn from the text alone."""
+        """Return a standard normal vector that depends on the text alone."""
         seed = int.from_bytes(hashlib.sha256(f"{width}/{text}".encode()).digest()[:7], "big")
         return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
     def embed_text(self, text: str) -> Tensor:
-        """[L, E]"""
+        """Return token embeddings [L, E]."""
         words = text.split()
         return torch.stack([self.vector(w, self.E) for w in words]) if words else torch.zeros(0, self.E)
 
     def image_features(self, pixels_BX: Tensor) -> Tensor:
-        """[B, D]"""
+        """Return image features [B, D]."""
         return normalize((pixels_BX - 0.5) @ self.image_map_XD * 3, dim=-1)
 
     def text_features(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]"""
+        """Return text features [P, C, D]."""
         if isinstance(prompts, SoftPrompts):
             rows = [self._place(ctx_LE, prompts.classnames) for ctx_LE in prompts.ctx_PLE]
             return torch.stack(rows)
         return torch.stack([torch.stack([self._sentence(t) for t in texts]) for texts in prompts.texts])
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]"""
+        """Return the gradient [P, L, E] with respect to the contexts."""
         with torch.enable_grad():
             ctx_PLE = prompts.ctx_PLE.detach().clone().requires_grad_()
             text_PCD = self.text_features(SoftPrompts(ctx_PLE, prompts.classnames, prompts.suffix))
@@ -69,7 +69,7 @@ class ToyTowers:
         return self._place(self.embed_text(" ".join(words[:-1]) or "the"), words[-1:])[0]
 
     def pixels_of(self, name: str, n: int, seed: int, noise: float = 0.35) -> Tensor:
-        """[n, X] images in [0, 1] whose features lie around the class vector turned by a fixed shift."""
+        """Return images [n, X] in [0, 1] whose features lie around the class vector, rotated by a fixed shift."""
         g = torch.Generator().manual_seed(seed)
         wanted_D = self.vector(name, self.D) + 0.8 * self.vector("shift", self.D)
         base_X = torch.linalg.lstsq(self.image_map_XD.T, wanted_D.unsqueeze(1)).solution.squeeze(1)
