@@ -374,8 +374,9 @@ def method(
 
     def register(cls: M) -> M:
         known = REGISTRY.get(name)
-        if known is not None and known.cls.__qualname__ != cls.__qualname__:
-            raise ValueError(f"two methods are named {name!r}: {known.cls.__qualname__} and {cls.__qualname__}")
+        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            others = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (known.cls, cls))
+            raise ValueError(f"two methods are named {name!r}: {others}")
         summary = (cls.__doc__ or "").strip().split("\n")[0]
         cls.info = MethodInfo(name, cls, access, paper, version, new_classes, summary, uses_views)
         REGISTRY[name] = cls.info

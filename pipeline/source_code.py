@@ -6,13 +6,14 @@ import ast
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from methods.base import MethodInfo
-from pipeline.errors import CodeMismatch
+from pipeline.errors import CodeMismatch, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages `methods` and `pipeline`."""
@@ -136,8 +137,11 @@ def texts_digest(texts: Sequence[str]) -> str:
 
 @cache
 def method_digest(info: MethodInfo) -> str:
-    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out."""
-    folder, done, todo = Path(inspect.getfile(info.cls)).parent, set(), [Path(inspect.getfile(info.cls))]
+    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out.
+
+    For a method of another package, all Python files of that package are part of it.
+    """
+    folder, done, todo = ROOT / "methods", set[Path](), _own_files(info.cls)
     h = hashlib.sha256()
     while todo:
         path = todo.pop()
@@ -148,6 +152,18 @@ def method_digest(info: MethodInfo) -> str:
         h.update(source.encode())
         todo += [folder / f"{part}.py" for part in sorted(_imported_parts(source) - {"base"})]
     return h.hexdigest()[:16]
+
+
+def _own_files(cls: type) -> list[Path]:
+    try:
+        file, top = Path(inspect.getfile(cls)), sys.modules[cls.__module__.partition(".")[0]]
+    except (TypeError, OSError) as error:
+        raise ConfigError(
+            f"method {cls.__name__} is defined in a notebook or a console: save it to a file, methods=[my/method.py]"
+        ) from error
+    if top.__name__ == "methods" or not hasattr(top, "__path__"):
+        return [file]
+    return sorted((path for folder in top.__path__ for path in Path(folder).rglob("*.py")), reverse=True)
 
 
 def _imported_parts(source: str) -> set[str]:

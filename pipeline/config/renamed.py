@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from methods import BROKEN
 from pipeline.errors import did_you_mean
 
 METHODS = {"craft_apart": "craft_sequential", "taskres_image": "taskres_image_side"}
@@ -36,7 +37,8 @@ def unknown_method(name: str, known: Iterable[str], kind: str = "method") -> str
     """Return the error message for an unknown method name."""
     if name in METHODS:
         return f"method {name!r} was renamed: use {METHODS[name]!r}"
-    return did_you_mean(kind, name, known)
+    broken = "; ".join(f"{module} cannot be imported ({reason})" for module, reason in BROKEN.items())
+    return f"no method named {name!r}: {broken}" if broken else did_you_mean(kind, name, known)
 
 
 def unknown_setting(method: str, setting: str, known: Iterable[str]) -> str:

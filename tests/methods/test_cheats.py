@@ -704,7 +704,7 @@ def test_waiting_for_the_endpoint_and_reading_pixels_is_not_hanging(lab: Lab, mo
     def slow(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: (time.sleep(0.4), function(*args))[1]
 
-    monkeypatch.setattr(type(lab.pool), "ask", slow(type(lab.pool).ask))
+    monkeypatch.setattr(type(lab.pool), "send", slow(type(lab.pool).send))
     monkeypatch.setattr(Images, "pixels", slow(Images.pixels))
 
     class Pixels(Honest):
