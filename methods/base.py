@@ -290,7 +290,7 @@ class Method:
         self.notes: dict[str, float | int | str] = {}
         """What `start` decided (a scaled schedule, a chosen setting); recorded beside the result."""
         self.trainable_params = 0
-        self.papers_count: float | None = None
+        self.paper_queries: float | None = None
         """What the paper would call the number of its queries, where it counts any: it stands beside the bill."""
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:

@@ -88,7 +88,7 @@ class BBT(Method):
         self.trainable_params = c.intrinsic_dim
         self.generation = 0
         self.generations = self._generations(TaskShape.of(task, box.feature_dim), box.remaining)
-        self.papers_count = c.popsize * self.generations
+        self.paper_queries = c.popsize * self.generations
         self.notes |= {"generations": self.generations, "start": self.classes.template}
 
     def step(self, box: BlackBox) -> bool:

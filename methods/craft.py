@@ -126,7 +126,7 @@ class CraFT(Method):
         if not c.together:
             self.epoch = 0
             self.views = EpochViews(task, max(1, views_wanted(shape, self.generations)), self.generations)
-        self.papers_count = c.popsize * self.generations
+        self.paper_queries = c.popsize * self.generations
         self.notes |= {"generations": self.generations, "start": self.classes.template}
 
     def step(self, box: BlackBox) -> bool:

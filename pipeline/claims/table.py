@@ -1,4 +1,4 @@
-"""The table of claims: found, printed, and written beside its evidence as JSON, markdown and pictures."""
+"""Test the claims of papers, print the table, and write it as JSON, Markdown and figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from pipeline.bench.harness import machine
-from pipeline.claims import cbbt, craft, taskres  # noqa: F401  they register their claims
+from pipeline.claims import cbbt, craft, taskres  # noqa: F401  importing registers their claims
 from pipeline.claims.claim import PAPERS, REGISTRY, Claim, Finding
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.figures import draw
@@ -21,7 +21,7 @@ WIDTH = 116
 
 
 def find(papers: Sequence[str], evidence: Evidence) -> list[Row]:
-    """Every claim of these papers (of all, when none is named) with its finding; what is missing is run first."""
+    """Test the claims of these papers, or of all if none is named; missing sweeps are run first."""
     for paper in papers:
         if paper not in PAPERS:
             raise ConfigError(did_you_mean("paper", paper, PAPERS))
@@ -31,7 +31,7 @@ def find(papers: Sequence[str], evidence: Evidence) -> list[Row]:
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One for each claim."""
+    """Return one record per claim."""
     return [
         {
             "paper": claim.paper,
@@ -50,7 +50,7 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """For the terminal."""
+    """Return the table as text."""
     blocks = []
     for paper, group in groupby(rows, key=lambda row: row[0].paper):
         blocks.append(PAPERS[paper])
@@ -65,10 +65,10 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for each paper."""
+    """Return a Markdown table per paper."""
     blocks = []
     for paper, group in groupby(rows, key=lambda row: row[0].paper):
-        lines = [f"## {PAPERS[paper]}", "", "| the paper says | tested here | ours | verdict | command |"]
+        lines = [f"## {PAPERS[paper]}", "", "| claim | tested | ours | verdict | command |"]
         lines.append("|---|---|---|---|---|")
         for claim, finding in group:
             verdict = f"**{finding.verdict}**: {finding.why}"
@@ -79,12 +79,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row], evidence: Evidence) -> list[str]:
-    """claims.json, claims.md and the pictures, in the folder of the evidence; their names."""
-    made = {"date": datetime.now(UTC).date().isoformat(), **machine()}
-    where = ", ".join(f"{k} {v}" for k, v in made.items())
+    """Write claims.json, claims.md and the figures into the folder of the evidence; return their names."""
+    environment = {"date": datetime.now(UTC).date().isoformat(), **machine()}
+    where = ", ".join(f"{k} {v}" for k, v in environment.items())
     files = {
-        "claims.json": strict_json({"made": made, "claims": records(rows)}, indent=1).encode(),
-        "claims.md": f"Made: {where}.\n\n{markdown(rows)}".encode(),
+        "claims.json": strict_json({"environment": environment, "claims": records(rows)}, indent=1).encode(),
+        "claims.md": f"Measured: {where}.\n\n{markdown(rows)}".encode(),
         **draw({claim.paper for claim, _ in rows}, evidence),
     }
     for name, data in files.items():

@@ -238,7 +238,8 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
 def test_sweeps_never_mix_and_share_image_features_only(
     swept: Swept, other: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
-    from pipeline.results.store import ResultStore, to_rows
+    from pipeline.results.row import to_rows
+    from pipeline.results.store import ResultStore
 
     rows = to_rows(ResultStore(other[0]).read())
     (mine,) = [r for r in rows if r.method == "taskres" and r.test_set == "icons"]

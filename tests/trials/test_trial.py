@@ -439,7 +439,7 @@ def test_no_curve_is_drawn_on_large_test_sets(lab: Lab, monkeypatch: pytest.Monk
 
 def test_a_method_that_asks_more_than_it_promised_is_cut_off_scored_and_marked(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Greedy))
-    assert row.status == "truncated"
+    assert row.status == "budget_exhausted"
     assert row.error is not None and "1 requests asked of account" in row.error
     assert plain_bill(row) == ONE * 3 and row.accuracy is not None and row.evaluate_images == 60
 
@@ -447,7 +447,7 @@ def test_a_method_that_asks_more_than_it_promised_is_cut_off_scored_and_marked(l
 def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_is_sent(lab: Lab) -> None:
     spec = spec_of(lab, Probe, "budget.requests=2")
     (row,) = lab.run(spec)
-    assert row.status == "truncated" and row.requests == 2
+    assert row.status == "budget_exhausted" and row.requests == 2
     assert (
         row.error
         == f"1 requests asked of account 'trial {spec.account}', which has 0 left (2 of 2 charged or reserved)"
@@ -472,12 +472,12 @@ def test_a_method_that_asks_beyond_its_access_has_failed_with_its_bill(lab: Lab)
     assert lab.store.rows_of(row.trial_id) == [row]
 
 
-def test_a_truncated_trial_killed_while_it_is_scored_stays_truncated(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_out_of_budget_killed_while_it_is_scored_stays_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     (wanted,) = lab.run(spec_of(lab, Greedy))
     spec = TrialSpec(**{**vars(spec_of(lab, Greedy)), "method_digest": "another"})
     monkeypatch.setattr(trials, "_score", once_for_each(trials._score, lambda *_: "score"))
     (row,), deaths = run_to_the_end(lab, spec)
-    assert deaths == 1 and row.status == "truncated"
+    assert deaths == 1 and row.status == "budget_exhausted"
     assert plain_bill(row) == plain_bill(wanted) and row.accuracy == wanted.accuracy
 
 
