@@ -229,8 +229,8 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
 ) -> None:
     storage, run = other
     assert "1 trials to run" in run.stdout
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded: ")]
-    assert line.startswith("unfunded: craft on icons, 1 shots, seed 1, 100 requests: ")
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded (no budget): ")]
+    assert line.startswith("unfunded (no budget): craft on icons, 1 shots, seed 1, 100 requests: ")
     assert {(r["method"], r["status"]) for r in records(storage)} == {("taskres", "done"), ("craft", "unfunded")}
     assert books(storage)["accounts"][0]["spent"]["requests"] <= 5
 
