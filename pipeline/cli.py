@@ -115,8 +115,7 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline.commands.leaderboard import leaderboard
     from pipeline.config.compose import compose
 
-    config = compose(arguments.words)
-    text, damaged = leaderboard(config, arguments.format, arguments.raw, arguments.published, log)
+    text, damaged = leaderboard(compose(arguments.words), arguments.format, arguments.raw, arguments.published, log)
     print(text)
     return exit_code(damaged)
 
@@ -192,13 +191,8 @@ def bench(arguments: argparse.Namespace) -> int:
 def claims(arguments: argparse.Namespace) -> int:
     """Test claims of the papers: run what is missing (under an hour), and print each verdict and its reason."""
     from pipeline.claims import table
-    from pipeline.claims.evidence import Evidence
-    from pipeline.config.typed_values import path
 
-    papers = [word for word in arguments.words if "=" not in word]
-    storage = [word.partition("=")[2] for word in arguments.words if word.startswith("storage=")]
-    overrides = [word for word in arguments.words if "=" in word and not word.startswith("storage=")]
-    evidence = Evidence(path("storage", storage[-1] if storage else "runs/claims").absolute(), overrides, log)
+    papers, evidence = table.parse(arguments.words, log)
     rows = table.find(papers, evidence)
     print(strict_json(table.records(rows), indent=1) if arguments.json else table.text(rows))
     log(f"\nwritten to {evidence.storage}: {', '.join(table.write(rows, evidence))}")
@@ -265,11 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
     measured = command(claims, overrides=False)
     measured.add_argument("--json", action="store_true", help="print one JSON record per claim")
-    help_words = "papers (craft, taskres, cbbt; default: all), and configuration overrides for their sweeps"
+    help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
     measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
     _data_parsers(command(data, overrides=False))
     for listing in (methods, datasets, models):
-        command(listing, overrides=False).add_argument("--json", action="store_true", help="print JSON")
+        command(listing, False).add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

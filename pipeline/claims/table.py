@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -13,11 +13,23 @@ from pipeline.claims import cbbt, craft, taskres  # noqa: F401  importing regist
 from pipeline.claims.claim import PAPERS, REGISTRY, Claim, Finding
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.figures import draw
+from pipeline.config.typed_values import path
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.files import strict_json, write_atomic
 
 Row = tuple[Claim, Finding]
 WIDTH = 116
+
+
+def parse(arguments: Sequence[str], log: Callable[[str], None]) -> tuple[list[str], Evidence]:
+    """Return the papers that the arguments name, and the evidence, whose folder is storage=DIR or runs/claims.
+
+    Other arguments are configuration overrides of all sweeps.
+    """
+    papers = [argument for argument in arguments if "=" not in argument]
+    storage = [argument.partition("=")[2] for argument in arguments if argument.startswith("storage=")]
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("storage=")]
+    return papers, Evidence(path("storage", storage[-1] if storage else "runs/claims").absolute(), overrides, log)
 
 
 def find(papers: Sequence[str], evidence: Evidence) -> list[Row]:

@@ -51,8 +51,7 @@ LEGEND = {
 }
 FOOTNOTE = (
     "Accuracy in percent, gains in percentage points, paired by data set and seed; ± is the 95% CI (t) over seeds.\n"
-    "Requests and images are those billed for fitting. Average rank within the access class; shown only with five or\n"
-    "more seeds."
+    "Requests and images: billed for fitting. Average rank within the access class; shown only with five or more seeds."
 )
 FOOTNOTE_HALVES = (
     "Base-to-new: fitted on the base classes, tested on the base and on the new classes separately. H is the harmonic\n"
