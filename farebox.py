@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from methods.base import FewShotTask
     from pipeline.blackbox.client import MeteredBox
     from pipeline.config.compose import Config
+    from pipeline.results.identity import Selection
     from pipeline.results.row import ResultRow
+    from pipeline.results.store import ResultStore
     from pipeline.sweep.driver import Outcome
     from pipeline.trials.plan import SweepPlan
 
@@ -72,14 +74,15 @@ def run(*overrides: str, echo: Callable[[str], None] = print) -> Outcome:
 
     `echo` receives each line that the command would print.
     """
-    from pipeline.results import report
+    from pipeline.results.mirroring import BackgroundMirror
+    from pipeline.results.report import publish
     from pipeline.sweep.driver import run
 
     config = compose(*overrides)
-    mirror = report.Mirroring(config)
+    mirror = BackgroundMirror(config)
     outcome = run(config, echo, mirror.add)
     mirror.close()
-    report.publish(config, echo)
+    publish(config, echo)
     return outcome
 
 
@@ -142,43 +145,32 @@ def load_results(storage: str | os.PathLike[str]) -> pd.DataFrame:
     The column `left_out` states why a row is in no mean of the leaderboard; it is empty for all others. Damaged files
     are left out and named in a warning.
     """
-    from pipeline.results.identity import select
-    from pipeline.results.runs import read_runs
-    from pipeline.results.store import ResultStore
-
-    store = ResultStore(_existing(storage))
-    selection = select(store.scan().table, read_runs(store.storage))
+    _, selection = _read(storage)
     frame = selection.everything.to_pandas()
     reasons = [selection.left_out.get(key, "") for key in zip(frame["trial_id"], frame["test_set"], strict=True)]
-    _warn_of(store.damage())
     return frame.assign(left_out=reasons)
 
 
 def leaderboard(storage: str | os.PathLike[str]) -> pd.DataFrame:
     """Load the leaderboard of a storage: one row for each method in each section, with every column."""
-    from pipeline.results.identity import select
     from pipeline.results.leaderboard import leaderboard
-    from pipeline.results.runs import read_runs
+
+    store, selection = _read(storage)
+    return leaderboard(selection.rows, store.reader(selection.rows)).board.to_pandas()
+
+
+def _read(storage: str | os.PathLike[str]) -> tuple[ResultStore, Selection]:
+    from pipeline.errors import ConfigError
+    from pipeline.results.report import read_selection
     from pipeline.results.store import ResultStore
 
-    store = ResultStore(_existing(storage))
-    selection = select(store.scan().table, read_runs(store.storage))
-    _warn_of(store.damage())
-    return leaderboard(selection).to_pandas()
-
-
-def _existing(storage: str | os.PathLike[str]) -> Path:
-    from pipeline.errors import ConfigError
-
-    folder = Path(storage)
-    if not (folder / "results").is_dir():
-        raise ConfigError(f"no results in {folder}: name the storage of a run, as in load_results('runs/demo')")
-    return folder
-
-
-def _warn_of(damage: list[str]) -> None:
-    for line in damage:
+    store = ResultStore(Path(storage))
+    if not (store.storage / "results").is_dir():
+        raise ConfigError(f"no results in {storage}: name the storage of a run, as in load_results('runs/demo')")
+    selection = read_selection(store)
+    for line in store.damage():
         warnings.warn(line, stacklevel=3)
+    return store, selection
 
 
 def main() -> int:

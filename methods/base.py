@@ -305,7 +305,7 @@ class Method:
         self.notes: dict[str, float | int | str] = {}
         """What `start` decided (a scaled schedule, a chosen setting); recorded with the result."""
         self.trainable_params = 0
-        self.papers_count: float | None = None
+        self.paper_queries: float | None = None
         """Number of queries as the paper counts them, if it does; shown beside the bill."""
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:

@@ -90,7 +90,7 @@ class CraFT(Method):
         self.ctx_LE = self.search.p0_LE
         self.generation, self.generations = 0, plan.generations
         self.trainable_params = self.config.intrinsic_dim + self.refiner.n_params
-        self.papers_count = self.config.popsize * self.generations
+        self.paper_queries = self.config.popsize * self.generations
         self.notes |= {"generations": self.generations, "start": self.search.classes.template}
 
     def step(self, box: BlackBox) -> bool:

@@ -1,25 +1,37 @@
-"""What commands print: lines on standard output and standard error, and tables of records."""
+"""Print lines and tables on standard output and standard error."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import shortened
 from pipeline.files import strict_json
 
+MAX_COLUMN = 46
+"""Characters of a table's column; longer cells are cut."""
+
+
+def plain(text: str, width: int | None = None) -> str:
+    """Return text on one line, with control and other invisible characters as escapes, e.g. `\\x1b`.
+
+    A text of more than `width` characters is cut and ends in an ellipsis.
+    """
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return line if width is None or len(line) <= width else line[: width - 1] + "…"
+
 
 def print_table(records: list[dict[str, Any]], as_json: bool) -> int:
-    """Print records as an aligned table, or as JSON; the exit code."""
+    """Print records as an aligned table or as JSON, and return the exit code 0."""
     if as_json:
         print(strict_json(records, indent=1))
         return 0
-    shown = [{k: _cell(v) for k, v in r.items()} for r in records]
-    widths = {k: min(46, max(len(k), *(len(r[k]) for r in shown))) for k in shown[0]}
-    print("  ".join(k.ljust(w) for k, w in widths.items()).rstrip())
-    for record in shown:
-        print("  ".join(_cut(record[k], w).ljust(w) for k, w in widths.items()).rstrip())
+    rows = [{key: plain(_cell(value), MAX_COLUMN) for key, value in record.items()} for record in records]
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    for row in [{key: key for key in widths}, *rows]:
+        print("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
     return 0
 
 
@@ -29,12 +41,8 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def exit_code(problems: Sequence[str]) -> int:
-    """Print problems on stderr; 3 when there are any, else 0."""
+    """Print problems on standard error and return the exit code: 3 if there are any, else 0."""
     for problem in problems:
         print_error(problem)
     return 3 if problems else 0
@@ -53,3 +61,11 @@ def echo(line: str) -> None:
 def log(line: str) -> None:
     """Print a line on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def short_path(path: Path) -> str:
+    """Return a path relative to the working folder if it is inside it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -30,9 +30,9 @@ _MARK = b"farebox-sha256:"
 _ZEROS = b"0" * 64
 _SEAL = re.compile(re.escape(_MARK) + rb"([0-9a-f]{64})")
 UNSEALED = (_MARK + _ZEROS).decode()
-"""What a file's content holds in the place of the checksum before `seal` fills it in."""
+"""Placeholder in a file's content, which `seal` replaces by the checksum."""
 DIGESTS = "digests.json"
-"""In each folder of files that ship with the package: SHA-256 by file name."""
+"""File in each folder of package data: the SHA-256 of every other file, by name."""
 
 
 def seal(data: bytes) -> bytes:
@@ -54,6 +54,29 @@ def sealed_arrow(table: pa.Table) -> bytes:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return seal(bytes(sink.getvalue()))
+
+
+def sealed_json(record: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """Return a record as a sealed JSON file on one line, or indented; NaN and infinity become null."""
+    return seal(strict_json({SEAL_KEY: UNSEALED, **record}, indent=indent).encode())
+
+
+def parse_sealed_json(path: Path, data: bytes) -> dict[str, Any]:
+    """Verify and parse the content of a sealed JSON file; `path` is used in messages only.
+
+    Returns:
+        The record without its checksum.
+
+    Raises:
+        DamagedFile: the content does not match its checksum, or is not a JSON object.
+    """
+    check_seal(path, data)
+    try:
+        record = json.loads(data)
+        del record[SEAL_KEY]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(path, "it is not a sealed JSON object") from error
+    return dict(record)
 
 
 def check_seal(path: Path, data: bytes | memoryview) -> None:
@@ -87,10 +110,23 @@ def read_sealed(path: Path) -> bytes:
     return data
 
 
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read a sealed JSON file; see `parse_sealed_json`.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedFile: it is not a regular file, does not match its checksum, or is not a JSON object.
+    """
+    return parse_sealed_json(path, read_sealed(path))
+
+
 def write_atomic(path: Path, data: bytes, spare: Path | None = None) -> None:
     """Replace a file so that a crash leaves the old content or the new one, never a part.
 
-    `spare`: the path that keeps the old content.
+    Args:
+        path: The file; its folder is created if needed.
+        data: The new content.
+        spare: Where the old content is kept.
 
     Raises:
         StorageError: the file cannot be written; nothing was changed.
@@ -99,8 +135,8 @@ def write_atomic(path: Path, data: bytes, spare: Path | None = None) -> None:
         _write_atomic(path, data, spare)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or make it writable, and type the same "
-            "command again; it goes on from what is there"
+            f"{path} cannot be written ({error.strerror or error}): make room, or make it writable, and run the "
+            "same command again; it continues where it stopped"
         ) from error
 
 
@@ -128,7 +164,7 @@ def _write_atomic(path: Path, data: bytes, spare: Path | None) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -152,7 +188,7 @@ def verified(path: Path) -> Path:
 
 
 def repair(path: Path) -> str:
-    """What to type to restore a file of the package."""
+    """Return the command that restores a file of the package."""
     return f"pip install --force-reinstall farebox, or in a clone git checkout {path}"
 
 

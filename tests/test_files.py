@@ -10,7 +10,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DamagedFile, DataError
-from pipeline.files import SEAL_KEY, UNSEALED, check_seal, read_sealed, seal, sealed_arrow, write_atomic
+from pipeline.files import (
+    SEAL_KEY,
+    UNSEALED,
+    check_seal,
+    read_sealed,
+    read_sealed_json,
+    seal,
+    sealed_arrow,
+    sealed_json,
+    write_atomic,
+)
 from pipeline.untrusted import read_json, read_text
 
 
@@ -101,3 +111,17 @@ def test_what_is_not_json_in_utf_8_is_refused(tmp_path: Path, content: bytes, li
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(DataError, match=line):
         read_json(tmp_path / "text")
+
+
+def test_a_sealed_record_comes_back_and_anything_else_is_damaged(tmp_path: Path) -> None:
+    path, record = tmp_path / "record.json", {"a": [1, None], "b": "x"}
+    for indent in (None, 1):
+        path.write_bytes(sealed_json(record, indent))
+        assert read_sealed_json(path) == record
+    assert sealed_json({"a": float("nan")}) == sealed_json({"a": None})
+    path.write_bytes(path.read_bytes().replace(b'"x"', b'"y"'))
+    with pytest.raises(DamagedFile, match="does not match its checksum"):
+        read_sealed_json(path)
+    path.write_bytes(seal(f"[{UNSEALED!r}]".encode()))
+    with pytest.raises(DamagedFile, match="not a sealed JSON object"):
+        read_sealed_json(path)

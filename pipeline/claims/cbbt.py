@@ -1,4 +1,4 @@
-"""What CBBT claims (arXiv:2312.15901), and what its released code does with the test set."""
+"""Claims of CBBT (arXiv:2312.15901), and what its released code does with the test set."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.gradients import cosines
 from pipeline.claims.measured import Measured, each
-from pipeline.results.store import ResultRow
+from pipeline.results.row import ResultRow
 
 SWEEP = "cbbt_claims"
 COMMAND = f"farebox run sweep={SWEEP}"
 DIRECTIONS = {4: "cbbt_q4", 16: "cbbt_q16", 52: "cbbt_prompt", 256: "cbbt_q256"}
-"""Directions a step, as the 8,000 requests of the sweep make them (52: 150 steps, the rule of `cbbt_prompt`)."""
+"""Methods by number of directions per step, for the sweep's 8,000 requests (52: the rule of `cbbt_prompt`)."""
 
 
 def _over(e: Evidence, method: str, reference: str) -> Measured:
@@ -22,8 +22,8 @@ def _over(e: Evidence, method: str, reference: str) -> Measured:
 
 
 def gradients(e: Evidence) -> dict[str, Any]:
-    """Cosines of the estimate to the true gradient."""
-    return e.measure("gradients", ["cbbt_prompt"], lambda: cosines(e.words))
+    """Return cosines between the estimated and the true gradient."""
+    return e.measure("gradients", ["cbbt_prompt"], lambda: cosines(e.overrides))
 
 
 @claim(
@@ -105,6 +105,6 @@ def test_set_choice(e: Evidence) -> Finding:
 
 
 def leak(row: ResultRow) -> float | None:
-    """Points that the best point of a row's curve has over its result."""
+    """Return the best accuracy of a row's curve minus its final accuracy; None without a curve."""
     curve = [accuracy for _, _, accuracy in json.loads(row.curve)]
     return max(*curve, row.accuracy) - row.accuracy if curve and row.accuracy is not None else None

@@ -1,7 +1,8 @@
-"""A claim of a paper, the form in which it is tested here, and the verdict, which one function gives.
+"""Claims of papers: registration, verdicts, and the rule that derives a verdict from a measurement.
 
-A claim is a function in the module of its paper, registered by `@claim(...)`; its docstring says what the paper says.
-It is given the `Evidence`, which runs what is missing, and returns a `Finding`. The tested form is fixed in the code.
+A claim is a function in the module of its paper, registered by `@claim(...)`; its docstring states the paper's claim.
+It takes the `Evidence`, which runs missing sweeps, and returns a `Finding`. The tested form of a claim is fixed in the
+code.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ PAPERS = {
 
 
 class Verdict(StrEnum):
-    """What a measurement says about a claim."""
+    """Outcome of testing a claim."""
 
     REPRODUCED = "reproduced"
-    NOT_REPRODUCED = "not reproduced"
-    NOT_TESTABLE = "not testable on this machine"
+    CONTRADICTED = "contradicted"
+    """The whole interval lies on the other side of the claimed bound."""
+    INCONCLUSIVE = "inconclusive"
+    """The interval contains the claimed bound."""
+    NOT_TESTABLE = "not testable"
+    """Data or weights are missing on this machine, or one value alone has no interval."""
 
 
 class Finding(NamedTuple):
-    """What was found for a claim."""
+    """Verdict on a claim, our measurement as text, and the reason."""
 
     verdict: Verdict
     ours: str
@@ -41,17 +46,17 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the table."""
+    """A claim of a paper and its test."""
 
     name: str
     paper: str
     where: str
-    """Of the paper, or of its released code."""
+    """Section of the paper, or its released code."""
     says: str
     tested: str
-    """What must hold here for the verdict `reproduced`."""
+    """Condition of the verdict `reproduced`."""
     command: str
-    """What remakes the figure."""
+    """Command that repeats the measurement."""
     find: Callable[[Evidence], Finding]
 
 
@@ -60,7 +65,7 @@ Find = Callable[[Evidence], Finding]
 
 
 def claim(paper: str, where: str, tested: str, command: str) -> Callable[[Find], Find]:
-    """Register a function as the test of a claim: its name is the claim's, its docstring what the paper says."""
+    """Register a function as the test of a claim; its name is the name of the claim."""
 
     def register(function: Find) -> Find:
         says = (function.__doc__ or "").rstrip(".")
@@ -70,23 +75,31 @@ def claim(paper: str, where: str, tested: str, command: str) -> Callable[[Find],
     return register
 
 
-def judge(found: Measured, *, above: float | None = None, below: float | None = None, ours: str = "") -> Finding:
-    """Reproduced when the whole interval lies on the claimed side of the bound."""
-    text = ours or str(found)
-    if found.low is None or found.high is None:
-        few = "none of the rows that it compares" if math.isnan(found.value) else "one value alone has no interval"
-        return Finding(Verdict.NOT_TESTABLE, text, f"{few}: give several seeds, and what the claim is about", found)
+def judge(measured: Measured, *, above: float | None = None, below: float | None = None, ours: str = "") -> Finding:
+    """Derive the verdict of a claim that a value is above, or below, a bound.
+
+    Args:
+        measured: The value with its interval.
+        above: The claimed lower bound.
+        below: The claimed upper bound, if `above` is None.
+        ours: Description of the measurement; the value with its interval by default.
+    """
+    text = ours or str(measured)
+    if measured.low is None or measured.high is None:
+        few = "no rows to compare" if math.isnan(measured.value) else "one value alone has no interval"
+        return Finding(Verdict.NOT_TESTABLE, text, f"{few}; run several seeds with the claim's methods", measured)
     if above is not None:
-        side, bound, inside, outside = "above", above, found.low > above, found.high < above
+        side, bound, inside, outside = "above", above, measured.low > above, measured.high < above
     else:
         assert below is not None
-        side, bound, inside, outside = "below", below, found.high < below, found.low > below
+        side, bound, inside, outside = "below", below, measured.high < below, measured.low > below
     if inside:
-        return Finding(Verdict.REPRODUCED, text, f"the whole interval lies {side} {bound:g}", found)
-    why = f"the whole interval lies on the other side of {bound:g}" if outside else f"the interval holds {bound:g}"
-    return Finding(Verdict.NOT_REPRODUCED, text, why, found)
+        return Finding(Verdict.REPRODUCED, text, f"the whole interval lies {side} {bound:g}", measured)
+    if outside:
+        return Finding(Verdict.CONTRADICTED, text, f"the whole interval lies on the other side of {bound:g}", measured)
+    return Finding(Verdict.INCONCLUSIVE, text, f"the interval contains {bound:g}", measured)
 
 
 def not_testable(why: str) -> Finding:
-    """Where a claim needs what is not here."""
+    """Return the finding for a claim that needs what is missing on this machine."""
     return Finding(Verdict.NOT_TESTABLE, "", why)

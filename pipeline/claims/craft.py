@@ -1,4 +1,4 @@
-"""What CraFT claims (arXiv:2402.04050)."""
+"""Claims of CraFT (arXiv:2402.04050)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND = f"farebox run sweep={SWEEP}"
 BIG = ("RN50", "ViT-B-16")
 RUNS = 3
 FEW = ("shots=1", "views=1")
-"""Words for a model whose single steps are timed: neither depends on the number of images, which are encoded once."""
+"""Overrides for timing single steps: time and memory of a step do not depend on the number of images."""
 
 
 def _over(e: Evidence, reference: str) -> Measured:
@@ -81,13 +81,13 @@ def faster(e: Evidence) -> Finding:
     """Trains faster than white-box tuning."""
     runs = list(zip(tiny(e, "coop"), tiny(e, "craft"), strict=True))
     ratios = [median(white["fit_s"] / black["fit_s"] for white, black in runs)]
-    said = [f"tiny {runs[0][0]['fit_s']:.1f} s against {runs[0][1]['fit_s']:.1f}"]
+    texts = [f"tiny {runs[0][0]['fit_s']:.1f} s against {runs[0][1]['fit_s']:.1f}"]
     for arch in BIG:
         white, black = whole_fit(e, "coop", arch), whole_fit(e, "craft", arch)
         ratios.append(white / black)
-        said.append(f"{arch} {white:,.0f} s against {black:,.0f}")
+        texts.append(f"{arch} {white:,.0f} s against {black:,.0f}")
     found = Measured.of_runs(ratios, "times")
-    return judge(found, above=1, ours=f"{found}: {'; '.join(said)}")
+    return judge(found, above=1, ours=f"{found}: {'; '.join(texts)}")
 
 
 @claim(
@@ -99,32 +99,32 @@ def faster(e: Evidence) -> Finding:
 )
 def memory(e: Evidence) -> Finding:
     """About 1/80 of the memory on the client."""
-    ratios, said = [], []
+    ratios, texts = [], []
     for arch in BIG:
         white, black = big(e, "coop", arch), big(e, "craft", arch)
         ratios.append(white["endpoint_mib"] / black["client_mib"])
-        said.append(f"{arch} {white['endpoint_mib']:,.0f} MiB against {black['client_mib']:,.1f}")
+        texts.append(f"{arch} {white['endpoint_mib']:,.0f} MiB against {black['client_mib']:,.1f}")
     kept = tiny(e, "craft")[0]["client_bytes"]
     found = Measured.of_runs(ratios, "times")
-    return judge(found, above=80, ours=f"{found}: {'; '.join(said)}; CraFT keeps {kept:,} bytes when deployed")
+    return judge(found, above=80, ours=f"{found}: {'; '.join(texts)}; CraFT keeps {kept:,} bytes when deployed")
 
 
 def tiny(e: Evidence, method: str) -> list[dict[str, float]]:
-    """Whole trials alone on the embedded model: digits, 16 shots."""
+    """Measure whole trials, one at a time, on the embedded model: digits, 16 shots."""
     return e.measure(f"cost_{method}", [method], lambda: [_kept(of(CostSpec(method))) for _ in range(RUNS)])
 
 
 def big(e: Evidence, method: str, arch: str) -> dict[str, float]:
-    """A start and two steps of a model with random weights."""
-    asked = CostSpec(method, FEW, steps=2, arch=arch)
-    return e.measure(f"cost_{method}_{arch}", [method], lambda: _kept(of(asked)))
+    """Measure the start and two steps of a method on a model with random weights."""
+    spec = CostSpec(method, FEW, steps=2, arch=arch)
+    return e.measure(f"cost_{method}_{arch}", [method], lambda: _kept(of(spec)))
 
 
 def whole_fit(e: Evidence, method: str, arch: str) -> float:
-    """Seconds of as many steps as the trial on the embedded model makes, encoding of the images left out."""
+    """Return the seconds of as many steps as the trial on the embedded model takes, without encoding images."""
     return tiny(e, method)[0]["steps"] * big(e, method, arch)["step_s"]
 
 
 def _kept(cost: Cost) -> dict[str, float]:
-    found = cost._asdict() | {"fit_s": cost.start_s + cost.steps * cost.step_s}
-    return {k: v for k, v in found.items() if v is not None}
+    values = cost._asdict() | {"fit_s": cost.start_s + cost.steps * cost.step_s}
+    return {k: v for k, v in values.items() if v is not None}

@@ -1,4 +1,4 @@
-"""Pictures of what the claims rest on, as PNG: bars and bands are Student 95 % intervals over seeds."""
+"""Draw the measurements behind the claims as PNG; error bars are 95% confidence intervals over seeds (Student's t)."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ PARTS = {
 
 
 def draw(papers: Collection[str], evidence: Evidence) -> dict[str, bytes]:
-    """The pictures of these papers, by file name."""
-    made = {}
+    """Return the figures of these papers, by file name."""
+    figures = {}
     if "craft" in papers:
-        made["craft_parts.png"] = png(_parts(evidence))
+        figures["craft_parts.png"] = png(_parts(evidence))
     if "taskres" in papers:
-        made["taskres_alpha.png"] = png(_alpha(evidence))
+        figures["taskres_alpha.png"] = png(_alpha(evidence))
     if "cbbt" in papers:
-        made["cbbt_gradients.png"] = png(_gradients(evidence))
-    return made
+        figures["cbbt_gradients.png"] = png(_gradients(evidence))
+    return figures
 
 
 def _parts(e: Evidence) -> Figure:
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     ax = figure.add_subplot()
-    for i, (method, words) in enumerate(PARTS.items()):
+    for i, (method, text) in enumerate(PARTS.items()):
         found = e.gain(craft.SWEEP, method, "zero_shot")
         ax.barh(i, found.value, color=colour(method) if method in ("bbt", "craft") else "#b8c4cc", height=0.65)
         ax.errorbar(found.value, i, xerr=_bars([found]), color="black", capsize=3)
-        ax.text(0.2, i, words, va="center", fontsize=8)
+        ax.text(0.2, i, text, va="center", fontsize=8)
     ax.set_yticks([])
     ax.invert_yaxis()
     ax.set_xlabel("points over zero-shot, mean of the data sets; 16 shots, 8,000 requests")
     ax.set_title("CraFT's parts", fontsize=10)
-    _plain(ax)
+    _style(ax)
     return figure
 
 
@@ -65,7 +65,7 @@ def _alpha(e: Evidence) -> Figure:
         ax.axhline(0, color="#999999", linewidth=0.8)
         ax.set_xlabel("alpha")
         ax.set_title(title, fontsize=10)
-        _plain(ax)
+        _style(ax)
     axes[0].set_ylabel("points over zero-shot")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -80,10 +80,10 @@ def _gradients(e: Evidence) -> Figure:
         _line(ax, points, found, "measured", "-")
         ax.set_xscale("log", base=4 if ax is left else 10)
         ax.set_ylim(0, 1)
-        _plain(ax)
+        _style(ax)
     d = values["d"]
     left.plot(
-        DIRECTIONS, [(q / (q + d + 1)) ** 0.5 for q in DIRECTIONS], ":", color="black", label="Q / (Q + d + 1), root"
+        DIRECTIONS, [(q / (q + d + 1)) ** 0.5 for q in DIRECTIONS], ":", color="black", label="sqrt(Q / (Q + d + 1))"
     )
     left.set_xticks(DIRECTIONS, [str(q) for q in DIRECTIONS])
     left.set_xlabel(f"directions Q at h = 1/d, d = {d}")
@@ -98,10 +98,10 @@ def _line(ax: Axes, x: Sequence[float], found: Sequence[Measured], label: str, d
 
 
 def _bars(found: Sequence[Measured]) -> list[list[float]]:
-    """How far each interval goes below and above; nothing where there is none."""
+    """Return the lengths of the error bars below and above each value, 0 without an interval."""
     below = [m.value - (m.value if m.low is None else m.low) for m in found]
     return [below, [(m.value if m.high is None else m.high) - m.value for m in found]]
 
 
-def _plain(ax: Axes) -> None:
+def _style(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,8 @@
-"""How near CBBT's estimated gradient comes to the true one, which the white box gives.
+"""Compare CBBT's estimated gradient with the true gradient, which white-box access gives.
 
-At the prompt where CBBT starts, on the training images of a trial: cosine of the two gradients in the learned token,
-against the number of directions Q at CBBT's own step h = 1/d, and against h at the paper's Q. For a smooth loss and a
-small h the squared cosine of Q random directions in d dimensions is near Q / (Q + d + 1).
+The gradients are taken with respect to the learned token, at the prompt where CBBT starts, on the training images of a
+trial. The cosine between them is measured by number of directions Q at CBBT's step h = 1/d, and by h at the paper's Q.
+For a smooth loss and a small h, the squared cosine of Q random directions in d dimensions is near Q / (Q + d + 1).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pipeline.trials.trial import few_shot_task
 
 DIRECTIONS = (1, 4, 16, 64, 256)
 STEPS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""h in units of 1/d."""
+"""Step h in units of 1/d."""
 REPEATS = 4
-"""Independent sets of directions for each trial and each Q."""
+"""Independent estimates per trial and number of directions."""
 
 
 class Start:
-    """The loss of one trial's training images as a function of the last context token, at CBBT's start."""
+    """Loss on the training images of a trial as a function of the last context token, at CBBT's starting point."""
 
     def __init__(self, spec: TrialSpec, endpoint: Endpoint) -> None:
         task = few_shot_task(spec)
@@ -45,14 +45,14 @@ class Start:
         self.d = self.ctx_LE.shape[1]
 
     def losses(self, offsets_PE: Tensor) -> Tensor:
-        """[P], with these offsets of the token."""
+        """Return losses [P] for offsets [P, E] of the token."""
         ctx_PLE = self.ctx_LE.repeat(len(offsets_PE), 1, 1)
         ctx_PLE[:, -1] += offsets_PE
         text_PCD = self.model.encode_prompts(self.classes.soft(ctx_PLE)).cpu()
         return mean_cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD.transpose(1, 2), self.labels_N)
 
     def gradient(self) -> Tensor:
-        """The true one in the token, [E]."""
+        """Return the true gradient with respect to the token, [E]."""
         prompts = self.classes.soft(self.ctx_LE[None])
         text_PCD = self.model.encode_prompts(prompts).cpu().clone().requires_grad_()
         loss = cross_entropy(self.model.logit_scale * self.image_ND @ text_PCD[0].T, self.labels_N)
@@ -60,18 +60,18 @@ class Start:
         return self.model.text_gradients(prompts, upstream_PCD)[0, -1]
 
     def estimates(self, q: int, h: float, times: int, generator: torch.Generator) -> Tensor:
-        """[times, E], each from q directions of its own."""
+        """Return gradient estimates [times, E], each from q directions of its own."""
         u_QTE = sphere(q * times, torch.Size((1, self.d)), generator)
         losses_P = self.losses(torch.cat([torch.zeros(1, self.d), h * u_QTE[:, 0]]))
         each = zip(losses_P[1:].view(times, q), u_QTE.view(times, q, 1, self.d), strict=True)
         return torch.stack([estimated_gradient(torch.cat([losses_P[:1], some]), u, h)[0] for some, u in each])
 
 
-def cosines(words: Sequence[str]) -> dict[str, Any]:
-    """Of each seed the mean cosine over the data sets: `by_directions` at h = 1/d, `by_step` at 256 directions; `d`."""
+def cosines(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return mean cosines over data sets per seed: `by_directions` at h = 1/d, `by_step` at 256 directions; and `d`."""
     torch.set_num_threads(1)  # the estimate's rounding depends on it
     with tempfile.TemporaryDirectory() as folder:
-        config = compose(["sweep=cbbt_claims", *words, "methods=[cbbt_prompt]", f"storage={folder}/storage"])
+        config = compose(["sweep=cbbt_claims", *overrides, "methods=[cbbt_prompt]", f"storage={folder}/storage"])
         endpoint = Endpoint(config.model, Path(folder) / "features")
         starts = [(spec.seed, Start(spec, endpoint)) for spec in make_plan(config).trials]
     d = starts[0][1].d

@@ -1,4 +1,4 @@
-"""A figure with the interval by which a claim is judged."""
+"""A measured value with the interval from which a verdict is derived."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from pipeline.results.stats import student
+from pipeline.results.stats import mean_ci95
 
 
 class Measured(NamedTuple):
-    """A figure with the interval that counts: Student's 95 % over seeds, or the least and greatest of repetitions."""
+    """A value with an interval: the 95% CI (t) over seeds, or the smallest and largest of repeated measurements."""
 
     value: float
     low: float | None
-    """None where there is one value alone."""
+    """Lower end; None for a single value."""
     high: float | None
+    """Upper end; None for a single value."""
     unit: str = "points"
 
     @classmethod
     def over_seeds(cls, values: Iterable[float], unit: str = "points") -> Measured:
-        """Mean and Student's 95 % interval; nan of nothing."""
-        mean, half = student(values)
+        """Return the mean and its 95% CI (t); NaN for no values."""
+        mean, ci95 = mean_ci95(values)
         if mean is None:
             return cls(math.nan, None, None, unit)
-        return cls(mean, None if half is None else mean - half, None if half is None else mean + half, unit)
+        return cls(mean, None if ci95 is None else mean - ci95, None if ci95 is None else mean + ci95, unit)
 
     @classmethod
     def of_runs(cls, values: Sequence[float], unit: str) -> Measured:
-        """Median, least and greatest."""
+        """Return the median, with the smallest and the largest value."""
         return cls(median(values), min(values), max(values), unit)
 
     def __str__(self) -> str:
@@ -43,5 +44,5 @@ class Measured(NamedTuple):
 
 
 def each(values: Mapping[str, float], digits: int = 1) -> str:
-    """Several figures in a line, as in "4: 44.3, 16: 44.1"."""
+    """Return several values on one line, e.g. "4: 44.3, 16: 44.1"."""
     return ", ".join(f"{label}: {value:.{digits}f}" for label, value in values.items())

@@ -1,18 +1,19 @@
-"""The table of claims: found, printed, and written beside its evidence as JSON, markdown and pictures."""
+"""Test the claims of papers, print the table, and write it as JSON, Markdown and figures."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
 from pipeline.bench.harness import machine
-from pipeline.claims import cbbt, craft, taskres  # noqa: F401  they register their claims
+from pipeline.claims import cbbt, craft, taskres  # noqa: F401  importing registers their claims
 from pipeline.claims.claim import PAPERS, REGISTRY, Claim, Finding
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.figures import draw
+from pipeline.config.typed_values import path
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.files import strict_json, write_atomic
 
@@ -20,8 +21,19 @@ Row = tuple[Claim, Finding]
 WIDTH = 116
 
 
+def parse(arguments: Sequence[str], log: Callable[[str], None]) -> tuple[list[str], Evidence]:
+    """Return the papers that the arguments name, and the evidence, whose folder is storage=DIR or runs/claims.
+
+    Other arguments are configuration overrides of all sweeps.
+    """
+    papers = [argument for argument in arguments if "=" not in argument]
+    storage = [argument.partition("=")[2] for argument in arguments if argument.startswith("storage=")]
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("storage=")]
+    return papers, Evidence(path("storage", storage[-1] if storage else "runs/claims").absolute(), overrides, log)
+
+
 def find(papers: Sequence[str], evidence: Evidence) -> list[Row]:
-    """Every claim of these papers (of all, when none is named) with its finding; what is missing is run first."""
+    """Test the claims of these papers, or of all if none is named; missing sweeps are run first."""
     for paper in papers:
         if paper not in PAPERS:
             raise ConfigError(did_you_mean("paper", paper, PAPERS))
@@ -31,7 +43,7 @@ def find(papers: Sequence[str], evidence: Evidence) -> list[Row]:
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One for each claim."""
+    """Return one record per claim."""
     return [
         {
             "paper": claim.paper,
@@ -50,7 +62,7 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """For the terminal."""
+    """Return the table as text."""
     blocks = []
     for paper, group in groupby(rows, key=lambda row: row[0].paper):
         blocks.append(PAPERS[paper])
@@ -65,10 +77,10 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for each paper."""
+    """Return a Markdown table per paper."""
     blocks = []
     for paper, group in groupby(rows, key=lambda row: row[0].paper):
-        lines = [f"## {PAPERS[paper]}", "", "| the paper says | tested here | ours | verdict | command |"]
+        lines = [f"## {PAPERS[paper]}", "", "| claim | tested | ours | verdict | command |"]
         lines.append("|---|---|---|---|---|")
         for claim, finding in group:
             verdict = f"**{finding.verdict}**: {finding.why}"
@@ -79,12 +91,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row], evidence: Evidence) -> list[str]:
-    """claims.json, claims.md and the pictures, in the folder of the evidence; their names."""
-    made = {"date": datetime.now(UTC).date().isoformat(), **machine()}
-    where = ", ".join(f"{k} {v}" for k, v in made.items())
+    """Write claims.json, claims.md and the figures into the folder of the evidence; return their names."""
+    environment = {"date": datetime.now(UTC).date().isoformat(), **machine()}
+    where = ", ".join(f"{k} {v}" for k, v in environment.items())
     files = {
-        "claims.json": strict_json({"made": made, "claims": records(rows)}, indent=1).encode(),
-        "claims.md": f"Made: {where}.\n\n{markdown(rows)}".encode(),
+        "claims.json": strict_json({"environment": environment, "claims": records(rows)}, indent=1).encode(),
+        "claims.md": f"Measured: {where}.\n\n{markdown(rows)}".encode(),
         **draw({claim.paper for claim, _ in rows}, evidence),
     }
     for name, data in files.items():

@@ -1,4 +1,4 @@
-"""What TaskRes claims (arXiv:2211.10277)."""
+"""Claims of TaskRes (arXiv:2211.10277)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.measured import Measured, each
-from pipeline.results.store import ResultRow
+from pipeline.results.row import ResultRow
 
 SWEEP = "taskres_claims"
 COMMAND = f"farebox run sweep={SWEEP}"
@@ -114,5 +114,5 @@ def distance(e: Evidence) -> Finding:
 
 
 def turned(row: ResultRow) -> float:
-    """Degrees by which a row's residual turned the classifier."""
+    """Return the angle in degrees between the tuned and the zero-shot classifier of a row."""
     return float(json.loads(row.notes)["classifier_rotation_deg"])

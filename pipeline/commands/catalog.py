@@ -1,4 +1,4 @@
-"""The methods, data sets and models that are known, as records."""
+"""`farebox methods`, `datasets` and `models`: list what is available."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config.files import load
 
 
 def methods() -> list[dict[str, Any]]:
-    """One record for each method that conf/method or the registry knows."""
+    """Return one record per registered method and variant."""
     registered = all_methods()
     records = []
     for name in names("method"):
@@ -29,12 +29,12 @@ def methods() -> list[dict[str, Any]]:
 
 
 def datasets() -> list[dict[str, Any]]:
-    """One record for each data set."""
+    """Return one record per data set."""
     keys = ("classes", "train", "val", "test", "shift_of", "template", "licence", "source")
     return [{"dataset": name, **{k: getattr(dataset_card(name), k) for k in keys}} for name in names("dataset")]
 
 
 def models() -> list[dict[str, Any]]:
-    """One record for each model."""
+    """Return one record per model."""
     keys = ("kind", "arch", "weights", "grant", "licence", "note")
     return [{"model": name, **{k: getattr(model_card(name), k) for k in keys}} for name in names("model")]

@@ -36,7 +36,7 @@ from pipeline.data.layouts.skipped import Contents
 from pipeline.data.listed_files import ListedFiles
 from pipeline.data.source import content_key
 from pipeline.errors import DamagedFile, DataError, first_line
-from pipeline.files import SEAL_KEY, UNSEALED, file_sha256, read_sealed, seal
+from pipeline.files import file_sha256, read_sealed_json, sealed_json
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _name(recipe: LayoutSpec) -> str:
 def _kept(recipe: LayoutSpec, file: Path) -> Index | None:
     """The index of a JSON file; None when there is none, its data was changed, or it is damaged."""
     try:
-        known = json.loads(read_sealed(file))
+        known = read_sealed_json(file)
         if known.get("recipe") != _name(recipe):
             raise DamagedFile(file, "it is of another data set")
         if any(_stamp(Path(path)) != stamp for path, stamp in known["watched"].items()):
@@ -137,7 +137,7 @@ def _images_path(rows_file: Path) -> Path:
 def _rows_of(file: Path) -> Path | None:
     """Where the rows lie that a JSON file states; None when it is missing or damaged."""
     try:
-        return _rows_path(file, json.loads(read_sealed(file))["rows"])
+        return _rows_path(file, read_sealed_json(file)["rows"])
     except (OSError, ValueError, KeyError, DamagedFile):
         return None
 
@@ -157,12 +157,12 @@ def _make(recipe: LayoutSpec, file: Path) -> Index:
         if image_bytes is not None:
             images.replace(_images_path(rows_file))
         temporary.replace(rows_file)
-        known: dict[str, Any] = {SEAL_KEY: UNSEALED, "recipe": _name(recipe), "root": str(listing.root)}
+        known: dict[str, Any] = {"recipe": _name(recipe), "root": str(listing.root)}
         known |= {"digest": digest, "made": listing.made, "rows": rows, "image_bytes": image_bytes, "watched": stamps}
         known |= {"classnames": listing.classnames, "class_ids": listing.class_ids, "order": listing.order}
         known |= {"contents": listing.contents().plus(findings)}
         before = _rows_of(file)
-        temporary.write_bytes(seal(json.dumps(known).encode()))
+        temporary.write_bytes(sealed_json(known))
         temporary.replace(file)
         if before and before != rows_file:  # a table's images are as large as the table
             before.unlink(missing_ok=True)

@@ -1,13 +1,14 @@
-"""Comparison groups: which rows stand in one section of the leaderboard, under which label, beside which references.
+"""Group rows into sections of the leaderboard, add reference rows, and decide which rows may be compared.
 
-A *section* is what may be compared: one access class, model, test set, shots and allotment. Its rows are grouped by
-label: the method's name, with the settings that tell variants of one method apart. `zero_shot`, `zero_shot_ensemble`,
-`pixel_nn` and `logit_head` stand in every section as references. A section without such trials takes them from another
-one of the same model and test set: for the zero-shot rows (which cost nothing to fit) any shots and budget will do; for
-the others the shots must be equal, and of other budgets one whose bill fits in this allotment comes first.
+A *section* holds comparable rows: one access class, model, test set, number of shots and allotment. Its rows are
+grouped by label: the method's name, with the settings that differ between variants of the method. `zero_shot`,
+`zero_shot_ensemble`, `pixel_nn` and `logit_head` appear in every section as references. A section without trials of a
+reference takes them from another section of the same model and test set. For the zero-shot references, which cost
+nothing to fit, any number of shots and any budget will do; for the others the shots must be equal, and budgets under
+which the reference's bill fits into this section's allotment are preferred.
 
-A row is paired with a reference's row only when `may_pair` holds: both agree in everything that affects a number apart
-from the method.
+A row is paired with a reference row only if `may_pair` holds: both agree in everything that affects a result except the
+method.
 """
 
 from __future__ import annotations
@@ -20,37 +21,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.results.identity import FIT_SETTINGS, FREE, SHARED, listed
+from pipeline.results.row import KINDS
 from pipeline.results.stats import harmonic
-from pipeline.results.store import KINDS
 
 Row = dict[str, Any]
 Cells = dict["Section", dict[str, list[Row]]]
 
 CLASSES = ("scores", "features", "white box")
 HARMONIC = "harmonic"
-FREE = ("zero_shot", "zero_shot_ensemble")
-"""References that learn nothing: no setting of the fit, no few-shot draw and no budget affects them."""
 GAINS = {"zero_shot": (*KINDS, HARMONIC), "logit_head": ("source", "shift")}
-"""References that gains are computed over, and the kinds of test set that each can be run on."""
+"""References of gains, and the kinds of test set on which each can be evaluated."""
 REFERENCES = (*FREE, "pixel_nn", "logit_head")
-FIT_SETTINGS = ("views", "validation")
-"""Settings of the fit that a method and its reference must share."""
-SHARED = (
-    *("model_digest", "transform", "code_digest", "data_digest", "test_digest"),
-    *("template", "templates_digest", "classnames_digest", "augment"),
-)
-"""Columns in which a method's row and its reference's row must agree."""
 
 
 class Section(NamedTuple):
-    """What may be compared; also the first columns of the table."""
+    """Key of a section; its fields are the first columns of the leaderboard."""
 
     access_class: str
     model: str
     model_digest: str
     precision: str
     kind: str
-    """What is tested, so that no mean mixes protocols: a row's kind, or harmonic."""
+    """Kind of test set, or harmonic. No mean mixes kinds."""
     dataset: str
     test_set: str
     shots: int
@@ -59,20 +52,23 @@ class Section(NamedTuple):
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sort key: access first, small budgets before large ones, no limit last."""
+        """Sort key: access class first, and budgets from small to unlimited."""
         budget = tuple(np.inf if b is None else b for b in (self.budget_requests, self.budget_images))
         kind = (*KINDS, HARMONIC).index(self.kind)
         return CLASSES.index(self.access_class), *self[1:4], kind, self.dataset, self.test_set, self.shots, *budget
 
 
 def access_class(access: str) -> str:
-    """The class that an access label ranks in, by what comes out of the box: scores, features, or gradients."""
+    """Return the access class of an access label: scores, features or white box."""
     flags = access.split("+")
     return "white box" if "GRADIENTS" in flags else "features" if "FEATURES" in flags else "scores"
 
 
 def cells(rows: pa.Table) -> Cells:
-    """Rows by section and label, with the references filled in. Of two rows of a cell and seed the later one counts."""
+    """Group rows by section and label, and add the references that sections lack.
+
+    Of several rows of one cell and seed, the last one is used.
+    """
     native: dict[Section, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     records = [row | {"reference": row["method"] in REFERENCES} for row in rows.to_pylist()]
     records = [*records, *_harmonic(records)]
@@ -84,30 +80,30 @@ def cells(rows: pa.Table) -> Cells:
     filled = {section: _with_references(section, methods, native) for section, methods in native.items()}
     bare = {s for s in filled if all(rows[0]["reference"] for rows in native[s].values())}
     shown = {row["trial_id"] for s in filled.keys() - bare for rows in filled[s].values() for row in rows}
-    for section in bare:  # only references ran in it: shown when they are not all seen beside a method already
+    for section in bare:  # only references ran in it: dropped if all of them are shown beside a method elsewhere
         if all(row["trial_id"] in shown for rows in native[section].values() for row in rows):
             del filled[section]
     return filled
 
 
 def partner(methods: dict[str, list[Row]], row: Row, name: str) -> list[Row]:
-    """The rows of reference `name` in a section that a method's row is compared with; empty when there are none.
+    """Return the rows of reference `name` that a method's row is compared with; an empty list if there are none.
 
-    Where the reference ran under several settings that agree with the method's, those with equal `settings` come first,
-    then the newest.
+    If the reference ran under several settings that agree with those of the method, equal `settings` are preferred,
+    then the newest rows.
     """
     found = [rows for rows in methods.values() if rows[0]["method"] == name and _same_fit(row, rows[0])]
     return max(found, key=lambda rows: (rows[0]["settings"] == row["settings"], _age(rows)), default=[])
 
 
 def may_pair(row: Row, other: Row) -> bool:
-    """Whether the difference of two accuracies on one test set is a gain of `row`'s method over `other`'s."""
+    """Return whether two rows on one test set differ only in the method, so that their difference is a gain."""
     draw = other["method"] in FREE or row["split_digest"] == other["split_digest"]
     return draw and _same_fit(row, other) and all(row[column] == other[column] for column in SHARED)
 
 
 def _same_fit(row: Row, other: Row) -> bool:
-    """Whether the settings of both fits agree, as far as both methods use them."""
+    """Return whether the fit settings that both methods use are equal."""
     if other["method"] in FREE:
         return True
     return all(row[k] == other[k] or "" in (row[k], other[k]) for k in FIT_SETTINGS)
@@ -123,7 +119,7 @@ def _section(row: Row) -> Section:
 
 
 def _harmonic(rows: list[Row]) -> Iterator[Row]:
-    """One row more for each base-to-new trial: the harmonic mean of its two accuracies, none where one is missing."""
+    """Yield one row per base-to-new trial: the harmonic mean of its accuracies, or None if one is missing."""
     new = {row["trial_id"]: row for row in rows if row["kind"] == "new"}
     for base in (row for row in rows if row["kind"] == "base"):
         both = base["accuracy"], new.get(base["trial_id"], base)["accuracy"]
@@ -137,10 +133,10 @@ def _harmonic(rows: list[Row]) -> Iterator[Row]:
 
 
 def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
-    """A method's name; where rows of it differ in settings, with the settings that differ.
+    """Return a function that labels a row: the method's name, and the settings in which rows of the method differ.
 
-    `settings=paper` gives each data set a configuration of its own, so configurations are compared within a section
-    there, and over all sections otherwise: a mean over data sets never mixes two configurations unseen.
+    With the papers' settings each data set has its own configuration, so configurations are compared within a section.
+    Otherwise they are compared over all sections, so that a mean over data sets does not mix configurations.
     """
 
     def spec(row: Row) -> Row:
@@ -171,7 +167,7 @@ def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
 def _with_references(
     section: Section, methods: dict[str, list[Row]], native: dict[Section, dict[str, list[Row]]]
 ) -> dict[str, list[Row]]:
-    """A section's rows by label, with the references that its methods lack taken from the nearest section with them."""
+    """Return a section's rows by label, with missing references taken from the nearest section that has them."""
 
     def distance(other: Section, rows: list[Row]) -> tuple[Any, ...]:
         fits = all(
@@ -196,3 +192,23 @@ def _with_references(
             if any(_same_fit(row, found[0][1][0]) for row in alone):
                 result[label] = min(found, key=lambda c: distance(*c))[1]
     return result
+
+
+def missing_references(board: pa.Table) -> list[str]:
+    """Return one line per reference that some methods of a leaderboard could not be compared with."""
+    lines = []
+    for name, kinds in GAINS.items():
+        places: dict[str, list[str]] = defaultdict(list)
+        for record in board.to_pylist():
+            has_gain = record["kind"] in kinds and record["accuracy"] is not None and record["method"] != name
+            compared = record["method"] not in FREE and (name in FREE or not record["reference"])
+            if has_gain and compared and record[f"gain_{name}"] is None:
+                shots = f"{record['shots']} shot{'s' * (record['shots'] != 1)}"
+                places[record["label"]].append(f"{record['test_set']} at {shots}")
+        if places:
+            where = list(dict.fromkeys(place for of_label in places.values() for place in of_label))
+            lines.append(
+                f"no gain over {name} for {listed(list(places))} ({listed(where)}): no finished {name} result has the "
+                f"same identity, draws and settings; add {name} to methods=[...] and run the same command"
+            )
+    return lines

@@ -1,4 +1,4 @@
-"""The leaderboard as one self-contained HTML page: tables, figures, what the numbers mean. No script, no link out."""
+"""Write the leaderboard as one self-contained HTML page, without scripts and external links."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.console import plain
 from pipeline.results.comparison import GAINS, HARMONIC
-from pipeline.results.escape import plain
-from pipeline.results.identity import Selection, select
-from pipeline.results.leaderboard import summary
+from pipeline.results.identity import Selection
+from pipeline.results.row import STATUSES
 from pipeline.results.tables import LEGEND, count, gain, heading, plus_minus, sections, state
 
 Record = dict[str, Any]
 
 CAPTIONS = {
-    "accuracy_by_shots": "Accuracy by labelled images a class, at the largest allotment.",
-    "accuracy_by_requests": "Accuracy against the requests that fitting was billed; free methods are levels.",
-    "accuracy_by_images": "The same trials against image rows: a request about a whole training set costs many.",
-    "gain_over_zero_shot": "Gain over zero-shot at the largest shots and allotment.",
+    "accuracy_by_shots": "Accuracy by labelled images per class, at the largest allotment.",
+    "accuracy_by_requests": "Accuracy by requests billed for fitting; methods without a fit are horizontal lines.",
+    "accuracy_by_images": "The same trials by image rows billed for fitting.",
+    "gain_over_zero_shot": "Gain over zero-shot at the largest number of shots and the largest allotment.",
 }
+_GAIN = "gain over zero_shot in percentage points, paired by data set and seed ± 95% CI (t)"
+_BY_IMAGE = "95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed)"
 COLUMNS = {
     "method": "",
-    "seeds": "finished seeds",
-    "accuracy": "per cent ± Student 95 % over seeds",
-    "base": "per cent on the fitted classes alone",
-    "base gain": "paired gain over zero_shot in points ± Student 95 % over seeds",
-    "new": "per cent on the classes that were not fitted, alone",
-    "new gain": "paired gain over zero_shot in points ± Student 95 % over seeds",
-    "H": "harmonic mean of base and new for each data set and seed",
-    "H gain": "paired gain over zero_shot in points ± Student 95 % over seeds",
-    "over zero_shot": "paired gain in points ± Student 95 % over seeds; bold: the interval leaves 0 out",
-    "over logit_head": "paired gain in points ± Student 95 % over seeds; bold: the interval leaves 0 out",
-    "rank": "mean over data sets within the class; needs five seeds",
-    "requests": "billed for fitting (adapt + validate)",
-    "images": "image rows billed for fitting",
-    "access": "what the method may ask",
-    "zero_shot, by image": "gain over zero_shot, 95 % of bootstrap draws over test images",
-    "logit_head, by image": "gain over logit_head, 95 % of bootstrap draws over test images",
-    "eval requests": "billed for predicting the test set",
-    "paper's count": "what the paper would call its queries",
-    "params": "trained numbers",
-    "client bytes": "kept by the deployed method",
-    "seconds": "contended when trials ran side by side",
+    "seeds": "number of finished seeds",
+    "accuracy": "percent ± 95% CI (t) over seeds",
+    "base": "accuracy on the fitted classes in percent ± 95% CI (t)",
+    "base gain": _GAIN,
+    "new": "accuracy on the classes that were not fitted in percent ± 95% CI (t)",
+    "new gain": _GAIN,
+    "H": "harmonic mean of base and new, per data set and seed",
+    "H gain": _GAIN,
+    "over zero_shot": "paired gain in percentage points ± 95% CI (t); bold: the interval excludes 0",
+    "over logit_head": "paired gain in percentage points ± 95% CI (t); bold: the interval excludes 0",
+    "rank": "average rank within the access class; shown only with five or more seeds",
+    "requests": "requests billed for fitting (adapt + validate)",
+    "images": "image rows billed for fitting (adapt + validate)",
+    "access": "what the method may ask of the endpoint",
+    "zero_shot, by image": _BY_IMAGE,
+    "logit_head, by image": _BY_IMAGE,
+    "eval requests": "requests billed for predicting the test set",
+    "paper queries": "number of queries as the paper counts them",
+    "params": "number of learned parameters",
+    "client bytes": "size of the fitted method on the client",
+    "seconds": "wall-clock time; trials that run at the same time slow each other down",
     "state": "",
 }
 CSS = """
@@ -69,45 +71,51 @@ footer { color: #666; font-size: 12px; margin-top: 2rem; border-top: 1px solid #
 
 
 def html(
-    table: pa.Table,
-    rows: pa.Table | Selection,
+    board: pa.Table,
+    summary: pa.Table,
+    selection: Selection,
     figures: Mapping[str, bytes],
     title: str = "Leaderboard",
+    label: str = "",
     notes: Sequence[str] = (),
-    overall: pa.Table | None = None,
-    beside: str = "",
-    footer: Sequence[str] = (),
+    printed: str = "",
 ) -> str:
-    """The page. `table` is the leaderboard by test set, `overall` its summary (from `rows` when not given), `beside`
-    the section of printed numbers, kept out of every other table and figure. `notes` stand above the tables, `footer`
-    (what was left out) below them.
+    """Return the page.
+
+    Args:
+        board: The leaderboard by test set.
+        summary: The leaderboard over data sets.
+        selection: The rows of both.
+        figures: PNG figures by name.
+        title: Title of the page.
+        label: Description shown above the tables.
+        notes: Lines shown below the tables.
+        printed: HTML section of printed numbers.
     """
-    selection = rows if isinstance(rows, Selection) else select(rows)
-    averaged = summary(selection) if overall is None else overall
     title = plain(title)
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_facts(selection.everything))}</p>"]
-    parts += [f'<p class="note">{escape(plain(note))}</p>' for note in notes if note]
-    places = {"tables": "Leaderboard", "figures": "Figures", "sets": "Every test set", "terms": "What the numbers mean"}
-    places |= {"printed": "Beside printed numbers"} if beside else {}
+    parts += [f'<p class="note">{escape(plain(label))}</p>'] if label else []
+    places = {"tables": "Leaderboard", "figures": "Figures", "sets": "Every test set", "terms": "Legend"}
+    places |= {"printed": "Printed numbers"} if printed else {}
     parts.append("<p>" + " · ".join(f'<a href="#{k}">{v}</a>' for k, v in places.items()) + "</p>")
-    parts += ["<div id=tables>", _tables(averaged), "</div>", *_footer(footer), "<h2 id=figures>Figures</h2>"]
+    parts += ["<div id=tables>", _tables(summary), "</div>", *_notes(notes), "<h2 id=figures>Figures</h2>"]
     for name, png in figures.items():
         caption = CAPTIONS.get(name, name)
         image = base64.b64encode(png).decode()
         parts.append(f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{image}">')
-        parts.append(f"<figcaption>{escape(caption)} Bars: Student 95 % over seeds.</figcaption></figure>")
-    parts.append(f"<details id=sets><summary>Every test set by itself</summary>{_tables(table)}</details>")
-    parts.append(beside)
+        parts.append(f"<figcaption>{escape(caption)} Error bars: 95% CI (t) over seeds.</figcaption></figure>")
+    parts.append(f"<details id=sets><summary>Every test set</summary>{_tables(board)}</details>")
+    parts.append(printed)
     terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in LEGEND.items())
     parts += [
-        f"<h2 id=terms>What the numbers mean</h2><dl>{terms}</dl>",
-        f"<footer>{escape(_made(selection.rows))}</footer>",
+        f"<h2 id=terms>Legend</h2><dl>{terms}</dl>",
+        f"<footer>{escape(_environment(selection.rows))}</footer>",
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{CSS}</style>'
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
 
-def _footer(lines: Sequence[str]) -> list[str]:
+def _notes(lines: Sequence[str]) -> list[str]:
     items = "".join(f"<li>{escape(plain(line))}</li>" for line in lines)
     return [f"<ul class=note>{items}</ul>"] if items else []
 
@@ -137,10 +145,10 @@ def _css(column: str) -> str:
 def _line(r: Record) -> dict[str, str]:
     if r["kind"] == HARMONIC:
         halves = {"base": r["base"], "new": r["new"], "H": r}
-        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_half")) for name, h in halves.items()}
+        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_ci95")) for name, h in halves.items()}
         numbers |= {f"{name} gain": _gain(h, "zero_shot") for name, h in halves.items()}
     else:
-        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_half"])}
+        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_ci95"])}
         numbers |= {f"over {name}": _gain(r, name) for name in GAINS}
         numbers |= {f"{name}, by image": _bootstrap(r, name) for name in GAINS}
     return {
@@ -152,7 +160,7 @@ def _line(r: Record) -> dict[str, str]:
         "requests": count(r["requests"]),
         "images": count(r["images"]),
         "eval requests": count(r["evaluate_requests"]),
-        "paper's count": count(r["papers_count"]),
+        "paper queries": count(r["paper_queries"]),
         "params": count(r["trainable_params"]),
         "client bytes": count(r["client_bytes"]),
         "seconds": "-" if r["seconds"] is None else f"{r['seconds']:,.1f}",
@@ -161,8 +169,8 @@ def _line(r: Record) -> dict[str, str]:
 
 
 def _gain(r: Record, name: str) -> str:
-    said, half = gain(r, name), r.get(f"gain_{name}_half")
-    return f"<b>{said}</b>" if half is not None and abs(r[f"gain_{name}"]) > half else said
+    text, ci95 = gain(r, name), r.get(f"gain_{name}_ci95")
+    return f"<b>{text}</b>" if ci95 is not None and abs(r[f"gain_{name}"]) > ci95 else text
 
 
 def _bootstrap(r: Record, name: str) -> str:
@@ -172,13 +180,13 @@ def _bootstrap(r: Record, name: str) -> str:
 
 def _facts(rows: pa.Table) -> str:
     records = {r["trial_id"]: r for r in rows.select(["trial_id", "status", "requests", "images"]).to_pylist()}.values()
-    states = {s: sum(r["status"] == s for r in records) for s in ("done", "truncated", "failed", "unfunded")}
-    counted = ", ".join(f"{n:,} {s}" for s, n in states.items() if n)
-    paid = f"{sum(r['requests'] for r in records):,} requests and {sum(r['images'] for r in records):,} image rows"
-    return f"{len(records):,} trials ({counted or 'none'}); {paid} billed for fitting."
+    states = {text: sum(r["status"] == status for r in records) for status, text in STATUSES.items()}
+    counted = ", ".join(f"{n:,} {text}" for text, n in states.items() if n)
+    bill = f"{sum(r['requests'] for r in records):,} requests and {sum(r['images'] for r in records):,} image rows"
+    return f"{len(records):,} trials ({counted or 'none'}); {bill} billed for fitting."
 
 
-def _made(rows: pa.Table) -> str:
+def _environment(rows: pa.Table) -> str:
     def all_of(column: str) -> str:
         return ", ".join(sorted({str(v) for v in rows[column].to_pylist() if v not in (None, "")})) or "unknown"
 

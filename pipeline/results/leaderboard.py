@@ -1,20 +1,24 @@
-"""The leaderboard: Arrow rows in, Arrow records out, and nothing else.
+"""The leaderboard: Arrow rows in, Arrow records out.
 
-Rows that differ in what they were measured on or by (data, template, weights, code, ...) are never averaged or paired:
-`identity.select` leaves out all but the current ones first. `comparison.py` says what stands in one section. A *cell*
-is one method in a section; its rows differ in the seed alone. What the numbers mean:
+Rows with different identities (data, template, weights, code, ...) are never averaged or paired: `identity.select`
+leaves out all but the current rows, and `comparison.cells` groups them. A *cell* is one method in one section; its rows
+differ in the seed only. Columns:
 
-kind        source: a data set's own test split; shift, transfer: another set, scored without refitting; base, new: the
-            fitted classes and the others, each alone; harmonic: of those two accuracies, for each data set and seed
-accuracy    mean over seeds of the per cent right; `_half` is half of Student's 95 % interval over seeds (null under 2)
-gain_*      mean over seeds of (method - reference) on the same data set, test set, shots and seed, in points, with
-            Student's half-width over those differences. `_low` and `_high`: the bootstrap over test images instead; the
-            seeds stay and the images are drawn again 1,000 times (null where predictions are missing). The first speaks
-            of other draws of the few shots, the second of other test images
-rank        average over data sets of the rank by mean accuracy, among the methods of this class that finished at least
-            five seeds on every data set of the section; null, and `ranked` false, for all others
-truncated   trials that ran out of budget: counted, scored in `truncated_accuracy`, kept out of every mean
-bill        means over the same seeds; a bill belongs to the trial, so it is equal on each of its test sets
+kind              source: the data set's own test split; shift, transfer: another data set, evaluated without refitting;
+                  base, new: the fitted classes and the remaining ones; harmonic: their harmonic mean, per data set and
+                  seed
+accuracy          mean over seeds, in percent
+accuracy_ci95     half-width of its 95% confidence interval over seeds (Student's t); null for fewer than two seeds
+gain_*            mean over seeds of (method - reference) on the same data set, test set, shots and seed, in percentage
+                  points; gain_*_ci95: half-width of the 95% confidence interval of these differences. It covers other
+                  draws of the few-shot images
+gain_*_low,_high  95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed); null if
+                  predictions are missing. It covers other test images
+rank              average over data sets of the rank by accuracy, among methods of the access class with five or more
+                  seeds on every data set; for the others null, and `ranked` is false
+budget_exhausted  number of trials that ran out of budget; their mean accuracy is `budget_exhausted_accuracy`, and they
+                  enter no other mean
+bills             means over the same seeds; a bill belongs to the trial, so it is equal on each of its test sets
 """
 
 from __future__ import annotations
@@ -22,22 +26,58 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.results.comparison import FREE, GAINS, Cells, Row, Section, access_class, cells, may_pair, partner
-from pipeline.results.identity import Selection, select
-from pipeline.results.stats import mean_or_none, ranks, resampled_means, student
-from pipeline.results.store import Predictions
+from pipeline.results.comparison import GAINS, Cells, Row, Section, access_class, cells, may_pair, partner
+from pipeline.results.identity import FREE
+from pipeline.results.predictions import Predictions
+from pipeline.results.stats import mean_ci95, mean_or_none, ranks, resampled_means
 
 ReadPredictions = Callable[[str, str], Predictions]
+"""Reads predictions by trial id and test set; raises DataError if there are none."""
+Groups = dict[tuple[Section, str], list[tuple[Section, list[Row]]]]
+"""Cells averaged in one record, by its section and label."""
+Ranking = dict[tuple[Section, str], tuple[float, int]]
+"""Average rank and number of ranked methods, by section over data sets and label."""
 
 MIN_SEEDS = 5
-_BILL = ("requests", "images", "prompts", "outputs", "evaluate_requests", "papers_count")
+"""Seeds that a method needs to be ranked."""
+UNFINISHED = ("budget_exhausted", "failed", "unfunded")
+"""Statuses that a record counts, in columns of these names."""
+_BILL = ("requests", "images", "prompts", "outputs", "evaluate_requests", "paper_queries")
 _COSTS = ("seconds", "trainable_params", "client_bytes", "labels_used")
 _MEANS = ("macro_accuracy", "nll", "ece", *_BILL, *_COSTS)
+
+
+class Leaderboard(NamedTuple):
+    """Both tables of a leaderboard, with the columns of `SCHEMA`."""
+
+    board: pa.Table
+    """One record per cell, by section; best accuracy first."""
+    summary: pa.Table
+    """The same averaged over data sets, for seeds that finished on all of them; each kind of test set separately."""
+
+
+def leaderboard(rows: pa.Table, predictions: ReadPredictions | None = None) -> Leaderboard:
+    """Compute the leaderboard of current rows (`identity.select`).
+
+    Args:
+        rows: Rows with `row.SCHEMA`.
+        predictions: Reads predictions for the bootstrap over test images; None leaves these intervals out.
+    """
+    by_section = cells(rows)
+    single: Groups = {}
+    pooled: Groups = defaultdict(list)
+    for section, methods in by_section.items():
+        for label, of_label in methods.items():
+            single[section, label] = [(section, of_label)]
+            pooled[_over_data_sets(section), label].append((section, of_label))
+    ranking, correct = _ranks(by_section), _Correctness(predictions)
+    return Leaderboard(*(_table(groups, by_section, ranking, correct) for groups in (single, pooled)))
 
 
 def _schema() -> pa.Schema:
@@ -46,10 +86,10 @@ def _schema() -> pa.Schema:
     columns = [(n, count if n in integers else text) for n in Section._fields]
     columns += [("budget_unit", text), ("datasets", count), ("method", text), ("label", text), ("access", text)]
     columns += [("reference", pa.bool_()), ("rank", number), ("ranked", pa.bool_()), ("ranked_among", count)]
-    columns += [("seeds", count), ("truncated", count), ("failed", count), ("unfunded", count)]
-    columns += [("accuracy", number), ("accuracy_half", number), ("truncated_accuracy", number)]
+    columns += [("seeds", count), *((status, count) for status in UNFINISHED)]
+    columns += [("accuracy", number), ("accuracy_ci95", number), ("budget_exhausted_accuracy", number)]
     for name in GAINS:
-        columns += [(f"gain_{name}{part}", number) for part in ("", "_half", "_low", "_high")]
+        columns += [(f"gain_{name}{part}", number) for part in ("", "_ci95", "_low", "_high")]
         columns += [(f"gain_{name}_pairs", count)]
     return pa.schema(columns + [(n, number) for n in _MEANS] + [("sources", count)])
 
@@ -57,42 +97,17 @@ def _schema() -> pa.Schema:
 SCHEMA = _schema()
 
 
-def leaderboard(rows: pa.Table | Selection, predictions: ReadPredictions | None = None) -> pa.Table:
-    """One record for each cell, by section; within a section by accuracy, best first.
-
-    `rows`: a table of result rows, of which the current ones are selected, or a selection made before.
-    """
-    by_section = cells(_current(rows))
-    groups = {(s, label): [(s, found)] for s, methods in by_section.items() for label, found in methods.items()}
-    return _table(groups, by_section, predictions)
+def _over_data_sets(section: Section) -> Section:
+    return section._replace(dataset="all", test_set="all")
 
 
-def summary(rows: pa.Table | Selection, predictions: ReadPredictions | None = None) -> pa.Table:
-    """The same records averaged over data sets (for the seeds finished on all of them), each kind apart."""
-    by_section = cells(_current(rows))
-    groups: dict[tuple[Section, str], list[tuple[Section, list[Row]]]] = defaultdict(list)
-    for section, methods in by_section.items():
-        for label, found in methods.items():
-            groups[section._replace(dataset="all", test_set="all"), label].append((section, found))
-    return _table(dict(groups), by_section, predictions)
-
-
-def _current(rows: pa.Table | Selection) -> pa.Table:
-    return (rows if isinstance(rows, Selection) else select(rows)).rows
-
-
-def _table(
-    groups: dict[tuple[Section, str], list[tuple[Section, list[Row]]]],
-    cells: Cells,
-    predictions: ReadPredictions | None,
-) -> pa.Table:
-    ranking, read = _ranks(cells), _Correct(predictions)
+def _table(groups: Groups, cells: Cells, ranking: Ranking, correct: _Correctness) -> pa.Table:
     records = []
     for (section, label), parts in groups.items():
-        record: Row = section._asdict() | {"label": label, "datasets": len(parts)} | _estimates(parts, cells, read)
+        record: Row = section._asdict() | {"label": label, "datasets": len(parts)} | _estimates(parts, cells, correct)
         units = [u for u in ("requests", "images") if record[f"budget_{u}"] is not None]
         record["budget_unit"] = "+".join(units) or "none"
-        rank = ranking.get((section._replace(dataset="all", test_set="all"), label))
+        rank = ranking.get((_over_data_sets(section), label))
         record |= {"ranked": rank is not None, "rank": rank and rank[0], "ranked_among": rank and rank[1]}
         accuracy = record["accuracy"]
         records.append(((section.order, accuracy is None, -(accuracy or 0.0), label), record))
@@ -100,7 +115,7 @@ def _table(
 
 
 def _done(rows: list[Row]) -> dict[int, Row]:
-    """Rows with an accuracy, by seed."""
+    """Return the rows with an accuracy, by seed."""
     return {row["seed"]: row for row in rows if row["status"] == "done" and _is_number(row["accuracy"])}
 
 
@@ -108,8 +123,7 @@ def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _ranks(cells: Cells) -> dict[tuple[Section, str], tuple[float, int]]:
-    """(average rank, methods ranked) by section-over-data-sets and label."""
+def _ranks(cells: Cells) -> Ranking:
     grouped: dict[Section, list[dict[str, float]]] = defaultdict(list)
     for section, methods in cells.items():
         means = {}
@@ -117,18 +131,18 @@ def _ranks(cells: Cells) -> dict[tuple[Section, str], tuple[float, int]]:
             done = _done(rows)
             if len(done) >= MIN_SEEDS and access_class(rows[0]["access"]) == section.access_class:
                 means[label] = float(np.mean([row["accuracy"] for row in done.values()]))
-        grouped[section._replace(dataset="all", test_set="all")].append(means)
-    found: dict[tuple[Section, str], tuple[float, int]] = {}
+        grouped[_over_data_sets(section)].append(means)
+    ranking: Ranking = {}
     for section, tables in grouped.items():
         labels = sorted(set.intersection(*(set(t) for t in tables)))
         if len(labels) > 1:
             average = np.mean([ranks(t[label] for label in labels) for t in tables], axis=0)
-            found |= {(section, label): (float(r), len(labels)) for label, r in zip(labels, average, strict=True)}
-    return found
+            ranking |= {(section, label): (float(r), len(labels)) for label, r in zip(labels, average, strict=True)}
+    return ranking
 
 
-class _Correct:
-    """Which test images a row got right, read once for each file."""
+class _Correctness:
+    """Image keys and correctness [N] of a row's predictions; each file is read once."""
 
     def __init__(self, read: ReadPredictions | None) -> None:
         self.read = read
@@ -138,15 +152,16 @@ class _Correct:
         key = row["trial_id"], row["test_set"]
         if self.read is not None and key not in self.known:
             try:
-                found = self.read(*key)
-                self.known[key] = found.image_keys, (found.predicted == found.labels).astype(np.float64)
+                predictions = self.read(*key)
+                correct = (predictions.predicted == predictions.labels).astype(np.float64)
+                self.known[key] = predictions.image_keys, correct
             except DataError:
                 self.known[key] = None
         return self.known.get(key)
 
 
 def _pairs(section: Section, rows: list[Row], name: str, cells: Cells) -> dict[int, tuple[Row, Row]]:
-    """(method's row, reference's row) by seed. A zero-shot reference that is equal for all seeds serves any seed."""
+    """Return (row, reference row) by seed. A zero-shot reference that is equal for all seeds is used for any seed."""
     others = _done(partner(cells[section], rows[0], name))
     same = name in FREE and len({row["accuracy"] for row in others.values()}) == 1
     pairs = {}
@@ -158,40 +173,41 @@ def _pairs(section: Section, rows: list[Row], name: str, cells: Cells) -> dict[i
     return pairs
 
 
-def _estimates(parts: list[tuple[Section, list[Row]]], cells: Cells, read: _Correct) -> Row:
-    """The numbers of one record; with several parts (data sets), their mean for each seed that all of them have."""
+def _estimates(parts: list[tuple[Section, list[Row]]], cells: Cells, correct: _Correctness) -> Row:
+    """Compute the values of one record: the mean over its parts (data sets), for seeds that all of them have."""
     first = parts[0][1][0]
     everything = [row for _, rows in parts for row in rows]
     done = [_done(rows) for _, rows in parts]
     seeds = sorted(set.intersection(*(set(d) for d in done)))
     kept = [d[seed] for d in done for seed in seeds]
     record: Row = {k: first[k] for k in ("method", "access", "reference")}
-    record |= {s: sum(row["status"] == s for row in everything) for s in ("truncated", "failed", "unfunded")}
+    record |= {s: sum(row["status"] == s for row in everything) for s in UNFINISHED}
     record["seeds"] = len(seeds)
-    record["accuracy"], record["accuracy_half"] = student(np.mean([d[s]["accuracy"] for d in done]) for s in seeds)
-    record["truncated_accuracy"] = mean_or_none(row["accuracy"] for row in everything if row["status"] == "truncated")
+    record["accuracy"], record["accuracy_ci95"] = mean_ci95(np.mean([d[s]["accuracy"] for d in done]) for s in seeds)
+    exhausted = [row["accuracy"] for row in everything if row["status"] == "budget_exhausted"]
+    record["budget_exhausted_accuracy"] = mean_or_none(exhausted)
     record |= {name: mean_or_none(row[name] for row in kept) for name in _MEANS}
     record["sources"] = len({(row["method_digest"], row["code_digest"]) for row in kept})
     for name in GAINS:
         if first["method"] != name:
-            record |= _gain(name, [_pairs(s, rows, name, cells) for s, rows in parts], read)
+            record |= _gain(name, [_pairs(s, rows, name, cells) for s, rows in parts], correct)
     return record
 
 
-def _gain(name: str, pairs: list[dict[int, tuple[Row, Row]]], read: _Correct) -> Row:
+def _gain(name: str, pairs: list[dict[int, tuple[Row, Row]]], correct: _Correctness) -> Row:
     seeds = sorted(set.intersection(*(set(p) for p in pairs)))
-    mean, half = student(np.mean([p[s][0]["accuracy"] - p[s][1]["accuracy"] for p in pairs]) for s in seeds)
-    record: Row = {f"gain_{name}": mean, f"gain_{name}_half": half, f"gain_{name}_pairs": len(seeds)}
-    differences = [d for p in pairs for d in _image_differences([p[s] for s in seeds], read)]
+    mean, half_width = mean_ci95(np.mean([p[s][0]["accuracy"] - p[s][1]["accuracy"] for p in pairs]) for s in seeds)
+    record: Row = {f"gain_{name}": mean, f"gain_{name}_ci95": half_width, f"gain_{name}_pairs": len(seeds)}
+    differences = [d for p in pairs for d in _image_differences([p[s] for s in seeds], correct)]
     if seeds and len(differences) == len(pairs):
         means = np.mean([resampled_means(d) for d in differences], axis=0)
         record[f"gain_{name}_low"], record[f"gain_{name}_high"] = (float(q) for q in np.quantile(means, [0.025, 0.975]))
     return record
 
 
-def _image_differences(pairs: list[tuple[Row, Row]], read: _Correct) -> Iterator[np.ndarray]:
-    """Points gained on each test image, mean over seeds, [N]; nothing when an image set is missing or another."""
-    found = [(read(row), read(other)) for row, other in pairs]
-    known = [(a, b) for a, b in found if a is not None and b is not None]
-    if known and len(known) == len(found) and all(a[0] == b[0] == known[0][0][0] for a, b in known):
+def _image_differences(pairs: list[tuple[Row, Row]], correct: _Correctness) -> Iterator[np.ndarray]:
+    """Yield the mean gain over seeds on each test image [N]; nothing if predictions are missing or images differ."""
+    loaded = [(correct(row), correct(other)) for row, other in pairs]
+    known = [(a, b) for a, b in loaded if a is not None and b is not None]
+    if known and len(known) == len(loaded) and all(a[0] == b[0] == known[0][0][0] for a, b in known):
         yield 100 * np.mean([a[1] - b[1] for a, b in known], axis=0)

@@ -1,10 +1,8 @@
-"""How methods look in figures: colours, markers, dashes and the text of their names."""
+"""Colours, markers and line styles of methods in figures."""
 
 from __future__ import annotations
 
 import zlib
-
-from pipeline.results.escape import plain
 
 COLOURS = {
     "zero_shot": "#000000",
@@ -20,19 +18,13 @@ COLOURS = {
     "tip_adapter_f": "#c0609a",
     "linear_probe": "#8a8a2a",
 }
-"""Okabe and Ito's colours first, then Tol's; both keep apart for colour-blind readers."""
+"""Colours of Okabe and Ito, then of Tol, which colour-blind readers can tell apart."""
 SPARE = ("#882255", "#44aa99", "#aa4499", "#117733", "#cc6677", "#6699cc", "#997700", "#004488")
 DASHES = {"zero_shot": (4, 2), "zero_shot_ensemble": (1, 1.5), "pixel_nn": (5, 1.5, 1, 1.5), "logit_head": (7, 1.5)}
 MARKERS = {"SCORES": "o", "TEXT+SCORES": "o", "SOFT+SCORES": "s", "FEATURES": "v", "TEXT+FEATURES": "^"}
 MARKERS |= {"SOFT+FEATURES": "D", "": "x"}
 
 
-def shown(name: str, longest: int = 40) -> str:
-    """A name as it is drawn: one line of a bounded length."""
-    text = plain(name)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
 def colour(label: str) -> str:
-    """The colour of a method; a method or variant that is not listed takes one by its name, the same everywhere."""
+    """Return the colour of a method; for a label that is not listed, one derived from the label."""
     return COLOURS.get(label) or SPARE[zlib.crc32(label.encode()) % len(SPARE)]

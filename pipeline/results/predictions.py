@@ -1,4 +1,4 @@
-"""One test set's predictions as the content of a sealed Arrow file: image_key, label, predicted class, logits."""
+"""Predictions of one test set as a sealed Arrow file: image_key, label, predicted class and logits."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import pyarrow as pa
 from pipeline.files import sealed_arrow
 
 HALF_ABOVE = 2**24
-"""Logits of more elements than this are stored as float16; the predicted class always comes from the full numbers."""
+"""Logits with more elements than this are stored as float16; the predicted class is taken before rounding."""
 
 
 class Predictions(NamedTuple):
-    """A trial's predictions on one test set, in test order."""
+    """Predictions of a trial on one test set, in the order of the test images."""
 
     image_keys: list[str]
     labels: np.ndarray
     predicted: np.ndarray
-    """Class with the highest logit, taken before any rounding."""
+    """Class with the highest logit before rounding, [B]."""
     logits_BC: np.ndarray
 
     @property
     def digest(self) -> str:
-        """SHA-256 over keys, labels and logits, as a row states it."""
+        """SHA-256 of keys, labels and logits, as stated by the row."""
         return _digest(self.image_keys, self.labels, self.logits_BC)
 
 
 def pack(image_keys: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> tuple[bytes, str]:
-    """Return the file's content and the digest of logits [B, C] with keys and labels [B]."""
+    """Return the file content and the digest for logits [B, C] and labels [B]."""
     logits = np.ascontiguousarray(logits, dtype=np.float32)
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     predicted = logits.argmax(1).astype(np.int64)
@@ -47,7 +47,7 @@ def pack(image_keys: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> t
 
 
 def unpack(data: bytes) -> Predictions:
-    """Parse a file's content, whose checksum the caller has verified.
+    """Parse the content of a file whose checksum is verified.
 
     Raises:
         KeyError, ValueError, pa.ArrowException: the content is not a file of predictions.

@@ -1,21 +1,25 @@
-"""One row of a result: what is known of one trial on one test set, flat, and the Arrow schema derived from it."""
+"""The result row, one record per trial and test set, and the Arrow schema derived from it."""
 
 from __future__ import annotations
 
 import math
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.budget import UNITS, Phase
+from pipeline.budget import UNITS
 
-PHASES = tuple(phase.value for phase in Phase)
-STATUSES = ("done", "truncated", "failed", "unfunded")
-FINISHED = ("done", "truncated")
+STATUSES = {
+    "done": "done",
+    "budget_exhausted": "budget exhausted",
+    "failed": "failed",
+    "unfunded": "unfunded (no budget)",
+}
+"""Each status of a trial, and the text that tables and messages show for it."""
+FINISHED = ("done", "budget_exhausted")
+"""Statuses of trials that have a score and do not run again."""
 KINDS = ("source", "shift", "transfer", "base", "new")
 TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
@@ -23,166 +27,171 @@ TRIAL_COLUMNS = (
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
     *("settings", "budget_requests", "budget_images", "status", "config"),
 )
-"""Columns of the trial: equal on each of its rows."""
+"""Columns that describe the trial; they are equal in all of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """One trial on one test set. The bills of all phases but `evaluate` are the trial's: equal on each of its rows."""
+    """Result of one trial on one test set.
+
+    All bills except those of the phase `evaluate` are those of the whole trial and are equal in all of its rows.
+    """
 
     trial_id: str
-    """Digest of the resolved spec; with test_set, the row's key."""
+    """Digest of the resolved trial specification. A row is identified by `trial_id` and `test_set`."""
     test_set: str
-    """Name of the test set: `dataset`, another data set scored without refitting, or one half of the classes."""
+    """Name of the test set: `dataset`, another data set evaluated without refitting, or a half of the classes, such as
+    `icons:base`."""
     kind: str
-    """source: the data set's own test split; shift: one of its shift sets; transfer: another data set, under its own
-    classes; base, new: the test images of the classes that were fitted on (base_to_new), and of the others."""
+    """Kind of test set. source: the data set's own test split; shift: a domain shift of it; transfer: another data set
+    with its own classes; base, new: in base-to-new generalization, the fitted classes and the remaining ones."""
     sweep: str
-    """Name of the sweep that asked for the trial."""
+    """Name of the sweep that ran the trial."""
     method: str
-    """The cell's name: a registered method, or a variant of one."""
+    """Name of a registered method, or of a variant of one."""
     base_method: str
-    """The registered method."""
+    """Name of the registered method."""
     method_version: int
-    """Version that the method declares."""
+    """Declared version of the method."""
     method_digest: str
-    """Digest of the method's source."""
+    """Digest of the method's source code."""
     access: str
-    """Access that the method declares, e.g. 'SOFT+SCORES'."""
+    """Declared access of the method, e.g. 'SOFT+SCORES'."""
     model: str
     """Name of the model's config."""
     model_digest: str
-    """Identity of the model: architecture with the weights' digest or tag, and what was changed to load them."""
+    """Identity of the model: architecture, digest or tag of the weights, and changes made to load them."""
     code_digest: str = ""
-    """Digest of the code that affects results, apart from the method's own."""
+    """Digest of the other source code that affects results."""
     precision: str
-    """Number format of the endpoint, e.g. 'fp32'."""
+    """Floating-point precision of the endpoint, e.g. 'fp32'."""
     transform: str
-    """Image transform of the endpoint."""
+    """Image preprocessing of the endpoint."""
     dataset: str
-    """Data set that the few-shot split was drawn from."""
+    """Data set that the few-shot split is drawn from."""
     data_digest: str = ""
-    """Digest of the data set: images, labels, splits and class names."""
+    """Digest of the data set's images, labels, splits and class names."""
     test_digest: str = ""
-    """The same of the test set's data set; for classes that were not fitted also of their names and templates."""
+    """Digest of the test set's data set; for classes that were not fitted, it covers their names and templates too."""
     template: str = ""
     """Zero-shot template of the data set's card."""
     templates_digest: str = ""
-    """Digest of its ensemble templates; empty: it has none."""
+    """Digest of the card's ensemble templates; empty if it has none."""
     classnames_digest: str = ""
-    """Digest of the class names that the fit was given, in label order."""
+    """Digest of the class names passed to the fit, in label order."""
     augment: str = ""
-    """Augmentation of the data set's card, which makes the views."""
+    """Augmentation of the data set's card, used for views."""
     split_digest: str
-    """Digest of the drawn train and val images."""
+    """Digest of the drawn training and validation images."""
     shots: int
-    """Labelled training images a class."""
+    """Labelled training images per class."""
     seed: int
-    """Fixes the draw and the method's own randomness."""
+    """Random seed of the few-shot draw and of the method."""
     views: str
-    """Augmented views: a number, or 'fresh'; empty: the method uses none."""
+    """Number of augmented views per image, or 'fresh'; empty if the method uses no views."""
     validation: str = ""
     """Validation rule, e.g. 'min4'."""
     settings: str
     """'default', or 'paper' for per-dataset settings."""
     budget_requests: int | None
-    """Allotment in requests; null: no limit."""
+    """Allotment in requests; null without a limit."""
     budget_images: int | None
-    """Allotment in image rows; null: no limit."""
+    """Allotment in image rows; null without a limit."""
     status: str
-    """done, truncated (ran out of budget), failed or unfunded."""
+    """done; budget_exhausted: the allotment ran out and the trial was scored as it was; failed; unfunded: not run, as
+    the budget had no room for its allotment."""
     error: str | None = None
-    """First cause of a failure, one line."""
+    """First cause of a failure, on one line."""
     accuracy: float | None = None
-    """Per cent of the test images, 0 to 100."""
+    """Top-1 accuracy in percent, 0 to 100."""
     macro_accuracy: float | None = None
-    """Mean of the classes' accuracies, 0 to 100."""
+    """Mean of the per-class accuracies in percent, 0 to 100."""
     nll: float | None = None
-    """Mean negative log-likelihood, nats."""
+    """Mean negative log-likelihood in nats."""
     ece: float | None = None
-    """Expected calibration error, 0 to 100."""
+    """Expected calibration error in percent, 0 to 100."""
     n_test: int | None = None
     """Images in the test set."""
     n_classes: int | None = None
     """Classes in the test set."""
     requests: int = 0
-    """Bill of adapt + validate, which the allotment pays: requests."""
+    """Requests billed for fitting (phases adapt and validate), which the allotment pays."""
     images: int = 0
-    """The same, image rows."""
+    """Image rows billed for fitting."""
     prompts: int = 0
-    """The same, class prompts."""
+    """Class prompts billed for fitting."""
     outputs: int = 0
-    """The same, numbers returned."""
+    """Returned numbers billed for fitting."""
     adapt_requests: int = 0
-    """Phase adapt (fitting): requests."""
+    """Requests of phase adapt (fitting)."""
     adapt_images: int = 0
-    """Phase adapt: image rows."""
+    """Image rows of phase adapt."""
     adapt_prompts: int = 0
-    """Phase adapt: class prompts."""
+    """Class prompts of phase adapt."""
     adapt_outputs: int = 0
-    """Phase adapt: numbers returned."""
+    """Returned numbers of phase adapt."""
     validate_requests: int = 0
-    """Phase validate (calls on val images): requests."""
+    """Requests of phase validate (calls on validation images)."""
     validate_images: int = 0
-    """Phase validate: image rows."""
+    """Image rows of phase validate."""
     validate_prompts: int = 0
-    """Phase validate: class prompts."""
+    """Class prompts of phase validate."""
     validate_outputs: int = 0
-    """Phase validate: numbers returned."""
+    """Returned numbers of phase validate."""
     curve_requests: int = 0
-    """Phase curve (diagnostic scoring inside the trial): requests."""
+    """Requests of phase curve (diagnostic scoring during the fit)."""
     curve_images: int = 0
-    """Phase curve: image rows."""
+    """Image rows of phase curve."""
     curve_prompts: int = 0
-    """Phase curve: class prompts."""
+    """Class prompts of phase curve."""
     curve_outputs: int = 0
-    """Phase curve: numbers returned."""
+    """Returned numbers of phase curve."""
     evaluate_requests: int = 0
-    """Phase evaluate (predicting this row's test set): requests."""
+    """Requests of phase evaluate (prediction of this row's test set)."""
     evaluate_images: int = 0
-    """Phase evaluate: image rows."""
+    """Image rows of phase evaluate."""
     evaluate_prompts: int = 0
-    """Phase evaluate: class prompts."""
+    """Class prompts of phase evaluate."""
     evaluate_outputs: int = 0
-    """Phase evaluate: numbers returned."""
+    """Returned numbers of phase evaluate."""
     replay_requests: int = 0
-    """Phase replay (a resumed trial that asked something else; 0 on the CPU): requests."""
+    """Requests of phase replay (requests of a resumed trial that differ from its first run; 0 on the CPU)."""
     replay_images: int = 0
-    """Phase replay: image rows."""
+    """Image rows of phase replay."""
     replay_prompts: int = 0
-    """Phase replay: class prompts."""
+    """Class prompts of phase replay."""
     replay_outputs: int = 0
-    """Phase replay: numbers returned."""
-    papers_count: float | None = None
-    """What the method's paper would call its number of queries."""
+    """Returned numbers of phase replay."""
+    paper_queries: float | None = None
+    """Number of queries as the method's paper counts them."""
     labels_used: int | None = None
-    """Labelled images used, train + val."""
+    """Labelled images used: training and validation."""
     seconds: float | None = None
-    """Wall time of the trial; contended when trials ran side by side."""
+    """Wall-clock time of the trial; trials that run at the same time slow each other down."""
     trainable_params: int | None = None
-    """Numbers that the method learns."""
+    """Number of learned parameters."""
     client_bytes: int | None = None
-    """Bytes that the deployed method keeps on the client."""
+    """Size of the fitted method on the client, in bytes."""
     computed_images: int | None = None
-    """Image-tower passes that the endpoint really made; never changes the bill."""
+    """Images that the endpoint encoded; caching does not change the bill."""
     computed_prompts: int | None = None
-    """Text-tower passes that it really made."""
+    """Prompts that the endpoint encoded."""
     cache_hits: int | None = None
-    """Features that it took from its store."""
+    """Features that the endpoint read from its store."""
     notes: str = "{}"
-    """JSON: what the method's `start` decided."""
+    """JSON: decisions recorded by the method, such as its schedule."""
     config: str = "{}"
-    """JSON with sorted keys: the method's resolved Config; nothing that differs between seeds."""
+    """JSON with sorted keys: the method's resolved configuration, equal for all seeds."""
     curve: str = "[]"
-    """JSON: [requests, images, accuracy] at points inside the trial."""
+    """JSON: list of [requests, images, accuracy] during the fit."""
     test_label_reads: int = 0
-    """Times that the scorer read this test set's labels: once at the end, and once for each point of the curve."""
+    """Number of reads of this test set's labels: one at the end, and one for each point of the curve."""
     cpu: str = ""
-    """CPU model; bit-identity is claimed per CPU model, thread count and torch version."""
+    """CPU model. Results are bit-identical for equal CPU model, thread count and torch version."""
     device: str = ""
-    """What the replicas computed on: cpu, or the GPU's name, whose last bits are its own."""
+    """Device of the replicas: 'cpu', or the name of the GPU."""
     threads: int = 1
-    """CPU threads of a replica."""
+    """CPU threads per replica."""
     torch_version: str = ""
     """Version of torch."""
     farebox_version: str = ""
@@ -190,14 +199,18 @@ class ResultRow:
     python_version: str = ""
     """Version of Python."""
     created: str = ""
-    """When the row was made, UTC, ISO 8601."""
+    """Time of creation, UTC, ISO 8601."""
     predictions_file: str | None = None
-    """Predictions, relative to `storage`."""
+    """Path of the predictions, relative to `storage`."""
     predictions_digest: str | None = None
-    """SHA-256 over their keys, labels and logits."""
+    """SHA-256 of the predictions' image keys, labels and logits."""
 
     def __post_init__(self) -> None:
-        """Refuse a row that contradicts itself: ValueError."""
+        """Check that the row is consistent.
+
+        Raises:
+            ValueError: an unknown status or kind, a bill that does not add up, or a number that is not finite.
+        """
         if self.status not in STATUSES:
             raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
         if self.kind not in KINDS:
@@ -209,15 +222,15 @@ class ResultRow:
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{column.name} is {value}, wanted a finite number")
+                raise ValueError(f"{column.name} is {value}, not a finite number")
 
 
 def account_name(trial_id: str, method_digest: str, code_digest: str) -> str:
-    """Name of a trial in the ledger and on its checkpoints.
+    """Return the name of a trial in the ledger and on its checkpoints.
 
-    It includes both digests of the code, so a rerun after an edit is a new account: its requests are charged again, and
-    a checkpoint of other code is never continued. Other code may ask other requests or be given other answers, neither
-    of which the earlier charges paid for. A rerun by the same code replays its charges for free.
+    The name includes both digests of the code. A rerun after a code change is therefore billed separately and does not
+    continue an old checkpoint, as its requests and responses may differ. A rerun of the same code replays its charges
+    for free.
     """
     return ".".join(filter(None, (trial_id, method_digest, code_digest)))
 
@@ -235,58 +248,35 @@ SCHEMA = _schema()
 
 
 def to_table(rows: Sequence[ResultRow]) -> pa.Table:
-    """Rows as Arrow."""
+    """Return rows as an Arrow table with `SCHEMA`."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
 
 
 def to_rows(table: pa.Table) -> list[ResultRow]:
-    """Arrow as rows; columns that a newer Farebox added are dropped."""
-    names = [f.name for f in fields(ResultRow)]
-    return [ResultRow(**record) for record in table.select(names).to_pylist()]
+    """Return the rows of an Arrow table with `SCHEMA`.
+
+    Raises:
+        ValueError: a row is not consistent.
+    """
+    return [ResultRow(**record) for record in table.to_pylist()]
 
 
 def check_trial(table: pa.Table) -> pa.Table:
-    """The rows of one trial as they were given.
+    """Check that a table holds the rows of one trial, and return it without metadata.
 
     Raises:
-        ValueError: two rows are about one test set, rows disagree in what belongs to the trial, or a row contradicts
-            itself.
+        ValueError: the columns are not those of `SCHEMA`, a row is not consistent, two rows have the same test set, or
+            rows disagree in a column of the trial.
     """
+    table = table.replace_schema_metadata(None)
+    if not table.schema.equals(SCHEMA):
+        differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["their types"]
+        raise ValueError(f"its columns are those of another Farebox version ({', '.join(differing[:3])})")
     rows = to_rows(table)
     for row in rows[1:]:
         for column in TRIAL_COLUMNS:
             if getattr(row, column) != getattr(rows[0], column):
                 raise ValueError(f"its rows disagree in {column}")
     if len({row.test_set for row in rows}) < len(rows):
-        raise ValueError("two of its rows are about one test set")
-    return table
-
-
-def conform(table: pa.Table) -> pa.Table:
-    """Return the table under the present schema. A missing column takes its default.
-
-    Raises:
-        ValueError: a missing column has no default, or a number is NaN or infinite.
-    """
-    table = table.replace_schema_metadata(None)
-    if table.schema.equals(SCHEMA):
-        return _finite(table)
-    if "kind" not in table.column_names:  # written before other protocols were
-        own = pc.equal(table["test_set"], table["dataset"])
-        table = table.append_column("kind", pc.if_else(own, "source", "shift"))
-    columns: list[Any] = []
-    for field, column in zip(fields(ResultRow), SCHEMA, strict=True):
-        if column.name in table.column_names:
-            columns.append(table[column.name].cast(column.type))
-        elif field.default is not MISSING:
-            columns.append(pa.array([field.default] * len(table), column.type))
-        else:
-            raise ValueError(f"made by another Farebox: it has no column {column.name!r}")
-    return _finite(pa.Table.from_arrays(columns, schema=SCHEMA))
-
-
-def _finite(table: pa.Table) -> pa.Table:
-    for column in SCHEMA:
-        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(table[column.name])).as_py() is False:
-            raise ValueError(f"its column {column.name!r} holds NaN or infinity")
+        raise ValueError("two of its rows have the same test set")
     return table

@@ -1,4 +1,4 @@
-"""The statistics of the leaderboard, each checked against worked values in its tests."""
+"""Statistics of the leaderboard."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from scipy.special import stdtrit
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there."""
+    """Return the mean of the values that are not None; None if there are none."""
     numbers = [v for v in values if v is not None]
     return float(np.mean(numbers)) if numbers else None
 
 
-def student(values: Iterable[float]) -> tuple[float | None, float | None]:
-    """Mean, and half of Student's 95 % interval around it (None under two values)."""
+def mean_ci95(values: Iterable[float]) -> tuple[float | None, float | None]:
+    """Return the mean and the half-width of its 95% CI (Student's t); the latter is None for fewer than two values."""
     x = np.asarray(list(values), dtype=np.float64)
     if len(x) < 2:
         return mean_or_none(x), None
@@ -23,14 +23,14 @@ def student(values: Iterable[float]) -> tuple[float | None, float | None]:
 
 
 def harmonic(a: float, b: float) -> float:
-    """Harmonic mean of two numbers of 0 or more; 0 where one of them is."""
+    """Return the harmonic mean of two non-negative numbers; 0 if one of them is 0."""
     return 2 * a * b / (a + b) if a and b else 0.0
 
 
 def resampled_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Means of `values` [N] drawn N times with replacement, [resamples].
+    """Return bootstrap means [resamples] of `values` [N].
 
-    Such a draw is exactly a multinomial over the distinct values, of which differences of right and wrong have few.
+    A resample is drawn as a multinomial over the distinct values, which is fast as differences of correctness have few.
     """
     distinct, counts = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
@@ -38,7 +38,7 @@ def resampled_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) ->
 
 
 def ranks(values: Iterable[float]) -> np.ndarray:
-    """1 for the highest; equal values share the mean of their ranks."""
+    """Return ranks, 1 for the highest value; equal values share the mean of their ranks."""
     x = np.asarray(list(values), dtype=np.float64)
     better, equal = (x[None, :] > x[:, None]).sum(1), (x[None, :] == x[:, None]).sum(1)
     return np.asarray(better + (equal + 1) / 2)

@@ -1,7 +1,7 @@
-"""The leaderboard for people and for scripts: text, csv, json, markdown, latex, and the files of a whole report.
+"""Write the leaderboard as text, CSV, JSON, Markdown and LaTeX.
 
-Tables come from `leaderboard.leaderboard` (one section for each test set) or `leaderboard.summary` (over data sets);
-every format takes either. `raw_records` are the trials themselves, before any averaging.
+Every function takes a table of `leaderboard.Leaderboard`: the board (one section per test set) or the summary (over
+data sets). `raw_records` returns the trials themselves, before any averaging.
 """
 
 from __future__ import annotations
@@ -16,55 +16,53 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.budget import Limits
+from pipeline.console import plain
 from pipeline.files import strict_json
-from pipeline.results.comparison import GAINS, HARMONIC
-from pipeline.results.escape import csv_cell, latex, markdown, plain
-from pipeline.results.identity import Selection, missing_references, select
-from pipeline.results.leaderboard import ReadPredictions, leaderboard, summary
+from pipeline.results.comparison import GAINS, HARMONIC, Section
+from pipeline.results.escape import csv_cell, latex, markdown
+from pipeline.results.identity import Selection
+from pipeline.results.leaderboard import UNFINISHED
+from pipeline.results.row import STATUSES
 
 Record = dict[str, Any]
 
 WIDTH = 120
 HALVES = ("base", "new")
-"""Kinds that are shown beside each other, with their harmonic mean."""
+"""Kinds that are shown in one table, with their harmonic mean."""
 RAW = (
     *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests"),
     *("images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
     *("base_method", "access", "budget_requests", "budget_images", "macro_accuracy", "nll", "ece", "labels_used"),
-    *("papers_count", "error", "kind", "validation", "split_digest", "test_label_reads"),
+    *("paper_queries", "error", "kind", "validation", "split_digest", "test_label_reads"),
     *("template", "templates_digest", "classnames_digest", "augment", "data_digest", "test_digest"),
     *("model_digest", "precision", "transform", "code_digest", "method_version", "method_digest"),
     *("views", "settings", "config", "cpu", "device", "threads", "torch_version", "farebox_version", "created"),
 )
-"""Columns of a row that are shown by `--raw`; `left_out` follows."""
-SECTION = (
-    *("access_class", "model", "model_digest", "precision", "kind", "dataset", "test_set", "shots"),
-    *("budget_requests", "budget_images"),
-)
+"""Columns of a row in `--raw`; `left_out` follows them."""
 LEGEND = {
-    "accuracy": "per cent right, mean over seeds ± half of Student's 95 % interval over seeds",
-    "gain": "points over zero_shot and over logit_head, paired by data set and seed, with the same interval",
-    "by image [ , ]": "the gain again: 95 % of 1,000 draws of other test images (bootstrap), the seeds as they are",
-    "rank": "mean over data sets, within one access class and allotment; none under five seeds",
-    "requests, images": "what fitting was billed: prompt sets asked about, and image rows in all of them",
-    "base, new, H": "base to new: accuracy on the fitted classes alone, on the others alone, and their harmonic mean",
-    "(ref)": "reference row, shown in every access class",
+    "accuracy": "Top-1 accuracy in percent, mean over seeds ± 95% CI (t).",
+    "gain": "Difference to zero_shot or logit_head in percentage points, paired by data set and seed, ± 95% CI (t).",
+    "95% CI (t)": "95% confidence interval over seeds (Student's t); the half-width is shown.",
+    "by image [ , ]": "95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed).",
+    "rank": "Average rank within the access class; shown only with five or more seeds.",
+    "requests, images": "Billed for fitting: requests (one per prompt set), and image rows in all of them.",
+    "base, new, H": "Base-to-new: accuracy on the fitted classes, on the remaining classes, and their harmonic mean.",
+    "(ref)": "Reference method, shown in every access class.",
 }
 FOOTNOTE = (
-    "accuracy in per cent, gains in points, paired by data set and seed; ± is Student's 95 % interval over seeds;\n"
-    "requests and images are what fitting was billed; rank is within the access class and wants five seeds"
+    "Accuracy in percent, gains in percentage points, paired by data set and seed; ± is the 95% CI (t) over seeds.\n"
+    "Requests and images: billed for fitting. Average rank within the access class; shown only with five or more seeds."
 )
-
 FOOTNOTE_HALVES = (
-    "base to new: fitted on the base classes, tested on those alone and on the new ones alone; H is the harmonic mean\n"
-    "for each data set and seed; gains are over zero_shot"
+    "Base-to-new: fitted on the base classes, tested on the base and on the new classes separately. H is the harmonic\n"
+    "mean per data set and seed. Gains are over zero_shot."
 )
 
 
 def text_table(table: pa.Table, notes: Sequence[str] = ()) -> str:
-    """At most 120 columns wide: a heading for each access class, one for each section, a line for each method.
+    """Return a table as text of at most 120 columns: a heading per access class and section, a line per method.
 
-    `notes` follow the table, one paragraph each.
+    The notes follow, one paragraph each.
     """
     blocks: list[str] = []
     for name, group in groupby(sections(table), key=lambda s: s[0]["access_class"]):
@@ -72,12 +70,12 @@ def text_table(table: pa.Table, notes: Sequence[str] = ()) -> str:
         blocks += [f"{heading(rows)}\n{aligned([_shown(r) for r in rows])}" for rows in group]
     halves = [FOOTNOTE_HALVES] if HARMONIC in table["kind"].to_pylist() else []
     end = [textwrap.fill(plain(f"! {note}"), WIDTH, subsequent_indent="  ") for note in notes]
-    body = ["\n\n".join([*blocks, FOOTNOTE]), *halves] if blocks else ["no trial has finished yet"]
+    body = ["\n\n".join([*blocks, FOOTNOTE]), *halves] if blocks else ["no finished trials"]
     return "\n".join([*body, *end, ""])
 
 
 def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
-    """Every column, full precision, nulls empty. Text that a spreadsheet would run as a formula starts with a `'`."""
+    """Return all columns as CSV with full precision; nulls are empty, and formulas are escaped (`escape.csv_cell`)."""
     records, names = _records(table)
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -87,12 +85,12 @@ def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_json(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
-    """A list of records, every column. Numbers that JSON cannot hold (NaN, infinity) are null."""
+    """Return all columns as a JSON list of records; NaN and infinity are null."""
     return strict_json(_records(table)[0], indent=1) + "\n"
 
 
 def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
-    """A Markdown table for each section, then the notes as a list."""
+    """Return a Markdown table per section, followed by the notes as a list."""
     blocks = []
     for rows in sections(table):
         grid = md_grid([_shown(r) for r in rows])
@@ -102,14 +100,14 @@ def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
 
 
 def md_grid(shown: Sequence[Mapping[str, str]]) -> str:
-    """Lines of cells as a markdown table."""
+    """Return lines of cells as a Markdown table."""
     bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
     lines = ["|".join(map(markdown, cells.values())) for cells in shown]
     return "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
 
 
 def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
-    """A booktabs table for each section, after the notes as comments."""
+    """Return the notes as comments, followed by a booktabs table per section."""
     blocks = [f"% {plain(note)}" for note in notes]
     for rows in sections(table):
         blocks.append(latex_table(f"{rows[0]['access_class']}: {heading(rows)}", [_shown(r) for r in rows]))
@@ -117,7 +115,7 @@ def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
 
 
 def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
-    """Lines of cells as a booktabs table."""
+    """Return lines of cells as a booktabs table."""
     columns = "".join("l" if left else "r" for left in _left(shown[0]))
     lines = [" & ".join(map(latex, cells.values())) + r" \\" for cells in shown]
     head = " & ".join(map(latex, shown[0])) + r" \\"
@@ -126,12 +124,11 @@ def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
     return "\n".join([*start, *body, r"\end{table}"]) + "\n"
 
 
-def raw_records(rows: pa.Table | Selection) -> list[Record]:
-    """One record for each (trial, test set), a trial's source test set first; the bill is the whole trial's on each.
+def raw_records(selection: Selection) -> list[Record]:
+    """Return one record per trial and test set, including rows that are left out; a trial's source test set is first.
 
-    `left_out` gives the reason why a row is in no mean, and is empty for all others.
+    The bill is that of the whole trial. `left_out` is the reason why a row enters no mean, and empty for others.
     """
-    selection = rows if isinstance(rows, Selection) else select(rows)
 
     def order(r: Record) -> tuple[Any, ...]:
         budget = tuple(-1 if r[f"budget_{u}"] is None else r[f"budget_{u}"] for u in ("requests", "images"))
@@ -145,42 +142,8 @@ def raw_records(rows: pa.Table | Selection) -> list[Record]:
     ]
 
 
-def figures(rows: pa.Table | Selection) -> dict[str, bytes]:
-    """PNG figures by name (matplotlib is loaded only here)."""
-    from pipeline.results.plots import draw
-
-    return draw(rows)
-
-
-def report(
-    rows: pa.Table | Selection,
-    predictions: ReadPredictions | None = None,
-    title: str = "Leaderboard",
-    notes: Sequence[str] = (),
-    beside: str = "",
-) -> dict[str, bytes]:
-    """The files of a report by relative path: the page (`beside` in it), both tables, raw trials and figures."""
-    from pipeline.results.html import html
-
-    selection = rows if isinstance(rows, Selection) else select(rows)
-    board, overall = leaderboard(selection, predictions), summary(selection, predictions)
-    drawn = figures(selection)
-    footer = [*selection.notes, *missing_references(board)]
-    page = html(board, selection, drawn, title, notes, overall, beside, footer)
-    files = {
-        "leaderboard.html": page,
-        "leaderboard.csv": to_csv(board),
-        "leaderboard.json": to_json(board),
-        "leaderboard.md": to_md(overall, footer),
-        "summary.csv": to_csv(overall),
-        "summary.txt": text_table(overall, footer),
-        "trials.csv": to_csv(raw_records(selection)),
-    }
-    return {k: v.encode() for k, v in files.items()} | {f"figures/{k}.png": v for k, v in drawn.items()}
-
-
 def heading(rows: Sequence[Record]) -> str:
-    """What one section compares: model, test set, shots, allotment."""
+    """Return the heading of a section: test set, shots, allotment and model."""
     r = rows[0]
     several = r["datasets_of"]
     if r["dataset"] == "all":
@@ -190,47 +153,47 @@ def heading(rows: Sequence[Record]) -> str:
         what = f"{r['dataset']} -> {r['test_set']} ({r['kind']})"
     else:
         what = r["dataset"]
-    what += ", base to new" * (r["kind"] == HARMONIC)
-    where = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}, {r['model']} {r['precision']}"
+    what += ", base-to-new" * (r["kind"] == HARMONIC)
+    where = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {allotment(r)}, {r['model']} {r['precision']}"
     return plain(f"{what}, {where}")
 
 
-def budget_words(record: Record) -> str:
-    """'allotment 8,000 requests', or 'no limit'."""
+def allotment(record: Record) -> str:
+    """Return the allotment of a section as text, e.g. 'allotment 8,000 requests'; 'no limit' without one."""
     words = Limits(record["budget_requests"], record["budget_images"]).words
     return f"allotment {words}" if words else "no limit"
 
 
-def plus_minus(mean: float | None, half: float | None, sign: str = "") -> str:
-    """'57.8 ± 1.2', without the interval where there is none."""
+def plus_minus(mean: float | None, ci95: float | None, sign: str = "") -> str:
+    """Return a mean with the half-width of its interval, e.g. '57.8 ± 1.2'; '-' without a mean."""
     if mean is None:
         return "-"
-    return f"{mean:{sign}.1f}" + ("" if half is None else f" ± {half:.1f}")
+    return f"{mean:{sign}.1f}" + ("" if ci95 is None else f" ± {ci95:.1f}")
 
 
 def state(record: Record) -> str:
-    """What a reader must know before trusting a line."""
-    said = [f"{record[s]} {s}" for s in ("truncated", "failed", "unfunded") if record[s]]
-    if record["truncated_accuracy"] is not None:
-        said[0] += f" ({record['truncated_accuracy']:.1f})"
+    """Return what limits the validity of a line, such as unfinished trials, missing pairs or several code versions."""
+    parts = [f"{record[s]} {STATUSES[s]}" for s in UNFINISHED if record[s]]
+    if record["budget_exhausted_accuracy"] is not None:
+        parts[0] += f" ({record['budget_exhausted_accuracy']:.1f})"
     if record["datasets"] < record["datasets_of"]:
-        said.append(f"{record['datasets']} of {record['datasets_of']} sets")
+        parts.append(f"{record['datasets']} of {record['datasets_of']} sets")
     if record["sources"] > 1:
-        said.append(f"{record['sources']} codes")
+        parts.append(f"{record['sources']} code versions")
     for name in GAINS:
         pairs = record.get(f"gain_{name}_pairs")
         if pairs and pairs < record["seeds"]:
-            said.append(f"over {name}: {pairs} of {record['seeds']} seeds")
-    return ", ".join(said)
+            parts.append(f"over {name}: {pairs} of {record['seeds']} seeds")
+    return ", ".join(parts)
 
 
 def _shown(r: Record) -> dict[str, str]:
     if r["kind"] == HARMONIC:
         halves = [("base", r["base"]), ("new", r["new"]), ("H", r)]
-        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_half")) for name, h in halves}
+        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_ci95")) for name, h in halves}
         numbers |= {f"{name} gain": gain(h, "zero_shot") for name, h in halves[1:]}
     else:
-        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_half"])}
+        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_ci95"])}
         numbers |= {f"over {name}": gain(r, name) for name in GAINS}
         numbers["rank"] = "-" if r["rank"] is None else f"{r['rank']:.1f}"
     return {
@@ -244,32 +207,34 @@ def _shown(r: Record) -> dict[str, str]:
 
 
 def gain(record: Record, name: str) -> str:
-    """Points over a reference, '+5.1 ± 0.7'."""
-    return plus_minus(record.get(f"gain_{name}"), record.get(f"gain_{name}_half"), "+")
+    """Return the gain over a reference with its interval, e.g. '+5.1 ± 0.7'."""
+    return plus_minus(record.get(f"gain_{name}"), record.get(f"gain_{name}_ci95"), "+")
 
 
 def count(number: float | None) -> str:
-    """A whole number with commas."""
+    """Return a rounded number with thousands separators; '-' for None."""
     return "-" if number is None else f"{number:,.0f}"
 
 
 def sections(table: pa.Table) -> Iterator[list[Record]]:
-    """The records of each section, with `datasets_of`: how many data sets its most complete method has.
+    """Yield the records of each section, with `datasets_of`: the largest number of data sets of a method in it.
 
-    Base and new classes make no tables of their own: a harmonic record has their records as `base` and `new`.
+    Records of base and new classes are attached to their harmonic record as `base` and `new`.
     """
     records = table.to_pylist()
-    same = [k for k in (*SECTION, "label") if k not in ("kind", "test_set")]
+    same = [k for k in (*Section._fields, "label") if k not in ("kind", "test_set")]
     halves = {(r["kind"], *(r[k] for k in same)): r for r in records if r["kind"] in HALVES}
-    for _, rows in groupby((r for r in records if r["kind"] not in HALVES), key=lambda r: [r[k] for k in SECTION]):
-        found = list(rows)
-        several = max(r["datasets"] for r in found)
-        parts = [{h: halves.get((h, *(r[k] for k in same)), {}) for h in HALVES} for r in found]
-        yield [r | part | {"datasets_of": several} for r, part in zip(found, parts, strict=True)]
+    for _, rows in groupby(
+        (r for r in records if r["kind"] not in HALVES), key=lambda r: [r[k] for k in Section._fields]
+    ):
+        section = list(rows)
+        several = max(r["datasets"] for r in section)
+        parts = [{h: halves.get((h, *(r[k] for k in same)), {}) for h in HALVES} for r in section]
+        yield [r | part | {"datasets_of": several} for r, part in zip(section, parts, strict=True)]
 
 
 def _accesses(table: pa.Table, name: str) -> list[str]:
-    """The access labels of a class's own methods."""
+    """Return the access labels of the methods of an access class, or of its references if it has no other."""
     records = [r for r in table.to_pylist() if r["access_class"] == name]
     return sorted({r["access"] for r in records if not r["reference"]} or {r["access"] or "none" for r in records})
 
@@ -279,19 +244,18 @@ def _left(names: Mapping[str, str]) -> list[bool]:
 
 
 def aligned(rows: list[dict[str, str]]) -> str:
-    """Columns side by side; a long method name is cut to fit, and what is wrong with a line is said below them all."""
+    """Return lines as aligned columns; long method names are cut, and the `state` of each line follows below."""
     names = [n for n in rows[0] if n != "state"]
     widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
     over = sum(widths.values()) + 2 * len(names) - WIDTH
     widths["method"] -= max(0, over)
 
     def line(cells: Mapping[str, str]) -> str:
-        width, name = widths["method"], cells["method"]
-        first = (name if len(name) <= width else name[: width - 1] + "…").ljust(width)
+        first = plain(cells["method"], widths["method"]).ljust(widths["method"])
         return "  " + "  ".join([first, *(cells[n].rjust(widths[n]) for n in names[1:])])
 
-    said = [f"  ! {r['method']}: {r['state']}"[:WIDTH] for r in rows if r.get("state")]
-    return "\n".join([line({n: n for n in names}), *map(line, rows), *said])
+    states = [f"  ! {r['method']}: {r['state']}"[:WIDTH] for r in rows if r.get("state")]
+    return "\n".join([line({n: n for n in names}), *map(line, rows), *states])
 
 
 def _records(table: pa.Table | Sequence[Mapping[str, Any]]) -> tuple[list[Record], list[str]]:

@@ -1,9 +1,9 @@
-"""The MLflow mirror of the rows, and the only module that imports MLflow (lazily: it takes seconds).
+"""Mirror the rows of a sweep to MLflow. This is the only module that imports MLflow, lazily, as that takes seconds.
 
-Runs are flat, one for each trial, made by one writer in one batch; one more run of the experiment holds the
-leaderboard's files. MLflow is never read back for results: a run is found by its tag `farebox.trial_id`, is left alone
-when its tag `farebox.digest` (set last, so a half-written run has none) is that of the rows, and is replaced when it is
-not. Whatever MLflow does wrong is a TrackingError, which a sweep survives; `Mirror.sync` rebuilds the mirror.
+The experiment has one run per trial, written in one batch by one process, and one run with the leaderboard's files.
+Results are never read back from MLflow. A trial's run is found by its tag `farebox.trial_id`. It is kept if its tag
+`farebox.digest` matches the rows, else replaced; the digest is set last, so an incomplete run has none. Every failure
+of MLflow is a TrackingError, which a sweep survives. `Mirror.sync` rebuilds the mirror.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,11 @@ from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError, first_line, masked
 from pipeline.files import json_value, strict_json
-from pipeline.results.store import ResultRow, ResultStore, to_rows
+from pipeline.results.row import FINISHED, ResultRow, to_rows
+from pipeline.results.store import ResultStore
 from pipeline.results.tracking_names import (
     LONGEST_NAME,
+    VIEW,
     fit_key,
     fit_value,
     metrics_of,
@@ -38,25 +41,9 @@ from pipeline.results.tracking_names import (
 )
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
-SHOWN = (
-    *("metrics.`accuracy`", "metrics.`requests`", "metrics.`images`", "params.`method`", "params.`dataset`"),
-    *("params.`shots`", "params.`seed`", "params.`access`", "params.`status`"),
-)
 TABLE = "leaderboard_table.json"
 PATIENCE = 3
-"""Failures in a row, not of a trial's own making, after which `sync` gives up."""
-VIEW = {
-    "orderByKey": "metrics.`accuracy`",
-    "orderByAsc": False,
-    "searchFilter": "",
-    "lifecycleFilter": "Active",
-    "datasetsFilter": [],
-    "modelVersionFilter": "All Runs",
-    "startTime": "ALL",
-    "viewMaximized": True,
-    "selectedColumns": list(SHOWN),
-}
-"""A list of runs with columns, for `?viewStateShareKey=leaderboard`. MLflow's internal format: never relied on."""
+"""Consecutive failures of MLflow itself after which `sync` stops."""
 
 
 class _Run(NamedTuple):
@@ -65,16 +52,16 @@ class _Run(NamedTuple):
 
 
 class Synced(NamedTuple):
-    """What `Mirror.sync` did."""
+    """Outcome of `Mirror.sync`."""
 
     mirrored: int
-    """Trials of the store that MLflow now holds."""
+    """Number of trials of the store that MLflow now has."""
     problems: list[str]
-    """One line for each trial that it does not hold."""
+    """One line for each trial that MLflow does not have."""
 
 
 class Mirror:
-    """One experiment of an MLflow store. Raises TrackingError, and nothing else, when MLflow fails."""
+    """One experiment of an MLflow store. All methods raise TrackingError, and nothing else, if MLflow fails."""
 
     def __init__(self, tracking_uri: str, artifact_root: Path, experiment: str) -> None:
         self.root, self.experiment = Path(artifact_root).absolute(), fit_value(experiment, LONGEST_NAME)
@@ -86,19 +73,27 @@ class Mirror:
             self._known = self._load()
 
     def mirror(self, rows: Sequence[ResultRow], files: Sequence[Path] = ()) -> bool:
-        """Mirror one trial's rows (the source test set first) and its files; False when they are there already."""
-        if self._has(rows):
-            return False
-        trial_id, digest = rows[0].trial_id, _digest(rows)
+        """Mirror the rows of one trial (the source test set first) and its files; return False if it is mirrored."""
+        return self._mirror(rows, _digest(rows), lambda: files)
+
+    def _mirror(self, rows: Sequence[ResultRow], digest: str, files: Callable[[], Sequence[Path]]) -> bool:
+        trial_id = rows[0].trial_id
         old = self._known.get(trial_id)
+        if old is not None and old.digest == digest:
+            return False
         with _mapped(f"trial {trial_id} was not mirrored to MLflow"):
-            self._known[trial_id] = _Run(self._write(rows, files, digest), digest)
+            self._known[trial_id] = _Run(self._write(rows, files(), digest), digest)
             if old is not None:  # only now: a crash leaves both, and the next load keeps the one with a digest
                 self._delete(old.run_id)
         return True
 
-    def sweep_run(self, folder: Path) -> str:
-        """Put the report's files into the experiment's one leaderboard run, in place of the former; the run's id."""
+    def log_report(self, folder: Path, board: list[dict[str, Any]]) -> str:
+        """Replace the files of the experiment's leaderboard run by a report, and return the id of the run.
+
+        Args:
+            folder: The files of the report.
+            board: Records of the leaderboard, which MLflow shows as a table.
+        """
         with _mapped("the leaderboard was not mirrored to MLflow"):
             found = self._search(f"tags.`{KIND}` = 'leaderboard'")
             if found:
@@ -108,52 +103,44 @@ class Mirror:
                 tags = {KIND: "leaderboard", ROOT: str(self.root), "mlflow.source.name": "farebox"}
                 run_id = self.client.create_run(self.experiment_id, tags=tags, run_name="leaderboard").info.run_id
             self.client.log_artifacts(run_id, str(folder))
-            records = folder / "leaderboard.json"
-            if records.exists() and (table := json.loads(records.read_text())):
-                self.client.log_dict(run_id, table_of(table), TABLE)
+            if board:
+                self.client.log_dict(run_id, table_of(board), TABLE)
                 self.client.set_tag(run_id, "mlflow.loggedArtifacts", strict_json([{"path": TABLE, "type": "table"}]))
             self.client.set_terminated(run_id)
-            self._signpost(run_id)
+            self._write_note(run_id)
         return str(run_id)
 
     def sync(self, store: ResultStore) -> Synced:
-        """Make the mirror equal to the store's rows, whatever it holds now.
+        """Make the mirror equal to the rows of a store.
 
-        A trial that MLflow refuses is named, and the others are mirrored. `PATIENCE` failures in a row for another
-        reason (no connection, a full disk) end the attempt. Damaged files are not mirrored, and a trial whose rows are
-        damaged keeps its run; see `store.damaged`.
+        A trial that MLflow refuses is named, and the others are mirrored. `PATIENCE` consecutive failures for another
+        reason (no connection, a full disk) end the attempt. Damaged files are not mirrored; a trial with damaged rows
+        keeps its run (see `store.damaged`).
         """
-        rows = sorted(to_rows(store.scan().table), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
+        rows = sorted(to_rows(store.read()), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
         trials = {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
-        problems, in_a_row = list[str](), 0
+        problems, consecutive = list[str](), 0
         for of_trial in trials.values():
-            if self._has(of_trial):
-                continue
             try:
-                self.mirror(of_trial, store.prediction_files(of_trial))
-                in_a_row = 0
+                if self._mirror(of_trial, _digest(of_trial), partial(store.prediction_files, of_trial)):
+                    consecutive = 0
             except TrackingError as error:
                 problems.append(str(error))
-                in_a_row += not _refused(error)
-                if in_a_row == PATIENCE:
+                consecutive += not _refused(error)
+                if consecutive == PATIENCE:
                     raise
         damaged = {damage.trial_id for damage in store.damaged.values()}
-        with _mapped("runs of trials that are gone were not removed from MLflow"):
+        with _mapped("runs of removed trials were not removed from MLflow"):
             for trial_id in self._known.keys() - trials.keys() - damaged:
                 self._delete(self._known.pop(trial_id).run_id)
         return Synced(len(trials) - len(problems), problems)
 
-    def _has(self, rows: Sequence[ResultRow]) -> bool:
-        """Whether these rows of one trial are mirrored."""
-        old = self._known.get(rows[0].trial_id)
-        return old is not None and old.digest == _digest(rows)
-
     def _open(self, location: str | None, own: bool) -> str:
-        """The experiment's id, whose artifacts are in this storage.
+        """Return the id of the experiment whose artifacts are in this storage; create it if needed.
 
-        MLflow fixes the folder of an experiment's artifacts when it is created. One of another folder is set aside when
-        that folder is gone or when the MLflow store is the storage's own: the storage was moved or copied. In a store
-        that storages share, the experiment gets a name with this storage's folder.
+        MLflow fixes the artifact folder of an experiment when it is created. An experiment with another folder is
+        renamed if that folder is gone, or if the MLflow store belongs to this storage: the storage was moved or copied.
+        In an MLflow store that several storages share, the new experiment's name includes this storage's folder.
         """
         found = self._find()
         if found is not None and location not in (None, found.artifact_location):
@@ -218,7 +205,7 @@ class Mirror:
             metrics, params = metrics[1000:], params[100:]
         note = [RunTag("mlflow.note.content", fit_value(source.error))] if source.error else []
         self.client.log_batch(run_id, metrics, params, [RunTag(DIGEST, digest), *note])
-        self.client.set_terminated(run_id, "FINISHED" if source.status in ("done", "truncated") else "FAILED", end)
+        self.client.set_terminated(run_id, "FINISHED" if source.status in FINISHED else "FAILED", end)
         return run_id
 
     def _clear(self, run_id: str) -> None:
@@ -231,13 +218,13 @@ class Mirror:
         self._clear(run_id)
         self.client.delete_run(run_id)
 
-    def _signpost(self, run_id: str) -> None:
+    def _write_note(self, run_id: str) -> None:
         here = f"#/experiments/{self.experiment_id}"
         note = (
             f"**{self.experiment}**: [the leaderboard, with figures]({here}/runs/{run_id}/artifacts/leaderboard.html), "
             f"[all trials as a table]({here}/runs?viewStateShareKey=leaderboard).\n\n"
-            "One run for each trial. This is a mirror: the rows in the sweep's storage are the truth, and "
-            "`farebox sync` rebuilds it. Each list of runs starts with its columns hidden; the second link shows them."
+            "There is one run per trial. This experiment mirrors the rows in the sweep's storage; `farebox sync` "
+            "rebuilds it. MLflow hides the columns of a list of runs at first; the second link shows them."
         )
         self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         with contextlib.suppress(Exception):
@@ -246,7 +233,7 @@ class Mirror:
 
 @contextlib.contextmanager
 def _fit_name(file: Path) -> Iterator[Path]:
-    """The file, or a copy of it where its decoded name holds a path, which a server of artifacts refuses."""
+    """Yield the file, or a renamed copy if its decoded name contains a path, which artifact servers refuse."""
     name = unquote(file.stem)
     if not set(name) & set("/\\") and name.strip("."):
         yield file
@@ -256,9 +243,9 @@ def _fit_name(file: Path) -> Iterator[Path]:
 
 
 def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
-    """The command that serves MLflow's pages over this store, and what its environment needs beside ours.
+    """Return the command that serves MLflow's pages for a store, and the environment variables to add.
 
-    The store's URI may hold a password: as an argument, every user of the machine could read it.
+    The URI of the store may contain a password, so it is not an argument, which every user of the machine can read.
     """
     _quiet()
     serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
@@ -266,10 +253,10 @@ def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> 
 
 
 def _quiet() -> None:
-    """No telemetry; a remote store that is down is given up in seconds, not minutes. The user's own settings win."""
-    words = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    words |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    for key, value in words.items():
+    """Disable telemetry, and shorten the timeouts of remote stores, unless the user set these variables."""
+    defaults = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    defaults |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    for key, value in defaults.items():
         os.environ.setdefault(key, value)
 
 
@@ -279,18 +266,18 @@ def _client(uri: str) -> Any:
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a server that is away is told once, as our error
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # reported once, as a TrackingError
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=20)) as db:
-            db.execute("pragma journal_mode=wal")  # kept in the file: readers no longer wait for the writer
+            db.execute("pragma journal_mode=wal")  # stored in the file: readers do not wait for the writer
     return MlflowClient(tracking_uri=uri)
 
 
 @contextlib.contextmanager
 def _mapped(what: str) -> Iterator[None]:
-    """MLflow raises its own errors, SQLAlchemy's, requests' and the system's: callers get one."""
+    """Convert all errors of MLflow and its libraries to TrackingError."""
     try:
         yield
     except TrackingError:
@@ -300,7 +287,7 @@ def _mapped(what: str) -> Iterator[None]:
 
 
 def _refused(error: TrackingError) -> bool:
-    """Whether MLflow, or this module, refused one trial's content; false when MLflow itself did not work."""
+    """Return whether MLflow or this module refused the content of one trial, rather than MLflow not working."""
     return error.__cause__ is None or getattr(error.__cause__, "error_code", "") == "INVALID_PARAMETER_VALUE"
 
 

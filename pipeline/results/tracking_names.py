@@ -1,7 +1,7 @@
-"""What MLflow is told about a trial: metrics, params and a table, with names and values that every store of it takes.
+"""Convert rows to metrics, params and a table that every MLflow store accepts, and the columns that its pages show.
 
 MLflow allows letters, digits and `_-. :/` in keys, 250 characters in a key and about 6,000 in a value. Names of data
-sets and notes of methods may hold anything.
+sets and notes of methods may contain anything.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from pipeline.budget import UNITS, Phase
 from pipeline.files import strict_json
-from pipeline.results.store import PHASES, UNITS, ResultRow
+from pipeline.results.row import ResultRow
 
 PARAMS = (
     *("method", "dataset", "shots", "seed", "model", "access", "status", "budget_requests", "budget_images", "views"),
@@ -23,16 +24,32 @@ PARAMS = (
     *("transform", "code_digest", "method_digest"),
 )
 MAIN = ("accuracy", "macro_accuracy", "nll", "ece")
-METRICS = (*MAIN, *UNITS, "papers_count", "labels_used", "seconds", "trainable_params", "client_bytes")
+METRICS = (*MAIN, *UNITS, "paper_queries", "labels_used", "seconds", "trainable_params", "client_bytes")
 FIRST = ("label", "test_set", "accuracy", "gain_zero_shot", "gain_logit_head", "shots", "rank", "requests", "images")
+VIEW = {
+    "orderByKey": "metrics.`accuracy`",
+    "orderByAsc": False,
+    "searchFilter": "",
+    "lifecycleFilter": "Active",
+    "datasetsFilter": [],
+    "modelVersionFilter": "All Runs",
+    "startTime": "ALL",
+    "viewMaximized": True,
+    "selectedColumns": [
+        *("metrics.`accuracy`", "metrics.`requests`", "metrics.`images`", "params.`method`", "params.`dataset`"),
+        *("params.`shots`", "params.`seed`", "params.`access`", "params.`status`"),
+    ],
+}
+"""A list of runs with columns, for `?viewStateShareKey=leaderboard`, in an internal format of MLflow."""
 LONGEST_NAME, LONGEST_PART, LONGEST_VALUE = 250, 150, 5000
-"""Characters of a run's name, of a part of a key (MLflow takes keys of 250), and of a value."""
+"""Maximum number of characters of a run's name, of a part of a key, and of a value."""
 
 
 def fit_key(*parts: str) -> str:
-    """Key of a metric or param, from its parts. Letters, digits and `_-. :` are kept.
+    """Return the key of a metric or param from its parts.
 
-    A part that must change, or is long, ends in a digest of the original, so that different names stay different.
+    Characters other than letters, digits and `_-. :` are replaced. A part that changes, or is cut, ends in a digest of
+    the original, so that different names stay different.
     """
     fitted = []
     for part in parts:
@@ -44,19 +61,19 @@ def fit_key(*parts: str) -> str:
 
 
 def fit_value(text: str, longest: int = LONGEST_VALUE) -> str:
-    """Value of a param, tag or name: without control characters or lone surrogates, and not too long."""
+    """Return the value of a param, tag or name without control characters and lone surrogates, and cut to `longest`."""
     safe = "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
     return safe if len(safe) <= longest else safe[: longest - 1] + "…"
 
 
 def metrics_of(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
-    """(key, value, step) of each metric of a trial."""
+    """Yield (key, value, step) of each metric of a trial."""
     source = rows[0]
     columns = {name: name for name in METRICS}
-    columns |= {f"bill/{p}_{u}": f"{p}_{u}" for p in PHASES for u in UNITS}
+    columns |= {f"bill/{p}_{u}": f"{p}_{u}" for p in Phase for u in UNITS}
     for key, column in columns.items():
         if (value := getattr(source, column)) is not None:
-            yield key, round(float(value), 3), 0  # a list of runs shows all digits; the rows have them
+            yield key, round(float(value), 3), 0  # MLflow shows all digits; the rows have full precision
     for row in rows[1:]:
         for name in MAIN:
             if (value := getattr(row, name)) is not None:
@@ -67,7 +84,7 @@ def metrics_of(rows: Sequence[ResultRow]) -> Iterator[tuple[str, float, int]]:
 
 
 def params_of(row: ResultRow) -> dict[str, str]:
-    """Params of a trial by key; empty ones are left out."""
+    """Return the params of a trial by key, without empty ones."""
     values = {name: getattr(row, name) for name in PARAMS}
     for group, column in (("config", row.config), ("notes", row.notes)):
         for name, value in json.loads(column).items():
@@ -76,7 +93,7 @@ def params_of(row: ResultRow) -> dict[str, str]:
 
 
 def table_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The leaderboard as MLflow's `log_table` writes it, rounded, the columns that its page shows at once in front."""
+    """Return the leaderboard in the format of MLflow's `log_table`, rounded, with the main columns first."""
     names = [*FIRST, *(n for n in records[0] if n not in FIRST)]
     return {
         "columns": names,
@@ -85,5 +102,5 @@ def table_of(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def milliseconds(created: str) -> int:
-    """Time of creation in milliseconds since 1970; 0 when it is not known."""
+    """Return the time of creation in milliseconds since 1970; 0 if it is unknown."""
     return int(1000 * datetime.fromisoformat(created).timestamp()) if created else 0

@@ -23,8 +23,9 @@ from pipeline.budget import total
 from pipeline.config.compose import Config
 from pipeline.errors import CodeMismatch, ConfigError, LedgerError, StorageError
 from pipeline.ledger.ledger import Ledger
+from pipeline.results.row import ResultRow
 from pipeline.results.runs import add_run
-from pipeline.results.store import ResultRow, ResultStore
+from pipeline.results.store import ResultStore
 from pipeline.source_code import check_code, driver_code
 from pipeline.sweep import reservations as books
 from pipeline.sweep.event_log import EventLog
@@ -60,7 +61,7 @@ class Outcome:
     ran: int
     kept: int
     problems: tuple[str, ...]
-    """One line for each trial that failed, was truncated or unfunded, and for each problem in the ledger."""
+    """One line for each trial that failed, ran out of budget or was not funded, and for each problem in the ledger."""
 
 
 class TrialRunner(tune.Trainable):  # type: ignore[misc]

@@ -21,7 +21,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.errors import first_line, masked
 from pipeline.files import strict_json
-from pipeline.results.store import ResultRow
+from pipeline.results.row import ResultRow
 
 FILE = "log.jsonl"
 

@@ -11,7 +11,8 @@ from typing import NamedTuple, Self
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.results.store import ResultRow, ResultStore
+from pipeline.results.row import ResultRow
+from pipeline.results.store import ResultStore
 
 TRIAL_IN_REQUESTS = 100
 """What a trial costs beside its requests, in requests: enough for an estimate of the time left."""

@@ -14,8 +14,8 @@ from pipeline.config.compose import Config, GlobalBudget
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.schema import sqlite_file
-from pipeline.results.row import account_name
-from pipeline.results.store import FINISHED, ResultRow, ResultStore
+from pipeline.results.row import FINISHED, STATUSES, ResultRow, account_name
+from pipeline.results.store import ResultStore
 from pipeline.sweep.storage_id import FILE, StorageId, is_copy, moved_here, new_id, read_id, write_id
 from pipeline.trials.checkpoint import Checkpoint
 from pipeline.trials.plan import SweepPlan, TrialSpec, refuse_nameless
@@ -310,7 +310,7 @@ def _account(row: Mapping[str, Any]) -> str:
 
 def problems(plan: SweepPlan, store: ResultStore, ledger: Ledger, storage: StorageId) -> tuple[str, ...]:
     """A line for each trial of the plan without a whole result, and for each thing that is wrong in the ledger."""
-    table = store.scan().table
+    table = store.read()
     rows = {r["trial_id"]: r for r in table.select(["trial_id", "status", "error"]).to_pylist()}
     try:
         lines = [f"ledger: {line}" for line in audit(ledger, table, storage, whole=False)]
@@ -319,5 +319,5 @@ def problems(plan: SweepPlan, store: ResultStore, ledger: Ledger, storage: Stora
     for spec in plan.trials:
         row = rows.get(spec.trial_id, {"status": "failed", "error": "no row was written"})
         if row["status"] != "done":
-            lines.append(f"{row['status']}: {spec.name}: {row['error']}")
+            lines.append(f"{STATUSES[row['status']]}: {spec.name}: {row['error']}")
     return tuple(lines)

@@ -7,7 +7,6 @@ driver lives is told by the lock that it holds on the storage, so that a file le
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -18,10 +17,11 @@ from typing import Any
 
 from pipeline.budget import AccountRecord
 from pipeline.errors import DamagedFile, StorageError
-from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, strict_json, write_atomic
+from pipeline.files import read_sealed_json, sealed_json, write_atomic
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.schema import sqlite_file
-from pipeline.results.store import FINISHED, ResultStore
+from pipeline.results.row import FINISHED
+from pipeline.results.store import ResultStore
 from pipeline.sweep.progress import clock
 from pipeline.sweep.reservations import sweep_account
 from pipeline.sweep.storage import held
@@ -51,7 +51,7 @@ class Heartbeat:
             "left_s": left_s,
         }
         try:
-            write_atomic(self.path, seal(strict_json({SEAL_KEY: UNSEALED, **record}).encode()))
+            write_atomic(self.path, sealed_json(record))
         except StorageError:
             return
 
@@ -65,7 +65,7 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     account = sweep_account(read_id(storage).id)
     alive, said = held(storage), _last_beat(storage / FILE)
     store = ResultStore(storage)
-    rows = {r["trial_id"]: r for r in store.scan().table.to_pylist()}
+    rows = {r["trial_id"]: r for r in store.read().to_pylist()}
     names = dict(said["trials"])
     done = [i for i, r in rows.items() if r["status"] in FINISHED]
     running = [i for i in said["running"] if i not in done] if alive else []
@@ -139,7 +139,7 @@ def _accounts(ledger_url: str) -> list[AccountRecord]:
 def _last_beat(path: Path) -> dict[str, Any]:
     nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
     try:
-        return nothing | {"left_s": None} | json.loads(read_sealed(path))
+        return nothing | {"left_s": None} | read_sealed_json(path)
     except (
         OSError,
         ValueError,

@@ -9,14 +9,13 @@ them, so that one damaged byte does not lose the id.
 
 from __future__ import annotations
 
-import json
 import socket
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DamagedFile
-from pipeline.files import SEAL_KEY, UNSEALED, check_seal, seal, write_atomic
+from pipeline.files import parse_sealed_json, sealed_json, write_atomic
 
 FILE = "storage_id"
 
@@ -66,18 +65,16 @@ def read_id(folder: Path) -> StorageId:
         raise DamagedFile(path, f"it cannot be read ({error.strerror})") from error
     for line in lines:
         try:
-            check_seal(path, line)
-            record = json.loads(line)
-            del record[SEAL_KEY]
+            record = parse_sealed_json(path, line)
             return StorageId(**record | {"copied_from": tuple(record["copied_from"])})
-        except (DamagedFile, ValueError, KeyError, TypeError):
+        except (DamagedFile, KeyError, TypeError):
             continue
     raise DamagedFile(path, "no line of it matches its checksum; restore it from a backup, or use another storage=DIR")
 
 
 def write_id(folder: Path, identity: StorageId) -> None:
     """Write the identity of a storage."""
-    line = seal(json.dumps(asdict(identity) | {SEAL_KEY: UNSEALED}).encode())
+    line = sealed_json(asdict(identity))
     write_atomic(folder / FILE, line + b"\n\n" + line + b"\n")
 
 

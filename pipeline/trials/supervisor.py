@@ -108,12 +108,12 @@ class Supervisor:
         """Check what a fitted method reports beside its logits.
 
         Raises:
-            MethodError: notes, papers_count or trainable_params have a wrong type.
+            MethodError: notes, paper_queries or trainable_params have a wrong type.
             NonFiniteError: one of them, or a deployed tensor, is NaN or infinite.
         """
         self._check_number("trainable_params", method.trainable_params)
-        if method.papers_count is not None:
-            self._check_number("papers_count", method.papers_count)
+        if method.paper_queries is not None:
+            self._check_number("paper_queries", method.paper_queries)
         if not isinstance(method.notes, dict):
             raise self._error(f"notes is {type(method.notes).__name__}, wanted a dict")
         for key, value in method.notes.items():

@@ -34,7 +34,8 @@ from pipeline.errors import (
     first_line,
 )
 from pipeline.files import strict_json
-from pipeline.results.store import ResultRow, ResultStore
+from pipeline.results.row import ResultRow
+from pipeline.results.store import ResultStore
 from pipeline.source_code import texts_digest
 from pipeline.trials.boundary import Session
 from pipeline.trials.checkpoint import Checkpoint
@@ -209,11 +210,11 @@ def _score(
         test_set=test.name,
         test_digest=test.digest,
         kind=test.kind,
-        status="truncated" if state.truncated else "done",
+        status="budget_exhausted" if state.truncated else "done",
         error=state.truncated,
         n_test=len(labels),
         n_classes=logits.shape[1],
-        papers_count=method.papers_count,
+        paper_queries=method.paper_queries,
         labels_used=len(spec.split.train) + len(spec.split.val),
         seconds=state.seconds,
         trainable_params=method.trainable_params,

@@ -21,29 +21,29 @@ from pipeline.claims.measured import Measured
 from pipeline.cli import _parse
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
-from pipeline.results.store import ResultRow
+from pipeline.results.row import ResultRow
 from pipeline.trials.plan import make_plan
 from tests.support.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
-YES, NO, CANNOT = Verdict.REPRODUCED, Verdict.NOT_REPRODUCED, Verdict.NOT_TESTABLE
+REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE = Verdict
 
 
 @pytest.mark.parametrize(
     ("low", "high", "bound", "verdict", "why"),
     [
-        (0.1, 2.0, {"above": 0}, YES, "the whole interval lies above 0"),
-        (-0.1, 2.0, {"above": 0}, NO, "the interval holds 0"),
-        (-2.0, -0.1, {"above": 0}, NO, "the whole interval lies on the other side of 0"),
-        (0.2, 1.5, {"below": 1.62}, YES, "the whole interval lies below 1.62"),
-        (0.2, 1.7, {"below": 1.62}, NO, "the interval holds 1.62"),
-        (1.7, 1.8, {"below": 1.62}, NO, "the whole interval lies on the other side of 1.62"),
+        (0.1, 2.0, {"above": 0}, REPRODUCED, "the whole interval lies above 0"),
+        (-0.1, 2.0, {"above": 0}, INCONCLUSIVE, "the interval contains 0"),
+        (-2.0, -0.1, {"above": 0}, CONTRADICTED, "the whole interval lies on the other side of 0"),
+        (0.2, 1.5, {"below": 1.62}, REPRODUCED, "the whole interval lies below 1.62"),
+        (0.2, 1.7, {"below": 1.62}, INCONCLUSIVE, "the interval contains 1.62"),
+        (1.7, 1.8, {"below": 1.62}, CONTRADICTED, "the whole interval lies on the other side of 1.62"),
         (
             None,
             None,
             {"above": 0},
-            CANNOT,
-            "one value alone has no interval: give several seeds, and what the claim is about",
+            NOT_TESTABLE,
+            "one value alone has no interval; run several seeds with the claim's methods",
         ),
     ],
 )

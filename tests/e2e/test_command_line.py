@@ -229,8 +229,8 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
 ) -> None:
     storage, run = other
     assert "1 trials to run" in run.stdout
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded: ")]
-    assert line.startswith("unfunded: craft on icons, 1 shots, seed 1, 100 requests: ")
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded (no budget): ")]
+    assert line.startswith("unfunded (no budget): craft on icons, 1 shots, seed 1, 100 requests: ")
     assert {(r["method"], r["status"]) for r in records(storage)} == {("taskres", "done"), ("craft", "unfunded")}
     assert books(storage)["accounts"][0]["spent"]["requests"] <= 5
 
@@ -238,7 +238,8 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
 def test_sweeps_never_mix_and_share_image_features_only(
     swept: Swept, other: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
-    from pipeline.results.store import ResultStore, to_rows
+    from pipeline.results.row import to_rows
+    from pipeline.results.store import ResultStore
 
     rows = to_rows(ResultStore(other[0]).read())
     (mine,) = [r for r in rows if r.method == "taskres" and r.test_set == "icons"]

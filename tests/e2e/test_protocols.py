@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.results.stats import harmonic, student
+from pipeline.results.stats import harmonic, mean_ci95
 from tests.support.command import books, farebox, here, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -52,9 +52,9 @@ def test_the_harmonic_mean_is_taken_for_each_seed_and_then_averaged(base_to_new:
     rows, found = records(base_to_new), json.loads(board(base_to_new, "json"))
     for method in ABLE:
         halves = {(r["kind"], r["seed"]): r["accuracy"] for r in rows if r["method"] == method}
-        wanted = student(harmonic(halves["base", s], halves["new", s]) for s in (1, 2))
+        wanted = mean_ci95(harmonic(halves["base", s], halves["new", s]) for s in (1, 2))
         (record,) = {
-            (r["accuracy"], r["accuracy_half"]) for r in found if r["method"] == method and r["kind"] == "harmonic"
+            (r["accuracy"], r["accuracy_ci95"]) for r in found if r["method"] == method and r["kind"] == "harmonic"
         }
         assert record == pytest.approx(wanted)
     assert {r["kind"] for r in found} == {"base", "new", "harmonic"}

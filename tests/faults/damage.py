@@ -40,7 +40,7 @@ from pipeline import cli
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.cards import EMBEDDED
-from pipeline.commands import report  # noqa: F401
+from pipeline.commands import leaderboard  # noqa: F401
 from pipeline.config.compose import compose
 from pipeline.errors import FareboxError
 from pipeline.ledger.ledger import Ledger
@@ -256,7 +256,7 @@ def look(sweep: Sweep, thorough: bool = True) -> Seen:
 
 def numbers(sweep: Sweep) -> dict[str, Any]:
     """Every number of every row, by trial and test set, and what was charged."""
-    rows = ResultStore(sweep.folder / "storage").scan().table.to_pylist()
+    rows = ResultStore(sweep.folder / "storage").read().to_pylist()
     found = {f"{r['trial_id']} {r['test_set']}": {k: v for k, v in r.items() if k not in LOOSE} for r in rows}
     ledger = Ledger(f"sqlite:///{sweep.folder / 'storage/ledger.db'}")
     with contextlib.closing(ledger):
@@ -355,7 +355,7 @@ def again(kind: str, name: str, sweep: Sweep, before: dict[str, Any]) -> tuple[s
     told: list[str] = []
     storage = sweep.folder / "storage"
     if kind not in SHOWN:
-        for row in ResultStore(storage).scan().table.to_pylist():
+        for row in ResultStore(storage).read().to_pylist():
             if (row["model"], row["method"], row["seed"]) == (name, "taskres", 1):
                 (storage / f"results/{row['trial_id']}.arrow").unlink()
     if kind in ("index", "known files", "embedded"):

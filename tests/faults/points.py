@@ -43,7 +43,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "driver.reserved": {"module": "pipeline.sweep.reservations", "function": "reserve", "moment": "after"},
     "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_books", "moment": "before"},
     "driver.settling": {"module": LEDGER, "function": "Ledger.settle", "moment": "after"},
-    "driver.publishing": {"module": "pipeline.commands.report", "function": "publish", "moment": "before"},
+    "driver.publishing": {"module": "pipeline.results.report", "function": "publish", "moment": "before"},
     "driver.writing_the_page": {"rename": r"/leaderboard/.*\.html$"},
 }
 """What inject/sitecustomize.py is told for each. A rename that is struck leaves a whole file beside its place."""

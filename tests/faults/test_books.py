@@ -12,8 +12,7 @@ from PIL import Image
 
 from pipeline.budget import Limits
 from pipeline.errors import BudgetExceeded, ConfigError
-from pipeline.results.row import account_name
-from pipeline.results.store import ResultRow
+from pipeline.results.row import ResultRow, account_name
 from pipeline.sweep.reservations import (
     close_books,
     finished,

@@ -47,7 +47,7 @@ def quiet(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Quiet:
     """A run in which nobody dies; its MLflow is away."""
     storage, began = tmp_path_factory.mktemp("quiet"), time.monotonic()
     said = farebox("run", *words, AWAY, f"storage={storage}", f"features={storage / 'features'}").stdout
-    assert "not mirrored to MLflow" in said and "later: farebox sync" in said
+    assert "not mirrored to MLflow" in said and "try again with: farebox sync" in said
     assert "2 trials are in MLflow" in here("sync", f"storage={storage}")
     return Quiet(time.monotonic() - began, facts(storage))
 

@@ -42,7 +42,7 @@ from methods.testing import MethodContract
 from pipeline.blackbox.client import MeteredBox
 from pipeline.budget import Phase
 from pipeline.data.images import Images
-from pipeline.results.store import ResultRow
+from pipeline.results.row import ResultRow
 from pipeline.trials import watchdog
 from pipeline.trials.boundary import ImageHandle, Session
 from pipeline.trials.plan import source_of
@@ -550,7 +550,10 @@ CAUGHT: list[tuple[type[Honest], str]] = [
     (reporting(lambda m: m.notes.update(x=math.nan)), "NonFiniteError: fit: notes['x'] of Reports is nan"),
     (reporting(lambda m: m.notes.update(x=[1])), "MethodError: Reports: notes['x'] is the value [1] of type list"),  # type: ignore[dict-item]
     (reporting(lambda m: m.notes.update(x=np.float32(1))), "MethodError: Reports: notes['x'] is the number"),  # type: ignore[arg-type]
-    (reporting(lambda m: setattr(m, "papers_count", math.inf)), "NonFiniteError: fit: papers_count of Reports is inf"),
+    (
+        reporting(lambda m: setattr(m, "paper_queries", math.inf)),
+        "NonFiniteError: fit: paper_queries of Reports is inf",
+    ),
     (
         reporting(lambda m: setattr(m, "w_C", torch.tensor([0, math.nan]))),
         "NonFiniteError: fit: Reports deploys w_C[",

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from pipeline.console import plain
 from pipeline.files import json_value
-from pipeline.results.escape import csv_cell, latex, markdown, plain
-from pipeline.results.leaderboard import leaderboard
-from pipeline.results.store import to_table
-from pipeline.results.tables import figures, raw_records, report, text_table, to_csv, to_json, to_latex, to_md
-from tests.support.synthetic import make
+from pipeline.results.escape import csv_cell, latex, markdown
+from pipeline.results.identity import select
+from pipeline.results.report import page
+from pipeline.results.row import to_table
+from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
+from tests.support.synthetic import make, report_of
 
 NAMES = [
     "=1+1",
@@ -48,7 +50,7 @@ def rows(name: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_stays_a_name_in_every_format(name: str) -> None:
     table = rows(name)
-    board = leaderboard(table)
+    board = report_of(table).board
     text = text_table(board, [name])
     assert "\x1b" not in text and "\u202e" not in text and text_table(rows_of("x")).count("\n") == text.count("\n") - 1
     plain_md, md = to_md(rows_of("x")), to_md(board)
@@ -57,7 +59,7 @@ def test_a_name_stays_a_name_in_every_format(name: str) -> None:
         len(bars.findall(line)) for line in plain_md.splitlines()
     ]
     assert [r["test_set"] for r in json.loads(to_json(board))] == [name, name]
-    for records in (list(csv.DictReader(io.StringIO(to_csv(board)))), _read(raw_records(table))):
+    for records in (list(csv.DictReader(io.StringIO(to_csv(board)))), _read(raw_records(select(table)))):
         for r in records:
             assert r["dataset"] in (name, f"'{name}") and not r["dataset"].startswith(("=", "+", "-", "@"))
             assert float(r["accuracy"]) == 50.0
@@ -69,7 +71,7 @@ def test_a_name_stays_a_name_in_every_format(name: str) -> None:
 
 def rows_of(name: str) -> Any:
     """The leaderboard of `rows`."""
-    return leaderboard(rows(name))
+    return report_of(rows(name)).board
 
 
 def _read(records: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -84,16 +86,18 @@ def test_a_name_stays_a_name_on_the_page_and_in_figures(name: str) -> None:
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             tags.append(tag)
 
-    page = report(rows(name), title=name, notes=[name])["leaderboard.html"].decode()
-    Check().feed(page)
-    assert not {"script", "b"} & set(tags) and "\x1b" not in page
+    text = page(report_of(rows(name), title=name, label=name))
+    Check().feed(text)
+    assert not {"script", "b"} & set(tags) and "\x1b" not in text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figures(to_table([make(accuracy=40.0, dataset=name), make(method=name, dataset=name, accuracy=50.0)]))
+        assert report_of(
+            to_table([make(accuracy=40.0, dataset=name), make(method=name, dataset=name, accuracy=50.0)])
+        ).figures
 
 
 def test_what_each_format_escapes() -> None:
-    assert plain("a\x1b[1m\n\u200b") == r"a\x1b[1m\n\u200b"
+    assert plain("a\x1b[1m\n\u200b") == r"a\x1b[1m\n\u200b" and plain("abcd", 3) == "ab…" and plain("abc", 3) == "abc"
     assert markdown("zero_shot (ref)|-3.2 ± 0.1 _x_") == r"zero_shot (ref)\|-3.2 ± 0.1 \_x\_"
     assert latex("[1]") == "{}[1]" and latex(r"\_->±") == r"\textbackslash{}\_$\to$$\pm$"
     assert csv_cell("=x") == "'=x" and csv_cell(-1.5) == -1.5 and csv_cell("x=") == "x="
@@ -101,7 +105,7 @@ def test_what_each_format_escapes() -> None:
 
 
 def test_json_is_valid_whatever_a_row_holds() -> None:
-    records = raw_records(to_table([make(accuracy=50.0)]))
+    records = raw_records(select(to_table([make(accuracy=50.0)])))
     records[0] |= {"accuracy": math.nan, "nll": math.inf}
 
     def refuse(constant: str) -> None:

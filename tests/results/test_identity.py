@@ -12,18 +12,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands import report
+from pipeline.commands.leaderboard import leaderboard
 from pipeline.config.compose import compose
 from pipeline.errors import DamagedFile
-from pipeline.results.comparison import SHARED
-from pipeline.results.identity import IDENTITY, missing_references, select
-from pipeline.results.leaderboard import leaderboard, summary
+from pipeline.results.comparison import missing_references
+from pipeline.results.identity import IDENTITY, SHARED, select
+from pipeline.results.row import ResultRow, to_table
 from pipeline.results.runs import RunRecord, add_run, read_runs
-from pipeline.results.store import ResultRow, to_table
 from pipeline.results.tables import raw_records, text_table
 from pipeline.sweep import driver as sweep
 from tests.support.lab import Lab
-from tests.support.synthetic import METHODS, make
+from tests.support.synthetic import METHODS, make, report_of
 
 OLD, NEW = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
 
@@ -37,7 +36,7 @@ def trial(method: str, seed: int = 1, **changes: Any) -> ResultRow:
 
 def record(rows: list[ResultRow], runs: RunRecord | None = None, **where: Any) -> dict[str, Any]:
     """The one record of a leaderboard."""
-    found = leaderboard(select(to_table(rows), runs)).to_pylist()
+    found = report_of(select(to_table(rows), runs)).board.to_pylist()
     (one,) = [r for r in found if all(r[key] == value for key, value in where.items())]
     return one
 
@@ -62,14 +61,14 @@ def test_a_row_that_differs_in_what_affects_a_number_is_neither_averaged_nor_pai
     assert old[0].trial_id in {trial_id for trial_id, _ in selection.left_out}
     if column in SHARED:  # the method's own code and version are not shared with its reference
         assert craft["gain_zero_shot"] is None
-        assert "left out: 2 rows of icons (craft, zero_shot), other" in selection.notes[0]
+        assert "left out: 2 rows of icons (craft, zero_shot): different" in selection.notes[0]
         assert "2 of them have no current result: run the same command" in selection.notes[0]
-        assert "no gain over zero_shot for craft" in missing_references(leaderboard(selection))[0]
+        assert "no gain over zero_shot for craft" in missing_references(report_of(selection).board)[0]
     else:
         assert craft["gain_zero_shot"] == -30.0
     text = next(c.text for c in IDENTITY if c.name == column)
     assert text in selection.notes[0]
-    assert selection.notes[0] in text_table(summary(selection), selection.notes).replace("\n  ", " ")
+    assert selection.notes[0] in text_table(report_of(selection).summary, selection.notes).replace("\n  ", " ")
     marks = {r["trial_id"]: r["left_out"] for r in raw_records(selection)}
     assert marks[old[0].trial_id] and not marks[new[0].trial_id]
 
@@ -77,7 +76,7 @@ def test_a_row_that_differs_in_what_affects_a_number_is_neither_averaged_nor_pai
 def test_a_template_is_shown_as_it_was_and_as_it_is() -> None:
     rows = [trial("craft", template="an icon of a {}"), trial("craft", 2, template="a drawing of a {}", created=NEW)]
     (note,) = select(to_table(rows)).notes
-    assert "other template ('an icon of a {}', now 'a drawing of a {}')" in note
+    assert "different template ('an icon of a {}', now 'a drawing of a {}')" in note
 
 
 def test_rows_of_an_older_farebox_are_not_mixed_with_rows_that_state_their_data() -> None:
@@ -115,10 +114,10 @@ def test_no_mean_and_no_pair_mixes_identities_whatever_a_storage_holds(seed: int
     runs = RunRecord(3, False, {row.trial_id: rng.randrange(4) for row in rows})
     for selected in (select(to_table(rows)), select(to_table(rows), runs)):
         assert selected.rows.num_rows + len(selected.left_out) == len(rows)
-        for board in (leaderboard(selected), summary(selected)):
+        for board in (report_of(selected).board, report_of(selected).summary):
             for r in board.to_pylist():
                 if r["dataset"] != "all":
-                    assert not r["accuracy_half"] and r["macro_accuracy"] in {None, *(x.macro_accuracy for x in rows)}
+                    assert not r["accuracy_ci95"] and r["macro_accuracy"] in {None, *(x.macro_accuracy for x in rows)}
                 assert r["gain_zero_shot"] in (None, 0.0) or r["dataset"] == "all"
                 assert r["gain_logit_head"] in (None, 0.0) or r["dataset"] == "all"
 
@@ -132,7 +131,7 @@ def test_of_one_cell_the_newest_trial_counts_and_the_other_is_named() -> None:
     rows = [trial("craft", accuracy=1.0), trial("craft", accuracy=2.0, created=NEW)]
     assert record(rows)["accuracy"] == 2.0
     assert select(to_table(rows)).notes == (
-        "left out: 1 row of icons (craft), replaced by a newer trial of the same cell",
+        "left out: 1 row of icons (craft): replaced by a newer trial of the same cell",
     )
 
 
@@ -163,7 +162,7 @@ def test_a_restored_card_makes_the_earlier_rows_current_again() -> None:
     restored = RunRecord(3, False, dict.fromkeys(first, 3) | dict.fromkeys(second, 2))
     assert record([*a, *b], restored, method="craft")["gain_zero_shot"] == 10.0
     (note,) = select(to_table([*a, *b]), restored).notes
-    assert note == "left out: 2 rows of icons (craft, zero_shot), other template ('B {}', now 'A {}')"
+    assert note == "left out: 2 rows of icons (craft, zero_shot): different template ('B {}', now 'A {}')"
 
 
 def test_runs_with_other_methods_leave_each_others_rows_current() -> None:
@@ -181,8 +180,8 @@ def test_results_that_a_run_kept_are_shown_and_marked_but_not_paired_with_the_pr
     ids = [row.trial_id for row in rows]
     kept = record(rows, RunRecord(2, True, dict.fromkeys(ids, 2)), method="craft")
     assert (kept["seeds"], kept["sources"], kept["gain_zero_shot"], kept["gain_zero_shot_pairs"]) == (2, 2, 10.0, 1)
-    text = text_table(leaderboard(select(to_table(rows), RunRecord(2, True, dict.fromkeys(ids, 2)))))
-    assert "! craft: 2 codes, over zero_shot: 1 of 2 seeds" in text
+    text = text_table(report_of(select(to_table(rows), RunRecord(2, True, dict.fromkeys(ids, 2)))).board)
+    assert "! craft: 2 code versions, over zero_shot: 1 of 2 seeds" in text
     rerun = record(rows, RunRecord(3, False, dict.fromkeys(ids, 3)), method="craft")
     assert (rerun["seeds"], rerun["sources"], rerun["gain_zero_shot"]) == (1, 1, None)
 
@@ -190,7 +189,7 @@ def test_results_that_a_run_kept_are_shown_and_marked_but_not_paired_with_the_pr
 def test_trials_of_the_last_run_without_a_result_are_counted() -> None:
     row = trial("craft")
     (note,) = select(to_table([row]), RunRecord(2, False, {row.trial_id: 2, "b": 2, "c": 1})).notes
-    assert note == "1 trial of the last run have no result yet: the same command continues"
+    assert note == "1 trial of the last run has no result yet: run the same command again"
 
 
 def test_the_record_of_runs_grows_and_its_damage_is_named(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ def test_the_record_of_runs_grows_and_its_damage_is_named(tmp_path: Path) -> Non
     content = path.read_bytes()
     for damaged in (content[:-9], content.replace(b'"a": 1', b'"a": 2'), b"", b"{}", b"\xff" * 9):
         path.write_bytes(damaged)
-        with pytest.raises(DamagedFile, match=r"plan\.json is damaged: .*type the farebox run command"):
+        with pytest.raises(DamagedFile, match=r"plan\.json is damaged: .*run the farebox run command"):
             read_runs(tmp_path)
     add_run(tmp_path, ["b"], False, lines.append)
     assert read_runs(tmp_path).trials == {"b": 1} and "was damaged" in lines[0]
@@ -221,7 +220,7 @@ def test_a_card_edited_and_restored_shows_the_numbers_of_the_card_that_stands_th
         config = compose([*lab.words, "methods=[zero_shot]", "views=2"])
         sweep.run(config, lambda line: None, lambda rows: None)
         notes: list[str] = []
-        text, _ = report.formatted(config, "json", raw=False, echo=notes.append)
+        text, _ = leaderboard(config, "json", raw=False, log=notes.append)
         (board,) = json.loads(text)
         return board | {"notes": notes}
 
@@ -234,7 +233,11 @@ def test_a_card_edited_and_restored_shows_the_numbers_of_the_card_that_stands_th
     finally:
         lab.card.write_text(first)
     assert edited["accuracy"] != original["accuracy"] == restored["accuracy"]
-    assert not original["notes"] and "other template" in edited["notes"][0] and "other template" in restored["notes"][0]
+    assert (
+        not original["notes"]
+        and "different template" in edited["notes"][0]
+        and "different template" in restored["notes"][0]
+    )
 
 
 # --- settings of a run ---------------------------------------------------------------------------------------------
@@ -248,7 +251,7 @@ def test_a_second_number_of_views_does_not_split_what_uses_none() -> None:
     for views in ("5", "10"):
         craft = record(rows, label=f"craft views={views}")
         assert (craft["gain_zero_shot_pairs"], craft["gain_logit_head"]) == (1, 1.0)
-    board = leaderboard(to_table(rows))
+    board = report_of(rows).board
     assert [r["label"] for r in board.to_pylist() if r["method"] == "zero_shot"] == ["zero_shot"]
     assert record(rows, method="linear_probe")["gain_zero_shot"] == 20.0
     assert record(rows, method="linear_probe")["gain_logit_head"] is not None
@@ -267,12 +270,12 @@ def test_a_mean_over_data_sets_holds_one_configuration_or_says_so() -> None:
         return trial("craft", dataset=dataset, settings=settings, config=json.dumps({"popsize": popsize}))
 
     changed = [craft("icons", 20, "default"), craft("digits", 40, "default")]
-    assert {r["label"]: r["datasets"] for r in summary(to_table(changed)).to_pylist()} == {
+    assert {r["label"]: r["datasets"] for r in report_of(changed).summary.to_pylist()} == {
         "craft popsize=20": 1,
         "craft popsize=40": 1,
     }
     paper = [craft("icons", 20, "paper"), craft("digits", 40, "paper")]  # settings of each data set
-    assert {r["label"]: r["datasets"] for r in summary(to_table(paper)).to_pylist()} == {"craft": 2}
+    assert {r["label"]: r["datasets"] for r in report_of(paper).summary.to_pylist()} == {"craft": 2}
 
 
 def test_methods_that_use_no_views_have_one_trial_whatever_views_is(lab: Lab) -> None:

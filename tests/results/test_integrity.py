@@ -16,13 +16,14 @@ from pipeline.blackbox import architecture, model
 from pipeline.blackbox.facts import describe
 from pipeline.cards import EMBEDDED
 from pipeline.cli import main
-from pipeline.commands.report import formatted
+from pipeline.commands.leaderboard import leaderboard
 from pipeline.config.compose import compose, model_card
 from pipeline.data.source import ParquetSource
 from pipeline.errors import DamagedFile, DataError
 from pipeline.files import DIGESTS, UNSEALED, verified
 from pipeline.results.published import printed
-from pipeline.results.store import LISTED, ResultRow, ResultStore
+from pipeline.results.row import ResultRow
+from pipeline.results.store import LISTED, ResultStore
 from pipeline.sweep.reservations import finished, pending
 from pipeline.sweep.storage_id import new_id, read_id, write_id
 from tests.support.lab import STORAGE, Lab, outcome
@@ -68,7 +69,7 @@ def copy(swept: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("part", ["results", "predictions"])
 def test_every_flipped_byte_is_found(copy: Path, part: str) -> None:
     store = ResultStore(copy)
-    (first, *_) = store.scan().table.to_pylist()
+    (first, *_) = store.read().to_pylist()
     row = ResultRow(**first)
     path = store.results / f"{row.trial_id}.arrow"
     if part == "predictions":
@@ -88,7 +89,7 @@ def test_every_flipped_byte_is_found(copy: Path, part: str) -> None:
 
 def test_an_intact_file_of_another_kind_is_not_taken_for_rows(copy: Path) -> None:
     store = ResultStore(copy)
-    (row, *_) = store.scan().table.to_pylist()
+    (row, *_) = store.read().to_pylist()
     path = store.results / f"{row['trial_id']}.arrow"
     path.unlink()
     shutil.copy(store.predictions_path(row["trial_id"], row["test_set"]), path)
@@ -99,7 +100,7 @@ def test_an_intact_file_of_another_kind_is_not_taken_for_rows(copy: Path) -> Non
 def test_the_leaderboard_leaves_damaged_rows_out_and_names_the_file(
     copy: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = ResultStore(copy).scan().table.to_pylist()
+    rows = ResultStore(copy).read().to_pylist()
     lost = next(r for r in rows if (r["method"], r["dataset"], r["seed"]) == ("craft", "digits", 1))
     path = copy / "results" / f"{lost['trial_id']}.arrow"
     flip(path, 4000)
@@ -118,7 +119,7 @@ def test_the_leaderboard_leaves_damaged_rows_out_and_names_the_file(
 
 
 def board(storage: Path) -> tuple[list[dict[str, object]], list[str]]:
-    text, damaged = formatted(compose([f"storage={storage}"]), "json", raw=False)
+    text, damaged = leaderboard(compose([f"storage={storage}"]), "json", raw=False)
     return json.loads(text), damaged
 
 
@@ -157,7 +158,7 @@ def test_the_leaderboard_leaves_out_intervals_without_predictions_and_names_the_
     before, none = board(copy)
     assert none == []
     store = ResultStore(copy)
-    rows = store.scan().table.to_pylist()
+    rows = store.read().to_pylist()
     craft = next(r for r in rows if (r["method"], r["dataset"], r["seed"]) == ("craft", "digits", 1))
     damage(path := store.predictions_path(craft["trial_id"], "digits"))
     after, (line,) = board(copy)
@@ -234,7 +235,7 @@ def test_a_run_recomputes_a_damaged_trial_from_replayed_charges(trial: tuple[Lab
 
 def test_the_mirror_takes_no_damaged_file_and_none_from_outside(copy: Path) -> None:
     store = ResultStore(copy)
-    (row, *_) = [ResultRow(**r) for r in store.scan().table.to_pylist() if r["method"] == "craft"]
+    (row, *_) = [ResultRow(**r) for r in store.read().to_pylist() if r["method"] == "craft"]
     path = store.predictions_path(row.trial_id, row.test_set)
     assert store.prediction_files([row]) == [path]
     secret = copy.parent / "secret"

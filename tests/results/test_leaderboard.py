@@ -16,10 +16,11 @@ from methods.base import Bill
 from pipeline.budget import Phase, row_columns
 from pipeline.errors import DataError
 from pipeline.results.comparison import access_class
-from pipeline.results.leaderboard import SCHEMA, leaderboard, summary
-from pipeline.results.stats import harmonic, ranks, resampled_means, student
-from pipeline.results.store import Predictions, ResultRow, to_table
-from tests.support.synthetic import DATASETS, METHODS, make, sweep
+from pipeline.results.leaderboard import SCHEMA
+from pipeline.results.predictions import Predictions
+from pipeline.results.row import ResultRow, to_table
+from pipeline.results.stats import harmonic, mean_ci95, ranks, resampled_means
+from tests.support.synthetic import DATASETS, METHODS, make, report_of, sweep
 
 ZERO, HEAD, CRAFT = [40.0] * 5, [51.0, 52.0, 53.0, 54.0, 55.0], [50.0, 52.0, 54.0, 56.0, 58.0]
 ACCESS = {name: access for name, (access, _) in METHODS.items()}
@@ -42,13 +43,13 @@ def record(table: pa.Table, **where: Any) -> dict[str, Any]:
     return found[0]
 
 
-def test_student_against_tables_and_scipy() -> None:
-    assert student([]) == (None, None)
-    assert student([3.0]) == (3.0, None)
-    assert student(CRAFT) == (54.0, pytest.approx(2.776445 * 10**0.5 / 5**0.5, rel=1e-6))  # t(4, 0.975), sd, n
+def test_mean_and_interval_against_tables_and_scipy() -> None:
+    assert mean_ci95([]) == (None, None)
+    assert mean_ci95([3.0]) == (3.0, None)
+    assert mean_ci95(CRAFT) == (54.0, pytest.approx(2.776445 * 10**0.5 / 5**0.5, rel=1e-6))  # t(4, 0.975), sd, n
     x = np.random.default_rng(1).normal(size=17)
     low, high = reference.t.interval(0.95, 16, x.mean(), reference.sem(x))
-    assert student(x)[1] == pytest.approx((high - low) / 2)
+    assert mean_ci95(x)[1] == pytest.approx((high - low) / 2)
 
 
 def test_ranks_share_ties() -> None:
@@ -66,33 +67,33 @@ def test_resampled_means_are_those_of_the_plain_bootstrap() -> None:
 
 
 def test_means_intervals_and_paired_gains() -> None:
-    table = leaderboard(to_table(trio()))
+    table = report_of(trio()).board
     assert table.schema == SCHEMA
     craft = record(table, method="craft")
-    assert craft["accuracy"] == 54.0 and craft["accuracy_half"] == pytest.approx(3.926486, abs=1e-5)
-    assert craft["gain_zero_shot"] == 14.0 and craft["gain_zero_shot_half"] == pytest.approx(3.926486, abs=1e-5)
+    assert craft["accuracy"] == 54.0 and craft["accuracy_ci95"] == pytest.approx(3.926486, abs=1e-5)
+    assert craft["gain_zero_shot"] == 14.0 and craft["gain_zero_shot_ci95"] == pytest.approx(3.926486, abs=1e-5)
     # -1, 0, 1, 2, 3: sd sqrt(2.5), so half = 2.776445 * sqrt(2.5 / 5)
-    assert craft["gain_logit_head"] == 1.0 and craft["gain_logit_head_half"] == pytest.approx(1.963243, abs=1e-5)
+    assert craft["gain_logit_head"] == 1.0 and craft["gain_logit_head_ci95"] == pytest.approx(1.963243, abs=1e-5)
     assert craft["gain_logit_head_pairs"] == 5 and craft["gain_zero_shot_low"] is None
     zero = record(table, method="zero_shot")
-    assert zero["gain_zero_shot"] is None and zero["gain_logit_head"] == -13.0 and zero["accuracy_half"] == 0.0
+    assert zero["gain_zero_shot"] is None and zero["gain_logit_head"] == -13.0 and zero["accuracy_ci95"] == 0.0
     assert [r["method"] for r in table.to_pylist()] == ["craft", "logit_head", "zero_shot"]
 
 
 def test_gains_pair_by_seed_and_use_the_seeds_that_both_have() -> None:
     rows = [*seeds("zero_shot", ZERO), *seeds("logit_head", HEAD)[:2], *seeds("craft", CRAFT)]
-    craft = record(leaderboard(to_table(rows)), method="craft")
+    craft = record(report_of(rows).board, method="craft")
     assert (craft["gain_logit_head"], craft["gain_logit_head_pairs"]) == (-0.5, 2)
     assert craft["seeds"] == 5
 
 
 def test_one_zero_shot_row_serves_every_seed_shots_and_budget() -> None:
     rows = [make(accuracy=40.0, budget_requests=None, shots=1), *seeds("craft", CRAFT)]
-    table = leaderboard(to_table(rows))
+    table = report_of(rows).board
     assert record(table, method="craft")["gain_zero_shot_pairs"] == 5
     assert {(r["shots"], r["budget_requests"]) for r in table.to_pylist()} == {(16, 8000)}  # no section of its own
     varied = [make(accuracy=40.0), make(accuracy=41.0, seed=2), *seeds("craft", CRAFT)]
-    assert record(leaderboard(to_table(varied)), method="craft")["gain_zero_shot_pairs"] == 2
+    assert record(report_of(varied).board, method="craft")["gain_zero_shot_pairs"] == 2
 
 
 def test_logit_head_is_taken_at_the_same_budget_first_then_where_its_bill_fits() -> None:
@@ -102,17 +103,17 @@ def test_logit_head_is_taken_at_the_same_budget_first_then_where_its_bill_fits()
 
     craft = make(method="craft", access="SOFT+SCORES", accuracy=55.0, budget_requests=1000)
     others = [head(53.0, 8000, 8000), head(52.0, 500, 400)]
-    assert record(leaderboard(to_table([craft, *others])), method="craft", budget_requests=1000)["gain_logit_head"] == 3
+    assert record(report_of([craft, *others]).board, method="craft", budget_requests=1000)["gain_logit_head"] == 3
     same = [head(51.0, 1000, 2)]
-    table = leaderboard(to_table([craft, *others, *same]))
+    table = report_of([craft, *others, *same]).board
     assert record(table, method="craft", budget_requests=1000)["gain_logit_head"] == 4
     elsewhere = replace(craft, trial_id="x", shots=4)
-    assert record(leaderboard(to_table([elsewhere, *same])), method="craft")["gain_logit_head"] is None  # other shots
+    assert record(report_of([elsewhere, *same]).board, method="craft")["gain_logit_head"] is None  # other shots
 
 
 def test_features_do_not_rank_against_scores_and_both_see_the_references() -> None:
     rows = [*trio(), *seeds("taskres", [60.0] * 5), *seeds("cbbt", [61.0] * 5)]
-    table = leaderboard(to_table(rows))
+    table = report_of(rows).board
     features = [r for r in table.to_pylist() if r["access_class"] == "features"]
     assert [(r["method"], r["reference"], r["rank"], r["ranked"]) for r in features] == [
         ("cbbt", False, 1.0, True),
@@ -130,34 +131,34 @@ def test_rank_is_the_average_over_data_sets_and_wants_five_seeds_on_each() -> No
         *trio(),
         *[replace(r, accuracy=(r.accuracy or 0) / (2 if r.method == "craft" else 1)) for r in trio(dataset="digits")],
     ]
-    table = leaderboard(to_table(rows))
+    table = report_of(rows).board
     assert {r["rank"] for r in table.to_pylist() if r["method"] == "craft"} == {2.0}  # first on one, third on the other
     assert {r["rank"] for r in table.to_pylist() if r["method"] == "logit_head"} == {1.5}
     four = [r for r in rows if not (r.method == "craft" and r.dataset == "digits" and r.seed == 5)]
-    table = leaderboard(to_table(four))
+    table = report_of(four).board
     crafts = [r for r in table.to_pylist() if r["method"] == "craft"]
     assert [(r["rank"], r["ranked"]) for r in crafts] == [(None, False)] * 2
     assert {r["ranked_among"] for r in table.to_pylist()} == {2, None}
     two = [r for r in rows if r.seed < 3]
-    assert set(leaderboard(to_table(two))["rank"].to_pylist()) == {None}
+    assert set(report_of(two).board["rank"].to_pylist()) == {None}
 
 
-def test_truncated_and_failed_are_counted_and_kept_out_of_means() -> None:
+def test_exhausted_and_failed_are_counted_and_kept_out_of_means() -> None:
     rows = trio()
-    rows[-1] = replace(rows[-1], status="truncated", accuracy=90.0)
+    rows[-1] = replace(rows[-1], status="budget_exhausted", accuracy=90.0)
     rows[-2] = replace(rows[-2], status="failed", accuracy=None, error="EndpointLost: gone")
     rows.append(make(method="craft", access="SOFT+SCORES", seed=6, status="unfunded"))
-    craft = record(leaderboard(to_table(rows)), method="craft")
-    assert (craft["seeds"], craft["truncated"], craft["failed"], craft["unfunded"]) == (3, 1, 1, 1)
-    assert craft["accuracy"] == 52.0 and craft["truncated_accuracy"] == 90.0 and not craft["ranked"]
+    craft = record(report_of(rows).board, method="craft")
+    assert (craft["seeds"], craft["budget_exhausted"], craft["failed"], craft["unfunded"]) == (3, 1, 1, 1)
+    assert craft["accuracy"] == 52.0 and craft["budget_exhausted_accuracy"] == 90.0 and not craft["ranked"]
     alone = [make(status="failed"), make(method="craft", access="SOFT+SCORES", status="unfunded")]
-    assert leaderboard(to_table(alone))["accuracy"].to_pylist() == [None, None]
+    assert report_of(alone).board["accuracy"].to_pylist() == [None, None]
 
 
 def test_settings_are_never_mixed_and_the_difference_is_the_label() -> None:
     few, many = (json.dumps({"popsize": p, "sigma": 0.5}) for p in (20, 40))
     rows = [*seeds("craft", CRAFT, config=few), *seeds("craft", [60.0] * 5, config=many), *seeds("zero_shot", ZERO)]
-    table = leaderboard(to_table(rows))
+    table = report_of(rows).board
     assert {r["label"]: r["accuracy"] for r in table.to_pylist()} == {
         "craft popsize=20": 54.0,
         "craft popsize=40": 60.0,
@@ -169,7 +170,7 @@ def test_of_two_trials_of_one_cell_and_seed_the_later_counts() -> None:
     old = make(trial_id="old", accuracy=10.0, created="2026-01-01T00:00:00+00:00")
     new = make(trial_id="new", accuracy=20.0, created="2026-01-02T00:00:00+00:00", method_version=2)
     for rows in ([old, new], [new, old]):
-        assert record(leaderboard(to_table(rows)), method="zero_shot")["accuracy"] == 20.0
+        assert record(report_of(rows).board, method="zero_shot")["accuracy"] == 20.0
 
 
 def predictions(right: dict[tuple[str, int], np.ndarray], rows: Sequence[ResultRow]) -> Any:
@@ -193,42 +194,42 @@ def test_bootstrap_is_over_images_of_the_mean_difference_over_seeds() -> None:
     rows = [make(seed=s, accuracy=40.0) for s in (1, 2)]
     rows += [make(method="craft", access="SOFT+SCORES", seed=s, accuracy=a) for s, a in ((1, 60.0), (2, 70.0))]
     right = {("zero_shot", 1): zero, ("zero_shot", 2): zero, ("craft", 1): one, ("craft", 2): two}
-    craft = record(leaderboard(to_table(rows), predictions(right, rows)), method="craft")
+    craft = record(report_of(to_table(rows), predictions(right, rows)).board, method="craft")
     d = 50.0 * (one.astype(float) + two - 2 * zero)
     assert craft["gain_zero_shot"] == pytest.approx(d.mean()) == 25.0
     spread = 1.96 * d.std() / n**0.5
     assert craft["gain_zero_shot_low"] == pytest.approx(25 - spread, abs=0.4)
     assert craft["gain_zero_shot_high"] == pytest.approx(25 + spread, abs=0.4)
-    missing = record(leaderboard(to_table(rows), predictions(right, rows[1:])), method="craft")
+    missing = record(report_of(to_table(rows), predictions(right, rows[1:])).board, method="craft")
     assert missing["gain_zero_shot_low"] is None and missing["gain_zero_shot"] == 25.0
 
 
 def test_summary_averages_data_sets_within_a_seed_first() -> None:
     other = [replace(r, accuracy=20.0 + 10.0 * r.seed * (r.method == "craft")) for r in trio(dataset="digits")]
     shift = [replace(r, kind="shift", test_set="icons_outline", accuracy=(r.accuracy or 0) - 5) for r in trio()]
-    table = summary(to_table([*trio(), *other, *shift]))
+    table = report_of([*trio(), *other, *shift]).summary
     craft = record(table, method="craft", kind="source")
     # icons 50..58 and digits 30..70, by seed: 40, 46, 52, 58, 64; the references' mean is 30 for every seed
     assert (craft["datasets"], craft["accuracy"], craft["gain_zero_shot"]) == (2, 52.0, 22.0)
-    assert craft["gain_zero_shot_half"] == pytest.approx(2.776445 * 90**0.5 / 5**0.5, rel=1e-5)
+    assert craft["gain_zero_shot_ci95"] == pytest.approx(2.776445 * 90**0.5 / 5**0.5, rel=1e-5)
     assert record(table, method="craft", kind="shift")["accuracy"] == 49.0
     assert set(table["dataset"].to_pylist()) == {"all"}
 
 
 def test_summary_uses_seeds_finished_on_every_data_set() -> None:
     rows = [*trio(), *[r for r in trio(dataset="digits") if r.seed != 2]]
-    assert record(summary(to_table(rows)), method="craft")["seeds"] == 4
+    assert record(report_of(rows).summary, method="craft")["seeds"] == 4
 
 
 def test_a_whole_sweep_recovers_the_effects_it_was_made_with() -> None:
     rows = [row for trial in sweep() for row in trial]
     assert len(rows) == 12 * 5 * 3 * 5 * 2
-    table = leaderboard(to_table(rows))
+    table = report_of(rows).board
     assert len(table) == (12 + 4) * 5 * 3 * 2  # every cell, and four references in the features sections
-    taskres = record(summary(to_table(rows)), method="taskres", kind="source", shots=16, budget_requests=8000)
+    taskres = record(report_of(rows).summary, method="taskres", kind="source", shots=16, budget_requests=8000)
     assert taskres["gain_zero_shot"] == pytest.approx(18.0, abs=1.5) and taskres["datasets"] == len(DATASETS)
     assert set(table["budget_unit"].to_pylist()) == {"requests"}
-    both = leaderboard(to_table([r for t in sweep(shots=(4,), budgets=((None, 10**6), (8000, 10**6))) for r in t]))
+    both = report_of([r for t in sweep(shots=(4,), budgets=((None, 10**6), (8000, 10**6))) for r in t]).board
     assert set(both["budget_unit"].to_pylist()) == {"images", "requests+images"}
 
 
@@ -244,11 +245,11 @@ def halves(method: str, base: Sequence[float], new: Sequence[float], **changes: 
 
 def test_base_to_new_has_the_harmonic_mean_of_each_seed_and_gains_paired_by_seed() -> None:
     rows = [*halves("zero_shot", [60.0] * 2, [40.0] * 2), *halves("bbt", [80.0, 60.0], [20.0, 60.0])]
-    table = leaderboard(to_table(rows))
+    table = report_of(rows).board
     zero, bbt = (record(table, method=m, kind="harmonic") for m in ("zero_shot", "bbt"))
     assert zero["accuracy"] == 48.0  # 2 * 60 * 40 / 100
     assert bbt["accuracy"] == 46.0  # of 32 and 60, not the 53.8 of the two means
-    assert (bbt["gain_zero_shot"], bbt["gain_zero_shot_half"]) == (-2.0, pytest.approx(student([-16.0, 12.0])[1]))
+    assert (bbt["gain_zero_shot"], bbt["gain_zero_shot_ci95"]) == (-2.0, pytest.approx(mean_ci95([-16.0, 12.0])[1]))
     assert record(table, method="bbt", kind="base")["gain_zero_shot"] == 10.0
     assert record(table, method="bbt", kind="new")["gain_zero_shot"] == 0.0
     assert (bbt["test_set"], bbt["requests"], bbt["nll"], bbt["gain_zero_shot_low"]) == (
@@ -262,7 +263,7 @@ def test_base_to_new_has_the_harmonic_mean_of_each_seed_and_gains_paired_by_seed
 
 def test_base_to_new_is_averaged_over_data_sets_by_seed_and_mixes_with_no_other_protocol() -> None:
     rows = [*halves("bbt", [80.0, 60.0], [20.0, 60.0]), *halves("bbt", [50.0] * 2, [50.0] * 2, dataset="digits")]
-    table = summary(to_table([*rows, *seeds("bbt", [99.0] * 2)]))
+    table = report_of([*rows, *seeds("bbt", [99.0] * 2)]).summary
     assert {(r["kind"], r["datasets"]): r["accuracy"] for r in table.to_pylist()} == {
         ("source", 1): 99.0,
         ("base", 2): 60.0,
@@ -274,12 +275,12 @@ def test_base_to_new_is_averaged_over_data_sets_by_seed_and_mixes_with_no_other_
 def test_a_base_to_new_trial_that_failed_is_counted_and_has_no_harmonic_mean() -> None:
     rows = halves("bbt", [80.0, 60.0], [20.0, 60.0])
     lost = replace(rows[0], status="failed", accuracy=None, error="lost")  # one row: it never got to the new classes
-    table = leaderboard(to_table([lost, rows[1], rows[3]]))
+    table = report_of([lost, rows[1], rows[3]]).board
     bbt = record(table, method="bbt", kind="harmonic")
     assert (bbt["seeds"], bbt["failed"], bbt["accuracy"]) == (1, 1, 60.0)
-    alone = record(leaderboard(to_table([lost])), method="bbt", kind="harmonic")
+    alone = record(report_of([lost]).board, method="bbt", kind="harmonic")
     assert (alone["seeds"], alone["failed"], alone["accuracy"]) == (0, 1, None)
 
 
 def test_no_rows_make_an_empty_table() -> None:
-    assert leaderboard(to_table([])).num_rows == summary(to_table([])).num_rows == 0
+    assert report_of([]).board.num_rows == report_of([]).summary.num_rows == 0

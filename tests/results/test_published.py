@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 
 from methods import all_methods
-from pipeline.commands.report import formatted
+from pipeline.commands.leaderboard import leaderboard
 from pipeline.config.compose import compose, dataset_card, names
 from pipeline.errors import ConfigError
-from pipeline.results.leaderboard import leaderboard
 from pipeline.results.published import EVIDENCE, FILE, ORIGIN, beside, printed, unmatched
-from pipeline.results.published.tables import TITLE, counted, html, with_printed
-from pipeline.results.store import ResultStore, to_table
-from pipeline.results.tables import report, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.published.tables import TITLE, counted, with_printed
+from pipeline.results.report import page
+from pipeline.results.store import ResultStore
+from pipeline.results.tables import text_table, to_csv, to_json, to_latex, to_md
 from pipeline.sweep.storage_id import new_id, write_id
-from tests.support.synthetic import make
+from tests.support.synthetic import make, report_of
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "published.csv"
 FORMATS = {"table": text_table, "csv": to_csv, "json": to_json, "md": to_md, "latex": to_latex}
@@ -53,7 +53,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def board() -> pa.Table:
-    return leaderboard(to_table(ROWS))
+    return report_of(ROWS).board
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_no_printed_number_enters_ours(board: pa.Table) -> None:
             assert json.loads(both)["leaderboard"] == json.loads(plain)
         else:
             assert both.startswith(plain), form
-    assert leaderboard(to_table(ROWS)).equals(board)
+    assert report_of(ROWS).board.equals(board)
 
 
 def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.Table) -> None:
@@ -185,34 +185,32 @@ def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.
     assert len(list(csv.DictReader(io.StringIO(rest)))) == len(beside(board))
 
 
-def test_the_page_has_a_section_of_its_own(board: pa.Table) -> None:
-    rows = to_table(ROWS)
-    plain = report(rows)["leaderboard.html"].decode()
-    page = report(rows, beside=html(board))["leaderboard.html"].decode()
+def test_the_page_has_a_section_of_its_own() -> None:
+    plain, text = page(report_of(ROWS)), page(report_of(ROWS, published=True))
     assert "printed" not in plain.split("</style>")[1]
-    section = page.split("<h2 id=printed>")[1].split("<h2 id=terms>")[0]
-    assert page.replace(f"<h2 id=printed>{section}", "").count("printed_") == 0
-    assert section.count("<td class=printed>") > 8 and "CraFT (exp.log)" in section and 'href="#printed"' in page
+    section = text.split("<h2 id=printed>")[1].split("<h2 id=terms>")[0]
+    assert text.replace(f"<h2 id=printed>{section}", "").count("printed_") == 0
+    assert section.count("<td class=printed>") > 8 and "CraFT (exp.log)" in section and 'href="#printed"' in text
     assert section.count("<table>") == section.count("</table>") and "run again by others" in section
 
 
 def test_a_leaderboard_about_nothing_that_is_printed_says_so() -> None:
-    board = leaderboard(to_table([make(accuracy=40.0), make(method="craft", access="SOFT+SCORES", accuracy=50.0)]))
+    board = report_of([make(accuracy=40.0), make(method="craft", access="SOFT+SCORES", accuracy=50.0)]).board
     assert beside(board) == []
-    assert counted([]).startswith(f"None of the {len(printed()):,} printed accuracies is about")
+    assert counted([]).startswith(f"None of the {len(printed()):,} printed accuracies matches")
     for form, render in FORMATS.items():
         assert with_printed(form, render(board), board)
     assert json.loads(with_printed("json", to_json(board), board))["published"] == []
 
 
-def test_the_command_stands_them_beside_ours_in_every_format(tmp_path: Path) -> None:
+def test_the_command_appends_them_in_every_format(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     for row in ROWS:
         store.write([row])
     write_id(tmp_path, new_id(tmp_path))
     config = compose([f"storage={tmp_path}"])
     for form in (*FORMATS, "html"):
-        (plain, _), (both, _) = (formatted(config, form, raw=False, published=p) for p in (False, True))
+        (plain, _), (both, _) = (leaderboard(config, form, raw=False, published=p) for p in (False, True))
         assert "CraFT (exp.log)" in both and "CraFT (exp.log)" not in plain, form
-    with pytest.raises(ConfigError, match="--raw --published"):
-        formatted(config, "json", raw=True, published=True)
+    with pytest.raises(ConfigError, match="--raw and --published"):
+        leaderboard(config, "json", raw=True, published=True)

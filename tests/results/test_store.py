@@ -19,7 +19,8 @@ from methods.base import Bill
 from pipeline.budget import Phase, row_columns
 from pipeline.errors import DataError, StorageError
 from pipeline.files import sealed_arrow, write_atomic
-from pipeline.results.store import SCHEMA, DamagedFileWarning, ResultRow, ResultStore, to_rows, to_table
+from pipeline.results.row import SCHEMA, ResultRow, to_rows, to_table
+from pipeline.results.store import ResultStore
 from tests.support.synthetic import make, sweep
 
 
@@ -55,7 +56,7 @@ def test_plain_bill_is_adapt_plus_validate() -> None:
     make(**columns)
     with pytest.raises(ValueError, match=r"requests is 11, but adapt \+ validate is 4"):
         make(**columns | {"requests": 11})
-    with pytest.raises(ValueError, match="status 'ok' is not one of done, truncated, failed, unfunded"):
+    with pytest.raises(ValueError, match="status 'ok' is not one of done, budget_exhausted, failed, unfunded"):
         make(status="ok")
 
 
@@ -71,11 +72,11 @@ def test_a_trial_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_rows_of_two_trials_or_one_test_set_twice_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one trial's rows"):
+    with pytest.raises(ValueError, match="expected rows of one trial"):
         ResultStore(tmp_path).write([make(seed=1), make(seed=2)])
-    with pytest.raises(ValueError, match="one trial's rows"):
+    with pytest.raises(ValueError, match="expected rows of one trial"):
         ResultStore(tmp_path).write([make(), make()])
-    with pytest.raises(ValueError, match="one trial's rows"):
+    with pytest.raises(ValueError, match="expected rows of one trial"):
         ResultStore(tmp_path).write([])
 
 
@@ -105,7 +106,7 @@ def _renamed(path: Path) -> None:
     path.rename(path.with_name("another.arrow"))
 
 
-def _older(path: Path) -> None:
+def _of_another_version(path: Path) -> None:
     path.write_bytes(sealed_arrow(pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["dataset"])))
 
 
@@ -115,34 +116,32 @@ def _unsealed(path: Path) -> None:
         writer.write_table(table)
 
 
-@pytest.mark.parametrize("damage", [_halved, _emptied, _renamed, _older, _unsealed])
+@pytest.mark.parametrize("damage", [_halved, _emptied, _renamed, _of_another_version, _unsealed])
 def test_a_damaged_file_is_named_and_treated_as_absent(tmp_path: Path, damage: typing.Callable[[Path], None]) -> None:
     store = ResultStore(tmp_path)
     store.write([make(seed=1)])
     damage(store.write([make(seed=2)]))
-    table, damaged = store.scan()
-    assert table["seed"].to_pylist() == [1]
-    assert len(damaged) == 1 and str(tmp_path) in damaged[0] and "repeat the `farebox run` command" in damaged[0]
+    assert store.read()["seed"].to_pylist() == [1]
+    (line,) = store.damage()
+    assert str(tmp_path) in line and "its trial counts as not run; run the same `farebox run` command" in line
     assert list(store.finished()) == [make(seed=1).trial_id]
-    with pytest.warns(DamagedFileWarning, match="its trial counts as not run"):
-        assert store.read().equals(table)
 
 
-def test_rows_of_an_older_farebox_take_the_defaults(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["curve", "paper_queries"])
+def test_rows_with_other_columns_are_refused_by_name(tmp_path: Path, column: str) -> None:
     store = ResultStore(tmp_path)
     path = store.write([make()])
-    table = pa.ipc.open_file(path.read_bytes()).read_all().drop_columns(["curve", "papers_count"])
-    path.write_bytes(sealed_arrow(table))
-    (row,) = to_rows(store.read())
-    assert (row.curve, row.papers_count) == ("[]", None)
+    path.write_bytes(sealed_arrow(pa.ipc.open_file(path.read_bytes()).read_all().drop_columns([column])))
+    assert len(store.read()) == 0
+    assert f"its columns are those of another Farebox version ({column})" in store.damage()[0]
 
 
-def test_only_done_and_truncated_trials_are_finished(tmp_path: Path) -> None:
+def test_only_done_and_budget_exhausted_trials_are_finished(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     assert store.finished() == {}
-    for seed, status in enumerate(("done", "truncated", "failed", "unfunded")):
+    for seed, status in enumerate(("done", "budget_exhausted", "failed", "unfunded")):
         store.write([make(seed=seed, status=status, trial_id=status, method_digest=f"code{seed}")])
-    assert store.finished() == {"done": ("code0", ""), "truncated": ("code1", "")}
+    assert store.finished() == {"done": ("code0", ""), "budget_exhausted": ("code1", "")}
 
 
 def test_predictions_come_back_and_damage_is_a_data_error(tmp_path: Path) -> None:
@@ -180,17 +179,21 @@ def test_large_predictions_are_halved_without_changing_an_answer(
     assert store.read_predictions("t", "far").logits_BC.dtype == np.float32
 
 
+def changed(table: pa.Table, column: str, values: list[typing.Any]) -> pa.Table:
+    at = table.schema.get_field_index(column)
+    return table.set_column(at, table.schema.field(at), pa.array(values))
+
+
 def test_a_file_whose_rows_contradict_each_other_is_named_and_left_out(tmp_path: Path) -> None:
     store, rows = ResultStore(tmp_path), next(sweep(methods=("craft",)))
     path = store.write(rows)
     good = to_table(rows)
     for bad, what in (
-        (to_table([rows[0], rows[0]]), "two of its rows are about one test set"),
+        (to_table([rows[0], rows[0]]), "two of its rows have the same test set"),
         (to_table([rows[0], replace(rows[1], seed=99)]), "its rows disagree in seed"),
         (to_table([rows[0], replace(rows[1], template="b {}")]), "its rows disagree in template"),
-        (good.set_column(good.schema.get_field_index("kind"), "kind", [["x", "y"]]), "kind 'x' is not one of"),
-        (good.set_column(good.schema.get_field_index("requests"), "requests", [[1, 1]]), "requests is 1, but"),
+        (changed(good, "kind", ["x", "y"]), "kind 'x' is not one of"),
+        (changed(good, "requests", [1, 1]), "requests is 1, but"),
     ):
         write_atomic(path, sealed_arrow(bad))
-        table, (line,) = store.scan()
-        assert len(table) == 0 and what in line
+        assert len(store.read()) == 0 and what in store.damage()[0]

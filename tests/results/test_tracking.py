@@ -15,10 +15,12 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.errors import FareboxError, TrackingError
-from pipeline.results.store import ResultRow, ResultStore, to_rows
-from pipeline.results.tables import report
-from pipeline.results.tracking import VIEW, Mirror, Synced, ui_command
-from tests.support.synthetic import make, sweep, write_store
+from pipeline.results.report import write_report
+from pipeline.results.row import ResultRow, to_rows
+from pipeline.results.store import ResultStore
+from pipeline.results.tracking import Mirror, Synced, ui_command
+from pipeline.results.tracking_names import VIEW
+from tests.support.synthetic import make, report_of, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
 
@@ -113,11 +115,11 @@ def test_failed_and_unfunded_trials_are_runs_too(opened: MakeMirror) -> None:
     mirror = opened()
     mirror.mirror([make(status="failed", error="EndpointLost: replica 1 died")])
     mirror.mirror([make(seed=2, status="unfunded")])
-    mirror.mirror([make(seed=3, status="truncated", accuracy=30.0)])
+    mirror.mirror([make(seed=3, status="budget_exhausted", accuracy=30.0)])
     assert sorted((r.info.status, r.data.params["status"]) for r in runs(mirror)) == [
         ("FAILED", "failed"),
         ("FAILED", "unfunded"),
-        ("FINISHED", "truncated"),
+        ("FINISHED", "budget_exhausted"),
     ]
 
 
@@ -136,7 +138,7 @@ def test_sync_makes_the_mirror_equal_to_the_store(opened: MakeMirror, tmp_path: 
 
 def test_sync_leaves_damaged_files_out_and_keeps_the_run_of_damaged_rows(opened: MakeMirror, tmp_path: Path) -> None:
     store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
-    rows = to_rows(store.scan().table)
+    rows = to_rows(store.read())
     shifted, digits = (next(r for r in rows if (r.method, r.dataset) == ("craft", d)) for d in ("icons", "digits"))
     path = store.predictions_path(shifted.trial_id, "icons")
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
@@ -152,15 +154,13 @@ def test_sync_leaves_damaged_files_out_and_keeps_the_run_of_damaged_rows(opened:
 
 def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror, tmp_path: Path) -> None:
     store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1,), budgets=((8000, None),))
-    folder = tmp_path / "leaderboard"
-    for name, data in report(store.read(), store.read_predictions).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+    report = report_of(store.read(), store.read_predictions)
+    folder, board = write_report(report, tmp_path), report.board.to_pylist()
     (folder / "old.txt").write_text("old")
     mirror = opened()
-    first = mirror.sweep_run(folder)
+    first = mirror.log_report(folder, board)
     (folder / "old.txt").unlink()
-    assert opened().sweep_run(folder) == first
+    assert opened().log_report(folder, board) == first
     (run,) = runs(mirror, "tags.`farebox.kind` = 'leaderboard'")
     names = artifacts(mirror, first)
     assert {"leaderboard.html", "leaderboard.csv", "leaderboard_table.json", "figures"} <= set(names)

@@ -22,7 +22,8 @@ from pipeline.config.compose import MethodChoice, compose, dataset_card
 from pipeline.data.source import ParquetSource
 from pipeline.files import file_sha256
 from pipeline.ledger.ledger import Ledger
-from pipeline.results.store import ResultRow, ResultStore
+from pipeline.results.row import ResultRow
+from pipeline.results.store import ResultStore
 from pipeline.trials.plan import SweepPlan, TrialSpec, make_plan, source_of
 from pipeline.trials.trial import few_shot_task, run_trial
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from methods.base import Bill
 from pipeline.budget import Phase, row_columns
-from pipeline.results.store import ResultRow, ResultStore
+from pipeline.results.identity import Selection, select
+from pipeline.results.leaderboard import ReadPredictions
+from pipeline.results.report import Report, make_report
+from pipeline.results.row import ResultRow, to_table
+from pipeline.results.store import ResultStore
 
 METHODS: dict[str, tuple[str, float]] = {
     "zero_shot": ("TEXT+SCORES", 0.0),
@@ -136,7 +141,7 @@ def _trial(
                 seconds=12.5 if searched else 0.8,
                 trainable_params=5120 if fitted else 0,
                 client_bytes=20480 if fitted else 0,
-                papers_count=float(bill.requests),
+                paper_queries=float(bill.requests),
                 config=json.dumps({"popsize": 20, "sigma": 0.5} if searched else {}),
                 curve=json.dumps([[100, 1600, accuracy - 5], [1000, 16000, accuracy]] if searched else []),
                 **row_columns({Phase.ADAPT: bill, Phase.EVALUATE: evaluate}),
@@ -159,3 +164,12 @@ def write_store(storage: Path, **which: Any) -> ResultStore:
             written.append(make(**{**vars(row), "predictions_file": file, "predictions_digest": digest}))
         store.write(written)
     return store
+
+
+def report_of(
+    rows: Selection | pa.Table | Sequence[ResultRow], predictions: ReadPredictions | None = None, **options: Any
+) -> Report:
+    """The report of these rows."""
+    if not isinstance(rows, Selection):
+        rows = select(rows if isinstance(rows, pa.Table) else to_table(rows))
+    return make_report(rows, predictions, **options)

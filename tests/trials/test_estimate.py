@@ -105,14 +105,14 @@ def test_the_command_prints_the_grid_and_what_lacks_and_run_refuses(
     assert main(["plan", *words]) == 0
     printed = capsys.readouterr().out
     assert (
-        "not here: data set dtd: no data.root=DIR is set, DIR holding dtd/; published at https://www.robots" in printed
+        "missing: data set dtd: no data.root=DIR is set, DIR holding dtd/; published at https://www.robots" in printed
     )
-    assert "from the cards alone" in printed and "taskres    eurosat" in printed
+    assert "estimated from the cards" in printed and "taskres    eurosat" in printed
     assert main(["plan", *words, "--json"]) == 0
     said = capsys.readouterr()
     records = json.loads(said.out)
     assert len(records) == 2 * 2 * 3 and {r["trial_id"] for r in records} == {None}
-    assert "not here: weights rn50" in said.err
+    assert "missing: weights rn50" in said.err
     assert main(["run", *words, f"storage={tmp_path / 'none'}"]) == 2
     error = capsys.readouterr().err
     assert "2 things of this sweep are not on this machine (dtd, eurosat)" in error and error.count("\n") == 1

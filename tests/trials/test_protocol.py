@@ -18,14 +18,13 @@ from methods.base import Bill, FewShotTask, ImageSet, TaskShape
 from pipeline.config.compose import compose, dataset_card
 from pipeline.data.source import Source, opened
 from pipeline.errors import ConfigError, DataError
-from pipeline.results.leaderboard import leaderboard
-from pipeline.results.store import to_table
 from pipeline.trials import plan as planning
 from pipeline.trials import protocol
 from pipeline.trials.plan import make_plan, source_of
 from pipeline.trials.protocol import within
 from pipeline.trials.trial import few_shot_task
 from tests.support.lab import Lab, plain_bill, write_card, write_source
+from tests.support.synthetic import report_of
 
 ABLE = sorted(name for name, info in all_methods().items() if info.new_classes)
 
@@ -278,7 +277,7 @@ def test_protocols_never_meet_in_one_section(lab: Lab) -> None:
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "transfer=[digits]", "shots=1")),
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "protocol=base_to_new", "shots=1")),
     ]
-    table = leaderboard(to_table(rows)).to_pylist()
+    table = report_of(rows).board.to_pylist()
     assert {r["kind"]: r["datasets"] for r in table} == dict.fromkeys(
         ["source", "shift", "transfer", "base", "new", "harmonic"], 1
     )

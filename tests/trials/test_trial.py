@@ -479,7 +479,7 @@ def test_a_plan_whose_bill_has_too_few_images_is_reported_in_images(lab: Lab) ->
 def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_is_sent(lab: Lab) -> None:
     spec = spec_of(lab, Probe, "budget.requests=2")
     (row,) = lab.run(spec)
-    assert row.status == "truncated" and row.accuracy is not None
+    assert row.status == "budget_exhausted" and row.accuracy is not None
     assert plain_bill(row) == ONE * 2 and row.evaluate_images == 60
     assert (
         row.error
@@ -508,12 +508,12 @@ def test_a_method_that_asks_beyond_its_access_has_failed_with_its_bill(lab: Lab)
     assert lab.store.rows_of(row.trial_id) == [row]
 
 
-def test_a_truncated_trial_killed_while_it_is_scored_stays_truncated(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_out_of_budget_killed_while_it_is_scored_stays_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     (wanted,) = lab.run(spec_of(lab, Probe, "budget.requests=2"))
     spec = TrialSpec(**{**vars(spec_of(lab, Probe, "budget.requests=2")), "method_digest": "another"})
     monkeypatch.setattr(trials, "_score", once_for_each(trials._score, lambda *_: "score"))
     (row,), deaths = run_to_the_end(lab, spec)
-    assert deaths == 1 and row.status == "truncated"
+    assert deaths == 1 and row.status == "budget_exhausted"
     assert plain_bill(row) == plain_bill(wanted) and row.accuracy == wanted.accuracy
 
 

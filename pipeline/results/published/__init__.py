@@ -1,7 +1,7 @@
-"""Accuracies that others printed (README.md beside this file), stood beside ours: matched, never mixed.
+"""Compare the leaderboard with accuracies printed in papers (see README.md in this folder).
 
-A printed row is matched by method, backbone, data set and shots, and by nothing else: budgets, validation, views and
-prompts may differ, and are what a reader compares. No printed number enters a mean, a gain or a rank.
+A printed row is matched by method, backbone, data set and shots only: budgets, validation, views and prompts may
+differ. No printed number enters a mean, a gain or a rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.files import verified
-from pipeline.results.comparison import FREE
+from pipeline.results.identity import FREE
 
 Record = dict[str, Any]
 
@@ -33,13 +33,13 @@ ORIGIN = {
 }
 OURS = (
     *("method", "label", "access", "model", "model_digest", "precision", "kind", "dataset", "test_set", "shots"),
-    *("budget_requests", "budget_images", "seeds", "accuracy", "accuracy_half"),
+    *("budget_requests", "budget_images", "seeds", "accuracy", "accuracy_ci95"),
 )
-"""What a record says of our cell; the columns of `Printed` follow, under `printed_`, and `ours_minus_printed`."""
+"""Columns of our cell in a record; those of `Printed` follow with the prefix `printed_`, then `ours_minus_printed`."""
 
 
 class Printed(NamedTuple):
-    """One printed accuracy: a line of published.csv."""
+    """A printed accuracy: one line of published.csv."""
 
     paper: str
     """Where it is printed: paper and table, log or figure."""
@@ -69,7 +69,7 @@ class Printed(NamedTuple):
 
 @cache
 def printed() -> tuple[Printed, ...]:
-    """All printed accuracies. DataError when the file is damaged."""
+    """Return all printed accuracies. Raises DataError if the file is damaged."""
     with verified(FILE).open(newline="", encoding="utf-8") as file:
         return tuple(_typed(row) for row in csv.DictReader(file))
 
@@ -80,10 +80,10 @@ def _typed(row: Record) -> Printed:
 
 
 def beside(board: pa.Table) -> list[Record]:
-    """One record for each (cell of the leaderboard, printed row about it), by model, test set, shots and allotment.
+    """Return one record per pair of a leaderboard cell and a matching printed row, by model, test set and shots.
 
-    Only a data set's own test set and its shift sets are matched. Zero-shot is printed at 0 shots and needs no
-    allotment: ours, which is one number however often the leaderboard shows it, is given once, under None for both.
+    Only a data set's own test set and its shift sets are matched. Zero-shot is printed at 0 shots and has no allotment,
+    so our zero-shot result is matched once, with 0 shots and without an allotment.
     """
     about: dict[tuple[str, str, str, int], list[Printed]] = defaultdict(list)
     for row in printed():
@@ -97,7 +97,7 @@ def beside(board: pa.Table) -> list[Record]:
         for row in about[ours["method"], ours["model"], ours["test_set"], ours["shots"]]:
             theirs = {f"printed_{k}": v for k, v in row._asdict().items() if k not in ("farebox_method", "shots")}
             difference = ours["accuracy"] - row.accuracy
-            key = *(ours[k] for k in OURS if k not in ("seeds", "accuracy", "accuracy_half")), row
+            key = *(ours[k] for k in OURS if k not in ("seeds", "accuracy", "accuracy_ci95")), row
             found.setdefault(key, ours | theirs | {"ours_minus_printed": difference})
     return sorted(found.values(), key=_order)
 
@@ -109,7 +109,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def unmatched(records: list[Record]) -> int:
-    """How many printed rows have no cell of ours beside them."""
+    """Return the number of printed rows that match none of our cells."""
     parts = ("paper", "method", "backbone", "dataset", "source")
     used = {(*(r[f"printed_{k}"] for k in parts), r["shots"]) for r in records}
     return sum((*(getattr(row, k) for k in parts), row.shots) not in used for row in printed())

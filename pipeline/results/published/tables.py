@@ -1,4 +1,4 @@
-"""Our cells beside printed ones, as a section of its own after the leaderboard, in each of its formats."""
+"""Write the comparison with printed accuracies as a section after the leaderboard, in each format."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import pyarrow as pa
 from pipeline.files import strict_json
 from pipeline.results.escape import markdown
 from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, beside, unmatched
-from pipeline.results.tables import WIDTH, aligned, budget_words, latex_table, md_grid, plus_minus, to_csv
+from pipeline.results.tables import WIDTH, aligned, allotment, latex_table, md_grid, plus_minus, to_csv
 
-TITLE = "Beside printed numbers"
+TITLE = "Comparison with printed numbers"
 COLUMNS = (*OURS, *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots")))
 MEANING = (
-    "Ours stands beside what others printed about the same method, backbone, data set and shots. Budgets, validation, "
-    "views and prompts may differ. No printed number enters a mean, a gain or a rank. How a number is known: "
+    "Our results and printed ones for the same method, backbone, data set and shots. Budgets, validation, views and "
+    "prompts may differ. No printed number enters a mean, a gain or a rank. Column `known`: "
     + "; ".join(f"{k}, {v}" for k, v in EVIDENCE.items())
-    + ". Whose it is: "
+    + ". Column `whose`: "
     + "; ".join(f"{k}, {v}" for k, v in ORIGIN.items())
     + "."
 )
 
 
 def with_printed(form: str, table: str, board: pa.Table) -> str:
-    """The leaderboard in a format, and after it what was printed about its cells."""
+    """Return the leaderboard in a format other than HTML, followed by the comparison."""
     records = beside(board)
     if form == "json":
         return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
@@ -38,12 +38,12 @@ def with_printed(form: str, table: str, board: pa.Table) -> str:
 
 
 def counted(records: Sequence[Record]) -> str:
-    """How much was found: one line."""
+    """Return one line with the number of matches."""
     rest = unmatched(list(records))
     if not records:
-        return f"None of the {rest:,} printed accuracies is about a method, backbone, data set and shots of this table."
+        return f"None of the {rest:,} printed accuracies matches a method, backbone, data set and shots of this table."
     cells = len({tuple(r[k] for k in OURS) for r in records})
-    return f"{cells:,} of our cells stand beside printed numbers; {rest:,} printed numbers match none of ours."
+    return f"{cells:,} of our cells match printed numbers; {rest:,} printed numbers match none of ours."
 
 
 def _text(records: Sequence[Record]) -> str:
@@ -73,14 +73,14 @@ def _bullets(lines: Sequence[str]) -> list[str]:
 
 
 def _latex(records: Sequence[Record]) -> str:
-    said = [f"{TITLE}. {counted(records)}", *(f"Source: {line}" for line in _sources(records))]
+    comments = [f"{TITLE}. {counted(records)}", *(f"Source: {line}" for line in _sources(records))]
     notes = [f"{head}: {note}" for head, group in _sections(records) for note in _notes(group)]
     tables = [latex_table(f"{TITLE}: {head}", _shown(group)) for head, group in _sections(records)]
-    return "\n".join([*(f"% {line}" for line in (*said, *notes)), *tables])
+    return "\n".join([*(f"% {line}" for line in (*comments, *notes)), *tables])
 
 
 def html(board: pa.Table) -> str:
-    """The section of the page."""
+    """Return the section of the HTML page."""
     records = beside(board)
     parts = [f"<h2 id=printed>{TITLE}</h2><p>{escape(counted(records))}</p>"]
     parts += [f"<p>{escape(MEANING)}</p>"] if records else []
@@ -105,12 +105,12 @@ def _sections(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
 
 def _heading(r: Record) -> str:
     what = r["test_set"] if r["kind"] == "source" else f"{r['dataset']} -> {r['test_set']} (shift)"
-    asked = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {budget_words(r)}" if r["shots"] else "zero-shot"
-    return f"{what}, {asked}, {r['model']} {r['precision']}"
+    setting = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {allotment(r)}" if r["shots"] else "zero-shot"
+    return f"{what}, {setting}, {r['model']} {r['precision']}"
 
 
 def _shown(records: Sequence[Record]) -> list[dict[str, str]]:
-    """What is shown of each pair; our cell is written once for all that was printed about it."""
+    """Return the cells of each line; our result is written once for all rows that it matches."""
     lines, last = [], ""
     for r in records:
         first = r["label"] != last
@@ -118,7 +118,7 @@ def _shown(records: Sequence[Record]) -> list[dict[str, str]]:
         lines.append(
             {
                 "method": r["label"] if first else "",
-                "ours": plus_minus(r["accuracy"], r["accuracy_half"]) if first else "",
+                "ours": plus_minus(r["accuracy"], r["accuracy_ci95"]) if first else "",
                 "seeds": str(r["seeds"]) if first else "",
                 "printed": f"{r['printed_accuracy']:.2f}",
                 "ours - printed": f"{r['ours_minus_printed']:+.1f}",
@@ -131,8 +131,8 @@ def _shown(records: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def _notes(records: Sequence[Record]) -> list[str]:
-    said = (f"{r['printed_paper']}, {r['printed_method']}: {r['printed_note']}" for r in records if r["printed_note"])
-    return list(dict.fromkeys(said))
+    notes = (f"{r['printed_paper']}, {r['printed_method']}: {r['printed_note']}" for r in records if r["printed_note"])
+    return list(dict.fromkeys(notes))
 
 
 def _sources(records: Sequence[Record]) -> list[str]:
