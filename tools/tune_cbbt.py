@@ -21,11 +21,13 @@ from torch import Tensor
 
 from methods.base import Bill, Classes, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining
 from methods.cbbt_prompt import CBBTPrompt
-from pipeline.blackbox.endpoint import Endpoint, Kind, Request, price
-from pipeline.budget import Charge, Phase
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.request import Kind, Request, price
+from pipeline.budget import Phase
 from pipeline.config.compose import dataset_card, model_card
 from pipeline.data.few_shot import draw
 from pipeline.data.images import Images, as_images
+from pipeline.ledger.records import Charge
 from pipeline.trials.plan import source_of
 
 GRID = {

@@ -30,9 +30,10 @@ import torch
 
 from pipeline.bench.harness import BenchResult, Say, bench, machine, random_card, threads
 from pipeline.blackbox.client import MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.facts import feature_dim
 from pipeline.blackbox.local_pool import LocalPool
+from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.config.compose import Config, ModelCard, compose
 from pipeline.errors import ConfigError

@@ -110,7 +110,7 @@ class Sides:
         method.search.tell = lambda fitness_P: (found.append(fitness_P), tell(fitness_P))[1]  # type: ignore[method-assign,func-returns-value]
         while method.step(box):
             pass
-        self.ledger.settle("bench", name)
+        self.ledger.release("bench", name)
         return found
 
     def loop(self, task: FewShotTask, seed: int = 0) -> CraftLoop:

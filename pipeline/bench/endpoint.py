@@ -13,10 +13,12 @@ from typing import Any
 from methods.base import Bill
 from pipeline.bench import actors
 from pipeline.bench.harness import BenchResult, PairedTiming, Say, bench, machine, paired, random_card, threads
-from pipeline.blackbox.endpoint import Endpoint, Request
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ray_pool import RayPool
-from pipeline.budget import Charge, Phase
+from pipeline.blackbox.request import Request
+from pipeline.budget import Phase
 from pipeline.config.compose import ModelCard, model_card
+from pipeline.ledger.records import Charge
 
 TRIALS = (1, 4, 8)
 FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())
@@ -26,7 +28,7 @@ FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())
 def endpoint(say: Say) -> BenchResult:
     """Throughput of 1, 4 and 8 trials through actors, as a part of the direct call's."""
     with tempfile.TemporaryDirectory() as folder, threads(1), actors.cluster() as cluster:
-        waiting = _side(cluster, actors.waiting(0.025), model_card("fake"), {1: 40, 4: 20, 8: 10}, "25 ms", say)
+        waiting = _side(cluster, actors.sleeping(0.025), model_card("fake"), {1: 40, 4: 20, 8: 10}, "25 ms", say)
         tower_card = random_card(Path(folder))
         tower = _side(cluster, Endpoint, tower_card, {1: 3, 4: 1, 8: 1}, "ViT-B/32", say)
         detail: dict[str, Any] = {}
@@ -47,7 +49,7 @@ def _side(
     for n in TRIALS:
         say(f"{label}: {n} trials, {each[n]} requests each")
         pools = [RayPool(replicas) for _ in range(n)]
-        found[n] = paired(lambda n=n: _direct(alone, n * each[n]), cluster.asking(pools, each[n]), 5, say)  # type: ignore[misc]
+        found[n] = paired(lambda n=n: _direct(alone, n * each[n]), cluster.workload(pools, each[n]), 5, say)  # type: ignore[misc]
     return found
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from methods.base import Bill
 from pipeline.bench.harness import BenchResult, Say, bench, machine, paired, threads
-from pipeline.blackbox.endpoint import Endpoint, Request
-from pipeline.budget import Charge, Phase
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.request import Request
+from pipeline.budget import Phase
 from pipeline.config.compose import ModelCard, dataset_card, model_card
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
+from pipeline.ledger.records import Charge
 
 PAIRS = 5
 

@@ -28,9 +28,10 @@ from methods.refiner import Refiner
 from pipeline.bench import actors
 from pipeline.bench.harness import BenchResult, Say, bench, machine
 from pipeline.blackbox.client import MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, prompt_counts
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.ray_pool import RayPool
+from pipeline.blackbox.request import prompt_counts
 from pipeline.budget import Limits
 from pipeline.config.compose import ModelCard
 from pipeline.data.images import Images
@@ -50,14 +51,14 @@ def memory(say: Say) -> BenchResult:
     peaks: list[dict[str, float]] = []
     with actors.cluster() as cluster:
         replicas = cluster.replicas(1, Drawn)
-        caller = actors.Caller.remote(replicas)  # type: ignore[attr-defined]
+        caller = actors.Client.remote(replicas)  # type: ignore[attr-defined]
         trial = cluster.charges(1)[0].trial
         pids = {"client": actors.get(caller.pid.remote()), "replica": int((cluster.folder / PID).read_text())}
         before = {who: pss(pid) for who, pid in pids.items()}
         for turn in range(TIMES):
             began = time.perf_counter()
             with Peak(pids) as peak:
-                actors.get(caller.do.remote(score_a_population, actors.STORAGE, trial, turn))
+                actors.get(caller.call.remote(score_a_population, actors.STORAGE, trial, turn))
             peaks.append(peak.gib | {"seconds": time.perf_counter() - began})
             say("  " + "  ".join(f"{who} {value:.3g}" for who, value in peaks[-1].items()))
     most = [max(peak["client"], peak["replica"]) for peak in peaks]

@@ -201,7 +201,7 @@ def plan_table(made: SweepEstimate) -> str:
         (f"global {config.global_budget.name!r}", config.global_budget.limits),
     ):
         if limits != Limits():
-            text.append(f"ceiling of {name}: {limits.words}")
+            text.append(f"ceiling of {name}: {limits.text}")
     text += [*made.notes, *(f"not run: {name} {why}" for name, why in made.unable)]
     return "\n".join([*text, *model_lines(made), *absent_lines(made)])
 
@@ -256,7 +256,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
     for a in accounts:
         text.append(
             f"account {a.name}: {a.spent.requests:,} requests and {a.spent.images:,} images spent, "
-            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.words or 'none'}"
+            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.text or 'none'}"
         )
     verdict = "verified: charges add up, match the rows, and passed no limit" if not problems else "NOT verified"
     inherited = f", {copied} of them paid by the storage that this one was copied from" if copied else ""

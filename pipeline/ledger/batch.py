@@ -8,9 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from methods.base import Bill
-from pipeline.budget import BUDGETED_PHASES, Charge, Receipt
+from pipeline.budget import BUDGETED_PHASES
 from pipeline.errors import BudgetExceeded, LedgerError
 from pipeline.ledger import rows as ledger_rows
+from pipeline.ledger.records import Charge, Receipt
 from pipeline.ledger.rows import AccountRow, Key, TrialRow
 from pipeline.ledger.schema import CHARGE, bucket
 

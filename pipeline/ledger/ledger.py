@@ -31,26 +31,23 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from methods.base import Bill
-from pipeline.budget import (
-    BUDGETED_PHASES,
-    LIMITED_UNITS,
-    AccountRecord,
-    Charge,
-    ChargeRecord,
-    Limits,
-    Phase,
-    Receipt,
-    Reservation,
-    StorageRecord,
-    TrialRecord,
-    parse_id,
-)
+from pipeline.budget import BUDGETED_PHASES, LIMITED_UNITS, Limits, Phase
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError
 from pipeline.ledger import audit as ledger_audit
 from pipeline.ledger import lists as ledger_lists
 from pipeline.ledger import rows as ledger_rows
 from pipeline.ledger.batch import Batch
 from pipeline.ledger.checksum import RESTORE
+from pipeline.ledger.records import (
+    AccountRecord,
+    Charge,
+    ChargeRecord,
+    Receipt,
+    Reservation,
+    StorageRecord,
+    TrialRecord,
+    parse_id,
+)
 from pipeline.ledger.rows import AccountRow, Key, TrialRow
 from pipeline.ledger.schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, Database, bucket
 
@@ -156,7 +153,7 @@ class Ledger:
             entry.open, entry.allotment = True, allotment
             ledger_rows.save_trials(db, [entry])
 
-    def settle(self, storage: str, trial: str) -> Bill:
+    def release(self, storage: str, trial: str) -> Bill:
         """Close a trial and give back what it did not spend; returns what it spent (adapt + validate).
 
         Raises LedgerError for a trial that the ledger has never seen.

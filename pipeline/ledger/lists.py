@@ -8,18 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from methods.base import Bill
-from pipeline.budget import (
-    AccountRecord,
-    Charge,
-    ChargeRecord,
-    Phase,
-    Reservation,
-    StorageRecord,
-    TrialRecord,
-    total,
-)
+from pipeline.budget import Phase, total
 from pipeline.ledger.audit import AT_ONCE, account_differences
 from pipeline.ledger.checksum import DamagedRecord, verified
+from pipeline.ledger.records import AccountRecord, Charge, ChargeRecord, Reservation, StorageRecord, TrialRecord
 from pipeline.ledger.rows import AccountRow, TrialRow, all_trials, parse_charge
 from pipeline.ledger.schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL
 

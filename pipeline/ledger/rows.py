@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam, select
 
 from methods.base import Bill
-from pipeline.budget import BUDGETED_PHASES, UNITS, Charge, Limits, Phase, total
+from pipeline.budget import BUDGETED_PHASES, UNITS, Limits, Phase, total
 from pipeline.errors import BudgetExceeded
 from pipeline.ledger.checksum import CHECKSUM, UNSEALED, DamagedRecord, checksum, verified
+from pipeline.ledger.records import Charge
 from pipeline.ledger.schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, metadata
 
 T = TypeVar("T")

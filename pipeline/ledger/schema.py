@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -115,16 +114,6 @@ STORAGE = Table(
     _checksum(),
 )
 """Where each storage was when its last run opened the ledger, and when that was."""
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL; None for a server, a ledger in memory, or what is not a URL."""
-    try:
-        parsed = sa.make_url(url)
-    except SQLAlchemyError:
-        return None
-    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
-    return Path(str(parsed.database)) if on_disk else None
 
 
 class Database:

@@ -197,7 +197,7 @@ def heading(rows: Sequence[Record]) -> str:
 
 def budget_words(record: Record) -> str:
     """'allotment 8,000 requests', or 'no limit'."""
-    words = Limits(record["budget_requests"], record["budget_images"]).words
+    words = Limits(record["budget_requests"], record["budget_images"]).text
     return f"allotment {words}" if words else "no limit"
 
 
