@@ -259,7 +259,7 @@ def test_one_id_with_two_bills_is_an_error_and_charges_nothing(ledger: Ledger) -
     ledger.open_account("a", Limits())
     ledger.reserve("s", "t", ["a"], Limits())
     ledger.charge([ask(0)])
-    with pytest.raises(LedgerError, match="was made for"):
+    with pytest.raises(LedgerError, match="was made with"):
         ledger.charge([ask(1), ask(0, bill=ONE * 2)])
     assert paid(ledger.trial_bill("s", "t")) == ONE
 
@@ -365,7 +365,7 @@ def test_a_transaction_that_is_cut_off_leaves_nothing(ledger: Ledger, monkeypatc
     ("bad", "says"),
     [
         ("sqlite:////nowhere/at/all/ledger.db", "unable to open"),
-        ("mysql://me:secret@host/db", "wanted sqlite"),
+        ("mysql://me:secret@host/db", "expected sqlite"),
         ("not a url", "not parse"),
     ],
 )
@@ -434,8 +434,8 @@ def test_a_ledger_in_memory_serves_a_notebook() -> None:
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        ("UPDATE ledger_charge SET images = images - 1 WHERE call = 0", "trial s/t: adapt images: 20 stated, 19 by"),
-        ("UPDATE ledger_charge SET phase = 'evaluate' WHERE call = 0", "trial s/t: adapt requests: 2 stated, 1 by"),
+        ("UPDATE ledger_charge SET images = images - 1 WHERE call = 0", "trial s/t: adapt images: 20 stored, 19 by"),
+        ("UPDATE ledger_charge SET phase = 'evaluate' WHERE call = 0", "trial s/t: adapt requests: 2 stored, 1 by"),
         ("UPDATE ledger_charge SET phase = 'gift' WHERE call = 0", "unknown phase 'gift'"),
         ("UPDATE ledger_charge SET diverged = false WHERE digest = 'b'", "call 0 was paid more than once"),
         pytest.param(  # PostgreSQL does not let it happen
@@ -443,11 +443,11 @@ def test_a_ledger_in_memory_serves_a_notebook() -> None:
             "a trial number 77 that does not exist",
             marks=sqlite_only,
         ),
-        ("DELETE FROM ledger_charge WHERE call = 1", "trial s/t: adapt requests: 2 stated, 1 by its charges"),
-        ("UPDATE ledger_trial SET adapt_requests = 1", "trial s/t: adapt requests: 1 stated, 2 by its charges"),
-        ("UPDATE ledger_trial SET limit_requests = 1", "2 requests were spent of an allotment of 1"),
-        ("UPDATE ledger_account SET held_requests = 4", "account 'a': reserved requests: 4 stated, 5 by"),
-        ("UPDATE ledger_account SET spent_outputs = 0", "account 'a': spent outputs: 0 stated, 50 by"),
+        ("DELETE FROM ledger_charge WHERE call = 1", "trial s/t: adapt requests: 2 stored, 1 by its charges"),
+        ("UPDATE ledger_trial SET adapt_requests = 1", "trial s/t: adapt requests: 1 stored, 2 by its charges"),
+        ("UPDATE ledger_trial SET limit_requests = 1", "2 requests are spent of an allotment of 1"),
+        ("UPDATE ledger_account SET held_requests = 4", "account 'a': reserved requests: 4 stored, 5 by"),
+        ("UPDATE ledger_account SET spent_outputs = 0", "account 'a': spent outputs: 0 stored, 50 by"),
         ("UPDATE ledger_account SET limit_requests = 5", "6 requests are charged or reserved of 5"),
     ],
 )
