@@ -179,7 +179,7 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Time what is claimed to be fast, on this machine, in interleaved pairs; without NAME all benches in turn."""
+    """Run performance benchmarks on this machine, in interleaved pairs; without NAME, all of them."""
     from pipeline.bench import harness
 
     name, *rest = arguments.bench or [None]
@@ -263,8 +263,13 @@ def _parser() -> argparse.ArgumentParser:
     verb(sync)
     verb(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1")
     benches = verb(bench, words=False)
-    benches.add_argument("--json", action="store_true", help="one object a line, one for each bench")
-    benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="pipeline/bench/ has one module for each")
+    benches.add_argument("--json", action="store_true", help="one JSON object per benchmark, one per line")
+    benches.add_argument(
+        "bench",
+        nargs="*",
+        metavar="NAME [ARG ...]",
+        help="a benchmark and its arguments",
+    )
     measured = verb(claims, words=False)
     measured.add_argument("--json", action="store_true", help="one record for each claim")
     measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help="craft, taskres, cbbt; words for sweeps")
