@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from pipeline.files import strict_json
 
 MAX_COLUMN = 46
 """Characters of a table's column; longer cells are cut."""
+Echo = Callable[[str], None]
+"""A function that prints a line, such as `echo` and `log`."""
 
 
 def plain(text: str, width: int | None = None) -> str:

@@ -26,6 +26,9 @@ import tempfile
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class FareboxError(Exception):
@@ -107,6 +110,13 @@ class DamagedFile(FareboxError):
 
 class TrackingError(FareboxError):
     """The MLflow mirror is behind the rows; nothing else is lost."""
+
+
+def unwrap(result: T | FareboxError) -> T:
+    """Return a result; raise it if it is an error that an actor returned as a value."""
+    if isinstance(result, FareboxError):
+        raise result
+    return result
 
 
 def first_line(error: BaseException) -> str:

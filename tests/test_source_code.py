@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.blackbox import endpoint
-from pipeline.blackbox import ray_pool as pool
+from pipeline.blackbox import endpoint, ray_actors
 from pipeline.config.compose import model_card
 from pipeline.errors import CodeMismatch
 from pipeline.source_code import (
@@ -47,10 +46,10 @@ def test_other_code_is_refused_and_its_folder_named() -> None:
 def test_a_replica_a_ledger_and_a_trials_worker_each_refuse_other_code(tmp_path: Path) -> None:
     other = ImportedCode("/elsewhere", "0" * 16)
     with pytest.raises(CodeMismatch):
-        pool._checked(endpoint.Endpoint, other)(model_card("fake"), tmp_path / "features")
+        ray_actors.checked(endpoint.Endpoint, other)(model_card("fake"), tmp_path / "features")
     assert not (tmp_path / "features").exists()
-    ledger = pool.LedgerActor.__ray_metadata__.modified_class(f"sqlite:///{tmp_path / 'ledger.db'}", other)
-    assert isinstance(ledger.do("accounts"), CodeMismatch) and isinstance(ledger.do("accounts"), CodeMismatch)
+    ledger = ray_actors.LedgerActor.__ray_metadata__.modified_class(f"sqlite:///{tmp_path / 'ledger.db'}", other)
+    assert isinstance(ledger.verify(), CodeMismatch) and isinstance(ledger.verify(), CodeMismatch)
     worker = object.__new__(sweep.TrialRunner.sharing({"code": other}))
     worker.setup({"index": 0})
     assert isinstance(worker.step()[sweep.STOPS], CodeMismatch)
@@ -77,9 +76,9 @@ UNLISTED = {
     **dict.fromkeys([f"config/{n}" for n in ("compose", "files", "plain_yaml", "typed_values", "values")], "trial id"),
     **dict.fromkeys(["cards", "untrusted"], "trial id"),
     **dict.fromkeys([f"results/{n}" for n in ("predictions", "row", "store")], "stores what was computed"),
-    **dict.fromkeys(["files", "trials/checkpoint"], "stores what was computed"),
+    **dict.fromkeys(["files", "ledger/records", "trials/checkpoint"], "stores what was computed"),
     **dict.fromkeys(
-        ["config/renamed", "config/sqlite_urls", "errors", "trials/prompts", "trials/watchdog"],
+        ["config/renamed", "config/sqlite_urls", "errors", "ledger/sqlite_file", "trials/prompts", "trials/watchdog"],
         "refuses or passes unchanged",
     ),
     **dict.fromkeys(["source_code"], "names what others computed"),

@@ -1,1 +1,1 @@
-"""What `farebox bench` runs: one module for each bench, `harness` beneath them, `reference` as the slow side."""
+"""Benchmarks of `farebox bench`: one module each, the harness, and the baselines of the papers' code (reference)."""

@@ -1,8 +1,8 @@
-"""What the benches of the serving side stand on: a Ray of their own, replicas, callers, and a device that only waits.
+"""Ray actors for the benchmarks: a ledger, replicas, clients, and an endpoint that sleeps.
 
-Callers are threads of this process, each with a pool of its own, as a trial has one. They ask for text features, so
-that nothing but the call boundary and the text tower is timed. A waiting device leaves the processor free: it stands
-for a GPU, and says nothing about one.
+Clients are threads of this process, each with a pool of its own, as a trial has one. They request text features, so
+that only the call boundary and the text tower are timed. A sleeping endpoint leaves the processor free, as a GPU would;
+it does not measure one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ import ray
 import torch
 
 from methods.base import Bill, SoftPrompts
-from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response, prompt_counts
-from pipeline.blackbox.ray_pool import LedgerActor, RayPool, RemoteLedger, Replica
-from pipeline.blackbox.replica_queue import Server
-from pipeline.budget import Charge, Limits, Phase, Receipt
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.ray_actors import LedgerActor, RemoteLedger, Replica
+from pipeline.blackbox.ray_pool import RayPool
+from pipeline.blackbox.replica_queue import ReplicaQueue
+from pipeline.blackbox.request import ModelInfo, Request, Response, prompt_counts
+from pipeline.budget import Limits, Phase
 from pipeline.config.compose import ModelCard, model_card
+from pipeline.ledger.records import Charge, Receipt
 from pipeline.sweep.ray_session import ray_session
 
 log = logging.getLogger(__name__)
@@ -39,14 +42,14 @@ NAMES = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", 
 
 
 class SleepEndpoint(Endpoint):
-    """An endpoint whose device takes so many seconds for a population, and computes nothing."""
+    """An endpoint that sleeps for a fixed time per population and computes nothing."""
 
     def __init__(self, seconds: float, card: ModelCard, features: Path) -> None:
         super().__init__(card, features)
         self.seconds = seconds
 
     def compute(self, request: Request) -> Response:
-        """Zeros [P, C, D], after P / POPULATION times the seconds."""
+        """Return zeros [P, C, D] after P / POPULATION * `seconds`."""
         assert request.prompts is not None
         p, c = prompt_counts(request.prompts)
         sleep(self.seconds * p / POPULATION)
@@ -54,123 +57,123 @@ class SleepEndpoint(Endpoint):
 
 
 @ray.remote(num_cpus=0, max_concurrency=100)
-class Unmetered:
-    """A replica without a meter: what the meter's share is measured against."""
+class UnmeteredReplica:
+    """A replica that charges no ledger: the baseline of the meter's overhead."""
 
     async def __init__(self, card: ModelCard, features: str, make: Callable[..., Endpoint]) -> None:  # type: ignore[misc]
-        self.server = Server(_for_nothing, _no_refund, 1)
-        await self.server.load(make, card, Path(features))
+        self.queue = ReplicaQueue(_charge_nothing, _refund_nothing, 1)
+        await self.queue.start(make, card, Path(features))
 
     async def info(self) -> ModelInfo:
-        """The model's constants."""
-        return self.server.endpoint.info
+        """Return the model's constants."""
+        return self.queue.endpoint.info
 
     async def load(self) -> int:
-        """Requests taken and not answered."""
-        return self.server.taken
+        """Return the number of pending requests."""
+        return self.queue.pending
 
     async def send(self, request: Request) -> Any:
-        """The answer."""
-        return await self.server.send(request)
+        """Compute a request."""
+        return await self.queue.send(request)
 
 
 @ray.remote(num_cpus=0)
-class Caller:
-    """A trial's client in a process of its own."""
+class Client:
+    """A pool in a process of its own, as a trial has one."""
 
     def __init__(self, replicas: Sequence[Any]) -> None:
         self.pool = RayPool(replicas)
 
     def pid(self) -> int:
-        """Of its process."""
+        """Return the id of the process."""
         return os.getpid()
 
-    def do(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function with its pool."""
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function with the pool as its first argument."""
         return function(self.pool, *args)
 
 
 def get(reference: Any) -> Any:
-    """What a call to an actor gave."""
+    """Return the result of a call to an actor."""
     return ray.get(reference)
 
 
-async def _for_nothing(charges: Sequence[Charge]) -> list[Receipt]:
+async def _charge_nothing(charges: Sequence[Charge]) -> list[Receipt]:
     return [Receipt(charge.id, "charged") for charge in charges]
 
 
-async def _no_refund(ids: list[str]) -> None:
-    """Nothing was paid."""
+async def _refund_nothing(ids: list[str]) -> None:
+    """Do nothing: nothing was charged."""
 
 
 class Cluster:
-    """A ledger actor and replicas in a folder."""
+    """A ledger actor and replicas, with their files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = f"ledger-{uuid.uuid4().hex[:8]}"
-        self.ledger = LedgerActor.options(name=self.name).remote(f"sqlite:///{folder / 'ledger.db'}")  # type: ignore[attr-defined]
-        self.books = RemoteLedger(self.ledger)
-        self.books.open_account("all", Limits())
+        ledger = LedgerActor.options(name=self.name).remote(f"sqlite:///{folder / 'ledger.db'}")  # type: ignore[attr-defined]
+        self.ledger = RemoteLedger(ledger)
+        self.ledger.open_account("all", Limits())
         self.calls = itertools.count()
         self.trials: set[str] = set()
 
     def replicas(self, n: int, make: Callable[..., Endpoint], card: ModelCard | None = None) -> list[Any]:
-        """So many replicas, loaded."""
+        """Start n replicas and wait until they have loaded their model."""
         args = (card or model_card("fake"), str(self.folder / "features"), 1, self.name, make)
-        # a hundredth of a GPU where there is one: a bench's replicas all sit on it, and Ray shows it to no others
+        # a hundredth of a GPU where there is one, so that all replicas of a benchmark share it
         options = Replica.options(num_gpus=0.01 if ray.cluster_resources().get("GPU") else 0)  # type: ignore[attr-defined]
         return self._loaded([options.remote(*args) for _ in range(n)])
 
     def unmetered(self, make: Callable[..., Endpoint]) -> list[Any]:
-        """One replica without a meter, loaded."""
-        made = Unmetered.remote(model_card("fake"), str(self.folder / "features"), make)  # type: ignore[attr-defined]
-        return self._loaded([made])
+        """Start one replica that charges nothing, and wait until it has loaded its model."""
+        replica = UnmeteredReplica.remote(model_card("fake"), str(self.folder / "features"), make)  # type: ignore[attr-defined]
+        return self._loaded([replica])
 
     def charges(self, trials: int) -> list[Charge]:
-        """A new charge of each of so many trials."""
+        """Return a new charge for each of some trials."""
         names = [f"t{i}" for i in range(trials)]
         for name in names:
             if name not in self.trials:
-                self.books.reserve(STORAGE, name, ["all"], Limits())
+                self.ledger.reserve(STORAGE, name, ["all"], Limits())
                 self.trials.add(name)
         call = next(self.calls)
         return [Charge(STORAGE, name, call, "digest", Phase.ADAPT, Bill(8, 0, 80, 800)) for name in names]
 
-    def asking(self, pools: Sequence[RayPool], each: int) -> Callable[[], None]:
-        """A run in which every pool, in a thread of its own, asks `each` new requests one after the other."""
+    def workload(self, pools: Sequence[RayPool], each: int) -> Callable[[], None]:
+        """Return a function in which each pool, in a thread of its own, sends `each` new requests one by one."""
 
         def run() -> None:
             width = pools[0].info.token_dim
             rounds = [self.charges(len(pools)) for _ in range(each)]
             requests = [[Request("text_features", None, population(width), c) for c in charges] for charges in rounds]
             with ThreadPoolExecutor(len(pools)) as threads:
-                list(threads.map(_ask_all, pools, zip(*requests, strict=True)))
+                list(threads.map(_send_all, pools, zip(*requests, strict=True)))
 
         return run
 
-    def _loaded(self, made: list[Any]) -> list[Any]:
-        ray.get([replica.info.remote() for replica in made])
-        return made
+    def _loaded(self, replicas: list[Any]) -> list[Any]:
+        ray.get([replica.info.remote() for replica in replicas])
+        return replicas
 
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A Ray on this machine, for as long as the bench runs."""
+    """Start Ray on this machine, and stop it on exit."""
     with ray_session(None, log.warning, num_cpus=2), tempfile.TemporaryDirectory() as folder:
         yield Cluster(Path(folder))
 
 
-def waiting(seconds: float) -> Callable[..., Endpoint]:
-    """What a replica loads to wait."""
+def sleeping(seconds: float) -> Callable[..., Endpoint]:
+    """Return a function that makes a SleepEndpoint."""
     return partial(SleepEndpoint, seconds)
 
 
 def population(width: int, p: int = POPULATION) -> SoftPrompts:
-    """P new prompt sets of ten classes with four context tokens."""
+    """Return P random prompt sets of ten classes with four context tokens."""
     return SoftPrompts(0.02 * torch.randn(p, 4, width), NAMES)
 
 
-def _ask_all(pool: RayPool, requests: Sequence[Request]) -> None:
+def _send_all(pool: RayPool, requests: Sequence[Request]) -> None:
     for request in requests:
         pool.send(request)

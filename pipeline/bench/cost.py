@@ -1,13 +1,12 @@
-"""Seconds and memory of one trial alone: figures to quote, as a row's are not.
+"""Time and memory of one trial that runs alone; the times in result rows include other trials' load.
 
-`farebox bench cost METHOD [steps=N] [arch=NAME] [key=value ...]`: the words are those of `farebox run` and must leave
-one trial. It runs without Ray, its ledger in the client's process, its endpoint in another, so that each side's memory
-is told apart; nothing is stored before. Memory is what a process held at its peak beyond what it held before: the
-client before the trial began, the endpoint before it loaded the model. Of a white-box method the endpoint's is what its
-user would hold.
+`farebox bench cost METHOD [steps=N] [arch=NAME] [key=value ...]`: the overrides are those of `farebox run` and must
+select one trial. It runs without Ray, with the ledger in the client's process and the endpoint in another one, so that
+their memory is measured separately. No image features are stored before it. Memory is the increase of a process's peak:
+in the client since the trial began, in the endpoint since before it loaded the model.
 
-`steps=N` makes the first N steps and scores nothing; `arch=NAME` takes an open_clip architecture with weights that were
-never trained: for models that are not at hand, or take hours, time a step and memory are all the same.
+`steps=N` runs the first N steps without a score. `arch=NAME` uses an open_clip architecture with random weights, whose
+time per step and memory are those of trained weights.
 """
 
 from __future__ import annotations
@@ -23,18 +22,20 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.bench.harness import BenchResult, Say, bench, machine, random_card, threads
+from pipeline.bench.harness import BenchResult, bench, machine, random_card, threads
 from pipeline.blackbox.client import MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.facts import feature_dim
 from pipeline.blackbox.local_pool import LocalPool
+from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.config.compose import Config, ModelCard, compose
+from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.trials.boundary import Session
@@ -45,145 +46,149 @@ from pipeline.trials.trial import few_shot_task
 
 DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "shift=false")
 RUNS = 5
-"""At most; a trial that takes long is run fewer times."""
-PATIENCE_S = 120
+"""Maximum number of runs."""
+LIMIT_S = 120
+"""No run starts after so many seconds."""
 
 
 @bench("cost")
-def cost(say: Say, method: str, *words: str) -> BenchResult:
-    """Seconds and peak memory of one trial run alone; with steps=N, seconds of one of its steps."""
-    mine = ("steps=", "arch=")
-    own = dict(word.split("=", 1) for word in words if word.startswith(mine))
-    rest = tuple(word for word in words if not word.startswith(mine))
-    asked = CostSpec(method, rest, _steps(own.get("steps")), own.get("arch"))
-    spec, _ = one_trial(asked, Path("unused"))
-    model = f"{asked.arch}, random weights" if asked.arch else spec.model.name
-    say(f"{spec.name}, {model}")
-    found: list[Cost] = []
-    began = time.monotonic()
-    while len(found) < RUNS and (not found or time.monotonic() - began < PATIENCE_S):
-        found.append(of(asked))
-        say(f"  run {len(found)}: {found[-1].seconds:.4g} s")
-    seconds = [run.seconds for run in found]
-    with threads(found[0].threads):
+def cost(echo: Echo, method: str, *overrides: str) -> BenchResult:
+    """Time and peak memory of one trial that runs alone; with steps=N, time per step."""
+    keys = ("steps=", "arch=")
+    own = dict(override.split("=", 1) for override in overrides if override.startswith(keys))
+    rest = tuple(override for override in overrides if not override.startswith(keys))
+    cost_spec = CostSpec(method, rest, _steps(own.get("steps")), own.get("arch"))
+    spec, _ = one_trial(cost_spec, Path("unused"))
+    model = f"{cost_spec.arch}, random weights" if cost_spec.arch else spec.model.name
+    echo(f"{spec.name}, {model}")
+    runs: list[Cost] = []
+    start = time.monotonic()
+    while len(runs) < RUNS and (not runs or time.monotonic() - start < LIMIT_S):
+        runs.append(measure(cost_spec))
+        echo(f"  run {len(runs)}: {runs[-1].seconds:.4g} s")
+    seconds = [run.seconds for run in runs]
+    with threads(runs[0].threads):
         detail = {
             "trial": spec.name,
             "model": model,
-            "start, s": median(run.start_s for run in found),
-            "steps": found[0].steps,
-            "a step, s": median(run.step_s for run in found),
-            "client's memory, MiB": max(run.client_mib for run in found),
-            "endpoint's memory, MiB": max(run.endpoint_mib for run in found),
-            "kept by the client, bytes": found[0].client_bytes,
-            "requests": found[0].requests,
-            "accuracy": found[0].accuracy,
+            "start, s": median(run.start_s for run in runs),
+            "steps": runs[0].steps,
+            "step, s": median(run.step_s for run in runs),
+            "client's memory, MiB": max(run.client_mib for run in runs),
+            "endpoint's memory, MiB": max(run.endpoint_mib for run in runs),
+            "fitted method, bytes": runs[0].client_bytes,
+            "requests": runs[0].requests,
+            "accuracy": runs[0].accuracy,
             **machine(),
         }
-    unit = "s/trial" if asked.steps is None else "s for start and steps"
-    return BenchResult("cost", min(seconds), max(seconds), len(found), detail, value=median(seconds), unit=unit)
+    unit = "s/trial" if cost_spec.steps is None else "s for start and steps"
+    return BenchResult("cost", min(seconds), max(seconds), len(runs), detail, value=median(seconds), unit=unit)
 
 
 class CostSpec(NamedTuple):
-    """A trial whose cost is wanted."""
+    """A trial to measure."""
 
     method: str
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    """As for `farebox run`."""
     steps: int | None = None
-    """The first so many; None: the whole trial, with its scores."""
+    """Number of steps to run; None for the whole trial with its scores."""
     arch: str | None = None
-    """Of random weights; None: the model that the words name."""
+    """Architecture with random weights; None for the model of the overrides."""
 
 
 class Cost(NamedTuple):
-    """What a trial took in processes of its own."""
+    """Time and memory of one trial."""
 
     seconds: float
     start_s: float
     steps: int
     step_s: float
-    """Median of the steps."""
+    """Median over the steps."""
     client_mib: float
-    """Peak memory of the client beyond what it held before the trial."""
+    """Increase of the client's peak memory since before the trial."""
     endpoint_mib: float
-    """Peak memory of the endpoint beyond what it held before it loaded the model."""
+    """Increase of the endpoint's peak memory since before it loaded the model."""
     client_bytes: int
-    """What the fitted method keeps."""
+    """Size of the fitted method's tensors."""
     requests: int
     accuracy: float | None
     threads: int
 
 
-def of(asked: CostSpec) -> Cost:
-    """Run it in a fresh process."""
+def measure(cost_spec: CostSpec) -> Cost:
+    """Run the trial in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_alone, asked).result()
+        return process.submit(_measure, cost_spec).result()
 
 
-def one_trial(asked: CostSpec, folder: Path) -> tuple[TrialSpec, Config]:
-    """The trial that the words leave; ConfigError when they leave several."""
-    if "=" in asked.method:
+def one_trial(cost_spec: CostSpec, folder: Path) -> tuple[TrialSpec, Config]:
+    """Return the one trial of the overrides and its configuration. Raises ConfigError when there are several."""
+    if "=" in cost_spec.method:
         raise ConfigError(
-            f"bench cost: found {asked.method!r}, wanted a method first, as in: farebox bench cost taskres"
+            f"bench cost: got {cost_spec.method!r}, expected a method first, as in farebox bench cost taskres"
         )
-    if asked.arch:
-        feature_dim(ModelCard(name=asked.arch, kind="open_clip", arch=asked.arch))  # refuses an unknown one
-    words = ["sweep=smoke", *DEFAULTS, f"methods=[{asked.method}]", f"storage={folder / 'storage'}", *asked.words]
-    trials = make_plan(compose(words))
-    if len(trials.trials) != 1:
-        raise ConfigError(f"bench cost: {len(trials.trials)} trials, wanted one: give one value each, as in shots=16")
-    return trials.trials[0], trials.config
+    if cost_spec.arch:
+        feature_dim(ModelCard(name=cost_spec.arch, kind="open_clip", arch=cost_spec.arch))  # raises for an unknown one
+    methods, storage = f"methods=[{cost_spec.method}]", f"storage={folder / 'storage'}"
+    plan = make_plan(compose(["sweep=smoke", *DEFAULTS, methods, storage, *cost_spec.overrides]))
+    if len(plan.trials) != 1:
+        raise ConfigError(f"bench cost: {len(plan.trials)} trials, expected one: set one value each, as in shots=16")
+    return plan.trials[0], plan.config
 
 
-def _steps(word: str | None) -> int | None:
-    if word is None:
+def _steps(value: str | None) -> int | None:
+    if value is None:
         return None
-    if not word.isdecimal() or not int(word):
-        raise ConfigError(f"bench cost: found steps={word}, wanted a number of 1 or more, as in steps=3")
-    return int(word)
+    if not value.isdecimal() or not int(value):
+        raise ConfigError(f"bench cost: got steps={value}, expected a whole number of 1 or more, as in steps=3")
+    return int(value)
 
 
-def _alone(asked: CostSpec) -> Cost:
+def _measure(cost_spec: CostSpec) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec, config = one_trial(asked, folder)
+        spec, config = one_trial(cost_spec, folder)
         torch.set_num_threads(config.threads)
         config.storage.mkdir(parents=True)
         ledger = Ledger(config.ledger_url)
         ledger.open_account("ceiling", Limits())
         ledger.reserve("bench", spec.account, ["ceiling"], spec.reserved)
-        card = random_card(folder, asked.arch) if asked.arch else config.model
+        card = random_card(folder, cost_spec.arch) if cost_spec.arch else config.model
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            there = EndpointProcess(process, card, config.features, config.threads)
-            box = MeteredBox(LocalPool(there, ledger), "bench", spec.account, spec.choice.info.access, spec.allotment)
-            found = _run(asked, spec, box, config.threads)
-            endpoint_mib = there.peak() - there.before
+            endpoint = EndpointProcess(process, card, config.features, config.threads)
+            box = MeteredBox(
+                LocalPool(endpoint, ledger), "bench", spec.account, spec.choice.info.access, spec.allotment
+            )
+            result = _run_trial(cost_spec, spec, box, config.threads)
+            endpoint_mib = endpoint.peak() - endpoint.before
         ledger.close()
-        return found._replace(endpoint_mib=endpoint_mib)
+        return result._replace(endpoint_mib=endpoint_mib)
 
 
-def _run(asked: CostSpec, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
+def _run_trial(cost_spec: CostSpec, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
     with Session(metered, spec.choice.name, predicted=spec.predicted) as session:
-        return _measured(asked, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
+        return _run_supervised(cost_spec, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
 
 
-def _measured(asked: CostSpec, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
+def _run_supervised(cost_spec: CostSpec, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
     method, task, box = spec.choice.build(), supervisor.task(few_shot_task(spec)), supervisor.session.method_box
-    before, began = _forget_peak(), time.perf_counter()
+    before, start = _reset_peak(), time.perf_counter()
     supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
-    start_s, steps, going_on = time.perf_counter() - began, list[float](), True
-    while going_on and (asked.steps is None or len(steps) < asked.steps):
-        step_began = time.perf_counter()
-        going_on = supervisor.call("step", method.step, box)
-        steps.append(time.perf_counter() - step_began)
+    start_s, steps, running = time.perf_counter() - start, list[float](), True
+    while running and (cost_spec.steps is None or len(steps) < cost_spec.steps):
+        step_start = time.perf_counter()
+        running = supervisor.call("step", method.step, box)
+        steps.append(time.perf_counter() - step_start)
     accuracy = None
-    if asked.steps is None:
+    if cost_spec.steps is None:
         test = spec.tests[0]
         logits_BC, _ = predict(method, supervisor, test, test.classes, Phase.EVALUATE)
         accuracy = metrics(logits_BC, test_labels(test, Counter()))["accuracy"]
-    seconds = time.perf_counter() - began
-    kept = sum(t.numel() * t.element_size() for t in method.deployed().values())
+    seconds = time.perf_counter() - start
+    size = sum(t.numel() * t.element_size() for t in method.deployed().values())
     client_mib, requests = _peak() - before, supervisor.session.box.meter.paid.requests
-    return Cost(seconds, start_s, len(steps), median(steps), client_mib, 0, kept, requests, accuracy, n_threads)
+    return Cost(seconds, start_s, len(steps), median(steps), client_mib, 0, size, requests, accuracy, n_threads)
 
 
 class EndpointProcess:
@@ -191,35 +196,33 @@ class EndpointProcess:
 
     def __init__(self, process: ProcessPoolExecutor, card: ModelCard, features: Path, n_threads: int) -> None:
         self.process = process
-        self.before: float = process.submit(_forget_peak).result()
+        self.before: float = process.submit(_reset_peak).result()
         self._info: ModelInfo = process.submit(_load, card, features, n_threads).result()
 
     @property
     def info(self) -> ModelInfo:
-        """As the endpoint's."""
+        """See Endpoint.info."""
         return self._info
 
     def peak(self) -> float:
-        """MiB that its process held at most so far."""
+        """Return the peak memory of its process so far, in MiB."""
         return self.process.submit(_peak).result()
 
     def check(self, request: Request) -> None:
-        """As the endpoint's."""
-        self.process.submit(_call, "check", request).result()
+        """See Endpoint.check."""
+        self.process.submit(_check, request).result()
 
     def compute(self, request: Request) -> Response:
-        """As the endpoint's."""
-        answer: Response = self.process.submit(_call, "compute", request).result()
-        return answer
+        """See Endpoint.compute."""
+        return self.process.submit(_compute, request).result()
 
     def embed_text(self, text: str) -> np.ndarray:
-        """As the endpoint's."""
-        embedded: np.ndarray = self.process.submit(_call, "embed_text", text).result()
-        return embedded
+        """See Endpoint.embed_text."""
+        return self.process.submit(_embed_text, text).result()
 
 
 _ENDPOINT: list[Endpoint] = []
-"""The one of the process that serves it."""
+"""The endpoint of an EndpointProcess, in its process."""
 
 
 def _load(card: ModelCard, features: Path, n_threads: int) -> ModelInfo:
@@ -228,12 +231,20 @@ def _load(card: ModelCard, features: Path, n_threads: int) -> ModelInfo:
     return _ENDPOINT[0].info
 
 
-def _call(verb: str, argument: Any) -> Any:
-    return getattr(_ENDPOINT[0], verb)(argument)
+def _check(request: Request) -> None:
+    _ENDPOINT[0].check(request)
+
+
+def _compute(request: Request) -> Response:
+    return _ENDPOINT[0].compute(request)
+
+
+def _embed_text(text: str) -> np.ndarray:
+    return _ENDPOINT[0].embed_text(text)
 
 
 def _peak() -> float:
-    """MiB of memory that this process held at most, since `_forget_peak` where Linux can forget."""
+    """Return the peak memory of this process in MiB: since `_reset_peak` on Linux, else since its start."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)[0]) / 2**10
@@ -241,8 +252,8 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _forget_peak() -> float:
-    """Let the peak be what is held now; MiB."""
+def _reset_peak() -> float:
+    """Reset the peak to the present memory where the system can; return the peak in MiB."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()

@@ -1,9 +1,9 @@
-"""A CraFT trial of two generations against the released code's loop: the same model, images, views and candidates.
+"""A CraFT trial of two generations against the loop of the released code, with the same model, images and candidates.
 
-10 classes, 16 shots, one thread, ViT-B/32's shape (weights never trained). The figure is of a trial whose images the
-store holds, as every trial of a sweep after the first on that data finds it; beside it stands the first. The trial is
-whole: images, ledger, search, refiner. Of the loop a candidate and a few images are timed and multiplied; its search
-and the refiner's own steps are not counted, in its favour.
+10 classes, 16 shots, one thread, ViT-B/32 with random weights. The result is for a trial whose image features are
+stored, as for every trial of a sweep after the first one on the same images; the first is reported as a detail. The
+whole trial is timed: images, ledger, search and refiner. Of the loop, one candidate and a few images are timed and
+multiplied, without its search and the refiner's steps, which favours the loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from methods.craft import CraFT
 from pipeline.bench.harness import (
     BenchResult,
     PairedTiming,
-    Say,
     bench,
     machine,
     paired,
@@ -41,40 +40,41 @@ from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import OpenClipModel
 from pipeline.budget import Limits
 from pipeline.config.compose import ModelCard, dataset_card
+from pipeline.console import Echo
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 from pipeline.ledger.ledger import Ledger
 
 GENERATIONS, SHOTS, IMAGES_TIMED = 2, 16, 8
-PLENTY = Limits(10**6, 10**9)
+AMPLE = Limits(10**6, 10**9)
 
 
 @bench("craft")
-def craft(say: Say) -> BenchResult:
-    """A whole CraFT trial of two generations against the published loop: one candidate at a time, images anew."""
+def craft(echo: Echo) -> BenchResult:
+    """A CraFT trial of two generations against the published loop, which encodes one candidate at a time."""
     with tempfile.TemporaryDirectory() as folder, threads(1):
         sides = Sides(random_card(Path(folder)), Path(folder))
-        given = task(SHOTS, 0)
-        say("nothing stored, once")
-        (first_s,) = seconds_of(lambda: sides.trial(given))
-        say("image features stored")
-        found = sides.compare(given, lambda: sides.trial(given), say)
-        n = len(given.train.images)
+        few_shot = task(SHOTS, 0)
+        echo("no stored image features, once")
+        (first_s,) = seconds_of(lambda: sides.trial(few_shot))
+        echo("stored image features")
+        timing = sides.compare(few_shot, lambda: sides.trial(few_shot), echo)
+        n = len(few_shot.train.images)
         detail = {
-            "s": found.fast_s,
-            "of the loop": found.slow_s,
-            "nothing stored, once": {"s": first_s, "ratio": found.slow_s / first_s},
-            "images encoded": {"by the loop": (3 + GENERATIONS) * n, "at first": GENERATIONS * n, "afterwards": 0},
-            "the figure": "image features stored by an earlier trial; the loop has no store",
-            "slow side": f"one candidate and {IMAGES_TIMED} images, multiplied",
+            "s": timing.fast_s,
+            "s of the loop": timing.slow_s,
+            "no stored image features, once": {"s": first_s, "ratio": timing.slow_s / first_s},
+            "images encoded": {"by the loop": (3 + GENERATIONS) * n, "first trial": GENERATIONS * n, "later trials": 0},
+            "setting": "image features stored by an earlier trial; the loop has no store",
+            "baseline": f"one candidate and {IMAGES_TIMED} images, multiplied",
             "model": "ViT-B/32, random weights, fp32; 10 classes, 16 shots, 40 candidates, 2 generations",
             **machine(),
         }
-    return BenchResult("craft", **found.spread(), detail=detail)
+    return BenchResult("craft", **timing.spread(), detail=detail)
 
 
 def task(shots: int, first: int) -> FewShotTask:
-    """The digits with `shots` training images a class, from each class's first-th on (of 48, then from its start)."""
+    """Return the digits with `shots` of each class's 48 training images, starting at index `first`, cyclically."""
     card = dataset_card("digits")
     source = source_of(card)
     train = source.rows_of("train")
@@ -89,7 +89,7 @@ def task(shots: int, first: int) -> FewShotTask:
 
 
 class Sides:
-    """One model behind an endpoint with its ledger, and bare in the loop."""
+    """Both sides of the comparison with one model: behind an endpoint with a ledger, and in the loop."""
 
     def __init__(self, card: ModelCard, folder: Path) -> None:
         self.endpoint = Endpoint(card, folder / "features")
@@ -98,23 +98,23 @@ class Sides:
         self.runs = 0
 
     def trial(self, task: FewShotTask, seed: int | None = None) -> list[Tensor]:
-        """Two generations through the metered box; the fitness [P] of each. Without a seed: of other candidates."""
+        """Run two generations through the metered box; return the fitness [P] of each. No seed: new candidates."""
         self.runs += 1
         name = f"trial-{self.runs}"
-        self.ledger.reserve("bench", name, ["ceiling"], PLENTY)
-        box = MeteredBox(LocalPool(self.endpoint, self.ledger), "bench", name, Access.SOFT | Access.SCORES, PLENTY)
+        self.ledger.reserve("bench", name, ["ceiling"], AMPLE)
+        box = MeteredBox(LocalPool(self.endpoint, self.ledger), "bench", name, Access.SOFT | Access.SCORES, AMPLE)
         method = CraFT(CraFT.Config(generations=GENERATIONS))
         method.begin(task, box, np.random.default_rng(self.runs if seed is None else seed))
-        found: list[Tensor] = []
+        fitness: list[Tensor] = []
         tell = method.search.tell
-        method.search.tell = lambda fitness_P: (found.append(fitness_P), tell(fitness_P))[1]  # type: ignore[method-assign,func-returns-value]
+        method.search.tell = lambda fitness_P: (fitness.append(fitness_P), tell(fitness_P))[1]  # type: ignore[method-assign,func-returns-value]
         while method.step(box):
             pass
-        self.ledger.settle("bench", name)
-        return found
+        self.ledger.release("bench", name)
+        return fitness
 
     def loop(self, task: FewShotTask, seed: int = 0) -> CraftLoop:
-        """The same trial as the released code runs it, not begun."""
+        """Return the same trial in the released code's loop, not started."""
         model, c, rng = self.endpoint.model, CraFT.Config(), np.random.default_rng(seed)
         assert isinstance(model, OpenClipModel)
         search = PromptSearch(task.classes, model.embed_text, c, rng)
@@ -126,13 +126,13 @@ class Sides:
             model.net, model.tokenizer, model.preprocess, search.classes, labels, view, search, head, generator
         )
 
-    def compare(self, task: FewShotTask, fast: Callable[[], Any], say: Say) -> PairedTiming:
-        """A whole trial against the loop's parts on the same number of images, multiplied."""
+    def compare(self, task: FewShotTask, fast: Callable[[], Any], echo: Echo) -> PairedTiming:
+        """Time a whole trial against parts of the loop on the same images, multiplied."""
         loop, n = self.loop(task), len(task.train.images)
         part = loop.fixed_view[:IMAGES_TIMED]
         loop.image_ND = torch.zeros(n, self.endpoint.info.feature_dim)
         ctx_LE = loop.search.ask()[0]
-        # the head's mini-batches encode the classes once more each, which is what a candidate takes
+        # each mini-batch of the head encodes the classes again, which costs as much as a candidate
         prompts = GENERATIONS * (CraFT.Config().popsize + math.ceil(n / loop.head.batch_size))
         images = (lambda: loop.encode_images(part), (3 + GENERATIONS) * n / len(part))
-        return paired(lambda: loop.fitness(ctx_LE), fast, 5, say, prompts, [images])
+        return paired(lambda: loop.fitness(ctx_LE), fast, 5, echo, prompts, [images])

@@ -1,7 +1,7 @@
-"""What every bench stands on: its result, timing of two sides in pairs, and how benches are found.
+"""Benchmark harness: results, paired timing, and discovery of benchmarks.
 
-A bench is a function in the module of its name, registered by `@bench(name)`. It times what it is about, on this
-machine, and returns a `BenchResult`; absolute times depend on the machine, ratios of interleaved pairs hardly.
+A benchmark is a function in the module of its name, registered by `@bench(name)`, that returns a `BenchResult`. Prefer
+ratios of interleaved pairs: unlike absolute times, they hardly depend on the machine.
 """
 
 from __future__ import annotations
@@ -21,59 +21,57 @@ import torch
 
 from pipeline import bench as package
 from pipeline.config.compose import ModelCard
+from pipeline.console import Echo
 from pipeline.errors import ConfigError, did_you_mean
 
 PARTS = {"actors", "harness", "reference"}
-"""Modules of the package that are no benches."""
+"""Modules of the package that are not benchmarks."""
 ON_REQUEST = {"cost"}
-"""Benches that need arguments: they run when they are named."""
-
-Say = Callable[[str], None]
-"""Takes a line about progress."""
+"""Benchmarks that need arguments, which run only when they are named."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a bench found: a ratio, or a value with its unit."""
+    """Result of a benchmark: either a ratio, or a value with its unit."""
 
     name: str
     low: float
     high: float
-    """The least and the greatest of the pairs (or of the repetitions, where there is one side)."""
+    """Minimum and maximum over the pairs, or over the repetitions where nothing is compared."""
     pairs: int
     detail: dict[str, Any]
-    """Absolute figures, further figures, shapes, `machine()`."""
+    """Absolute times, further results, shapes, and `machine()`."""
     ratio: float | None = None
     value: float | None = None
     unit: str = ""
-    """Of `value`, as in charges/s, s/trial, GiB."""
+    """Unit of `value`, such as charges/s, s/trial or GiB."""
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.value is None):
-            raise ValueError(f"bench {self.name!r}: give either a ratio or a value")
+            raise ValueError(f"benchmark {self.name!r}: give either a ratio or a value")
 
     def record(self) -> dict[str, Any]:
-        """For JSON: name, ratio or value with unit, low, high, pairs, detail."""
+        """Return the result for JSON: name, ratio or value with unit, low, high, pairs, detail."""
         main = {"ratio": self.ratio} if self.ratio is not None else {"value": self.value, "unit": self.unit}
         return {"name": self.name, **main, "low": self.low, "high": self.high, "pairs": self.pairs} | {
             "detail": self.detail
         }
 
     def table(self) -> str:
-        """For people: the figure on the first line, then its detail, aligned."""
+        """Return the result as text: ratio or value on the first line, then the details, aligned."""
         ratio = self.ratio is not None
-        main, unit, runs = (self.ratio, "x", "pairs") if ratio else (self.value, f" {self.unit}".rstrip(), "times")
-        spread = f"({_words(self.low)} to {_words(self.high)}, {self.pairs} {runs})"
-        rows = [(label, _words(value)) for label, value in self.detail.items()]
+        main, unit, kind = (self.ratio, "x", "pairs") if ratio else (self.value, f" {self.unit}".rstrip(), "runs")
+        spread = f"({_text(self.low)} to {_text(self.high)}, {self.pairs} {kind})"
+        rows = [(label, _text(value)) for label, value in self.detail.items()]
         width = max((len(label) for label, _ in rows), default=0)
         return "\n".join(
-            [f"{self.name}  {_words(main)}{unit}  {spread}", *(f"  {label.ljust(width)}  {v}" for label, v in rows)]
+            [f"{self.name}  {_text(main)}{unit}  {spread}", *(f"  {label.ljust(width)}  {v}" for label, v in rows)]
         )
 
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """Two sides timed in turn: the median of slow / fast over the pairs, their least and greatest, median seconds."""
+    """Interleaved timing of two functions: median, minimum and maximum of slow / fast over pairs, median seconds."""
 
     ratio: float
     low: float
@@ -83,18 +81,18 @@ class PairedTiming:
     pairs: int
 
     def spread(self) -> dict[str, Any]:
-        """The fields that a Figure has too."""
+        """Return the fields that it shares with BenchResult."""
         return {"ratio": self.ratio, "low": self.low, "high": self.high, "pairs": self.pairs}
 
 
-Run = Callable[..., BenchResult]
-REGISTRY: dict[str, Run] = {}
+Benchmark = Callable[..., BenchResult]
+REGISTRY: dict[str, Benchmark] = {}
 
 
-def bench(name: str) -> Callable[[Run], Run]:
-    """Register a bench: a function (say, *arguments) -> Figure in the module of that name."""
+def bench(name: str) -> Callable[[Benchmark], Benchmark]:
+    """Register a benchmark: a function (echo, *arguments) -> BenchResult in the module of that name."""
 
-    def register(function: Run) -> Run:
+    def register(function: Benchmark) -> Benchmark:
         REGISTRY[name] = function
         return function
 
@@ -102,71 +100,76 @@ def bench(name: str) -> Callable[[Run], Run]:
 
 
 def names() -> list[str]:
-    """Every bench, found by its module; nothing is imported."""
+    """Return the names of all benchmarks, without importing them."""
     return sorted({module.name for module in pkgutil.iter_modules(package.__path__)} - PARTS)
 
 
-def load(name: str) -> Run:
-    """The bench of that name; ConfigError when there is none."""
+def load(name: str) -> Benchmark:
+    """Import a benchmark. Raises ConfigError when it does not exist."""
     if name not in names():
-        raise ConfigError(did_you_mean("bench", name, names()))
+        raise ConfigError(did_you_mean("benchmark", name, names()))
     importlib.import_module(f"{package.__name__}.{name}")
     return REGISTRY[name]
 
 
-def run(name: str, words: Sequence[str], say: Say) -> BenchResult:
-    """Run a bench with the words after its name. ConfigError when it takes other words, before anything runs."""
+def run(name: str, arguments: Sequence[str], echo: Echo) -> BenchResult:
+    """Run a benchmark. Raises ConfigError, before it starts, when it takes other arguments."""
     function = load(name)
     signature = inspect.signature(function)
     try:
-        signature.bind(say, *words)
+        signature.bind(echo, *arguments)
     except TypeError:
-        _, *wanted = signature.parameters.values()
-        usage = [f"[{p.name} ...]" if p.kind is p.VAR_POSITIONAL else p.name.upper() for p in wanted]
-        found = " ".join(words) or "nothing"
+        _, *parameters = signature.parameters.values()
+        usage = [f"[{p.name} ...]" if p.kind is p.VAR_POSITIONAL else p.name.upper() for p in parameters]
+        given = " ".join(arguments) or "nothing"
         raise ConfigError(
-            f"bench {name}: found {found!r}, wanted {' '.join(usage) or 'no words'}: farebox bench "
+            f"bench {name}: got {given!r}, expected {' '.join(usage) or 'no arguments'}: farebox bench "
             + " ".join([name, *usage])
         ) from None
-    return function(say, *words)
+    return function(echo, *arguments)
 
 
 def paired(
     slow: Callable[[], Any],
     fast: Callable[[], Any],
     pairs: int = 5,
-    say: Say | None = None,
+    echo: Echo | None = None,
     times: float = 1.0,
     parts: Sequence[tuple[Callable[[], Any], float]] = (),
 ) -> PairedTiming:
-    """Time two sides in pairs, after one run of each that is not counted; who goes first alternates.
+    """Time two functions in pairs, in alternating order, after one warm-up of each.
 
-    `times`: how often the slow side's work is really done, where `slow` does one part of it (one candidate of many);
-    `parts`: its further parts, each with how often it is done.
+    Args:
+        slow: the baseline, or one part of it (such as one candidate of many).
+        fast: what is compared with the baseline.
+        pairs: number of pairs.
+        echo: prints a line after each pair.
+        times: factor of the time of `slow`: how often the baseline does it.
+        parts: further parts of the baseline, each with its factor.
     """
-    sides = [(slow, times), *parts]
+    slow_parts = [(slow, times), *parts]
 
-    def slowly() -> float:
-        return sum(n * _seconds(part) for part, n in sides)
+    def slow_seconds() -> float:
+        return sum(n * _seconds(part) for part, n in slow_parts)
 
-    slowly(), fast()
-    taken: list[tuple[float, float]] = []
+    slow_seconds(), fast()
+    timings: list[tuple[float, float]] = []
     for i in range(pairs):
         if i % 2 == 0:
-            slow_s, fast_s = slowly(), _seconds(fast)
+            slow_s, fast_s = slow_seconds(), _seconds(fast)
         else:
-            fast_s, slow_s = _seconds(fast), slowly()
-        taken.append((slow_s, fast_s))
-        if say:
-            say(f"  pair {i + 1} of {pairs}: {taken[-1][0]:.4g} s against {fast_s:.4g} s")
-    ratios = [s / f for s, f in taken]
-    slow_s, fast_s = (median(side) for side in zip(*taken, strict=True))
+            fast_s, slow_s = _seconds(fast), slow_seconds()
+        timings.append((slow_s, fast_s))
+        if echo:
+            echo(f"  pair {i + 1} of {pairs}: {slow_s:.4g} s against {fast_s:.4g} s")
+    ratios = [s / f for s, f in timings]
+    slow_s, fast_s = (median(side) for side in zip(*timings, strict=True))
     return PairedTiming(median(ratios), min(ratios), max(ratios), slow_s, fast_s, pairs)
 
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Torch's thread count within, as it was afterwards."""
+    """Set torch's number of threads, and restore it on exit."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -176,7 +179,7 @@ def threads(n: int) -> Iterator[None]:
 
 
 def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
-    """The card of a model whose weights were never trained, written to a folder; all of its access is granted."""
+    """Write random weights to a folder and return the card of the model, which grants all access."""
     from pipeline.blackbox.weights import write_random_weights
 
     path = folder / f"{arch}.pt"
@@ -188,30 +191,30 @@ def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on; call it with the thread count of the bench in force."""
+    """Return the details of this machine, with the number of threads that is set."""
     from pipeline.data.decode import cores
     from pipeline.trials.trial import cpu_name
 
-    found = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    details = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return details | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def seconds_of(run: Callable[[], Any], times: int = 1) -> list[float]:
-    """The seconds of each of some runs, for a bench with one side."""
+    """Return the seconds of each of some runs."""
     return [_seconds(run) for _ in range(times)]
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     run()
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # what was only queued is work of this run
-    return time.perf_counter() - began
+        torch.cuda.synchronize()  # kernels still queued belong to this run
+    return time.perf_counter() - start
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "  ".join(f"{k} {_words(v)}" for k, v in value.items())
+        return "  ".join(f"{k} {_text(v)}" for k, v in value.items())
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,7 +1,7 @@
-"""The text tower against the papers' loop (77 tokens, candidates one by one), and against truncation alone.
+"""The text tower against the papers' loop (77 tokens, candidates one by one), and against truncation only.
 
-Shapes: 10, 100 and 1,000 classes, 4 context tokens, a population of 8 as one call. Names: of Oxford Flowers (its first
-100 classes), of ImageNet. The model is ViT-B/32's text tower with weights that were never trained, on one thread.
+10, 100 and 1,000 classes, 4 context tokens, a population of 8 in one call. Class names are those of Oxford Flowers (the
+first 100) and of ImageNet. The model is ViT-B/32's text tower with random weights, on one thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pipeline.bench import reference
 from pipeline.bench.harness import (
     BenchResult,
     PairedTiming,
-    Say,
     bench,
     machine,
     paired,
@@ -30,28 +29,29 @@ from pipeline.bench.harness import (
 from pipeline.blackbox.model import OpenClipModel
 from pipeline.blackbox.text_tower import SharedPrefixTower
 from pipeline.blackbox.weights import imagenet_names
+from pipeline.console import Echo
 
 CONTEXT, POPULATION, WIDTH = 4, 8, 512
 FLOWERS = (Path(__file__).parent / "flowers.txt").read_text().splitlines()
 
 
 @bench("text_tower")
-def text_tower(say: Say) -> BenchResult:
-    """Soft prompts through the text tower, against one candidate at a time at 77 tokens, and cut at the last end."""
+def text_tower(echo: Echo) -> BenchResult:
+    """Soft prompts in the text tower against one candidate at a time at 77 tokens, and against truncation only."""
     with tempfile.TemporaryDirectory() as folder, threads(1), torch.inference_mode():
         model = OpenClipModel(random_card(Path(folder)))
         thousand = imagenet_names()
-        main, at_100 = _measure(model, FLOWERS, POPULATION, 1, say)
-        _, at_10 = _measure(model, FLOWERS[:10], POPULATION, 1, say)
-        _, at_1000 = _measure(model, thousand, 1, 20, say)
-        say(f"1,000 classes, all {POPULATION} candidates once")
+        main, at_100 = _measure(model, FLOWERS, POPULATION, 1, echo)
+        _, at_10 = _measure(model, FLOWERS[:10], POPULATION, 1, echo)
+        _, at_1000 = _measure(model, thousand, 1, 20, echo)
+        echo(f"1,000 classes, all {POPULATION} candidates once")
         (whole_s,) = seconds_of(lambda: _tower(model).encode(_call(thousand, POPULATION)))
         detail = {
             "100 classes": at_100,
             "10 classes": at_10,
             "1,000 classes": at_1000 | {f"s for {POPULATION} candidates, once": whole_s},
-            "fast side": f"{POPULATION} candidates in one call; at 1,000 classes, where a tile holds one, 1",
-            "slow side": "one candidate, multiplied; at 1,000 classes every 20th class of it",
+            "text tower": f"{POPULATION} candidates in one call; 1 at 1,000 classes, where a tile takes one",
+            "baseline": "one candidate, multiplied; at 1,000 classes every 20th class of it",
             "model": f"ViT-B/32 text tower, random weights, fp32; {CONTEXT} context tokens",
             **machine(),
         }
@@ -59,10 +59,10 @@ def text_tower(say: Say) -> BenchResult:
 
 
 def _measure(
-    model: OpenClipModel, names: Sequence[str], population: int, every: int, say: Say
+    model: OpenClipModel, names: Sequence[str], population: int, every: int, echo: Echo
 ) -> tuple[PairedTiming, dict[str, Any]]:
-    """A whole call against the loops on one candidate with every nth class, multiplied."""
-    say(f"{len(names):,} classes, {population} candidates")
+    """Time a call against the loops on one candidate with every n-th class, multiplied."""
+    echo(f"{len(names):,} classes, {population} candidates")
     call, part, tower = _call(names, population), _call(names[::every], 1), _tower(model)
     times = population * len(names) / len(part.classnames)
     features: dict[str, Tensor] = {}
@@ -73,10 +73,10 @@ def _measure(
     def slow() -> None:
         features["slow"] = reference.encode_77(model.net, model.tokenizer, part)[0]
 
-    def cut() -> None:
+    def truncated() -> None:
         reference.encode_truncated(model.net, model.tokenizer, part)
 
-    loop, truncation = paired(slow, fast, 5, say, times), paired(cut, fast, 3, say, times)
+    loop, truncation = paired(slow, fast, 5, echo, times), paired(truncated, fast, 3, echo, times)
     tokens = CONTEXT + 1 + sum(len(model.tokenizer.encode(name + call.suffix)) + 1 for name in names)
     return loop, {
         "ratio": loop.ratio,
@@ -85,9 +85,9 @@ def _measure(
         "token ratio": len(names) * model.net.context_length / tokens,
         "over truncation": truncation.ratio,
         "largest difference": float((features["fast"] - features["slow"]).abs().max()),
-        "s a candidate": loop.fast_s / population,
-        "of the loop": loop.slow_s / population,
-        "truncated": truncation.slow_s / population,
+        "s per candidate": loop.fast_s / population,
+        "s of the loop": loop.slow_s / population,
+        "s truncated": truncation.slow_s / population,
     }
 
 
@@ -97,6 +97,6 @@ def _tower(model: OpenClipModel) -> SharedPrefixTower:
 
 
 def _call(names: Sequence[str], population: int) -> SoftPrompts:
-    """Contexts of the size of token embeddings, the first always the same."""
+    """Return random contexts of the size of token embeddings. The first candidate is always the same."""
     ctx_PLE = 0.02 * torch.randn(population, CONTEXT, WIDTH, generator=torch.Generator().manual_seed(0))
     return SoftPrompts(ctx_PLE, tuple(names))

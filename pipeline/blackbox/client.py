@@ -1,12 +1,11 @@
-"""The metered black box: the only way from a method to the endpoint.
+"""The metered black box: a method's only access to the endpoint.
 
-It numbers the calls, prices them, keeps the trial's logical bill by phase, enforces the declared access and the
-allotment before anything is sent, and hands tensors over. Its state is part of the trial's checkpoint.
+It numbers and prices the calls, keeps the trial's bill by phase, enforces the declared access and the allotment before
+a request is sent, and converts responses to tensors. Its meter is part of the trial's checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,17 +16,18 @@ from torch import Tensor
 
 from methods._finite import first_non_finite
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
-from pipeline.blackbox.endpoint import Kind, ModelInfo, Request, Response, access_of, price, prompts_digest
-from pipeline.budget import BUDGETED_PHASES, Charge, Limits, Phase, paid
+from pipeline.blackbox.request import Kind, ModelInfo, Request, Response, access_of, call_digest, price
+from pipeline.budget import BUDGETED_PHASES, Limits, Phase, paid
 from pipeline.data.images import Images, as_images
 from pipeline.errors import AccessDenied, BudgetExceeded, MethodError, NonFiniteError
+from pipeline.ledger.records import Charge
 
 BLOCK_BYTES = 64 * 2**20
-"""Largest answer that crosses the boundary in one piece."""
+"""Maximum size of a response; a larger one is requested in blocks of images."""
 
 
 class Pool(Protocol):
-    """Something that answers requests: Ray replicas (pool.py), or one endpoint in this process."""
+    """Sends requests to an endpoint: `RayPool`, or `LocalPool` in this process."""
 
     @property
     def info(self) -> ModelInfo:
@@ -35,19 +35,20 @@ class Pool(Protocol):
         ...
 
     def send(self, request: Request) -> Response:
-        """The answer, paid. Raises an error of ours."""
+        """Charge and compute a request. Raises a FareboxError."""
         ...
 
     def embed_text(self, text: str) -> np.ndarray:
-        """[L, E], free of charge."""
+        """Return the token embeddings [L, E] of a text; free."""
         ...
 
 
 @dataclass
 class Meter:
-    """What a trial has asked so far: the next call's number, the logical bill by phase, and physical counts."""
+    """Counts of a trial: its calls, its bill by phase, and what the endpoint computed for them."""
 
     call: int = 0
+    """Number of the next call."""
     bills: dict[Phase, Bill] = field(default_factory=lambda: {phase: Bill() for phase in Phase})
     computed_images: int = 0
     computed_prompts: int = 0
@@ -55,12 +56,12 @@ class Meter:
 
     @property
     def paid(self) -> Bill:
-        """What the allotment pays for: adapt and validate."""
+        """Bill of adapt and validate, which the allotment pays for."""
         return paid(self.bills)
 
 
 class MeteredBox:
-    """A BlackBox (see methods.base) for one trial."""
+    """The BlackBox (see methods.base) of one trial."""
 
     def __init__(
         self, pool: Pool, storage: str, trial: str, access: Access, allotment: Limits, meter: Meter | None = None
@@ -73,23 +74,23 @@ class MeteredBox:
 
     @property
     def remaining(self) -> Remaining:
-        """What is left of the allotment, from the logical bill, so that a resumed trial plans as it did before."""
+        """What is left of the allotment, by the trial's own bill, so that a resumed trial plans as before."""
         return self.allotment.remaining(self.meter.paid)
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        """[P, B, C]"""
+        """Return the scores [P, B, C] of B images under P prompt sets."""
         blocks = [block for _, block in self.score_blocks(images, prompts)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, [P, rows, C]) blocks of one call."""
+        """Yield (rows, scores [P, rows, C]) of one call, block by block."""
         whole, prompts = as_images(images), _plain(prompts)
         charge = self._charge("scores", whole, prompts)
         for rows in _blocks(len(whole), charge.bill.prompts):
             yield rows, self._send(Request("scores", whole[rows], prompts, charge), first=rows.start == 0)
 
     def image_features(self, images: ImageSet) -> Tensor:
-        """[B, D]"""
+        """Return the features [B, D] of images."""
         whole = as_images(images)
         charge = self._charge("image_features", whole, None)
         features_BD = torch.empty(len(whole), self.feature_dim)
@@ -98,18 +99,18 @@ class MeteredBox:
         return features_BD
 
     def text_features(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]"""
+        """Return the features [P, C, D] of prompts."""
         prompts = _plain(prompts)
         return self._send(Request("text_features", None, prompts, self._charge("text_features", None, prompts)))
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]; white box."""
+        """Return the gradient [P, L, E] in the context, given that in the text features [P, C, D]; white box."""
         plain, upstream_PCD = _plain(prompts), upstream_PCD.detach().float().contiguous()
         charge = self._charge("text_gradients", None, plain, upstream_PCD)
         return self._send(Request("text_gradients", None, plain, charge, upstream_PCD))
 
     def embed_text(self, text: str) -> Tensor:
-        """[L, E], free of charge."""
+        """Return the token embeddings [L, E] of a text; free."""
         if not self.access.covers(Access.SOFT):
             raise AccessDenied(f"embed_text needs SOFT, the method declares {self.access.label}")
         return torch.from_numpy(self.pool.embed_text(text).copy())
@@ -117,44 +118,42 @@ class MeteredBox:
     def _charge(
         self, kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None
     ) -> Charge:
-        """Price the call and check it against declared access and allotment; nothing is sent when either says no."""
+        """Price a call. Raises AccessDenied or BudgetExceeded where the declared access or the allotment forbids it."""
         bill = price(kind, images, prompts, self.feature_dim)
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
-        needs = access_of(kind, prompts)
-        if not self.access.covers(needs):
-            raise AccessDenied(f"{kind} needs {needs.label}, the method declares {self.access.label}")
+        needed = access_of(kind, prompts)
+        if not self.access.covers(needed):
+            raise AccessDenied(f"{kind} needs {needed.label}, the method declares {self.access.label}")
         if phase in BUDGETED_PHASES:
-            self._afford(bill)
-        content = f"{kind}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
-        h = hashlib.sha256(content.encode())
-        if upstream_PCD is not None:
-            h.update(upstream_PCD.numpy().tobytes())
-        digest = h.hexdigest()[:32]
+            self._check_allotment(bill)
+        digest = call_digest(kind, images, prompts, upstream_PCD)
         return Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
 
-    def _afford(self, bill: Bill) -> None:
+    def _check_allotment(self, bill: Bill) -> None:
         spent = self.meter.paid
         unit = self.allotment.exceeded_unit(spent, bill)
         if unit:
-            numbers = (getattr(of, unit) for of in (bill, spent, self.allotment))
+            numbers = (getattr(counts, unit) for counts in (bill, spent, self.allotment))
             raise BudgetExceeded(f"trial {self.trial}", unit, *numbers)
 
     def _send(self, request: Request, first: bool = True) -> Tensor:
-        answer = self.pool.send(request)
-        if first:  # a call of several blocks is billed once, when its first block has been answered
+        response = self.pool.send(request)
+        if first:  # a call of several blocks is billed once, with the response to its first
             charge = request.charge
             self.meter.call += 1
             self.meter.bills[charge.phase] += charge.bill
-            if answer.status == "diverged":
+            if response.status == "diverged":
                 self.meter.bills[Phase.REPLAY] += charge.bill
-        self.meter.computed_images += answer.computed_images
-        self.meter.computed_prompts += answer.computed_prompts
-        self.meter.cache_hits += answer.cache_hits
-        values = torch.from_numpy(np.array(answer.values, dtype=np.float32))
+        self.meter.computed_images += response.computed_images
+        self.meter.computed_prompts += response.computed_prompts
+        self.meter.cache_hits += response.cache_hits
+        values = torch.from_numpy(np.array(response.values, dtype=np.float32))
         if (bad := first_non_finite(values)) is not None:
-            raise NonFiniteError(f"{request.kind}: the answer holds NaN or infinity, first at {_place(request, bad)}")
+            raise NonFiniteError(
+                f"{request.kind}: the response has a value that is NaN or infinite, first at {_place(request, bad)}"
+            )
         return values
 
 
@@ -169,14 +168,14 @@ def wrong_plan(method: str, predicted: Bill | None, spent: Bill, refused: Budget
     )
 
 
-def _blocks(n: int, numbers: int) -> Iterator[slice]:
-    """The rows of an answer with so many numbers in each of n rows, cut by its shape alone."""
-    size = max(1, BLOCK_BYTES // (4 * numbers))
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    """Split n rows of `width` float32 numbers into blocks, which depend on the shape alone."""
+    size = max(1, BLOCK_BYTES // (4 * width))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _place(request: Request, index: tuple[int, ...]) -> str:
-    """The prompt set and the image of an element of an answer."""
+    """Name the prompt set and the image of an element of a response."""
     image = {"scores": 1, "image_features": 0}.get(request.kind)
     places = [] if request.prompts is None else [f"prompt set {index[0] + 1}"]
     if image is not None and request.images is not None:
@@ -185,7 +184,7 @@ def _place(request: Request, index: tuple[int, ...]) -> str:
 
 
 def _plain(prompts: Prompts) -> Prompts:
-    """Soft prompts as float32 values without a gradient: what can cross the boundary."""
+    """Return soft prompts as contiguous float32 values without a gradient; text prompts as they are."""
     if isinstance(prompts, SoftPrompts):
         return SoftPrompts(prompts.ctx_PLE.detach().float().contiguous(), prompts.classnames, prompts.suffix)
     return prompts

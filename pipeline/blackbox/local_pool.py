@@ -1,4 +1,4 @@
-"""A pool without Ray: one endpoint and one ledger in this process, for notebooks and tests."""
+"""A pool without Ray, for notebooks and tests: one endpoint and one ledger in this process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.blackbox.endpoint import ModelInfo, Request, Response
-from pipeline.errors import BudgetExceeded, FareboxError
+from pipeline.blackbox.request import ModelInfo, Request, Response
+from pipeline.errors import FareboxError, unwrap
 from pipeline.ledger.ledger import Ledger
 
 
-class Answering(Protocol):
-    """An `Endpoint`, or something that passes calls on to one."""
+class EndpointLike(Protocol):
+    """An `Endpoint`, or an object that forwards calls to one."""
 
     @property
     def info(self) -> ModelInfo:
@@ -21,39 +21,42 @@ class Answering(Protocol):
         ...
 
     def check(self, request: Request) -> None:
-        """Refuse what cannot or may not be answered."""
+        """See Endpoint.check."""
         ...
 
     def compute(self, request: Request) -> Response:
-        """The answer."""
+        """See Endpoint.compute."""
         ...
 
     def embed_text(self, text: str) -> np.ndarray:
-        """[L, E]"""
+        """See Endpoint.embed_text."""
         ...
 
 
 class LocalPool:
-    """Answers as the Ray replicas do (pool.py): same checks, same charges, same bits."""
+    """Sends requests to an endpoint in this process, with the checks, charges and results of the Ray replicas."""
 
-    def __init__(self, endpoint: Answering, ledger: Ledger) -> None:
+    def __init__(self, endpoint: EndpointLike, ledger: Ledger) -> None:
         self.endpoint, self.ledger = endpoint, ledger
         self.info = endpoint.info
 
     def send(self, request: Request) -> Response:
-        """Check, charge, compute. Raises BudgetExceeded when the charge is refused."""
+        """Check, charge and compute a request.
+
+        Raises:
+            BudgetExceeded: the charge is refused; nothing is computed.
+            FareboxError: an error of the endpoint or the ledger. A call that was not computed is refunded.
+        """
         self.endpoint.check(request)
-        paid = self.ledger.charge([request.charge])[0]
-        if isinstance(paid, BudgetExceeded):
-            raise paid
+        receipt = unwrap(self.ledger.charge([request.charge])[0])
         try:
-            answer = self.endpoint.compute(request)
+            response = self.endpoint.compute(request)
         except FareboxError:
-            if paid.status != "replayed":  # definitely not computed: the one case in which money goes back
-                self.ledger.refund([paid.id])
+            if receipt.status != "replayed":
+                self.ledger.refund([receipt.id])
             raise
-        return replace(answer, status=paid.status)
+        return replace(response, status=receipt.status)
 
     def embed_text(self, text: str) -> np.ndarray:
-        """[L, E]"""
+        """Return the token embeddings [L, E] of a text; free."""
         return self.endpoint.embed_text(text)

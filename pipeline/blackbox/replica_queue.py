@@ -1,9 +1,9 @@
-"""What a replica does with its requests, without Ray: paid together, computed one after the other, answered when paid.
+"""The request queue of a replica, without Ray.
 
-Charging and computing run beside each other: while a request is computed, the charges of those behind it are committed.
-What has come in while one charge call was under way is charged by the next, in one call for all. Nothing grows with the
-number of callers but a short queue: so many requests are taken and the next is told that the replica is busy; so many
-answers are held at once, and nothing further is computed before one of them has been paid and sent.
+Charges are batched, computation is serial, and a response is released once its charge has committed. Charging and
+computing overlap: while one request is computed, those behind it are charged. All charges that arrive during one call
+to the ledger are sent in the next. The queue is bounded: a full one rejects requests with EndpointBusy, and only a few
+responses are computed ahead of their charges.
 """
 
 from __future__ import annotations
@@ -17,36 +17,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.blackbox.endpoint import Endpoint, Request, Response
-from pipeline.budget import Charge, Receipt
-from pipeline.errors import BudgetExceeded, EndpointBusy, FareboxError
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.request import Request, Response
+from pipeline.errors import BudgetExceeded, EndpointBusy, FareboxError, unwrap
+from pipeline.ledger.records import Charge, Receipt
 
 MAX_QUEUED = 64
-"""Requests that a replica takes before it is busy."""
+"""Maximum number of requests in the queue."""
 MAX_BUFFERED = 2
-"""Answers in its memory: one that is computed, and one that waits for its charge. A block of scores or of image
-features has 64 MiB at most; prompt features come whole, up to `endpoint.TEXT_BYTES`."""
+"""Maximum number of responses in memory: one being computed, one waiting for its charge. A block of scores or of image
+features takes at most 64 MiB; prompt features are one block of at most `endpoint.TEXT_BYTES`."""
 
-Paid = Receipt | BudgetExceeded | FareboxError
-Charging = Callable[[list[Charge]], Awaitable[Sequence[Receipt | BudgetExceeded]]]
-"""The ledger's `charge`; raises an error of ours when it did not answer."""
+ChargeResult = Receipt | FareboxError
+"""A receipt, or why the charge was refused (BudgetExceeded) or failed."""
+ChargeFunction = Callable[[list[Charge]], Awaitable[Sequence[Receipt | BudgetExceeded]]]
+"""The ledger's `charge`; raises a FareboxError when the ledger does not answer."""
 
 
-class Server:
-    """The queue before one endpoint. It is made, and called, in a running event loop."""
+class ReplicaQueue:
+    """The queue in front of one endpoint. It is made and called in a running event loop."""
 
-    def __init__(self, charge: Charging, refund: Callable[[list[str]], Awaitable[Any]], threads: int) -> None:
+    def __init__(self, charge: ChargeFunction, refund: Callable[[list[str]], Awaitable[Any]], threads: int) -> None:
         self.charge, self.refund = charge, refund
-        # OpenMP's thread count belongs to a thread: the one that computes sets its own.
+        # OpenMP keeps a thread count for each thread: the one that computes sets its own.
         self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.loaded: Endpoint | FareboxError
-        self.taken = 0
-        self.held = asyncio.Semaphore(MAX_BUFFERED)
-        self.unpaid: list[tuple[Charge, asyncio.Future[Paid]]] = []
-        self.paying: asyncio.Task[None] | None = None
+        """The endpoint, or why it could not be made."""
+        self.pending = 0
+        """Number of accepted requests without a response."""
+        self.slots = asyncio.Semaphore(MAX_BUFFERED)
+        self.uncharged: list[tuple[Charge, asyncio.Future[ChargeResult]]] = []
+        self.charging: asyncio.Task[None] | None = None
 
-    async def load(self, make: Callable[..., Endpoint], *args: Any) -> None:
-        """Load the endpoint. An error of ours is kept for those who ask: raised here, Ray would wrap it in its own."""
+    async def start(self, make: Callable[..., Endpoint], *args: Any) -> None:
+        """Make the endpoint. An error is stored in `loaded`, since Ray would wrap one that is raised here."""
         try:
             self.loaded = await self._run(make, *args)
         except FareboxError as error:
@@ -54,75 +58,68 @@ class Server:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The endpoint, or the error of ours that kept it from loading."""
-        if isinstance(self.loaded, FareboxError):
-            raise self.loaded
-        return self.loaded
+        """The endpoint. Raises the error with which it failed to start."""
+        return unwrap(self.loaded)
 
     async def embed_text(self, text: str) -> np.ndarray | FareboxError:
-        """[L, E]"""
+        """Return the token embeddings [L, E] of a text; free."""
         try:
             return await self._run(self.endpoint.embed_text, text)
         except FareboxError as error:
             return error
 
     async def send(self, request: Request) -> Response | FareboxError:
-        """The paid answer, with the number of requests that are left here; an error of ours as a value."""
-        if self.taken >= MAX_QUEUED:
-            return EndpointBusy(f"a replica has {self.taken} requests to answer")
-        self.taken += 1
+        """Check, charge and compute a request. Returns the response once its charge has committed, or an error."""
+        if self.pending >= MAX_QUEUED:
+            return EndpointBusy(f"the queue of a replica is full ({self.pending} requests)")
+        self.pending += 1
         try:
             self.endpoint.check(request)
-            answer = await self._answer(request)
+            response = await self._respond(request)
         except FareboxError as error:
             return error
         finally:
-            self.taken -= 1
-        return replace(answer, load=self.taken)
+            self.pending -= 1
+        return replace(response, load=self.pending)
 
-    async def _answer(self, request: Request) -> Response:
-        paying = self._pay(request.charge)
-        async with self.held:
-            if paying.done():
-                _receipt(paying.result())  # refused while it waited for its turn: nothing is computed
+    async def _respond(self, request: Request) -> Response:
+        charged = self._charge(request.charge)
+        async with self.slots:
+            if charged.done():
+                unwrap(charged.result())  # refused while the request was queued: it is not computed
             try:
-                answer = await self._run(self.endpoint.compute, request)
-            except FareboxError as error:
-                if _receipt(await paying).status != "replayed":  # definitely not computed: the one case of a refund
+                response: Response = await self._run(self.endpoint.compute, request)
+            except FareboxError:
+                if unwrap(await charged).status != "replayed":  # the call was not computed: it is refunded
                     await self.refund([request.charge.id])
-                raise error
-            return replace(answer, status=_receipt(await paying).status)
+                raise
+            return replace(response, status=unwrap(await charged).status)
 
-    def _pay(self, charge: Charge) -> asyncio.Future[Paid]:
-        """The charge's outcome, when it is committed or refused."""
+    def _charge(self, charge: Charge) -> asyncio.Future[ChargeResult]:
+        """Queue a charge; the future gives its result."""
         loop = asyncio.get_running_loop()
-        paid: asyncio.Future[Paid] = loop.create_future()
-        self.unpaid.append((charge, paid))
-        if self.paying is None:
-            self.paying = loop.create_task(self._pay_all())
-        return paid
+        charged: asyncio.Future[ChargeResult] = loop.create_future()
+        self.uncharged.append((charge, charged))
+        if self.charging is None:
+            self.charging = loop.create_task(self._charge_all())
+        return charged
 
-    async def _pay_all(self) -> None:
-        """One charge call at a time, with all that came in during the one before."""
-        while self.unpaid:
-            batch, self.unpaid = self.unpaid, []
-            for (_, paid), outcome in zip(batch, await self._outcomes([charge for charge, _ in batch]), strict=True):
-                paid.set_result(outcome)
-        self.paying = None
+    async def _charge_all(self) -> None:
+        """Charge until the queue is empty: one call to the ledger at a time, for all that arrived during the last."""
+        while self.uncharged:
+            batch, self.uncharged = self.uncharged, []
+            results = await self._charge_batch([charge for charge, _ in batch])
+            for (_, charged), result in zip(batch, results, strict=True):
+                charged.set_result(result)
+        self.charging = None
 
-    async def _outcomes(self, charges: list[Charge]) -> Sequence[Paid]:
+    async def _charge_batch(self, charges: list[Charge]) -> Sequence[ChargeResult]:
         try:
             return await self.charge(charges)
         except FareboxError as error:
             if len(charges) == 1:
                 return [error]
-            return [(await self._outcomes([charge]))[0] for charge in charges]  # one that is wrong fails alone
+            return [(await self._charge_batch([charge]))[0] for charge in charges]  # an invalid one fails alone
 
-    async def _run(self, function: Any, *args: Any) -> Any:
+    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.worker, function, *args)
-
-
-def _receipt(paid: Paid) -> Receipt:
-    if isinstance(paid, FareboxError):
-        raise paid
-    return paid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from pipeline.bench.cost import Cost, CostSpec, of
+from pipeline.bench.cost import Cost, CostSpec, measure
 from pipeline.claims.claim import Finding, claim, judge, not_testable
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.measured import Measured
@@ -111,13 +111,13 @@ def memory(e: Evidence) -> Finding:
 
 def tiny(e: Evidence, method: str) -> list[dict[str, float]]:
     """Measure whole trials, one at a time, on the embedded model: digits, 16 shots."""
-    return e.measure(f"cost_{method}", [method], lambda: [_kept(of(CostSpec(method))) for _ in range(RUNS)])
+    return e.measure(f"cost_{method}", [method], lambda: [_kept(measure(CostSpec(method))) for _ in range(RUNS)])
 
 
 def big(e: Evidence, method: str, arch: str) -> dict[str, float]:
     """Measure the start and two steps of a method on a model with random weights."""
     spec = CostSpec(method, FEW, steps=2, arch=arch)
-    return e.measure(f"cost_{method}_{arch}", [method], lambda: _kept(of(spec)))
+    return e.measure(f"cost_{method}_{arch}", [method], lambda: _kept(measure(spec)))
 
 
 def whole_fit(e: Evidence, method: str, arch: str) -> float:

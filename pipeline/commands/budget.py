@@ -11,11 +11,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.budget import LIMITED_UNITS, Limits, Reservation
+from pipeline.budget import LIMITED_UNITS, Limits
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError, DamagedFile, LedgerError
 from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.records import Reservation
 from pipeline.sweep.reservations import SWEEP, check_name, existing_ledger
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import host_name, read_id
@@ -137,7 +138,7 @@ def _shown(record: dict[str, Any]) -> str:
     for account in record["accounts"]:
         name = account["name"]
         kind = "ceiling of sweep" if name.startswith(SWEEP) else "budget"
-        limit = Limits(**account["limits"]).words or "none"
+        limit = Limits(**account["limits"]).text or "none"
         text.append(f"{kind} {name.removeprefix(SWEEP)}: limit {limit}; {_amounts(account)}")
         for reservation in record["reservations"]:
             if name in reservation["reserved"]:
@@ -188,10 +189,10 @@ def _set(command: Command) -> dict[str, Any]:
 
 
 def _set_text(record: dict[str, Any]) -> str:
-    limit = Limits(**record["limits"]).words or "none"
+    limit = Limits(**record["limits"]).text or "none"
     if record["created"]:
         return f"created budget {record['budget']}: limit {limit}"
-    return f"budget {record['budget']}: limit {limit}; before: {Limits(**record['before']).words or 'none'}"
+    return f"budget {record['budget']}: limit {limit}; before: {Limits(**record['before']).text or 'none'}"
 
 
 def _release(command: Command) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def _release(command: Command) -> dict[str, Any]:
                 lock.enter_context(alone(Path(reservation.place.path)))
             for trial in ledger.trials(name):
                 if trial.open:
-                    ledger.settle(name, trial.trial)
+                    ledger.release(name, trial.trial)
     kept = [_record(r) for name, r in reservations.items() if name not in chosen]
     return {"ledger": ledger.name, "released": [_record(reservations[name]) for name in chosen], "kept": kept}
 

@@ -6,11 +6,12 @@ import contextlib
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.budget import AccountRecord, Phase, total
+from pipeline.budget import Phase, total
 from pipeline.commands.leaderboard import open_store
 from pipeline.config.compose import Config
 from pipeline.errors import LedgerError
 from pipeline.files import strict_json
+from pipeline.ledger.records import AccountRecord
 from pipeline.sweep.reservations import audit, existing_ledger, trials_of
 from pipeline.sweep.storage_id import read_id
 
@@ -51,7 +52,7 @@ def _text(record: dict[str, Any], accounts: list[AccountRecord]) -> str:
     for a in accounts:
         lines.append(
             f"account {a.name}: {a.spent.requests:,} requests and {a.spent.images:,} images spent, "
-            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.words or 'none'}"
+            f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.text or 'none'}"
         )
     copied = record["copied_trials"]
     inherited = f", {copied} of them billed to the storage that this one was copied from" if copied else ""

@@ -37,7 +37,7 @@ def plan_table(estimate: SweepEstimate) -> str:
         (f"global {config.global_budget.name!r}", config.global_budget.limits),
     ):
         if limits != Limits():
-            text.append(f"ceiling of {name}: {limits.words}")
+            text.append(f"ceiling of {name}: {limits.text}")
     text += [*estimate.notes, *(f"not run: {name} {why}" for name, why in estimate.unable)]
     return "\n".join([*text, *model_lines(estimate), *absent_lines(estimate)])
 

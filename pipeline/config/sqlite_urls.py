@@ -14,9 +14,6 @@ from pipeline.errors import ConfigError
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:(?://)?(?:/(?P<path>[^?]*))?(?:\?(?P<options>.*))?", re.DOTALL)
 _OPTIONS = re.compile(r"\w+=[^&?/]*(?:&\w+=[^&?/]*)*")
 
-SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?:file:)?([^?:][^?]*)")
-"""A URL of a SQLite file; its group is the path."""
-
 
 def check_sqlite(key: str, url: str | None) -> str | None:
     """Check a URL that a user typed; other databases than SQLite, and None, are returned as they are.

@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.budget import LIMITED_UNITS, Limits
 from pipeline.config.plain_yaml import NUMBER
-from pipeline.config.sqlite_urls import SQLITE
 from pipeline.errors import ConfigError, did_you_mean, masked
+from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.untrusted import read_text, text_problem
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def tracking_uri(key: str, value: str) -> str:
         known = TRACKING_SCHEMES | {entry.name for entry in entry_points(group="mlflow.tracking_store")}
         if scheme not in known:
             raise ConfigError(f"{key}={masked(value)}: " + did_you_mean("kind of tracking URI", scheme, known))
-    if scheme == "sqlite" and not SQLITE.match(value):
+    if scheme == "sqlite" and sqlite_file(value) is None:
         raise ConfigError(f"{key}={value}: expected a file, as in {key}=sqlite:////LOCAL/mlflow.db")
     return value
 

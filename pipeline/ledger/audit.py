@@ -1,4 +1,4 @@
-"""Verification of the ledger: intact records, and totals that equal the sums of the single charges."""
+"""Verify the ledger: checksums of all records, and totals against the sums of the charges."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from pipeline.ledger.rows import AccountRow, TrialRow, all_trials
 from pipeline.ledger.schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, bucket
 
 SUMMED = tuple(f"{Phase.EVALUATE.value}_{unit}" for unit in UNITS)
-"""Columns of one test set's row: a trial's rows add up to its bill. The other columns stand in each of its rows."""
+"""Columns with the bill of one test set, added up over a trial's rows. Other columns are equal in all its rows."""
 UNFINISHED = ("failed", "unfunded")
-"""Statuses of a row whose trial may be charged more later."""
-AT_ONCE = 10_000
-"""Charges that are in memory together."""
+"""Statuses of rows whose trial may be continued and charged more."""
+CHUNK = 10_000
+"""Number of charges in memory at a time."""
 
 
 def problems(
     db: sa.Connection, results: Iterable[Mapping[str, Any]] | None, storages: Sequence[str], whole: bool
 ) -> list[str]:
-    """One line for each thing that is wrong.
+    """Return one line for each problem; see Ledger.verify.
 
-    `storages`: the storage whose results these are, then those that it was copied from; none to look in all.
-    `whole`: verify the charges of all storages, not of these alone.
+    Args:
+        db: a connection in a transaction.
+        results: rows of a sweep.
+        storages: the storage of these rows, then those that it was copied from; empty for all storages.
+        whole: verify the charges of all storages, not only of these.
     """
     scope = None if whole else storages
     lines: list[str] = []
     sums = _sums(db, scope, lines)
     lines += _damaged(db)
     if lines:
-        return lines  # sums over the records that are left would only repeat it
+        return lines  # sums over the intact records would only repeat it
     trials = all_trials(db)
     lines = [*_charges(db, trials, sums, scope), *_trials(trials.values()), *_accounts(db, trials)]
     if results is not None:
@@ -45,10 +48,10 @@ def problems(
 
 
 def _damaged(db: sa.Connection) -> Iterator[str]:
-    """One line for each record, charges excepted, that does not match its checksum."""
+    """Yield a line for each damaged record, except charges."""
     for table in (ACCOUNT, TRIAL, MEMBER, STORAGE, REFUND):
         for row in db.execute(select(table)):
-            record = row[1:] if table is REFUND else row  # the database numbers refunds itself
+            record = row[1:] if table is REFUND else row  # a refund's number is assigned by the database
             if not intact(table, record):
                 yield f"damaged record {label(table, row)}"
 
@@ -56,9 +59,9 @@ def _damaged(db: sa.Connection) -> Iterator[str]:
 def _sums(
     db: sa.Connection, storages: Sequence[str] | None, lines: list[str]
 ) -> dict[tuple[int, str, bool], list[int]]:
-    """Sums of the charges by (trial number, phase, diverged); a line is appended for each damaged charge."""
+    """Return sums of the charges by (trial number, phase, diverged); append a line for each damaged charge."""
     sums: dict[tuple[int, str, bool], list[int]] = defaultdict(lambda: [0] * len(UNITS))
-    query = select(CHARGE).where(*_of(storages)).execution_options(yield_per=AT_ONCE)
+    query = select(CHARGE).where(*_of(storages)).execution_options(yield_per=CHUNK)
     for row in db.execute(query):
         if not intact(CHARGE, row):
             lines.append(f"damaged record {label(CHARGE, row)}")
@@ -73,7 +76,7 @@ def _sums(
 
 
 def _of(storages: Sequence[str] | None) -> list[sa.ColumnElement[bool]]:
-    """Select the charges of these storages; None for all."""
+    """Return the condition for charges of these storages; None for all."""
     if storages is None:
         return []
     return [CHARGE.c.trial_no.in_(select(TRIAL.c.no).where(TRIAL.c.storage.in_(list(storages))))]
@@ -92,8 +95,8 @@ def _charges(
         elif phase not in [p.value for p in Phase]:
             yield f"{_name(trials[no])}: charges in an unknown phase {phase!r}"
         else:
-            place = bucket(Phase(phase), diverged)
-            buckets[no][place] = buckets[no].get(place, Bill()) + Bill(*counts)
+            name = bucket(Phase(phase), diverged)
+            buckets[no][name] = buckets[no].get(name, Bill()) + Bill(*counts)
     for no, trial in trials.items():
         if scope is None or trial.storage in scope:
             for name in BUCKETS:
@@ -112,7 +115,7 @@ def _trials(trials: Iterable[TrialRow]) -> Iterator[str]:
     for trial in trials:
         if unit := trial.allotment.exceeded_unit(trial.paid, Bill()):
             spent, limit = getattr(trial.paid, unit), getattr(trial.allotment, unit)
-            yield f"{_name(trial)}: {spent:,} {unit} were spent of an allotment of {limit:,}"
+            yield f"{_name(trial)}: {spent:,} {unit} are spent of an allotment of {limit:,}"
 
 
 def _accounts(db: sa.Connection, trials: Mapping[int, TrialRow]) -> Iterator[str]:
@@ -135,7 +138,7 @@ def _accounts(db: sa.Connection, trials: Mapping[int, TrialRow]) -> Iterator[str
 
 
 def account_differences(account: AccountRow, trials: Sequence[TrialRow]) -> Iterator[str]:
-    """One line for each total of an account that its trials do not add up to."""
+    """Yield a line for each total of an account that differs from the sum over its trials."""
     held = total(trial.allotment.bill for trial in trials if trial.open)
     spent = total(trial.paid for trial in trials if not trial.open) + total(t.buckets["replay"] for t in trials)
     name = f"account {account.name!r}"
@@ -156,7 +159,7 @@ def _results(
     for name, mine in rows.items():
         candidates = sorted(by_name[name], key=lambda t: storages.index(t.storage) if storages else 0)
         if not storages and len(candidates) > 1:
-            yield f"trial {name}: {len(candidates)} storages have it; say whose rows these are"
+            yield f"trial {name}: {len(candidates)} storages have it; name the storage of these rows"
             continue
         bills = candidates[0].bills if candidates else {}
         copied = bool(candidates and storages) and candidates[0].storage != storages[0]
@@ -164,15 +167,15 @@ def _results(
             stated = [int(row[column]) for row in mine if row.get(column) is not None]
             for value in [sum(stated)] if stated and column in SUMMED else sorted(set(stated)):
                 if copied and mine[0].get("status") in UNFINISHED and value <= count:
-                    continue  # the storage that it was copied from went on with the trial
+                    continue  # the original storage has continued the trial
                 if value != count:
                     yield f"trial {name}: its row says {value:,} {column}, the ledger {count:,}"
 
 
-def _differ(what: str, stated: Bill, worked_out: Bill, source: str, units: Iterable[str] = UNITS) -> Iterator[str]:
+def _differ(name: str, stored: Bill, computed: Bill, source: str, units: Iterable[str] = UNITS) -> Iterator[str]:
     for unit in units:
-        if getattr(stated, unit) != getattr(worked_out, unit):
-            yield f"{what} {unit}: {getattr(stated, unit):,} stated, {getattr(worked_out, unit):,} by {source}"
+        if getattr(stored, unit) != getattr(computed, unit):
+            yield f"{name} {unit}: {getattr(stored, unit):,} stored, {getattr(computed, unit):,} by {source}"
 
 
 def _name(trial: TrialRow | None) -> str:

@@ -1,4 +1,4 @@
-"""One transaction of charges: which are accepted, and what they add to trials and accounts."""
+"""Charges and refunds of one transaction: decide each, then write them with the totals of trials and accounts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import select
 
 from methods.base import Bill
-from pipeline.budget import BUDGETED_PHASES, Charge, Receipt
+from pipeline.budget import BUDGETED_PHASES
 from pipeline.errors import BudgetExceeded, LedgerError
 from pipeline.ledger import rows as ledger_rows
+from pipeline.ledger.records import Charge, Receipt, parse_id
 from pipeline.ledger.rows import AccountRow, Key, TrialRow
-from pipeline.ledger.schema import CHARGE, bucket
+from pipeline.ledger.schema import CHARGE, REFUND, bucket
 
 
 class Batch:
-    """The charges of one transaction, decided in order against the locked records and then written together."""
+    """Charges that are decided in order against locked rows, and then written together."""
 
     def __init__(self, db: sa.Connection, trials: dict[Key, TrialRow], charges: Sequence[Charge]) -> None:
         self.db, self.trials = db, trials
@@ -30,7 +32,7 @@ class Batch:
         entry = self.trials[c.storage, c.trial]
         if (known := self.charged.get((entry.no, c.call, c.digest))) is not None:
             if known[0] != c.bill:
-                raise LedgerError(f"charge {c.id} was made for {known[0]}, and is now asked for {c.bill}")
+                raise LedgerError(f"charge {c.id} was made with {known[0]}, and is repeated with {c.bill}")
             return Receipt(c.id, "replayed")
         diverged = (entry.no, c.call) in self.paid_calls
         place = bucket(c.phase, diverged)
@@ -48,8 +50,8 @@ class Batch:
         return Receipt(c.id, "diverged" if diverged else "charged")
 
     def _charge_accounts(self, entry: TrialRow, bill: Bill) -> BudgetExceeded | None:
-        """A replay is paid by every account of the trial, or by none."""
-        if self.payers is None:  # most batches have no replay, and need not lock the accounts
+        """Charge a replay to every account of the trial, or to none."""
+        if self.payers is None:  # accounts are locked for replays only, which are rare
             self.payers = ledger_rows.lock_payers(self.db, self.trials.values())
         payers = self.payers.get(entry.no, [])
         refusal = next((r for account in payers if (r := account.refusal(bill))), None)
@@ -67,3 +69,28 @@ class Batch:
         ledger_rows.save_trials(self.db, [entry for entry in self.trials.values() if entry.no in changed])
         if self.payers is not None:
             ledger_rows.save_payers(self.db, self.payers)
+
+
+def refund_charges(db: sa.Connection, ids: Sequence[str]) -> None:
+    """See Ledger.refund."""
+    parsed = [parse_id(charge_id) for charge_id in dict.fromkeys(ids)]
+    trials = ledger_rows.lock_trials(db, {(storage, trial) for storage, trial, _, _ in parsed})
+    payers = ledger_rows.lock_payers(db, trials.values())
+    for storage, trial, call, digest in parsed:
+        entry = trials.get((storage, trial))
+        if entry is None:
+            continue
+        key = (CHARGE.c.trial_no == entry.no, CHARGE.c.call == call, CHARGE.c.digest == digest)
+        row = db.execute(select(CHARGE).where(*key)).one_or_none()
+        if row is None:
+            continue
+        _, _, _, phase, diverged, bill, _ = ledger_rows.parse_charge(row)
+        place = bucket(phase, diverged)
+        entry.buckets[place] += bill * -1
+        if place == "replay" or (place in BUDGETED_PHASES and not entry.open):
+            for account in payers.get(entry.no, ()):
+                account.spent += bill * -1
+        db.execute(sa.insert(REFUND), ledger_rows.refund_columns(row))
+        db.execute(sa.delete(CHARGE).where(*key))
+    ledger_rows.save_trials(db, trials.values())
+    ledger_rows.save_payers(db, payers)

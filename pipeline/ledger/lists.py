@@ -1,4 +1,4 @@
-"""Read-only lists of the ledger's records, each record verified against its checksum."""
+"""Lists of the ledger's records, for reading. Each record is verified against its checksum."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from methods.base import Bill
-from pipeline.budget import (
-    AccountRecord,
-    Charge,
-    ChargeRecord,
-    Phase,
-    Reservation,
-    StorageRecord,
-    TrialRecord,
-    total,
-)
-from pipeline.ledger.audit import AT_ONCE, account_differences
+from pipeline.budget import Phase, total
+from pipeline.ledger.audit import CHUNK, account_differences
 from pipeline.ledger.checksum import DamagedRecord, verified
+from pipeline.ledger.records import AccountRecord, Charge, ChargeRecord, Reservation, StorageRecord, TrialRecord
 from pipeline.ledger.rows import AccountRow, TrialRow, all_trials, parse_charge
 from pipeline.ledger.schema import ACCOUNT, CHARGE, MEMBER, REFUND, STORAGE, TRIAL
 
 
 def find_account(db: sa.Connection, name: str) -> AccountRow | None:
-    """One account, for reading only."""
+    """Return an account, or None, without a lock."""
     row = db.execute(select(ACCOUNT).where(ACCOUNT.c.name == name)).one_or_none()
     return None if row is None else AccountRow.of(row)
 
@@ -37,7 +29,7 @@ def list_accounts(db: sa.Connection) -> list[AccountRecord]:
     for no in names:
         for name in names[no]:
             if no not in trials:
-                raise DamagedRecord(f"trial number {no}, charged to account {name!r}, is absent")
+                raise DamagedRecord(f"trial number {no}, charged to account {name!r}, is missing")
             on[name].append(trials[no])
     records = []
     for account in sorted((AccountRow.of(row) for row in db.execute(select(ACCOUNT))), key=lambda a: a.name):
@@ -47,7 +39,7 @@ def list_accounts(db: sa.Connection) -> list[AccountRecord]:
         charged = total(t.paid + t.buckets["replay"] for t in mine)
         records.append(AccountRecord(account.name, account.limits, account.held, account.spent, charged, len(mine)))
     for name in on:
-        raise DamagedRecord(f"account {name!r}, to which trials are charged, is absent")
+        raise DamagedRecord(f"account {name!r}, to which trials are charged, is missing")
     return records
 
 
@@ -94,7 +86,7 @@ def list_reservations(db: sa.Connection) -> list[Reservation]:
     """See Ledger.reservations."""
     trials, accounts = [trial for trial in all_trials(db).values() if trial.open], _all_members(db)
     storages, last = {trial.no: trial.storage for trial in trials}, dict[str, float]()
-    charges = select(CHARGE).join(TRIAL).where(TRIAL.c.open).execution_options(yield_per=AT_ONCE)
+    charges = select(CHARGE).join(TRIAL).where(TRIAL.c.open).execution_options(yield_per=CHUNK)
     for charge in db.execute(charges):
         no, *_, at = parse_charge(charge)
         last[storages[no]] = max(at, last.get(storages[no], at))

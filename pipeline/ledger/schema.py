@@ -1,14 +1,14 @@
-"""Where the ledger is kept: its tables and its transactions, on SQLite or PostgreSQL.
+"""Tables and transactions of the ledger, on SQLite or PostgreSQL.
 
-Running totals stand beside the charges (on the trial by bucket, on the account), so that no charge scans a table;
-ledger_audit.py adds the charges up again and compares. A bucket is where a bill is counted:
+Trials and accounts store running totals, so that a charge scans no table; audit.py compares them with sums of the
+charges. A trial's total has one bucket for each kind of charge:
 
-  adapt, validate     paid by the trial's allotment
-  curve, evaluate     recorded; nothing limits them
-  replay              a diverged adapt or validate call: paid by the free room of the trial's accounts
-  replay_unlimited    a diverged curve or evaluate call: recorded; shown with `replay`, marks the row alike
+  adapt, validate     paid from the trial's allotment
+  curve, evaluate     recorded without a limit
+  replay              diverged adapt or validate calls, paid from what the trial's accounts have free
+  replay_unlimited    diverged curve or evaluate calls, recorded without a limit; reported as part of `replay`
 
-The last column of each table is the record's checksum (ledger_checksum.py).
+The last column of each table is the record's checksum (checksum.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,17 +31,17 @@ from pipeline.ledger.checksum import CHECKSUM, RESTORE, DamagedRecord
 
 SCHEMA = 2
 BUSY_S = 30.0
-"""How long a transaction waits for another process's before it gives up."""
+"""How long a transaction waits for one of another process before it fails."""
 DAMAGED = f" (damaged): {RESTORE}"
 OPENING = 0xFA2EB0C5
-"""PostgreSQL's lock number for the making of the tables."""
+"""Number of the PostgreSQL lock held while tables are created."""
 BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
 
-Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows itself only in INTEGER, of 64 bits too
+Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in INTEGER columns, also of 64 bits
 
 
 def bucket(phase: Phase, diverged: bool) -> str:
-    """Where a charge asked in this phase is counted."""
+    """Return the bucket of a charge in this phase."""
     if not diverged:
         return phase.value
     return "replay" if phase in BUDGETED_PHASES else "replay_unlimited"
@@ -114,21 +113,11 @@ STORAGE = Table(
     Column("since", sa.Float, nullable=False),
     _checksum(),
 )
-"""Where each storage was when its last run opened the ledger, and when that was."""
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL; None for a server, a ledger in memory, or what is not a URL."""
-    try:
-        parsed = sa.make_url(url)
-    except SQLAlchemyError:
-        return None
-    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
-    return Path(str(parsed.database)) if on_disk else None
+"""Where each storage was when its latest run opened the ledger, and when that was."""
 
 
 class Database:
-    """Transactions on one database. Every SQLAlchemy error leaves as a LedgerError of one line."""
+    """Transactions on one database. Errors of SQLAlchemy are raised as LedgerError with one line."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -136,7 +125,7 @@ class Database:
             self.name = parsed.render_as_string(hide_password=True)
             self.dialect = parsed.get_backend_name()
             if self.dialect not in ("sqlite", "postgresql"):
-                raise LedgerError(f"the ledger {self.name} cannot be used: wanted sqlite:///PATH or postgresql://...")
+                raise LedgerError(f"the ledger {self.name} cannot be used: expected sqlite:///PATH or postgresql://...")
             self.in_memory = self.dialect == "sqlite" and parsed.database in (None, "", ":memory:")
             options: dict[str, Any] = {"poolclass": StaticPool} if self.in_memory else {}
             if self.dialect == "sqlite":
@@ -144,7 +133,7 @@ class Database:
             self._writer = sa.create_engine(parsed, **options)
         except (SQLAlchemyError, ImportError) as exc:
             raise LedgerError(f"the ledger {url.split('@')[-1]!r} cannot be used: {_first_line(exc)}") from exc
-        # SQLite has one writer at a time: threads of this process queue here rather than poll the file's lock.
+        # SQLite has one writer at a time: threads of this process wait here instead of polling the file's lock.
         self._turn = threading.Lock() if self.dialect == "sqlite" else nullcontext()
         if self.dialect == "sqlite":
             sa.event.listen(self._writer, "connect", _prepare_memory if self.in_memory else _prepare_file)
@@ -175,13 +164,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction that sees the last committed state and is durable when it ends without an exception."""
+        """Open a transaction on the latest committed state; it is committed unless an exception is raised."""
         with self._transaction(self._writer) as db:
             yield db
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """One consistent snapshot; never waits for writers, nor they for it."""
+        """Open a consistent snapshot. It does not wait for writers, and they do not wait for it."""
         with self._transaction(self._reader) as db:
             yield db
 
@@ -198,15 +187,15 @@ class Database:
             raise LedgerError(f"the ledger {self.name} cannot be used{DAMAGED}") from exc
 
     def check(self) -> None:
-        """Verify the structure of a SQLite file, its indexes included. Raises LedgerError for a damaged one."""
+        """Verify the structure and the indexes of a SQLite file. Raises LedgerError when it is damaged."""
         if self.dialect == "sqlite":
             with self.read() as db:
-                verdict = str(db.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one())
-                if verdict != "ok":
-                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {one_line(verdict)}")
+                result = str(db.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one())
+                if result != "ok":
+                    raise LedgerError(f"the ledger {self.name} is malformed{DAMAGED}: {one_line(result)}")
 
     def insert_new(self, table: Table) -> sa.Insert:
-        """INSERT that leaves a row alone which is there already."""
+        """Return an INSERT that does nothing for rows that exist."""
         if self.dialect == "sqlite":
             return sqlite.insert(table).on_conflict_do_nothing()
         return postgresql.insert(table).on_conflict_do_nothing()
@@ -217,7 +206,7 @@ class Database:
 
 
 def _first_line(exc: BaseException) -> str:
-    """What the database said, under SQLAlchemy's wrapping."""
+    """Return the first line of the database's own message."""
     return masked(first_line(getattr(exc, "orig", None) or exc))
 
 
@@ -226,33 +215,33 @@ _DAMAGE = ("malformed", "not a database", "no such table", "no such column", "Co
 
 
 def _advice(exc: BaseException) -> str:
-    """What a person can do about it."""
-    said = _first_line(exc)
-    if any(sign in said for sign in _DAMAGE):
+    """Return what the user can do, to append to a message; empty when nothing is known."""
+    message = _first_line(exc)
+    if any(sign in message for sign in _DAMAGE):
         return DAMAGED
-    if "full" in said or "readonly" in said or "disk I/O" in said:
-        return ": make room, or make it writable, and type the same command again; it goes on from what is there"
+    if "full" in message or "readonly" in message or "disk I/O" in message:
+        return ": make room, or make it writable, and type the same command again; it continues"
     return ""
 
 
 def _prepare_memory(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where _begin says, not where sqlite3 guesses
+    connection.isolation_level = None  # _begin starts transactions, not sqlite3
 
 
 def _prepare_file(connection: Any, _record: object) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA synchronous=FULL")  # a power cut loses no committed charge
+    connection.execute("PRAGMA synchronous=FULL")  # committed charges survive a power failure
     until = time.monotonic() + BUSY_S
     while True:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
             break
-        except connection.OperationalError as exc:  # the change of mode does not wait for other openers by itself
+        except connection.OperationalError as exc:  # changing the mode does not wait for other connections
             if "locked" not in str(exc) or time.monotonic() > until:
                 raise
             time.sleep(0.01)
     if mode != "wal":
-        raise LedgerError(f"SQLite cannot keep a write-ahead log there (journal mode {mode}); use a local disk")
+        raise LedgerError(f"SQLite cannot write a write-ahead log there (journal mode {mode}); use a local disk")
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -160,7 +160,7 @@ def heading(rows: Sequence[Record]) -> str:
 
 def allotment(record: Record) -> str:
     """Return the allotment of a section as text, e.g. 'allotment 8,000 requests'; 'no limit' without one."""
-    words = Limits(record["budget_requests"], record["budget_images"]).words
+    words = Limits(record["budget_requests"], record["budget_images"]).text
     return f"allotment {words}" if words else "no limit"
 
 

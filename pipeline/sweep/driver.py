@@ -18,9 +18,11 @@ import ray
 import torch
 from ray import tune
 
-from pipeline.blackbox.ray_pool import RayPool, RemoteLedger, Say, loads, start
+from pipeline.blackbox.ray_actors import RemoteLedger
+from pipeline.blackbox.ray_pool import RayPool, loads, start
 from pipeline.budget import total
 from pipeline.config.compose import Config
+from pipeline.console import Echo as Say
 from pipeline.errors import CodeMismatch, ConfigError, LedgerError, StorageError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.row import ResultRow
@@ -113,7 +115,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
                 dump = store.storage / SCRATCH / "hung" / f"{spec.trial_id}.txt"
                 run_recorded(spec, self.pool, storage, store, dump, **self.shared["options"])
             if books.finished(store, spec):  # a killed run's worker must not settle a new run's trial
-                self.ledger.settle(storage, spec.account)
+                self.ledger.release(storage, spec.account)
         except (CodeMismatch, LedgerError, StorageError) as error:
             return {"done": True, STOPS: error}
         return {"done": True}
@@ -206,7 +208,7 @@ def _run(plan: SweepPlan, say: Say, mirror: Mirroring) -> Outcome:
                         dead = _tune(config, funded, replicas, ledger_actor, storage.id, ledger, store, mirror, journal)
                 except ConfigError:  # Ray or the endpoint did not start: no trial did, so nothing can be asked any more
                     for spec in funded:
-                        ledger.settle(storage.id, spec.account)
+                        ledger.release(storage.id, spec.account)
                     raise
                 books.close_books(ledger, storage.id, funded, store, dead)
                 for rows in map(store.rows_of, dead):

@@ -59,7 +59,7 @@ def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
                         pool = LocalPool(Endpoint(config.model, config.features), ledger)
                         run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
                 finally:
-                    ledger.settle(storage.id, trial.account)
+                    ledger.release(storage.id, trial.account)
     return store.rows_of(plan.trials[0].trial_id)
 
 

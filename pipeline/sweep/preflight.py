@@ -9,8 +9,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.config.sqlite_urls import SQLITE
 from pipeline.errors import ConfigError, masked, shortened
+from pipeline.ledger.sqlite_file import sqlite_file
 
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
@@ -93,7 +93,7 @@ def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mo
     (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
     Where there is no table of mounts (not Linux), nothing is refused.
     """
-    found = {key: _network(Path(m[1]), mounts) for key, url in urls.items() if (m := SQLITE.match(url))}
+    found = {key: _network(file, mounts) for key, url in urls.items() if (file := sqlite_file(url))}
     if bad := {key: kind for key, kind in found.items() if kind}:
         raise ConfigError(
             f"{' and '.join(bad)} would lie on a network file system ({', '.join(sorted(set(bad.values())))}), where "

@@ -29,7 +29,7 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.blackbox.ray_pool import NAMESPACE
+from pipeline.blackbox.ray_actors import NAMESPACE
 from pipeline.errors import ConfigError, EndpointLost, first_line
 from pipeline.source_code import ROOT, ImportedCode, code_difference, code_probe, driver_code
 from pipeline.sweep.preflight import check_listening, close_ray_token

@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.budget import LIMITED_UNITS, Limits, TrialRecord, row_columns
+from pipeline.budget import LIMITED_UNITS, Limits, row_columns
 from pipeline.config.compose import Config, GlobalBudget
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.schema import sqlite_file
+from pipeline.ledger.records import TrialRecord
+from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.results.row import FINISHED, STATUSES, ResultRow, account_name
 from pipeline.results.store import ResultStore
 from pipeline.sweep.storage_id import FILE, StorageId, is_copy, moved_here, new_id, read_id, write_id
@@ -175,7 +176,7 @@ def reserve(
                 unfunded[spec.trial_id] = str(error)
                 continue
             for earlier in funded:
-                ledger.settle(storage_id, earlier.account)
+                ledger.release(storage_id, earlier.account)
             raise
     return funded, unfunded
 
@@ -214,7 +215,7 @@ def _join(ledger: Ledger, name: str, budget: GlobalBudget) -> None:
     if differ:
         words = " ".join(f"{unit}={getattr(stated, unit)}" for unit in differ)
         raise ConfigError(
-            f"budget {name!r} is limited to {present.words or 'nothing'}, and this sweep names {stated.words}: leave "
+            f"budget {name!r} is limited to {present.text or 'nothing'}, and this sweep names {stated.text}: leave "
             f"budget.global.requests and images out to join it, or change it: farebox budget set {name} {words} url=URL"
         )
 
@@ -241,7 +242,7 @@ def settle_left_over(ledger: Ledger, storage_id: str, todo: Sequence[TrialSpec])
     wanted = {spec.account for spec in todo}
     for trial in ledger.trials(storage_id):
         if trial.open and trial.trial not in wanted:
-            ledger.settle(storage_id, trial.trial)
+            ledger.release(storage_id, trial.trial)
 
 
 def close_books(
@@ -265,7 +266,7 @@ def close_books(
             )
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
             store.write([replace((rows or [failed_row(spec, gone, spec_columns(spec))])[0], **bill)])
-        ledger.settle(storage_id, spec.account)
+        ledger.release(storage_id, spec.account)
 
 
 def tidy(store: ResultStore, trials: Sequence[TrialSpec]) -> None:

@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.budget import AccountRecord
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.schema import sqlite_file
+from pipeline.ledger.records import AccountRecord
+from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.results.row import FINISHED
 from pipeline.results.store import ResultStore
 from pipeline.sweep.progress import clock

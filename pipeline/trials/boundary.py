@@ -21,7 +21,7 @@ from torch import Tensor
 
 from methods.base import Bill, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
 from pipeline.blackbox.client import MeteredBox, wrong_plan
-from pipeline.blackbox.endpoint import check_shapes, prompt_counts, prompts_digest
+from pipeline.blackbox.request import check_shapes, prompt_counts, prompts_digest
 from pipeline.budget import Phase
 from pipeline.data.images import PLAIN, Images, row_index, view_rows
 from pipeline.errors import AccessDenied, BudgetExceeded, FareboxError, MethodError, NonFiniteError

@@ -106,7 +106,7 @@ class Cell(NamedTuple):
     @property
     def budget_name(self) -> str:
         """For people: '8,000 requests', '500,000 images' or 'no limit'."""
-        return self.allotment.words or "no limit"
+        return self.allotment.text or "no limit"
 
 
 def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
@@ -270,7 +270,7 @@ def refuse_nameless(config: Config) -> None:
     budget = config.global_budget
     if budget.name is None and budget.limits != Limits():
         raise ConfigError(
-            f"budget.global limits {budget.limits.words} of a budget without a name: add budget.global.name"
+            f"budget.global limits {budget.limits.text} of a budget without a name: add budget.global.name"
         )
 
 

@@ -1,4 +1,4 @@
-"""Benches: what is timed gives the answers of what it is compared with, and the command finds and prints them."""
+"""Benchmarks: the two sides compute the same values, and the command finds and prints the results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_second_sweep_on_the_same_images_encodes_none(tmp_path: Path, card: Pa
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_every_bench_is_found_registered_and_says_what_it_is() -> None:
+def test_every_benchmark_is_found_and_registered_and_has_a_docstring() -> None:
     found = harness.names()
     assert {"cost", "craft", "features", "text_tower", "trials"} <= set(found)
     for name in found:
@@ -63,11 +63,11 @@ def test_every_bench_is_found_registered_and_says_what_it_is() -> None:
     assert set(found) >= harness.ON_REQUEST
 
 
-def test_a_bench_prints_one_object_with_its_figure(
+def test_a_benchmark_prints_one_json_object_with_its_result(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = features.images()[:96]
-    monkeypatch.setattr(features, "images", lambda: few)
+    few = features.digits()[:96]
+    monkeypatch.setattr(features, "digits", lambda: few)
     assert main(["bench", "--json", "features"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert list(record) == ["name", "ratio", "low", "high", "pairs", "detail"]
@@ -77,7 +77,7 @@ def test_a_bench_prints_one_object_with_its_figure(
     assert (detail["images"], detail["encoded cold"], detail["encoded warm"]) == (96, 96, 0)
 
 
-def test_the_cost_of_a_trial_is_measured_in_a_process_of_its_own(
+def test_the_cost_of_a_trial_is_measured_in_separate_processes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost, "RUNS", 1)
@@ -90,43 +90,44 @@ def test_the_cost_of_a_trial_is_measured_in_a_process_of_its_own(
     assert detail["requests"] == 0 and detail["accuracy"] > 0
 
 
-def test_the_cost_of_single_steps_is_measured_with_weights_that_were_never_trained() -> None:
-    asked = cost.CostSpec("coop", ("shots=1", "views=1"), steps=2, arch="ViT-S-32-alt")
-    found = cost.of(asked)
-    assert found.steps == 2 and found.accuracy is None and found.requests == 1 + 2 * 2
-    assert found.endpoint_mib > 164, "the weights alone"
-    assert found.client_mib < 200, "the client holds no model"
+def test_the_cost_of_single_steps_is_measured_with_random_weights() -> None:
+    result = cost.measure(cost.CostSpec("coop", ("shots=1", "views=1"), steps=2, arch="ViT-S-32-alt"))
+    assert result.steps == 2 and result.accuracy is None and result.requests == 1 + 2 * 2
+    assert result.endpoint_mib > 164, "the weights alone"
+    assert result.client_mib < 200, "the client holds no model"
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["text_towr"], "no bench named 'text_towr'; did you mean 'text_tower'"),
-        (["harness"], "no bench named 'harness'"),
-        (["features", "model=fake"], "bench features: found 'model=fake', wanted no words"),
-        (["cost"], "bench cost: found 'nothing', wanted METHOD [words ...]"),
-        (["cost", "model=fake"], "found 'model=fake', wanted a method first"),
-        (["cost", "craft", "steps=none"], "found steps=none, wanted a number of 1 or more"),
+        (["text_towr"], "no benchmark named 'text_towr'; did you mean 'text_tower'"),
+        (["harness"], "no benchmark named 'harness'"),
+        (["features", "model=fake"], "bench features: got 'model=fake', expected no arguments"),
+        (["cost"], "bench cost: got 'nothing', expected METHOD [overrides ...]"),
+        (["cost", "model=fake"], "got 'model=fake', expected a method first"),
+        (["cost", "craft", "steps=none"], "got steps=none, expected a whole number of 1 or more"),
         (["cost", "craft", "arch=ViT-B-33"], "no architecture 'ViT-B-33'"),
         (["cost", "crfat"], "did you mean 'craft'"),
-        (["cost", "craft", "shots=[1,2]"], "2 trials, wanted one"),
+        (["cost", "craft", "shots=[1,2]"], "2 trials, expected one"),
         (["cost", "craft", "method.craft.popsiz=3"], "did you mean 'popsize'"),
     ],
 )
-def test_bad_words_are_refused_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_rejected_in_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and line in err
 
 
-def test_parts_of_the_slow_side_are_counted_as_often_as_they_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_baseline_are_multiplied_by_their_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = {"whole": 1.0, "part": 2.0, "fast": 4.0}
     monkeypatch.setattr(harness, "_seconds", lambda run: ticks[run()])
     found = harness.paired(lambda: "whole", lambda: "fast", 4, times=6, parts=[(lambda: "part", 5)])
     assert (found.slow_s, found.fast_s, found.ratio, found.pairs) == (16, 4, 4, 4)
 
 
-def test_a_figure_has_a_ratio_or_a_value() -> None:
+def test_a_result_has_either_a_ratio_or_a_value() -> None:
     with pytest.raises(ValueError, match="either a ratio or a value"):
         harness.BenchResult("x", 1, 2, 5, {})
     with pytest.raises(ConfigError):

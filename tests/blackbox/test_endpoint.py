@@ -24,17 +24,19 @@ from torch import Tensor
 from methods.base import Access, Bill, Classes, SoftPrompts, TextPrompts
 from pipeline.blackbox import client
 from pipeline.blackbox.client import Meter, MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, Kind, Request, Response, price
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import device_for
-from pipeline.budget import Charge, Limits, Phase
+from pipeline.blackbox.request import Kind, Request, Response, price
+from pipeline.budget import Limits, Phase
 from pipeline.config.compose import ModelCard, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import ParquetSource
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, EndpointRefused
 from pipeline.files import UNSEALED, seal
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.records import Charge
 from tests.support.lab import write_source
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
@@ -443,7 +445,7 @@ def test_requests_about_nothing_or_of_wrong_shapes_are_refused_and_cost_nothing(
     box, width = metered(tiny, ledger), tiny.info.token_dim
     wrong = {
         "no images": lambda: box.scores(images[[]], CLASSES.prompts()),
-        "about no images": lambda: box.image_features(images[[]]),
+        "has no images": lambda: box.image_features(images[[]]),
         r"prompt sets of \[\] prompts": lambda: box.scores(images, TextPrompts(())),
         r"prompt sets of \[0\] prompts": lambda: box.text_features(TextPrompts(((),))),
         r"prompt sets of \[1, 2\] prompts": lambda: box.scores(images, TextPrompts((("a",), ("a", "b")))),
@@ -455,7 +457,7 @@ def test_requests_about_nothing_or_of_wrong_shapes_are_refused_and_cost_nothing(
             SoftPrompts(torch.zeros(1, 2, width), ("a",)), torch.zeros(1, 2, width)
         ),
         "soft prompts only": lambda: box.text_gradients(CLASSES.prompts(), torch.zeros(1, 3, width)),  # type: ignore[arg-type]
-        "text features holds values": lambda: box.text_gradients(
+        "text features has a value": lambda: box.text_gradients(
             SoftPrompts(torch.zeros(1, 2, width), ("a",)), torch.full((1, 1, width), torch.inf)
         ),
         "not finite": lambda: box.text_features(SoftPrompts(torch.full((1, 2, width), torch.nan), ("a",))),

@@ -12,12 +12,12 @@ import torch
 from ray.exceptions import ActorDiedError
 
 from methods.base import Access, SoftPrompts
-from pipeline.blackbox import client
-from pipeline.blackbox import ray_pool as pool_module
+from pipeline.blackbox import client, ray_pool
 from pipeline.blackbox.client import MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, Request, Response
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.ray_pool import RayPool, replica_resources
+from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.data.images import Images
 from pipeline.data.source import Source
@@ -67,8 +67,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return list(references), []
 
-    monkeypatch.setattr(pool_module, "ray", SimpleNamespace(get=lambda reference, timeout=None: reference(), wait=wait))
-    monkeypatch.setattr(pool_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ray_pool, "ray", SimpleNamespace(get=lambda reference, timeout=None: reference(), wait=wait))
+    monkeypatch.setattr(ray_pool.time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def images(icons: Source) -> Images:
 
 def at(pool: RayPool, replica: Played) -> None:
     """Where the pool is before it is asked, and that this one was busy when last heard of."""
-    pool.home, pool.load = replica, replica.waiting
+    pool.current, pool.load = replica, replica.waiting
 
 
 def box(pool: RayPool) -> MeteredBox:
@@ -119,10 +119,10 @@ def test_a_pool_goes_to_the_less_busy_of_two_others_and_to_no_busier(
     at(pool, replicas[0])
     calls = box(pool)
     calls.text_features(context(fake))
-    assert pool.home is replicas[2] and [r.looked_at for r in replicas] == [0, 1, 1]
+    assert pool.current is replicas[2] and [r.looked_at for r in replicas] == [0, 1, 1]
     replicas[0].waiting = 4
     calls.text_features(context(fake))
-    assert pool.home is replicas[2], "both others are busier"
+    assert pool.current is replicas[2], "both others are busier"
     replicas[1].waiting = 0
     calls.text_features(context(fake))
     assert [len(r.asked) for r in replicas] == [0, 1, 2]
@@ -161,7 +161,7 @@ def test_a_single_busy_replica_is_asked_again_until_it_takes_the_call(
 def test_a_replica_that_stays_busy_is_given_up(
     played: None, alone: LocalPool, fake: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(ray_pool, "RESPONSE_TIMEOUT_S", 0.0)
     only = Played(alone)
     pool = RayPool([only])
     only.refuses = 10**9
@@ -196,8 +196,8 @@ def test_replicas_that_are_all_gone_end_the_call(
     pool = RayPool(replicas)
     for replica in replicas:
         replica.dead = True
-    monkeypatch.setattr(pool_module, "FAILOVER_TIMEOUT_S", 0.0)
-    with pytest.raises(EndpointLost, match="no replica answered"):
+    monkeypatch.setattr(ray_pool, "FAILOVER_TIMEOUT_S", 0.0)
+    with pytest.raises(EndpointLost, match="no replica responded"):
         box(pool).text_features(context(fake))
 
 

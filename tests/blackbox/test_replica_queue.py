@@ -1,4 +1,4 @@
-"""A replica's queue, without Ray: one charge call for all that wait, answers only when paid, nothing that grows."""
+"""A replica's queue, without Ray: one charge call for all that wait, responses only when paid, nothing that grows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from methods.base import Bill, TextPrompts
-from pipeline.blackbox import replica_queue as serving
-from pipeline.blackbox.endpoint import Endpoint, Request, Response
+from pipeline.blackbox import replica_queue
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ray_pool import gpu_share
-from pipeline.blackbox.replica_queue import MAX_BUFFERED, Server
-from pipeline.budget import Charge, Phase, Receipt
+from pipeline.blackbox.replica_queue import MAX_BUFFERED, ReplicaQueue
+from pipeline.blackbox.request import Request, Response
+from pipeline.budget import Phase
 from pipeline.config.compose import ModelCard
 from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointRefused, LedgerError
+from pipeline.ledger.records import Charge, Receipt
 
 
 class Device(Endpoint):
@@ -39,8 +41,8 @@ class Device(Endpoint):
         return Response(np.zeros(1, np.float32))
 
 
-class Books:
-    """A ledger that answers when it is let, and remembers what it was sent."""
+class FakeLedger:
+    """A ledger that responses when it is let, and remembers what it was sent."""
 
     def __init__(self) -> None:
         self.sent: list[list[int]] = []
@@ -64,100 +66,100 @@ class Books:
         self.refunded += ids
 
 
-def asked(call: int, text: str = "a") -> Request:
+def request(call: int, text: str = "a") -> Request:
     return Request("text_features", None, TextPrompts(((text,),)), Charge("s", "t", call, "d", Phase.ADAPT, Bill(1)))
 
 
-Play = Callable[[Server, Books, Device], Awaitable[Any]]
+Scenario = Callable[[ReplicaQueue, FakeLedger, Device], Awaitable[Any]]
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Play], Any]:
-    def run(scene: Play) -> Any:
+def run(tmp_path: Path) -> Callable[[Scenario], Any]:
+    def run(scenario: Scenario) -> Any:
         async def whole() -> Any:
-            books = Books()
-            server = Server(books.charge, books.refund, 1)
-            await server.load(Device, ModelCard(name="fake", kind="fake"), tmp_path)
-            device = server.endpoint
+            ledger = FakeLedger()
+            queue = ReplicaQueue(ledger.charge, ledger.refund, 1)
+            await queue.start(Device, ModelCard(name="fake", kind="fake"), tmp_path)
+            device = queue.endpoint
             assert isinstance(device, Device)
-            return await asyncio.wait_for(scene(server, books, device), 30)
+            return await asyncio.wait_for(scenario(queue, ledger, device), 30)
 
         return asyncio.run(whole())
 
     return run
 
 
-def test_requests_that_come_together_are_charged_in_one_call(play: Callable[[Play], Any]) -> None:
-    async def scene(server: Server, books: Books, device: Device) -> None:
-        answers = await asyncio.gather(*(server.send(asked(i)) for i in range(8)))
-        assert books.sent == [list(range(8))]
+def test_requests_that_come_together_are_charged_in_one_call(run: Callable[[Scenario], Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        responses = await asyncio.gather(*(queue.send(request(i)) for i in range(8)))
+        assert ledger.sent == [list(range(8))]
         assert device.computed == list(range(8))
-        assert [a.status for a in answers if isinstance(a, Response)] == ["charged"] * 8
-        assert sorted(a.load for a in answers if isinstance(a, Response)) == list(range(8))
+        assert [a.status for a in responses if isinstance(a, Response)] == ["charged"] * 8
+        assert sorted(a.load for a in responses if isinstance(a, Response)) == list(range(8))
 
-    play(scene)
+    run(scenario)
 
 
-def test_an_unpaid_answer_does_not_leave_and_few_are_computed_ahead(play: Callable[[Play], Any]) -> None:
-    async def scene(server: Server, books: Books, device: Device) -> None:
-        books.open.clear()
-        tasks = [asyncio.create_task(server.send(asked(i))) for i in range(5)]
+def test_an_unpaid_answer_does_not_leave_and_few_are_computed_ahead(run: Callable[[Scenario], Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        ledger.open.clear()
+        tasks = [asyncio.create_task(queue.send(request(i))) for i in range(5)]
         await asyncio.get_running_loop().run_in_executor(None, device.enough.wait, 20)
         await asyncio.sleep(0.1)
         assert device.computed == list(range(MAX_BUFFERED))
         assert not any(task.done() for task in tasks)
-        books.open.set()
-        assert all(isinstance(answer, Response) for answer in await asyncio.gather(*tasks))
+        ledger.open.set()
+        assert all(isinstance(response, Response) for response in await asyncio.gather(*tasks))
         assert device.computed == list(range(5))
 
-    play(scene)
+    run(scenario)
 
 
-def test_what_is_refused_while_it_waits_is_not_computed(play: Callable[[Play], Any]) -> None:
-    async def scene(server: Server, books: Books, device: Device) -> None:
-        books.refused = {4}
-        async with server.held, server.held:  # others are being answered
-            task = asyncio.create_task(server.send(asked(4)))
-            while not books.sent:
+def test_what_is_refused_while_it_waits_is_not_computed(run: Callable[[Scenario], Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        ledger.refused = {4}
+        async with queue.slots, queue.slots:  # others are being answered
+            task = asyncio.create_task(queue.send(request(4)))
+            while not ledger.sent:
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert isinstance(await task, BudgetExceeded)
         assert device.computed == []
 
-    play(scene)
+    run(scenario)
 
 
-def test_one_wrong_charge_fails_alone(play: Callable[[Play], Any]) -> None:
-    async def scene(server: Server, books: Books, device: Device) -> None:
-        books.wrong = {1}
-        answers = await asyncio.gather(*(server.send(asked(i)) for i in range(3)))
-        assert [type(a) for a in answers] == [Response, LedgerError, Response]
-        assert books.sent == [[0, 1, 2], [0], [1], [2]]
+def test_one_wrong_charge_fails_alone(run: Callable[[Scenario], Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        ledger.wrong = {1}
+        responses = await asyncio.gather(*(queue.send(request(i)) for i in range(3)))
+        assert [type(a) for a in responses] == [Response, LedgerError, Response]
+        assert ledger.sent == [[0, 1, 2], [0], [1], [2]]
 
-    play(scene)
+    run(scenario)
 
 
-def test_money_goes_back_for_what_was_not_computed_only(play: Callable[[Play], Any]) -> None:
-    async def scene(server: Server, books: Books, device: Device) -> None:
-        bad, good = await asyncio.gather(server.send(asked(0, "bad")), server.send(asked(1)))
+def test_money_goes_back_for_what_was_not_computed_only(run: Callable[[Scenario], Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        bad, good = await asyncio.gather(queue.send(request(0, "bad")), queue.send(request(1)))
         assert isinstance(bad, EndpointRefused) and isinstance(good, Response)
-        assert books.refunded == [asked(0).charge.id]
+        assert ledger.refunded == [request(0).charge.id]
 
-    play(scene)
+    run(scenario)
 
 
 def test_a_full_replica_says_so_and_charges_nothing(
-    play: Callable[[Play], Any], monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Scenario], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "MAX_QUEUED", 3)
+    monkeypatch.setattr(replica_queue, "MAX_QUEUED", 3)
 
-    async def scene(server: Server, books: Books, device: Device) -> None:
-        answers = await asyncio.gather(*(server.send(asked(i)) for i in range(5)))
-        assert [type(a) for a in answers] == [Response] * 3 + [EndpointBusy] * 2
-        assert books.sent == [[0, 1, 2]]
-        assert isinstance(await server.send(asked(5)), Response)
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        responses = await asyncio.gather(*(queue.send(request(i)) for i in range(5)))
+        assert [type(a) for a in responses] == [Response] * 3 + [EndpointBusy] * 2
+        assert ledger.sent == [[0, 1, 2]]
+        assert isinstance(await queue.send(request(5)), Response)
 
-    play(scene)
+    run(scenario)
 
 
 @pytest.mark.parametrize(("gpus", "replicas", "each"), [(0, 2, 0), (2, 1, 1), (2, 2, 1), (2, 3, 0.5), (1, 3, 0.3333)])

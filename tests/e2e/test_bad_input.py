@@ -114,7 +114,7 @@ def test_limits_of_a_global_budget_without_its_name_are_refused(command: Command
 
 
 def test_a_ledger_that_cannot_be_opened_is_refused(command: Command, tmp_path: Path) -> None:
-    assert "cannot be used: wanted sqlite:///PATH or postgresql" in command.refused("budget.global.url=mysql://x/y")
+    assert "cannot be used: expected sqlite:///PATH or postgresql" in command.refused("budget.global.url=mysql://x/y")
     (tmp_path / "ledger.db").write_text("this is no database" * 100)
     assert "not a database" in command.refused(f"budget.global.url=sqlite:///{tmp_path}/ledger.db")
 

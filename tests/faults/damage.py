@@ -198,7 +198,7 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
                     continue
                 run_trial(spec, pool, storage_id, store)
                 if finished(store, spec):
-                    ledger.settle(storage_id, spec.account)
+                    ledger.release(storage_id, spec.account)
             if steps is None:
                 close_books(ledger, storage_id, funded, store)
         if steps is None:

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from methods.base import Bill
+from pipeline.budget import Limits
 from pipeline.errors import FareboxError
-from pipeline.ledger.ledger import Ledger, Limits
+from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
 from pipeline.sweep.reservations import sweep_account
 from pipeline.sweep.storage_id import FILE, read_id

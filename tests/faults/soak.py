@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from methods.base import Bill
-from pipeline.budget import Charge, Limits, Phase
+from pipeline.budget import Limits, Phase
 from pipeline.errors import FareboxError
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.records import Charge
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.faults.soak"])

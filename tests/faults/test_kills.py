@@ -22,14 +22,16 @@ import pytest
 import ray
 
 from methods.base import Bill
-from pipeline.blackbox import ray_pool as pool_module
+from pipeline.blackbox import ray_pool
 from pipeline.blackbox.client import Pool
-from pipeline.blackbox.endpoint import Request, Response
-from pipeline.blackbox.ray_pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, wait_for_room
-from pipeline.budget import Charge, Limits, Phase
+from pipeline.blackbox.ray_actors import NAMESPACE, LedgerActor, RemoteLedger, Replica
+from pipeline.blackbox.ray_pool import RayPool, wait_for_resources
+from pipeline.blackbox.request import Request, Response
+from pipeline.budget import Limits, Phase
 from pipeline.config.compose import ModelCard, model_card
 from pipeline.errors import BudgetExceeded, ConfigError, DataError, EndpointBusy, LedgerError
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.records import Charge
 from pipeline.results.store import ResultStore
 from pipeline.sweep.storage import alone
 from pipeline.trials.trial import few_shot_task, run_trial
@@ -212,10 +214,10 @@ def test_a_trial_goes_on_when_its_only_replica_and_its_ledger_die(lab: Lab, spec
     books.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
     pool = Chaos(RayPool(actors.replicas), lambda n: crash(actors.all[n % 2]), times=2)
     rows = run_trial(spec, pool, STORAGE, ResultStore(lab.folder / "killed"))
-    books.settle(STORAGE, spec.account)
+    books.release(STORAGE, spec.account)
     assert [outcome(r) for r in rows] == wanted
     assert books.verify() == []
-    assert books.trial_bill(STORAGE, spec.account) == lab.bills(spec)
+    assert Ledger(actors.url).trial_bill(STORAGE, spec.account) == lab.bills(spec)
 
 
 def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, actors: Actors) -> None:
@@ -231,7 +233,7 @@ def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, ac
     found = pool.send(Request("image_features", images, None, call))
     assert found.status == "replayed"
     assert (found.values == lab.pool.endpoint.compute(Request("image_features", images, None, call)).values).all()
-    assert books.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
+    assert Ledger(actors.url).trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
     assert books.verify() == []
     with pytest.raises(BudgetExceeded, match="1 requests asked"):  # as ours, through two actors
         pool.send(Request("image_features", images, None, replace(call, call=1)))
@@ -246,8 +248,8 @@ def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answe
     call = Charge(STORAGE, spec.account, 0, "digest", Phase.ADAPT, Bill.image_features(len(images), 16))
     with pytest.raises(LedgerError, match="the ledger did not answer"):
         pool.send(Request("image_features", images, None, call))
-    with pytest.raises(LedgerError, match="the ledger did not answer settle"):
-        RemoteLedger(actors.ledger).settle(STORAGE, spec.account)
+    with pytest.raises(LedgerError, match="the ledger did not answer release"):
+        RemoteLedger(actors.ledger).release(STORAGE, spec.account)
 
 
 def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> None:
@@ -274,7 +276,7 @@ def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
 
 def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: None) -> None:
     said: list[str] = []
-    wait_for_room({"CPU": 1, "GPU": 0}, said.append)
+    wait_for_resources({"CPU": 1, "GPU": 0}, said.append)
     assert said == []
 
     @ray.remote(num_cpus=2)
@@ -284,11 +286,11 @@ def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: None) -> Non
     other = Other.remote()
     ray.get(other.here.remote())
     wait_until(lambda: ray.available_resources().get("CPU", 0) < 1, "the cores are taken", 30)
-    with pytest.raises(ConfigError, match=r"waited 2 s for 1 CPU that others hold \(the cluster has CPU 2\): end"):
-        wait_for_room({"CPU": 1}, said.append, patience_s=2)
-    assert said == ["waiting for 1 CPU, which others on this cluster hold (it has CPU 2)"]
+    with pytest.raises(ConfigError, match=r"waited 2 s for 1 CPU in use by other jobs \(the cluster has CPU 2\): end"):
+        wait_for_resources({"CPU": 1}, said.append, timeout_s=2)
+    assert said == ["waiting for 1 CPU in use by other jobs of this cluster (it has CPU 2)"]
     ray.kill(other)
-    wait_for_room({"CPU": 1}, said.append, patience_s=30)
+    wait_for_resources({"CPU": 1}, said.append, timeout_s=30)
 
 
 @ray.remote(num_cpus=0, max_concurrency=4)
@@ -303,10 +305,10 @@ class Asleep:
 
 
 def test_a_replica_that_lives_and_does_not_answer_is_given_up(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(ray_pool, "RESPONSE_TIMEOUT_S", 20.0)
     asleep = Asleep.remote()
     pool = RayPool([asleep])
-    monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(ray_pool, "RESPONSE_TIMEOUT_S", 0.5)
     request = Request("scores", None, None, Charge("storage", "trial", 0, "digest", Phase.ADAPT, Bill()))
     with pytest.raises(EndpointBusy, match="did not answer"):
         pool.send(request)

@@ -117,7 +117,7 @@ def test_an_orphaned_replica_charges_nothing_twice(lab: Lab, features: Path) -> 
     assert [outcome(r) for r in late.result()] == [outcome(row)]
     assert lab.paid(spec) == plain_bill(row) == spec.predicted
     assert lab.bills(spec)[Phase.REPLAY] == Bill()
-    lab.ledger.settle(STORAGE, spec.account)
+    lab.ledger.release(STORAGE, spec.account)
     (again,) = run_trial(spec, pool, STORAGE, store)  # dead for a day, and all of it is asked again
     orphan.close()
     assert outcome(again) == outcome(row) and lab.paid(spec) == spec.predicted

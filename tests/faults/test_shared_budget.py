@@ -38,7 +38,7 @@ from tests.support.command import here
 from tests.support.lab import outcome
 
 MEMORY = Path("/dev/shm")
-KILLABLE = ("reserve", "charge", "settle", "register", "rename_storage")
+KILLABLE = ("reserve", "charge", "release", "register", "rename_storage")
 
 
 class Sweep:
@@ -84,7 +84,7 @@ class Sweep:
                 pool = LocalPool(self.endpoint, ledger)
                 for spec in funded:
                     run_trial(spec, pool, storage.id, store, checkpoint_s=0)
-                    ledger.settle(storage.id, spec.account)
+                    ledger.release(storage.id, spec.account)
                 books.close_books(ledger, storage.id, funded, store)
                 said += [line for line in books.problems(plan, store, ledger, storage) if "unfunded" not in line]
         return said

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from methods.base import Bill, Classes, SoftPrompts
-from pipeline.blackbox.endpoint import Endpoint, Kind, Request
-from pipeline.budget import Charge, Phase
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.request import Kind, Request
+from pipeline.budget import Phase
 from pipeline.config.compose import file_of, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import Source
+from pipeline.ledger.records import Charge
 from tests.support.command import Running, books, charges, farebox, kill, records
 
 pytestmark = [

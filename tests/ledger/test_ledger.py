@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from methods.base import Bill
-from pipeline.budget import BUDGETED_PHASES, AccountRecord, Phase, paid, row_columns
+from pipeline.budget import BUDGETED_PHASES, Limits, Phase, paid, row_columns
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.ledger import batch as ledger_batch
 from pipeline.ledger.checksum import CHECKSUM, checksum
-from pipeline.ledger.ledger import Charge, Ledger, Limits, Receipt
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.records import AccountRecord, Charge, Receipt
 from pipeline.ledger.schema import REFUND, metadata
 
 ONE = Bill(requests=1, images=10, prompts=5, outputs=50)
@@ -123,7 +124,7 @@ def test_settling_gives_back_what_was_not_spent_once(ledger: Ledger) -> None:
     ledger.reserve("s", "t", ["a"], Limits(requests=10))
     ledger.charge([ask(0), ask(1, phase=Phase.VALIDATE), ask(2, phase=Phase.EVALUATE)])
     for _ in range(2):
-        assert ledger.settle("s", "t") == ONE * 2
+        assert ledger.release("s", "t") == ONE * 2
     after = account(ledger, "a")
     assert (after.reserved, after.spent, after.charged, after.trials) == (Bill(), ONE * 2, ONE * 2, 1)
     ledger.reserve("s", "t2", ["a"], Limits(requests=8))
@@ -133,7 +134,7 @@ def test_a_settled_trial_pays_nothing_more_but_is_still_evaluated(ledger: Ledger
     ledger.open_account("a", Limits(requests=10))
     ledger.reserve("s", "t", ["a"], Limits(requests=10))
     ledger.charge([ask(0)])
-    ledger.settle("s", "t")
+    ledger.release("s", "t")
     answers = ledger.charge([ask(0), ask(1), ask(2, phase=Phase.EVALUATE), ask(3, phase=Phase.CURVE)])
     assert statuses(answers) == ["replayed", "trial t: requests", "charged", "charged"]
 
@@ -142,16 +143,16 @@ def test_a_reopened_trial_takes_only_what_it_has_not_spent(ledger: Ledger) -> No
     ledger.open_account("a", Limits(requests=10))
     ledger.reserve("s", "t", ["a"], Limits(requests=10))
     ledger.charge([ask(n) for n in range(4)])
-    ledger.settle("s", "t")
+    ledger.release("s", "t")
     ledger.reserve("s", "other", ["a"], Limits(requests=1))
     with pytest.raises(BudgetExceeded, match="6 requests asked of account 'a', which has 5 left"):
         ledger.reserve("s", "t", ["a"], Limits(requests=10))
-    ledger.settle("s", "other")
+    ledger.release("s", "other")
     ledger.reserve("s", "t", ["a"], Limits(requests=10))
     assert statuses(ledger.charge([ask(n) for n in range(11)])) == (
         ["replayed"] * 4 + ["charged"] * 6 + ["trial t: requests"]
     )
-    assert ledger.settle("s", "t").requests == 10
+    assert ledger.release("s", "t").requests == 10
     assert account(ledger, "a").spent.requests == 10
     with pytest.raises(LedgerError, match="has spent"):
         ledger.reserve("s", "t", ["a"], Limits(requests=9))
@@ -164,7 +165,7 @@ def test_an_account_named_later_takes_over_the_whole_bill(ledger: Ledger) -> Non
     ledger.open_account("late", Limits(requests=11))
     ledger.reserve("s", "t", ["late"], Limits(requests=10))
     assert account(ledger, "late").committed.requests == 11
-    ledger.settle("s", "t")
+    ledger.release("s", "t")
     assert account(ledger, "late").spent == account(ledger, "a").spent == ONE * 2
 
 
@@ -177,7 +178,7 @@ def test_an_endless_allotment_needs_endless_accounts(ledger: Ledger) -> None:
     assert statuses(ledger.charge([ask(n) for n in range(3)])) == ["charged"] * 3
     with pytest.raises(LedgerError, match="1 open trials on it have no such limit"):
         ledger.set_limits("free", Limits(requests=100))
-    ledger.settle("s", "t")
+    ledger.release("s", "t")
     ledger.set_limits("free", Limits(requests=100))
     assert account(ledger, "free").spent == ONE * 3
 
@@ -206,7 +207,7 @@ def test_what_does_not_exist_is_named(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="no account named 'nobody'"):
         ledger.reserve("s", "t", ["nobody"], Limits(requests=1))
     with pytest.raises(LedgerError, match="no trial t of s"):
-        ledger.settle("s", "t")
+        ledger.release("s", "t")
     assert ledger.trials() == []
     assert ledger.trial_bill("s", "t") == {phase: Bill() for phase in Phase}
 
@@ -258,7 +259,7 @@ def test_one_id_with_two_bills_is_an_error_and_charges_nothing(ledger: Ledger) -
     ledger.open_account("a", Limits())
     ledger.reserve("s", "t", ["a"], Limits())
     ledger.charge([ask(0)])
-    with pytest.raises(LedgerError, match="was made for"):
+    with pytest.raises(LedgerError, match="was made with"):
         ledger.charge([ask(1), ask(0, bill=ONE * 2)])
     assert paid(ledger.trial_bill("s", "t")) == ONE
 
@@ -281,9 +282,9 @@ def test_a_refund_after_settling_goes_back_to_the_accounts(ledger: Ledger) -> No
     ledger.open_account("a", Limits(requests=2))
     ledger.reserve("s", "t", ["a"], Limits(requests=2))
     ledger.charge([ask(0), ask(1)])
-    ledger.settle("s", "t")
+    ledger.release("s", "t")
     ledger.refund([ask(1).id])
-    assert account(ledger, "a").spent == ledger.settle("s", "t") == ONE
+    assert account(ledger, "a").spent == ledger.release("s", "t") == ONE
 
 
 def test_batches_of_any_size(ledger: Ledger) -> None:
@@ -314,7 +315,7 @@ def test_an_impossible_charge_cannot_be_made(wrong: Any) -> None:
 
 @pytest.mark.parametrize("limit", [-1, 2**63])
 def test_an_impossible_limit_cannot_be_made(limit: int) -> None:
-    with pytest.raises(ConfigError, match="a limit of"):
+    with pytest.raises(ConfigError, match="invalid limit of"):
         Limits(requests=limit)
 
 
@@ -350,7 +351,7 @@ def test_a_transaction_that_is_cut_off_leaves_nothing(ledger: Ledger, monkeypatc
         ("save_trials", lambda: ledger.charge([ask(1)])),  # after the charges, before the totals
         ("save_accounts", lambda: ledger.charge([ask(1), ask(0, "b")])),
         ("save_accounts", lambda: ledger.refund([ask(0).id])),
-        ("save_accounts", lambda: ledger.settle("s", "t")),
+        ("save_accounts", lambda: ledger.release("s", "t")),
         ("save_accounts", lambda: ledger.reserve("s", "u", ["a"], Limits(requests=0))),
     ):
         with monkeypatch.context() as patch:
@@ -364,7 +365,7 @@ def test_a_transaction_that_is_cut_off_leaves_nothing(ledger: Ledger, monkeypatc
     ("bad", "says"),
     [
         ("sqlite:////nowhere/at/all/ledger.db", "unable to open"),
-        ("mysql://me:secret@host/db", "wanted sqlite"),
+        ("mysql://me:secret@host/db", "expected sqlite"),
         ("not a url", "not parse"),
     ],
 )
@@ -433,8 +434,8 @@ def test_a_ledger_in_memory_serves_a_notebook() -> None:
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        ("UPDATE ledger_charge SET images = images - 1 WHERE call = 0", "trial s/t: adapt images: 20 stated, 19 by"),
-        ("UPDATE ledger_charge SET phase = 'evaluate' WHERE call = 0", "trial s/t: adapt requests: 2 stated, 1 by"),
+        ("UPDATE ledger_charge SET images = images - 1 WHERE call = 0", "trial s/t: adapt images: 20 stored, 19 by"),
+        ("UPDATE ledger_charge SET phase = 'evaluate' WHERE call = 0", "trial s/t: adapt requests: 2 stored, 1 by"),
         ("UPDATE ledger_charge SET phase = 'gift' WHERE call = 0", "unknown phase 'gift'"),
         ("UPDATE ledger_charge SET diverged = false WHERE digest = 'b'", "call 0 was paid more than once"),
         pytest.param(  # PostgreSQL does not let it happen
@@ -442,11 +443,11 @@ def test_a_ledger_in_memory_serves_a_notebook() -> None:
             "a trial number 77 that does not exist",
             marks=sqlite_only,
         ),
-        ("DELETE FROM ledger_charge WHERE call = 1", "trial s/t: adapt requests: 2 stated, 1 by its charges"),
-        ("UPDATE ledger_trial SET adapt_requests = 1", "trial s/t: adapt requests: 1 stated, 2 by its charges"),
-        ("UPDATE ledger_trial SET limit_requests = 1", "2 requests were spent of an allotment of 1"),
-        ("UPDATE ledger_account SET held_requests = 4", "account 'a': reserved requests: 4 stated, 5 by"),
-        ("UPDATE ledger_account SET spent_outputs = 0", "account 'a': spent outputs: 0 stated, 50 by"),
+        ("DELETE FROM ledger_charge WHERE call = 1", "trial s/t: adapt requests: 2 stored, 1 by its charges"),
+        ("UPDATE ledger_trial SET adapt_requests = 1", "trial s/t: adapt requests: 1 stored, 2 by its charges"),
+        ("UPDATE ledger_trial SET limit_requests = 1", "2 requests are spent of an allotment of 1"),
+        ("UPDATE ledger_account SET held_requests = 4", "account 'a': reserved requests: 4 stored, 5 by"),
+        ("UPDATE ledger_account SET spent_outputs = 0", "account 'a': spent outputs: 0 stored, 50 by"),
         ("UPDATE ledger_account SET limit_requests = 5", "6 requests are charged or reserved of 5"),
     ],
 )
@@ -475,7 +476,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         ledger.charge([ask(n, trial=trial, phase=Phase.ADAPT if n < 9 else Phase.EVALUATE) for n in range(30)])
     ledger.charge([ask(0, "b")])
     ledger.refund([ask(3).id])
-    ledger.settle("s", "u")
+    ledger.release("s", "u")
     assert ledger.verify() == []
     ledger.close()
     return file.read_bytes()
@@ -495,7 +496,7 @@ def uses(ledger: Ledger, table: str) -> object:
         return ledger.charges("s", "t")
     if table == "ledger_storage":
         return ledger.storage("s")
-    return ledger.accounts(), ledger.settle("s", "t"), ledger.charge([ask(99)])
+    return ledger.accounts(), ledger.release("s", "t"), ledger.charge([ask(99)])
 
 
 @sqlite_only
@@ -699,7 +700,7 @@ class Books(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), trial=TRIALS)
     def settle(self, which: int, trial: str) -> None:
         try:
-            assert self.ledgers[which].settle(self.storage, trial) == self.spent(trial)
+            assert self.ledgers[which].release(self.storage, trial) == self.spent(trial)
         except LedgerError:
             assert trial not in self.opened
         else:
@@ -761,7 +762,7 @@ class Books(RuleBasedStateMachine):
         reservations = {r.storage: r.trials for r in ledger.reservations()}
         assert reservations.get(self.storage, 0) == sum(self.opened.values()) == sum(reservations.values())
         for trial in [t.trial for t in ledger.trials(self.storage) if t.open]:
-            ledger.settle(self.storage, trial)
+            ledger.release(self.storage, trial)
         self.opened = dict.fromkeys(self.opened, False)
         assert all(a.reserved == Bill() for a in ledger.accounts()) and ledger.reservations() == []
 
@@ -845,7 +846,7 @@ def _spend(url: str, seed: int, rounds: int) -> None:
         shared = [ask(n, trial=f"t{k}") for k in range(3) if k != seed]
         answers = ledger.charge([*shared, ask(n, trial=f"own{seed}"), ask(n, f"other{seed}", trial=f"t{seed}")])
         assert len(answers) == 4
-    ledger.settle("s", f"own{seed}")
+    ledger.release("s", f"own{seed}")
 
 
 def test_processes_share_one_file(url: str) -> None:

@@ -85,7 +85,7 @@ def failed(lab: Lab, cls: type[Honest], *words: str) -> str:
     spec = spec_of(lab, cls, *words, access=cls.access)
     lab.reserve(spec)
     run_recorded(spec, lab.pool, STORAGE, lab.store, lab.folder / "hung.txt", timeout_s=0.3)
-    lab.ledger.settle(STORAGE, spec.account)
+    lab.ledger.release(STORAGE, spec.account)
     (row,) = lab.store.rows_of(spec.trial_id)
     assert (row.status, row.accuracy) == ("failed", None)
     assert row.error is not None and "\n" not in row.error
@@ -696,7 +696,7 @@ def test_a_trial_that_uses_the_global_generators_continues_to_the_same_row(lab: 
         run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s=0)
     torch.rand(7)
     rows = run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s=0)
-    lab.ledger.settle(STORAGE, spec.account)
+    lab.ledger.release(STORAGE, spec.account)
     assert [outcome(r) for r in rows] == [outcome(r) for r in wanted]
 
 
@@ -718,7 +718,7 @@ def test_waiting_for_the_endpoint_and_reading_pixels_is_not_hanging(lab: Lab, mo
     spec = spec_of(lab, Pixels)
     lab.reserve(spec)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store, timeout_s=0.3)
-    lab.ledger.settle(STORAGE, spec.account)
+    lab.ledger.release(STORAGE, spec.account)
     assert row.status == "done", row.error
 
 

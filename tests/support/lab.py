@@ -119,7 +119,7 @@ class Lab:
         """Reserve, run to the rows, settle; the ledger must agree with the rows."""
         self.reserve(spec)
         rows = run_trial(spec, self.pool, STORAGE, self.store, checkpoint_s)
-        self.ledger.settle(STORAGE, spec.account)
+        self.ledger.release(STORAGE, spec.account)
         assert self.ledger.verify([asdict(r) | {"trial_id": spec.account} for r in rows], STORAGE) == []
         return rows
 

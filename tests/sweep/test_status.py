@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.budget import Limits
 from pipeline.cli import main
 from pipeline.errors import ConfigError
-from pipeline.ledger.ledger import Limits
 from pipeline.sweep.reservations import sweep_account
 from pipeline.sweep.status import FILE, Heartbeat, shown, status
 from pipeline.sweep.storage import alone, held

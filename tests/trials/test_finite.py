@@ -21,9 +21,10 @@ from methods._finite import finite, first_non_finite
 from methods._prompt_search import Evolution
 from methods.base import Access, SoftPrompts
 from pipeline.blackbox.client import Meter, MeteredBox
-from pipeline.blackbox.endpoint import Endpoint, Request, Response
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.local_pool import LocalPool
+from pipeline.blackbox.request import Request, Response
 from pipeline.blackbox.weights import check_finite
 from pipeline.budget import Limits
 from pipeline.cards import EMBEDDED
@@ -311,7 +312,7 @@ def test_a_loss_that_overflows_is_named(lab: Lab, method: str, setting: str) -> 
     lab.reserve(spec)
     with pytest.raises(FloatingPointError, match=r"^(loss|a validation logit) .*is (nan|inf)"):
         run_trial(spec, lab.pool, STORAGE, lab.store)
-    lab.ledger.settle(STORAGE, spec.account)
+    lab.ledger.release(STORAGE, spec.account)
 
 
 def test_a_row_holds_no_nan(tmp_path: Path) -> None:

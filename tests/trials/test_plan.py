@@ -204,7 +204,7 @@ def test_what_is_set_aside_is_the_predicted_bill(lab: Lab) -> None:
     lab.reserve(spec)
     (account,) = lab.ledger.accounts()
     assert account.reserved == Bill(spec.predicted.requests, spec.predicted.images)
-    lab.ledger.settle("lab", spec.account)
+    lab.ledger.release("lab", spec.account)
 
 
 # --- the digest of a method's code ---------------------------------------------------------------------------------

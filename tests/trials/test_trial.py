@@ -27,8 +27,9 @@ from methods.base import (
     Remaining,
     TaskShape,
 )
-from pipeline.blackbox.endpoint import Endpoint, Request, Response
+from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
+from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase
 from pipeline.data.images import Images
 from pipeline.trials import evaluate as scoring
@@ -252,7 +253,7 @@ def run_to_the_end(lab: Lab, spec: TrialSpec, checkpoint_s: float = 0.0) -> tupl
             rows = run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s)
         except Killed:
             continue
-        lab.ledger.settle(STORAGE, spec.account)
+        lab.ledger.release(STORAGE, spec.account)
         return rows, deaths
     raise AssertionError("it never ends")
 
@@ -523,7 +524,7 @@ def test_a_methods_own_bug_is_raised_and_nothing_is_written(lab: Lab) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         run_trial(spec, lab.pool, STORAGE, lab.store)
     assert lab.store.rows_of(spec.trial_id) == []
-    lab.ledger.settle(STORAGE, spec.account)
+    lab.ledger.release(STORAGE, spec.account)
     assert lab.paid(spec) == ONE * 2
 
 

@@ -1,0 +1,176 @@
+"""Ray actors of a run: the ledger and the replicas of the endpoint.
+
+The actors are thin wrappers of `Ledger` and `ReplicaQueue`. They return Farebox's errors as values, since Ray would
+wrap a raised one; `unwrap` raises them again in the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from methods.base import Bill
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.replica_queue import ReplicaQueue
+from pipeline.blackbox.request import ModelInfo, Request, Response
+from pipeline.budget import Limits
+from pipeline.config.compose import ModelCard
+from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, unwrap
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.records import Charge, Receipt
+from pipeline.source_code import ImportedCode, check_code
+
+T = TypeVar("T")
+NAMESPACE = "farebox"
+"""Ray's namespace of the actors."""
+LEDGER_TIMEOUT_S = 120.0
+"""How long a caller waits for a lost ledger to restart before the trial fails."""
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class LedgerActor:
+    """The ledger of a run. Every call is idempotent, so Ray may repeat it after a restart."""
+
+    def __init__(self, url: str, code: ImportedCode | None = None) -> None:
+        self.ledger, self.code = Ledger(url), code
+
+    def open_account(self, name: str, limits: Limits) -> Limits | FareboxError:
+        """See Ledger.open_account."""
+        return self._call(lambda: self.ledger.open_account(name, limits))
+
+    def reserve(self, storage: str, trial: str, accounts: Sequence[str], allotment: Limits) -> FareboxError | None:
+        """See Ledger.reserve."""
+        return self._call(lambda: self.ledger.reserve(storage, trial, accounts, allotment))
+
+    def release(self, storage: str, trial: str) -> Bill | FareboxError:
+        """See Ledger.release."""
+        return self._call(lambda: self.ledger.release(storage, trial))
+
+    def charge(self, charges: Sequence[Charge]) -> list[Receipt | BudgetExceeded] | FareboxError:
+        """See Ledger.charge."""
+        return self._call(lambda: self.ledger.charge(charges))
+
+    def refund(self, ids: Sequence[str]) -> FareboxError | None:
+        """See Ledger.refund."""
+        return self._call(lambda: self.ledger.refund(ids))
+
+    def verify(self) -> list[str] | FareboxError:
+        """See Ledger.verify."""
+        return self._call(self.ledger.verify)
+
+    def _call(self, function: Callable[[], T]) -> T | FareboxError:
+        """Call the function; return an error as a value."""
+        try:
+            if self.code is not None:  # not in the constructor, whose errors Ray would wrap
+                check_code(self.code)
+                self.code = None
+            return function()
+        except FareboxError as error:
+            return error
+
+
+class RemoteLedger:
+    """A client of the ledger's actor. Its methods are those of `Ledger`.
+
+    Every method raises LedgerError when the actor is lost, or does not answer within `LEDGER_TIMEOUT_S`.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def open_account(self, name: str, limits: Limits) -> Limits:
+        """See Ledger.open_account."""
+        return self._get("open_account", self.actor.open_account.remote(name, limits))
+
+    def reserve(self, storage: str, trial: str, accounts: Sequence[str], allotment: Limits) -> None:
+        """See Ledger.reserve."""
+        self._get("reserve", self.actor.reserve.remote(storage, trial, accounts, allotment))
+
+    def release(self, storage: str, trial: str) -> Bill:
+        """See Ledger.release."""
+        return self._get("release", self.actor.release.remote(storage, trial))
+
+    def charge(self, charges: Sequence[Charge]) -> list[Receipt | BudgetExceeded]:
+        """See Ledger.charge."""
+        return self._get("charge", self.actor.charge.remote(charges))
+
+    def verify(self) -> list[str]:
+        """See Ledger.verify."""
+        return self._get("verify", self.actor.verify.remote())
+
+    def _get(self, name: str, reference: Any) -> Any:
+        try:
+            return unwrap(ray.get(reference, timeout=LEDGER_TIMEOUT_S))
+        except RayError as error:
+            raise LedgerError(f"the ledger did not answer {name}: {ray_error_line(error)}") from error
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
+class Replica:
+    """One endpoint on one device. `threads` is fixed, so that results do not depend on the number of replicas."""
+
+    async def __init__(  # type: ignore[misc]  # Ray runs it in the actor's event loop
+        self,
+        card: ModelCard,
+        features: str,
+        threads: int,
+        ledger_name: str,
+        make: Callable[..., Endpoint] = Endpoint,
+        code: ImportedCode | None = None,
+    ) -> None:
+        self.queue = ReplicaQueue(self._charge, self._refund, threads)
+        await self.queue.start(checked(make, code), card, Path(features))
+        # By name: Ray could not pass a handle among the arguments again when it restarts this actor.
+        self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
+
+    async def info(self) -> ModelInfo | FareboxError:
+        """Return the model's constants, or why the model was not loaded."""
+        loaded = self.queue.loaded
+        return loaded if isinstance(loaded, FareboxError) else loaded.info
+
+    async def load(self) -> int:
+        """Return the number of accepted requests without a response."""
+        return self.queue.pending
+
+    async def embed_text(self, text: str) -> np.ndarray | FareboxError:
+        """Return the token embeddings [L, E] of a text."""
+        return await self.queue.embed_text(text)
+
+    async def send(self, request: Request) -> Response | FareboxError:
+        """See ReplicaQueue.send."""
+        return await self.queue.send(request)
+
+    async def _charge(self, charges: list[Charge]) -> list[Receipt | BudgetExceeded]:
+        return await _ledger_result(self.ledger.charge.remote(charges))
+
+    async def _refund(self, ids: list[str]) -> None:
+        await _ledger_result(self.ledger.refund.remote(ids))
+
+
+async def _ledger_result(reference: Awaitable[Any]) -> Any:
+    try:
+        return unwrap(await reference)
+    except RayError as error:
+        raise LedgerError(f"the ledger did not answer: {ray_error_line(error)}") from error
+
+
+def checked(make: Callable[..., Endpoint], code: ImportedCode | None) -> Callable[..., Endpoint]:
+    """Return a function that makes an endpoint, and first raises CodeMismatch unless this process imports `code`."""
+
+    def make_checked(*args: Any) -> Endpoint:
+        if code is not None:
+            check_code(code)
+        return make(*args)
+
+    return make_checked
+
+
+def ray_error_line(error: RayError) -> str:
+    """Return the line of Ray's message that states the cause: the last one for an error in a task, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if isinstance(error, RayTaskError) else lines[0]

@@ -1,0 +1,136 @@
+"""Requests to the endpoint and its responses: what client, pools, replicas and endpoint exchange.
+
+A request is checked, priced and digested from its shapes and its content alone, without a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from methods.base import Access, Bill, Prompts, SoftPrompts
+from pipeline.data.images import Images
+from pipeline.errors import EndpointRefused
+from pipeline.ledger.records import Charge
+
+Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
+"""The calls that are charged."""
+
+ACCESS: dict[Kind, Access] = {
+    "scores": Access.SCORES,
+    "image_features": Access.FEATURES,
+    "text_features": Access.FEATURES,
+    "text_gradients": Access.GRADIENTS,
+}
+"""Access that a call of each kind needs, besides the access to its form of prompts."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call, or one block of its images. All blocks carry the charge of the whole call, so it is charged once."""
+
+    kind: Kind
+    images: Images | None
+    prompts: Prompts | None
+    charge: Charge
+    upstream_PCD: Tensor | None = None
+    """Gradient in the text features, for `text_gradients`."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """The values of a request, and what the endpoint computed for them, which does not change the bill."""
+
+    values: np.ndarray
+    """float32, in the shape of the request's kind."""
+    computed_images: int = 0
+    computed_prompts: int = 0
+    cache_hits: int = 0
+    """Images whose features were stored or cached."""
+    status: str = "charged"
+    """Status of the ledger's receipt."""
+    load: int = 0
+    """Requests that the replica still has to answer."""
+
+
+class ModelInfo(NamedTuple):
+    """Constants of a model; reading them is free."""
+
+    identity: str
+    logit_scale: float
+    token_dim: int
+    feature_dim: int
+    grant: Access
+    precision: str
+    transform: str
+    device: str
+    """cpu, or the name of the GPU."""
+
+
+def access_of(kind: Kind, prompts: Prompts | None) -> Access:
+    """Return the access that a call needs."""
+    if prompts is None:
+        return ACCESS[kind]
+    return ACCESS[kind] | (Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT)
+
+
+def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int) -> Bill:
+    """Return the bill of a call, computed from its shapes (docs/budget.md).
+
+    Raises:
+        EndpointRefused: see `check_shapes`.
+    """
+    check_shapes(images, prompts)
+    if kind == "image_features":
+        assert images is not None
+        return Bill.image_features(len(images), feature_dim)
+    assert prompts is not None
+    p, c = prompt_counts(prompts)
+    if kind in ("text_features", "text_gradients"):
+        return Bill.text_features(p, c, feature_dim)
+    assert images is not None
+    return Bill.scores(p, len(images), c)
+
+
+def check_shapes(images: Images | None, prompts: Prompts | None) -> None:
+    """Raise EndpointRefused for a request without images or prompts, and for prompt sets of different sizes."""
+    if images is not None and len(images) == 0:
+        raise EndpointRefused("the request has no images")
+    if isinstance(prompts, SoftPrompts):
+        shape = tuple(prompts.ctx_PLE.shape)
+        if len(shape) != 3 or shape[0] == 0 or not prompts.classnames:
+            raise EndpointRefused(f"context of shape {shape} for {len(prompts.classnames)} classes, expected [P, L, E]")
+    elif prompts is not None:
+        sizes = sorted({len(texts) for texts in prompts.texts})
+        if len(sizes) != 1 or sizes[0] == 0:
+            raise EndpointRefused(f"prompt sets of {sizes} prompts, expected one prompt for each class in every set")
+
+
+def prompt_counts(prompts: Prompts) -> tuple[int, int]:
+    """Return (P, C): the number of prompt sets and the number of prompts in each."""
+    if isinstance(prompts, SoftPrompts):
+        return len(prompts.ctx_PLE), len(prompts.classnames)
+    return len(prompts.texts), len(prompts.texts[0])
+
+
+def call_digest(kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None) -> str:
+    """Return the digest of a whole call, 32 hex digits. Calls with equal digests ask for the same values."""
+    content = f"{kind}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
+    h = hashlib.sha256(content.encode())
+    if upstream_PCD is not None:
+        h.update(upstream_PCD.numpy().tobytes())
+    return h.hexdigest()[:32]
+
+
+def prompts_digest(prompts: Prompts) -> str:
+    """Return the SHA-256 of prompt sets, exact to the bit of soft contexts."""
+    if isinstance(prompts, SoftPrompts):
+        ctx = np.ascontiguousarray(prompts.ctx_PLE.detach().numpy(), dtype="<f4")
+        h = hashlib.sha256(repr((ctx.shape, prompts.classnames, prompts.suffix)).encode())
+        h.update(ctx.tobytes())
+        return h.hexdigest()
+    return hashlib.sha256(repr(prompts.texts).encode()).hexdigest()
