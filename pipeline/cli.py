@@ -82,10 +82,10 @@ def plan(arguments: argparse.Namespace) -> int:
     """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
     from pipeline.commands import report
     from pipeline.config.compose import compose, notes
-    from pipeline.trials.estimate import outline
+    from pipeline.trials.estimate import estimate
     from pipeline.trials.plan import refuse_unpayable
 
-    made = outline(compose(arguments.words))
+    made = estimate(compose(arguments.words))
     for line in notes(arguments.words):
         log(f"farebox: {line}")
     if arguments.json:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.errors import shortened
 from pipeline.files import strict_json
+
+Echo = Callable[[str], None]
+"""Prints one line for the user."""
 
 
 def print_table(records: list[dict[str, Any]], as_json: bool) -> int:

@@ -24,7 +24,7 @@ from pipeline.files import SEAL_KEY, UNSEALED, read_sealed, seal, strict_json, w
 from pipeline.results.store import FINISHED, ResultRow, ResultStore
 from pipeline.source_code import code_digest, method_digest
 from pipeline.sweep import driver as sweep
-from pipeline.trials.estimate import absent
+from pipeline.trials.estimate import missing_assets
 
 
 class Evidence:
@@ -106,7 +106,7 @@ class Evidence:
 
     def lacking(self, name: str) -> str:
         """Why a sweep on published data is not run here."""
-        missing = absent(compose([f"sweep={name}"]))
+        missing = missing_assets(compose([f"sweep={name}"]))
         if not missing:
             return "its data is here, but it takes more than the hour of this table: run it by its own command"
         return f"{len(missing)} of its data sets and weights are not here, the first: {missing[0].name}"

@@ -16,7 +16,7 @@ from pipeline.config.compose import compose
 from pipeline.errors import ConfigError, DamagedFile, LedgerError
 from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
-from pipeline.sweep.reservations import SWEEP, check_name, existing_ledger
+from pipeline.sweep.run_ledger import SWEEP_PREFIX, check_name, existing_ledger
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import host_name, read_id
 
@@ -136,9 +136,9 @@ def _shown(record: dict[str, Any]) -> str:
     text = [f"ledger {record['ledger']}"]
     for account in record["accounts"]:
         name = account["name"]
-        kind = "ceiling of sweep" if name.startswith(SWEEP) else "budget"
+        kind = "ceiling of sweep" if name.startswith(SWEEP_PREFIX) else "budget"
         limit = Limits(**account["limits"]).words or "none"
-        text.append(f"{kind} {name.removeprefix(SWEEP)}: limit {limit}; {_amounts(account)}")
+        text.append(f"{kind} {name.removeprefix(SWEEP_PREFIX)}: limit {limit}; {_amounts(account)}")
         for reservation in record["reservations"]:
             if name in reservation["reserved"]:
                 bill = reservation["reserved"][name]

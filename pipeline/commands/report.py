@@ -27,7 +27,7 @@ from pipeline.results.runs import read_runs
 from pipeline.results.store import ResultRow, ResultStore
 from pipeline.results.tables import raw_records, report, text_table, to_csv, to_json, to_latex, to_md
 from pipeline.sweep.preflight import check_free_port
-from pipeline.sweep.reservations import audit, existing_ledger, trials_of
+from pipeline.sweep.run_ledger import audit, existing_ledger, trials_of
 from pipeline.sweep.storage_id import FILE, read_id
 from pipeline.trials.estimate import SweepEstimate
 
@@ -216,7 +216,7 @@ def model_lines(made: SweepEstimate) -> list[str]:
 
 def absent_lines(made: SweepEstimate) -> list[str]:
     """What is not on this machine and where its authors publish it, one line each; what follows from it."""
-    found = [f"not here: {a.kind} {a.name}: {a.what}; published at {a.published}" for a in made.absent]
+    found = [f"not here: {a.kind} {a.name}: {a.what}; published at {a.published}" for a in made.missing]
     if not made.exact:
         found.append("These bills are from the cards alone. `run` refuses (exit 2) until the data is there.")
     return found

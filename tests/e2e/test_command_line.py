@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.sweep.storage_id import read_id
-from tests.support.command import books, charges, farebox, here, records
+from tests.support.command import charges, farebox, here, ledger_record, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -55,14 +55,14 @@ def swept(folder: Path) -> Swept:
     plan = json.loads(farebox("plan", *words, "--json").stdout)
     assert not storage.exists()
     run = farebox("run", *words)
-    return Swept(storage, words, plan, run, records(storage), books(storage))
+    return Swept(storage, words, plan, run, records(storage), ledger_record(storage))
 
 
 @pytest.fixture(scope="session")
 def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
     """The same command again, and then with a third seed of one method."""
     again = farebox("run", *swept.words)
-    assert books(swept.storage) == swept.books
+    assert ledger_record(swept.storage) == swept.books
     assert records(swept.storage) == swept.records
     return again, farebox("run", *swept.words, "seeds=[1,2,3]")
 
@@ -219,7 +219,7 @@ def test_a_second_run_does_nothing_and_a_new_seed_runs_only_what_is_new(
     rows = records(swept.storage)
     assert [r for r in rows if r["seed"] != 3] == swept.records
     spent = sum(r["requests"] for r in rows if r["seed"] == 3 and r["test_set"] == "icons")
-    (before,), (after,) = swept.books["accounts"], books(swept.storage)["accounts"]
+    (before,), (after,) = swept.books["accounts"], ledger_record(swept.storage)["accounts"]
     assert after["spent"]["requests"] - before["spent"]["requests"] == spent
     _assert_mirrored(swept.storage)
 
@@ -232,7 +232,7 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded: ")]
     assert line.startswith("unfunded: craft on icons, 1 shots, seed 1, 100 requests: ")
     assert {(r["method"], r["status"]) for r in records(storage)} == {("taskres", "done"), ("craft", "unfunded")}
-    assert books(storage)["accounts"][0]["spent"]["requests"] <= 5
+    assert ledger_record(storage)["accounts"][0]["spent"]["requests"] <= 5
 
 
 def test_sweeps_never_mix_and_share_image_features_only(

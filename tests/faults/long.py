@@ -31,7 +31,7 @@ from typing import Any
 from pipeline.results.store import ResultStore
 from tests.faults.points import POINTS, Faults
 from tests.faults.soak import soak
-from tests.support.command import Running, alive, books, here, kill, processes
+from tests.support.command import Running, alive, here, kill, ledger_record, processes
 from tests.support.lab import outcome, small_data
 
 OUTSIDE = {"ray::Replica": 4, "ray::LedgerActor": 3, "ray::ResourceTrainable": 4, "driver": 2}
@@ -41,7 +41,7 @@ LATEST = {
     **{"ledger.before_commit": 600, "ledger.after_commit": 600, "trial.at_a_call": 600, "trial.between_steps": 200},
     **{"trial.before_checkpoint": 9, "trial.checkpoint_written": 9, "trial.between_renames": 9},
     **{"trial.after_checkpoint": 9, "trial.scoring": 4, "trial.row_written": 4, "trial.after_row": 4},
-    **{"driver.reserving": 8, "driver.settling": 8},
+    **{"driver.reserving": 8, "driver.releasing": 8},
 }
 """A point is passed so often in a process that a kill is drawn up to here; 1 where it is not named."""
 NAMED = 4
@@ -82,7 +82,7 @@ def facts(storage: Path) -> dict[str, Any]:
         outcome(r) for path in sorted((storage / "results").iterdir()) for r in ResultStore(storage).rows_of(path.stem)
     ]
     board = json.loads(here("leaderboard", f"storage={storage}", "--format", "json"))
-    ledger = books(storage)
+    ledger = ledger_record(storage)
     accounts = [{k: v for k, v in a.items() if k != "name"} for a in ledger.pop("accounts")]
     return {
         "rows": rows,

@@ -20,10 +20,10 @@ POINTS: dict[str, dict[str, Any]] = {
     "replica.after_charge": {"module": ENDPOINT, "function": "Endpoint.compute", "moment": "before", "paid": True},
     "replica.after_compute": {"module": ENDPOINT, "function": "Endpoint.compute", "moment": "after", "paid": True},
     "replica.storing_features": {"rename": r"/features[^/]*/.*\.features$"},
-    "ledger.before_commit": {"module": f"{LEDGER}_batch", "function": "Batch.save", "moment": "after"},
+    "ledger.before_commit": {"module": "pipeline.ledger.batch", "function": "Batch.save", "moment": "after"},
     "ledger.after_commit": {"module": LEDGER, "function": "Ledger.charge", "moment": "after"},
     "trial.at_a_call": {"module": "pipeline.blackbox.client", "function": "MeteredBox._send", "moment": "after"},
-    "trial.between_steps": {"module": TRIAL, "function": "_mark_curve", "moment": "before"},
+    "trial.between_steps": {"module": TRIAL, "function": "_record_curve", "moment": "before"},
     "trial.before_checkpoint": {
         "module": CHECKPOINT,
         "function": "Checkpoint.save",
@@ -41,8 +41,8 @@ POINTS: dict[str, dict[str, Any]] = {
     "trial.after_row": {"module": "pipeline.results.store", "function": "ResultStore.write", "moment": "after"},
     "driver.reserving": {"module": LEDGER, "function": "Ledger.reserve", "moment": "after"},
     "driver.reserved": {"module": "pipeline.sweep.reservations", "function": "reserve", "moment": "after"},
-    "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_books", "moment": "before"},
-    "driver.settling": {"module": LEDGER, "function": "Ledger.settle", "moment": "after"},
+    "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_trials", "moment": "before"},
+    "driver.releasing": {"module": LEDGER, "function": "Ledger.settle", "moment": "after"},
     "driver.publishing": {"module": "pipeline.commands.report", "function": "publish", "moment": "before"},
     "driver.writing_the_page": {"rename": r"/leaderboard/.*\.html$"},
 }

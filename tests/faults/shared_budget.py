@@ -29,7 +29,7 @@ from methods.base import Bill
 from pipeline.errors import FareboxError
 from pipeline.ledger.ledger import Ledger, Limits
 from pipeline.results.store import ResultStore
-from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.storage_id import FILE, read_id
 from tests.faults.long import end_all
 from tests.support.command import Running, farebox, here

@@ -33,7 +33,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
 from pipeline.sweep.storage import alone
 from pipeline.trials.trial import few_shot_task, run_trial
-from tests.support.command import Running, books, charges, farebox, kill, wait_until
+from tests.support.command import Running, charges, farebox, kill, ledger_record, wait_until
 from tests.support.lab import STORAGE, Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -75,12 +75,14 @@ def assert_same(storage: Path, other: Path) -> None:
     assert here.keys() == there.keys()
     for method, row in here.items():
         assert {k: v for k, v in row.items() if v != there[method][k]} == {}, method
-    assert [books(storage)[k] for k in ("phases", "trials")] == [books(other)[k] for k in ("phases", "trials")]
+    assert [ledger_record(storage)[k] for k in ("phases", "trials")] == [
+        ledger_record(other)[k] for k in ("phases", "trials")
+    ]
 
 
 def assert_clean(storage: Path) -> None:
     """Nothing is left over, nothing was replayed at a price, and no call was refunded or paid twice."""
-    found = books(storage)
+    found = ledger_record(storage)
     assert found["open_trials"] == 0
     assert found["phases"]["replay"] == {"requests": 0, "images": 0, "prompts": 0, "outputs": 0}
     assert not list((storage / "checkpoints").glob("*"))

@@ -14,7 +14,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.results.store import ResultStore
-from tests.support.command import Running, below, books, charges, here
+from tests.support.command import Running, below, charges, here, ledger_record
 from tests.support.lab import Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,5 +70,5 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
     found = {spec.trial_id: outcome(row) for spec in specs for row in ResultStore(storage).rows_of(spec.trial_id)}
     assert found == wanted
     here("ledger", f"storage={storage}")
-    assert books(storage)["phases"]["replay"]["requests"] == 0
-    assert books(storage)["open_trials"] == 0
+    assert ledger_record(storage)["phases"]["replay"]["requests"] == 0
+    assert ledger_record(storage)["open_trials"] == 0

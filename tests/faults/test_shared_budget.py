@@ -28,8 +28,8 @@ from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
-from pipeline.sweep import reservations as books
-from pipeline.sweep import storage_id
+from pipeline.sweep import reservations, storage_id
+from pipeline.sweep.run_ledger import open_ledger, sweep_account
 from pipeline.sweep.storage import alone
 from pipeline.sweep.storage_id import read_id
 from pipeline.trials.plan import SweepPlan, make_plan
@@ -73,11 +73,11 @@ class Sweep:
         said, plan, store = list[str](), plan or self.plan, ResultStore(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder):
-            todo, _ = books.pending(plan, store)
-            ledger, storage = books.open_ledger(plan.config, said.append)
+            todo, _ = reservations.pending(plan, store)
+            ledger, storage = open_ledger(plan.config, said.append)
             with contextlib.closing(ledger):
-                books.settle_left_over(ledger, storage.id, todo)
-                funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
+                reservations.release_left_over(ledger, storage.id, todo)
+                funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
                 for spec in (t for t in todo if t.trial_id in unfunded):
                     why = unfunded[spec.trial_id]
                     store.write([failed_row(spec, why, spec_columns(spec), status="unfunded")])
@@ -85,8 +85,8 @@ class Sweep:
                 for spec in funded:
                     run_trial(spec, pool, storage.id, store, checkpoint_s=0)
                     ledger.settle(storage.id, spec.account)
-                books.close_books(ledger, storage.id, funded, store)
-                said += [line for line in books.problems(plan, store, ledger, storage) if "unfunded" not in line]
+                reservations.close_trials(ledger, storage.id, funded, store)
+                said += [line for line in reservations.problems(plan, store, ledger, storage) if "unfunded" not in line]
         return said
 
     def start(self, die_at: int | None) -> int:
@@ -221,7 +221,7 @@ def test_a_copied_storage_leaves_the_trials_of_the_original_alone(
     ids = [read_id(sweep.folder).id for sweep in (original, copy)]
     assert said.startswith(f"{copy.folder} is a copy of the storage {ids[0]} at {original.folder} on ")
     assert said.endswith(
-        f"its id is now {ids[1]}; the checkpoints of 1 unfinished trials are removed, which start anew"
+        f"its id is now {ids[1]}; the checkpoints of 1 unfinished trials are removed: these trials start again"
     )
     assert reserved(url)["team"] == before["team"]
     assert copy.rows() == quiet
@@ -251,7 +251,7 @@ def test_the_copy_of_a_storage_with_its_own_ledger_goes_on_under_an_id_of_its_ow
         assert ledger.verify() == []
         assert {t.storage for t in ledger.trials()} == {name}
         assert [(a.name, a.reserved, a.limits.requests) for a in ledger.accounts()] == [
-            (books.sweep_account(name), Bill(), 100)
+            (sweep_account(name), Bill(), 100)
         ]
         assert ledger.accounts()[0].spent.requests == quiet["craft 1"]["requests"]  # what the original paid is replayed
     assert original.run() == [] and original.rows() == quiet

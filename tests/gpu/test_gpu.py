@@ -14,7 +14,7 @@ from pipeline.budget import Charge, Phase
 from pipeline.config.compose import file_of, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import Source
-from tests.support.command import Running, books, charges, farebox, kill, records
+from tests.support.command import Running, charges, farebox, kill, ledger_record, records
 
 pytestmark = [
     pytest.mark.ray,
@@ -85,7 +85,7 @@ def test_a_sweep_on_a_gpu_goes_on_after_kills_and_pays_what_was_predicted(
     run.kill()
     print(farebox(*words).stdout)
     rows = {row["method"]: row for row in records(tmp_path / "gpu")}
-    ledger = books(tmp_path / "gpu")
+    ledger = ledger_record(tmp_path / "gpu")
     print(precision, ledger["phases"], {name: (row["accuracy"], row["requests"]) for name, row in rows.items()})
     assert ledger["open_trials"] == 0
     assert {row["status"] for row in rows.values()} == {"done"}

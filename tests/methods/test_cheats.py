@@ -537,13 +537,16 @@ CAUGHT: list[tuple[type[Honest], str]] = [
     (KeepsStateInADefault, "MethodError: KeepsStateInADefault: changed KeepsStateInADefault.predict.__defaults__"),
     (IsItsOwnCopy, "MethodError: IsItsOwnCopy: copy.deepcopy gives the method itself"),
     (CannotBeCopied, "MethodError: CannotBeCopied: its state cannot be copied (cannot pickle"),
-    (predicting(lambda x: x[:-1]), "MethodError: Predicts: predict returned float32 on cpu of shape (59, 5), wanted"),
-    (predicting(lambda x: x[:, :4]), "MethodError: Predicts: predict returned float32 on cpu of shape (60, 4), wanted"),
+    (predicting(lambda x: x[:-1]), "MethodError: Predicts: predict returned float32 on cpu of shape (59, 5), expected"),
+    (
+        predicting(lambda x: x[:, :4]),
+        "MethodError: Predicts: predict returned float32 on cpu of shape (60, 4), expected",
+    ),
     (predicting(lambda x: x.double()), "MethodError: Predicts: predict returned float64 on cpu of shape (60, 5)"),
     (predicting(lambda x: x.to("meta")), "MethodError: Predicts: predict returned float32 on meta of shape (60, 5)"),
-    (predicting(lambda x: x.numpy()), "MethodError: Predicts: predict returned ndarray, wanted a float32 CPU tensor"),
-    (predicting(lambda x: x.to_sparse()), "MethodError: Predicts: predict returned Tensor, wanted"),
-    (predicting(lambda x: None), "MethodError: Predicts: predict returned NoneType, wanted"),
+    (predicting(lambda x: x.numpy()), "MethodError: Predicts: predict returned ndarray, expected a float32 CPU tensor"),
+    (predicting(lambda x: x.to_sparse()), "MethodError: Predicts: predict returned Tensor, expected"),
+    (predicting(lambda x: None), "MethodError: Predicts: predict returned NoneType, expected"),
     (predicting(lambda x: with_value(x, math.nan)), "NonFiniteError: predict: Predicts gave the logit nan for row "),
     (predicting(lambda x: with_value(x, math.inf)), "NonFiniteError: predict: Predicts gave the logit inf for row "),
     (reporting(lambda m: m.notes.update(x=math.nan)), "NonFiniteError: fit: notes['x'] of Reports is nan"),
@@ -703,7 +706,7 @@ def test_waiting_for_the_endpoint_and_reading_pixels_is_not_hanging(lab: Lab, mo
     def slow(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: (time.sleep(0.4), function(*args))[1]
 
-    monkeypatch.setattr(type(lab.pool), "ask", slow(type(lab.pool).ask))
+    monkeypatch.setattr(type(lab.pool), "send", slow(type(lab.pool).send))
     monkeypatch.setattr(Images, "pixels", slow(Images.pixels))
 
     class Pixels(Honest):

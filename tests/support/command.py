@@ -144,7 +144,7 @@ def charges(storage: Path) -> int:
         return 0
 
 
-def books(storage: Path, *words: str) -> dict[str, Any]:
+def ledger_record(storage: Path, *words: str) -> dict[str, Any]:
     """What `farebox ledger --json` says; it must verify. `words` say where a ledger outside the storage lies."""
     found: dict[str, Any] = json.loads(here("ledger", f"storage={storage}", *words, "--json"))
     assert found["problems"] == []

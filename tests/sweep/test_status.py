@@ -10,7 +10,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Limits
-from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.status import FILE, Heartbeat, shown, status
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import new_id, write_id

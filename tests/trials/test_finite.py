@@ -276,7 +276,7 @@ def test_a_store_neither_takes_nor_serves_a_row_that_is_not_finite(tmp_path: Pat
 
 def test_a_trial_on_a_model_that_gives_nan_is_a_failed_row(lab: Lab, tmp_path: Path) -> None:
     spec = lab.spec("zero_shot")
-    key = Images.plain(source_of(spec.dataset), "test", spec.tests[0].rows, "crop").keys[7]
+    key = Images.plain(source_of(spec.dataset), "test", spec.eval_sets[0].rows, "crop").keys[7]
     bad = Lab(tmp_path / "bad", broken(tmp_path, image=key), lab.card)
     (row,) = bad.run(bad.spec("zero_shot"))
     assert (row.status, row.accuracy) == ("failed", None)

@@ -17,7 +17,7 @@ from pipeline.config.compose import compose
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.source_code import method_digest
 from pipeline.trials import plan as planning
-from pipeline.trials.estimate import outline
+from pipeline.trials.estimate import estimate
 from pipeline.trials.plan import TrialSpec, refuse_unpayable
 from tests.support.lab import Lab, outcome, plain_bill
 
@@ -93,10 +93,13 @@ def test_the_methods_version_the_precision_and_the_rules_make_another_id(
 
 def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
     with_shift, without = (lab.plan("methods=[zero_shot]", "datasets=[icons]", f"shift={s}") for s in ("true", "false"))
-    assert [(t.kind, t.name) for t in with_shift.trials[0].tests] == [("source", "icons"), ("shift", "icons_outline")]
-    assert [(t.kind, t.name) for t in without.trials[0].tests] == [("source", "icons")]
+    assert [(t.kind, t.name) for t in with_shift.trials[0].eval_sets] == [
+        ("source", "icons"),
+        ("shift", "icons_outline"),
+    ]
+    assert [(t.kind, t.name) for t in without.trials[0].eval_sets] == [("source", "icons")]
     assert with_shift.trials[0].trial_id != without.trials[0].trial_id
-    assert outline(with_shift.config).records()[0]["test_sets"] == ["icons", "icons_outline"]
+    assert estimate(with_shift.config).records()[0]["test_sets"] == ["icons", "icons_outline"]
     listed = lab.plan("methods=[zero_shot]", "datasets=[icons]", "shift=[icons_outline]")
     assert listed.trials[0].trial_id == with_shift.trials[0].trial_id, "however it was said"
 
@@ -169,7 +172,7 @@ def test_a_prediction_asks_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_plan_as_json_says_what_each_trial_will_cost(lab: Lab) -> None:
     spec = lab.spec("taskres")
-    (record,) = outline(compose([*lab.words, "methods=[taskres]"])).records()
+    (record,) = estimate(compose([*lab.words, "methods=[taskres]"])).records()
     assert record["trial_id"] == spec.trial_id
     assert record["predicted_requests"] == spec.predicted.requests and record["predicted_outputs"] > 0
     assert (record["method"], record["dataset"], record["budget_requests"]) == ("taskres", "small", 300)

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,19 @@ from methods.base import (
 from pipeline.blackbox.endpoint import Endpoint, Request, Response
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.budget import Phase
+from pipeline.config.compose import model_card
 from pipeline.data.images import Images
+from pipeline.errors import MethodError
+from pipeline.ledger.ledger import Ledger
+from pipeline.results.store import ResultStore
 from pipeline.trials import evaluate as scoring
 from pipeline.trials import trial as trials
 from pipeline.trials.boundary import Session, _session
-from pipeline.trials.checkpoint import Checkpoint
+from pipeline.trials.checkpoint import Checkpoint, stored_checkpoints
 from pipeline.trials.evaluate import metrics
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.supervisor import Supervisor
-from pipeline.trials.trial import State, few_shot_task, run_trial
+from pipeline.trials.trial import State, few_shot_task, run_trial, spec_columns, write_failure
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -215,7 +220,7 @@ def die(monkeypatch: pytest.MonkeyPatch, point: str, cls: type[Method]) -> None:
     """Arrange deaths at every occasion of one kind."""
     if point in ("before a call is charged", "after a call was charged and its answer lost"):
         dying = once_for_each(LocalPool.send, lambda _, request: request.charge.id, before=point.startswith("before"))
-        monkeypatch.setattr(LocalPool, "ask", dying)
+        monkeypatch.setattr(LocalPool, "send", dying)
     elif point == "after a step":
         monkeypatch.setattr(
             cls, "step", once_for_each(cls.step, lambda method, box: pickle.dumps(vars(_session(box).box.meter)))
@@ -329,7 +334,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(
     spec = lab.spec("bbt", "budget.requests=130")
     straight = Lab(tmp_path / "straight", lab.pool.endpoint, lab.card)
     wanted = straight.run(spec)
-    checkpoint = Checkpoint(lab.folder / "checkpoints", spec.account)
+    checkpoint = Checkpoint(lab.folder, spec.account)
     files = {"newest": checkpoint.path, "spare": checkpoint.before}
 
     with monkeypatch.context() as patch:
@@ -380,7 +385,22 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     checkpoint.path.replace(checkpoint.before)  # killed between the two renames
     assert checkpoint.load() == {"step": 4}
     checkpoint.clear()
-    assert checkpoint.load() is None and not list((tmp_path / "c").iterdir())
+    assert checkpoint.load() is None and not list((tmp_path / "c" / "checkpoints").iterdir())
+
+
+def test_the_checkpoints_of_a_storage_are_listed_by_trial(tmp_path: Path) -> None:
+    assert stored_checkpoints(tmp_path) == []
+    for name in ("b.1.2", "a.1.2"):
+        checkpoint = Checkpoint(tmp_path, name)
+        checkpoint.save("first")
+        checkpoint.save("second")  # the first becomes the spare
+    Checkpoint(tmp_path, "a.1.2").path.unlink()
+    found = stored_checkpoints(tmp_path)
+    assert [checkpoint.trial for checkpoint in found] == ["a.1.2", "b.1.2"]
+    assert [checkpoint.load() for checkpoint in found] == ["first", "second"]
+    for checkpoint in found:
+        checkpoint.clear()
+    assert stored_checkpoints(tmp_path) == []
 
 
 def test_a_checkpoint_of_another_trial_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -504,8 +524,70 @@ def test_an_answer_of_the_endpoint_that_says_diverged_marks_the_row(lab: Lab, mo
         asked.append(request)
         return send(self, request)
 
-    monkeypatch.setattr(LocalPool, "ask", noting)
+    monkeypatch.setattr(LocalPool, "send", noting)
     (row,) = lab.run(spec)
     assert row.status == "done" and len(asked) == 5
     assert plain_bill(row) == ONE * 4
     assert (row.replay_requests, row.replay_images) == (1, 20)
+
+
+def test_an_orphaned_replica_charges_nothing_twice(lab: Lab, features: Path) -> None:
+    """A replica of a former run, with a ledger client of its own, goes on beside the one that took its trial over."""
+    spec = lab.spec("craft", "budget.requests=60")
+    lab.reserve(spec)
+    orphan = Ledger(f"sqlite:///{lab.folder / 'ledger.db'}")
+    pool, store = LocalPool(Endpoint(model_card("fake"), features), orphan), ResultStore(lab.folder / "orphan")
+    with ThreadPoolExecutor(2) as both:
+        late = both.submit(run_trial, spec, pool, STORAGE, store)
+        (row,) = both.submit(run_trial, spec, lab.pool, STORAGE, lab.store).result()
+    assert [outcome(r) for r in late.result()] == [outcome(row)]
+    assert lab.paid(spec) == plain_bill(row) == spec.predicted
+    assert lab.bills(spec)[Phase.REPLAY] == Bill()
+    lab.ledger.settle(STORAGE, spec.account)
+    (again,) = run_trial(spec, pool, STORAGE, store)  # dead for a day, and all of it is asked again
+    orphan.close()
+    assert outcome(again) == outcome(row) and lab.paid(spec) == spec.predicted
+
+
+def test_a_late_failure_of_an_orphan_leaves_a_finished_trial_as_it_is(lab: Lab) -> None:
+    spec = lab.spec("taskres")
+    rows = lab.run(spec)
+    write_failure(spec, RuntimeError("its replicas are gone"), lab.store, spec_columns(spec))
+    assert lab.store.rows_of(spec.trial_id) == rows
+
+
+def test_each_row_has_the_evaluation_bill_of_its_own_test_set(lab: Lab) -> None:
+    rows = lab.run(lab.spec("zero_shot", "protocol=base_to_new"))
+    assert [row.evaluate_images for row in rows] == [row.n_test for row in rows]
+
+
+def test_a_failed_evaluation_keeps_the_bill_of_earlier_test_sets(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, predict, calls = lab.spec("zero_shot", "protocol=base_to_new"), trials.predict, list[str]()
+
+    def second_fails(*arguments: Any) -> Any:
+        calls.append("predict")
+        result = predict(*arguments)
+        if len(calls) == 2:
+            raise MethodError("the second test set")
+        return result
+
+    monkeypatch.setattr(trials, "predict", second_fails)
+    lab.reserve(spec)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
+    assert row.status == "failed" and row.evaluate_images == sum(len(t.rows) for t in spec.eval_sets)
+    assert row.evaluate_images == lab.bills(spec)[Phase.EVALUATE].images
+
+
+class Growing(Probe):
+    """It deploys one number more at each call."""
+
+    calls = 0
+
+    def deployed(self) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"weights": torch.zeros(self.calls)}
+
+
+def test_deployed_is_called_once(lab: Lab) -> None:
+    rows = lab.run(spec_of(lab, Growing, "datasets=[icons]", "shots=1"))
+    assert [row.client_bytes for row in rows] == [4, 4]

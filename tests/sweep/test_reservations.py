@@ -15,18 +15,18 @@ from pipeline.errors import BudgetExceeded, ConfigError
 from pipeline.results.row import account_name
 from pipeline.results.store import ResultRow
 from pipeline.sweep.reservations import (
-    close_books,
+    close_trials,
     finished,
-    open_ledger,
     pending,
     problems,
+    release_left_over,
+    remove_checkpoints,
     reserve,
-    settle_left_over,
-    sweep_account,
 )
+from pipeline.sweep.run_ledger import open_ledger, sweep_account
 from pipeline.sweep.storage_id import new_id
 from pipeline.trials.trial import failed_row, run_trial, spec_columns
-from tests.support.lab import STORAGE, Lab, encoded, write_card, write_source
+from tests.support.lab import STORAGE, Lab, encoded, outcome, write_card, write_source
 
 
 def verified(lab: Lab, rows: list[ResultRow]) -> bool:
@@ -50,7 +50,7 @@ def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s=0)
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     assert row.status == "failed"
     assert row.error is not None and row.error.startswith("DataError: ") and "is not a readable image" in row.error
     (row,) = lab.store.rows_of(spec.trial_id)
@@ -68,7 +68,7 @@ def test_a_trial_whose_worker_is_lost_for_good_gets_a_row_with_its_bill(lab: Lab
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     run_trial(spec, lab.pool, STORAGE, lab.store)
     (lab.store.results / f"{spec.trial_id}.arrow").unlink()  # as if it had died before this file was written
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     (row,) = lab.store.rows_of(spec.trial_id)
     assert (row.status, row.requests) == ("failed", lab.paid(spec).requests)
     assert row.error is not None and "its worker died" in row.error
@@ -81,14 +81,14 @@ def test_a_failed_recomputation_of_damaged_predictions_keeps_the_rows_of_every_t
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     rows = run_trial(spec, lab.pool, STORAGE, lab.store)
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     assert len(rows) == 2
     lab.store.predictions_path(spec.trial_id, rows[1].test_set).write_bytes(b"damaged")
 
     assert pending(plan, lab.store) == ([spec], {})
     reserve(lab.ledger, plan, [spec], STORAGE)
     lab.store.write([failed_row(spec, "a bug", spec_columns(spec))])
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     assert lab.store.rows_of(spec.trial_id) == rows
     assert pending(plan, lab.store) == ([spec], {}), "it is not finished: the same command tries again"
 
@@ -97,7 +97,7 @@ def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_bac
     plan = lab.plan("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=150")
     reserve(lab.ledger, plan, plan.trials, STORAGE)  # and the run is killed
     fewer = lab.plan("methods=[taskres]", "budget.requests=100", "budget.sweep.requests=150").trials
-    settle_left_over(lab.ledger, STORAGE, fewer)
+    release_left_over(lab.ledger, STORAGE, fewer)
     assert [t.trial for t in lab.ledger.trials() if t.open] == [fewer[0].account]
     held = next(a.reserved for a in lab.ledger.accounts() if a.name == sweep_account(STORAGE))
     assert held.requests == fewer[0].predicted.requests
@@ -134,7 +134,7 @@ TEAM = ("methods=[craft]", "budget.requests=100", "budget.global.name=team")
         (("budget.global.requests=200", "budget.global.images=40000"), None),
         (
             ("budget.global.requests=201",),
-            "limited to 200 requests and 40,000 images, and this sweep names 201 requests",
+            "limited to 200 requests and 40,000 images, and this sweep states 201 requests",
         ),
         (("budget.global.images=1",), r"farebox budget set team images=1 url=URL"),
     ],
@@ -176,7 +176,7 @@ def test_a_run_ends_with_the_verification_of_its_rows_and_its_ledger(lab: Lab) -
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     storage = replace(new_id(lab.folder), id=STORAGE)
     assert problems(plan, lab.store, lab.ledger, storage) == ()
     billed = {"requests": row.requests - 1, "adapt_requests": row.adapt_requests - 1}
@@ -212,3 +212,29 @@ def test_a_rerun_of_a_finished_trial_is_free_and_reserves_nothing_new(lab: Lab) 
     first = lab.run(spec)
     lab.ledger.open_account("ceiling", Limits(requests=lab.paid(spec).requests))
     assert [r.predictions_digest for r in lab.run(spec)] == [r.predictions_digest for r in first]
+
+
+def test_a_damaged_row_is_named_and_its_cell_is_run_again_for_free(lab: Lab) -> None:
+    plan = lab.plan("methods=[taskres]")
+    (spec,) = plan.trials
+    wanted, bills = [outcome(r) for r in lab.run(spec)], lab.bills(spec)
+    path = lab.store.results / f"{spec.trial_id}.arrow"
+    path.write_bytes(path.read_bytes()[:100])
+    assert pending(plan, lab.store) == ([spec], {})
+    assert path in lab.store.damaged
+    assert [outcome(r) for r in lab.run(spec)] == wanted
+    assert lab.bills(spec) == bills
+
+
+def test_a_checkpoint_that_its_worker_could_not_remove_goes_when_the_cell_is_done(lab: Lab) -> None:
+    plan = lab.plan("methods=[craft]", "budget.requests=60")
+    (spec,) = plan.trials
+    folder = lab.folder / "checkpoints"
+    folder.mkdir()
+    (left := folder / f"{spec.account}.ckpt").write_bytes(b"")
+    remove_checkpoints(lab.store, plan.trials)
+    assert left.exists()  # its cell is to be run
+    lab.run(spec)
+    left.write_bytes(b"")
+    remove_checkpoints(lab.store, plan.trials)
+    assert not left.exists()
