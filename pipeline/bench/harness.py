@@ -190,7 +190,7 @@ def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
 def machine() -> dict[str, Any]:
     """What the figures were taken on; call it with the thread count of the bench in force."""
     from pipeline.data.decode import cores
-    from pipeline.trials.trial import cpu_name
+    from pipeline.trials.rows import cpu_name
 
     found = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

@@ -34,7 +34,7 @@ from pipeline.sweep.storage_id import StorageId
 from pipeline.sweep.tune_trials import TuneCallback, run_trials
 from pipeline.trials.estimate import refuse_missing
 from pipeline.trials.plan import SweepPlan, TrialSpec, announcements, make_plan, refuse_unpayable
-from pipeline.trials.trial import failed_row, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
 
 Mirror = Callable[[Sequence[ResultRow]], None]
 """Receives the rows of each trial when it has ended. It must return quickly: Ray Tune waits for it."""

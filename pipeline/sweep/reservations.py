@@ -15,7 +15,7 @@ from pipeline.sweep.run_ledger import SWEEP_PREFIX, audit, check_name, sweep_acc
 from pipeline.sweep.storage_id import StorageId
 from pipeline.trials.checkpoint import stored_checkpoints
 from pipeline.trials.plan import SweepPlan, TrialSpec, refuse_nameless
-from pipeline.trials.trial import failed_row, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
 
 
 def pending(plan: SweepPlan, store: ResultStore) -> tuple[list[TrialSpec], dict[str, str]]:

@@ -6,13 +6,10 @@ This module does not use Ray: `run_trial` works in a notebook, with a `LocalPool
 from __future__ import annotations
 
 import contextlib
-import platform
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +18,20 @@ import torch
 from torch import Tensor
 
 from methods.base import Bill, FewShotTask, LabelledImages, Method
-from pipeline import __version__
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.budget import Phase, row_columns
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
-from pipeline.errors import ENDS_A_RUN, BudgetExceeded, DataError, FareboxError, MethodError, first_line
+from pipeline.errors import ENDS_A_RUN, BudgetExceeded, DataError, FareboxError, MethodError
 from pipeline.files import strict_json
 from pipeline.results.store import ResultRow, ResultStore
-from pipeline.source_code import texts_digest
 from pipeline.trials.boundary import Session
 from pipeline.trials.checkpoint import Checkpoint
 from pipeline.trials.evaluate import eval_labels, metrics, predict
 from pipeline.trials.isolation import process_state_kept
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.protocol import EvalSet
+from pipeline.trials.rows import common_columns, spec_columns, write_failure
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.watchdog import Watchdog
 
@@ -112,7 +108,7 @@ def run_trial(
     checkpoint = Checkpoint(store.storage, spec.account)
     state = checkpoint.load() or State(spec.choice.build(), Meter())
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
-    columns = _common_columns(spec, pool, threads)
+    columns = common_columns(spec, pool, threads)
     try:
         if pool.info.identity != spec.model_identity:
             raise DataError("the weights changed after the run was planned: type the same command again")
@@ -250,77 +246,3 @@ def _own_evaluation_bill(meter: Meter) -> Iterator[None]:
         yield
     finally:
         meter.bills[Phase.EVALUATE] += before
-
-
-def write_failure(spec: TrialSpec, error: BaseException, store: ResultStore, columns: dict[str, Any]) -> ResultRow:
-    """Write and return the row of a trial that an error ended. The traceback goes to a file that the row names."""
-    file = store.write_traceback(spec.trial_id, spec.name, error)
-    row = failed_row(spec, f"{type(error).__name__}: {first_line(error)} (traceback in {file})", columns)
-    store.write([row])
-    return row
-
-
-def failed_row(spec: TrialSpec, error: str, common: dict[str, Any], status: str = "failed") -> ResultRow:
-    """Return a row without a score, for the first test set. `common`: columns from `spec_columns`, and more."""
-    test = spec.eval_sets[0]
-    return ResultRow(**common, test_set=test.name, kind=test.kind, status=status, error=error.splitlines()[0])
-
-
-def _common_columns(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
-    info = pool.info
-    return spec_columns(spec) | {
-        "model_digest": info.identity,
-        "precision": info.precision,
-        "transform": info.transform,
-        "device": info.device,
-        "threads": threads,
-    }
-
-
-def spec_columns(spec: TrialSpec) -> dict[str, Any]:
-    """Return the columns of a row that depend on the spec and this machine only."""
-    return {
-        "trial_id": spec.trial_id,
-        "sweep": spec.sweep,
-        "method": spec.choice.name,
-        "base_method": spec.choice.info.name,
-        "method_version": spec.choice.info.version,
-        "method_digest": spec.method_digest,
-        "code_digest": spec.code_digest,
-        "access": spec.choice.info.access.label,
-        "model": spec.model.name,
-        "model_digest": spec.model_identity,
-        "precision": spec.model.precision,
-        "transform": spec.transform,
-        "dataset": spec.dataset.name,
-        "data_digest": spec.data_digest,
-        "template": spec.dataset.template,
-        "templates_digest": texts_digest(spec.dataset.templates),
-        "classnames_digest": spec.classnames_digest,
-        "augment": spec.dataset.augment,
-        "split_digest": spec.split_digest,
-        "shots": spec.shots,
-        "seed": spec.seed,
-        "views": "fresh" if spec.fresh_views else str(spec.views) if spec.choice.info.uses_views else "",
-        "validation": spec.validation,
-        "settings": spec.settings,
-        "budget_requests": spec.allotment.requests,
-        "budget_images": spec.allotment.images,
-        "config": strict_json(dict(spec.choice.config), sort_keys=True, default=list),
-        "cpu": cpu_name(),
-        "torch_version": torch.__version__,
-        "farebox_version": __version__,
-        "python_version": platform.python_version(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-@cache
-def cpu_name() -> str:
-    """Return the model name of the CPU. Results are bit-identical on equal models only."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -33,7 +33,8 @@ from pipeline.sweep.run_ledger import open_ledger, sweep_account
 from pipeline.sweep.storage import alone
 from pipeline.sweep.storage_id import read_id
 from pipeline.trials.plan import SweepPlan, make_plan
-from pipeline.trials.trial import failed_row, run_trial, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
+from pipeline.trials.trial import run_trial
 from tests.support.command import here
 from tests.support.lab import outcome
 

@@ -25,7 +25,8 @@ from pipeline.sweep.reservations import (
 )
 from pipeline.sweep.run_ledger import open_ledger, sweep_account
 from pipeline.sweep.storage_id import new_id
-from pipeline.trials.trial import failed_row, run_trial, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
+from pipeline.trials.trial import run_trial
 from tests.support.lab import STORAGE, Lab, encoded, outcome, write_card, write_source
 
 

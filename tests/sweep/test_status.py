@@ -14,7 +14,7 @@ from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.status import FILE, Heartbeat, shown, status
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import new_id, write_id
-from pipeline.trials.trial import failed_row, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
 from tests.support.lab import Lab
 
 

@@ -41,8 +41,9 @@ from pipeline.trials.boundary import Session, _session
 from pipeline.trials.checkpoint import Checkpoint, stored_checkpoints
 from pipeline.trials.evaluate import metrics
 from pipeline.trials.plan import TrialSpec
+from pipeline.trials.rows import spec_columns, write_failure
 from pipeline.trials.supervisor import Supervisor
-from pipeline.trials.trial import State, few_shot_task, run_trial, spec_columns, write_failure
+from pipeline.trials.trial import State, few_shot_task, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 
 # --- metrics -------------------------------------------------------------------------------------------------------
