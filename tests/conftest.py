@@ -17,8 +17,19 @@ from pipeline.config.compose import dataset_card, model_card
 from pipeline.data.source import Source
 from pipeline.trials.plan import source_of
 from tests.support.lab import Lab, small_data
+from tests.support.patience import SCALE, patience
 
 torch.set_num_threads(1)  # bit-identity is claimed per thread count, and the machine is shared
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Scale the timeout of every test by FAREBOX_TEST_PATIENCE."""
+    if SCALE == 1:
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patience(seconds)), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,7 +76,7 @@ def other(folder: Path, swept: Swept) -> tuple[Path, subprocess.CompletedProcess
     return storage, farebox("run", *words, *ceiling, expect=3)
 
 
-def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) -> None:
+def test_a_run_ends_with_the_table_and_the_paths_of_its_files(swept: Swept) -> None:
     out, err = swept.run.stdout, swept.run.stderr
     assert "Traceback" not in out + err
     assert "10 trials to run, 0 done before" in out
@@ -88,7 +88,7 @@ def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) 
     assert err.splitlines()[-1].startswith("10/10 trials   ")  # progress, for a pipe: whole lines
 
 
-def test_it_leaves_its_files_and_nothing_else(swept: Swept) -> None:
+def test_a_run_leaves_its_files_only(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
     stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "results", "storage_id"}
@@ -126,7 +126,7 @@ def test_no_bill_is_above_its_allotment_and_each_is_the_planned_one(swept: Swept
             assert record[unit] == planned[record["trial_id"]][f"predicted_{unit}"]
 
 
-def test_the_ledger_says_what_the_rows_say(swept: Swept) -> None:
+def test_ledger_and_rows_agree(swept: Swept) -> None:
     own = [r for r in swept.records if r["test_set"] == r["dataset"]]
     phases = swept.books["phases"]
     for unit in ("requests", "images", "prompts", "outputs"):
@@ -196,7 +196,7 @@ def _assert_mirrored(storage: Path) -> None:
         assert (params["method"], params["seed"], params["status"]) == (row["method"], str(row["seed"]), row["status"])
 
 
-def test_mlflow_holds_the_same_numbers_and_sync_makes_it_anew(swept: Swept) -> None:
+def test_mlflow_has_the_same_numbers_and_sync_writes_them_again(swept: Swept) -> None:
     _assert_mirrored(swept.storage)
     (swept.storage / "mlflow.db").unlink()
     said = farebox("sync", f"storage={swept.storage}").stdout
@@ -204,13 +204,13 @@ def test_mlflow_holds_the_same_numbers_and_sync_makes_it_anew(swept: Swept) -> N
     _assert_mirrored(swept.storage)
 
 
-def test_an_mlflow_that_is_away_is_one_line(swept: Swept) -> None:
+def test_an_unreachable_mlflow_is_reported_in_one_line(swept: Swept) -> None:
     done = farebox("sync", f"storage={swept.storage}", "mlflow=http://127.0.0.1:9", expect=3)
     assert done.stderr.startswith("farebox: MLflow at http://127.0.0.1:9 cannot be opened")
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_second_run_does_nothing_and_a_new_seed_runs_only_what_is_new(
+def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(
     swept: Swept, more: tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]
 ) -> None:
     again, wider = more
@@ -224,7 +224,7 @@ def test_a_second_run_does_nothing_and_a_new_seed_runs_only_what_is_new(
     _assert_mirrored(swept.storage)
 
 
-def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
+def test_unfunded_trials_are_listed(
     other: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     storage, run = other
@@ -258,14 +258,14 @@ def test_sweeps_never_mix_and_share_image_features_only(
         ("models", {"grant", "licence"}, {"fake", "tiny", "rn50", "vit_b32", "vit_b16"}),
     ],
 )
-def test_what_exists_is_listed(verb: str, keys: set[str], names: set[str]) -> None:
+def test_methods_data_sets_and_models_are_listed(verb: str, keys: set[str], names: set[str]) -> None:
     found = json.loads(here(verb, "--json"))
     assert {r[verb.removesuffix("s")] for r in found} >= names
     assert all(keys <= set(r) for r in found)
     assert all(name in here(verb) for name in names)
 
 
-def test_the_plan_is_a_table_that_asks_nothing(swept: Swept, tmp_path: Path) -> None:
+def test_the_plan_is_a_table_and_sends_no_request(swept: Swept, tmp_path: Path) -> None:
     out = here("plan", *swept.words, f"storage={tmp_path}/none")
     assert out.splitlines()[0].split()[:2] == ["method", "data"]
     assert out.splitlines()[-1].startswith("total")

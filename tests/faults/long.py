@@ -33,6 +33,7 @@ from tests.faults.points import POINTS, Faults
 from tests.faults.soak import soak
 from tests.support.command import Running, alive, here, kill, ledger_record, processes
 from tests.support.lab import outcome, small_data
+from tests.support.patience import patience
 
 OUTSIDE = {"ray::Replica": 4, "ray::LedgerActor": 3, "ray::ResourceTrainable": 4, "driver": 2}
 """What a clock kills, with weights."""
@@ -104,7 +105,7 @@ class Disturbed:
         """Start the command again and again; the last exit code and what was printed."""
         began = time.monotonic()
         while True:
-            code, printed = self._once(began + LONGEST * self.quiet_s + 120)
+            code, printed = self._once(began + LONGEST * self.quiet_s + patience(120))
             if code == 3 and "its worker died again and again" in printed and self.starts < LONGEST:
                 continue  # as it says: the same command goes on
             if code != -signal.SIGKILL or self.hung:

@@ -119,7 +119,7 @@ def test_the_same_command_finishes_what_a_killed_driver_left(
     run = Running(*words)
     run.wait_for(lambda: charges(tmp_path) > 40, "40 charges")
     run.wait_for(lambda: list((tmp_path / "checkpoints").glob("*.ckpt")), "a checkpoint")
-    with pytest.raises(ConfigError, match="another `farebox run` is at work"), alone(tmp_path):
+    with pytest.raises(ConfigError, match="another `farebox run` is running"), alone(tmp_path):
         pass
     run.kill()
 
@@ -207,7 +207,9 @@ def spec(lab: Lab) -> Any:
     return lab.spec("craft", "budget.requests=120")
 
 
-def test_a_trial_goes_on_when_its_only_replica_and_its_ledger_die(lab: Lab, spec: Any, actors: Actors) -> None:
+def test_a_trial_continues_after_the_death_of_its_only_replica_and_of_the_ledger(
+    lab: Lab, spec: Any, actors: Actors
+) -> None:
     wanted = [outcome(r) for r in lab.run(spec)]
     books = RemoteLedger(actors.ledger)
     books.open_account("ceiling", Limits(requests=spec.predicted.requests))
@@ -220,7 +222,7 @@ def test_a_trial_goes_on_when_its_only_replica_and_its_ledger_die(lab: Lab, spec
     assert books.trial_bill(STORAGE, spec.account) == lab.bills(spec)
 
 
-def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, actors: Actors) -> None:
+def test_a_charged_request_whose_response_was_lost_is_a_free_replay(lab: Lab, spec: Any, actors: Actors) -> None:
     books, pool = RemoteLedger(actors.ledger), RayPool(actors.replicas)
     books.open_account("ceiling", Limits(requests=1))
     books.reserve(STORAGE, spec.account, ["ceiling"], Limits(requests=1))
@@ -239,9 +241,7 @@ def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, ac
         pool.send(Request("image_features", images, None, replace(call, call=1)))
 
 
-def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answered(
-    lab: Lab, spec: Any, actors: Actors
-) -> None:
+def test_a_lost_ledger_raises_a_ledger_error_and_no_response_leaves(lab: Lab, spec: Any, actors: Actors) -> None:
     pool = RayPool(actors.replicas)
     ray.kill(actors.ledger)
     images = few_shot_task(spec).train.images
@@ -252,7 +252,7 @@ def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answe
         RemoteLedger(actors.ledger).settle(STORAGE, spec.account)
 
 
-def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> None:
+def test_a_replica_that_cannot_load_reports_the_reason(cluster: None, tmp_path: Path) -> None:
     garbage = tmp_path / "weights.pt"
     garbage.write_bytes(b"not weights")
     broken = ModelCard(name="broken", kind="open_clip", arch="RN50-quickgelu", weights=str(garbage))
@@ -263,7 +263,7 @@ def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> N
         ray.kill(actor)
 
 
-def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
+def test_a_client_with_another_token_is_refused(cluster: None) -> None:
     join = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False); print('in')"
     command = [sys.executable, "-c", join, ray.get_runtime_context().gcs_address]
     wrong = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
@@ -274,7 +274,7 @@ def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
     assert other.returncode != 0 and other.stdout == "" and "Failed to connect" in other.stderr
 
 
-def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: None) -> None:
+def test_resources_held_by_others_end_the_run_with_a_reason(cluster: None) -> None:
     said: list[str] = []
     wait_for_room({"CPU": 1, "GPU": 0}, said.append)
     assert said == []
@@ -304,7 +304,7 @@ class Asleep:
         await asyncio.sleep(60)
 
 
-def test_a_replica_that_lives_and_does_not_answer_is_given_up(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_that_does_not_answer_raises_endpoint_busy(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT_S", 20.0)
     asleep = Asleep.remote()
     pool = RayPool([asleep])

@@ -15,7 +15,7 @@ from tests.faults.points import FULL, Faults
 from tests.faults.soak import soak
 from tests.support.command import farebox, here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 AWAY = "mlflow=http://127.0.0.1:9"
 STRUCK = {
@@ -41,7 +41,7 @@ def quiet(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Quiet:
     return Quiet(time.monotonic() - began, facts(storage))
 
 
-def test_the_same_command_ends_alike_whichever_point_is_struck(words: list[str], quiet: Quiet, tmp_path: Path) -> None:
+def test_the_result_is_the_same_after_a_kill_at_each_point(words: list[str], quiet: Quiet, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     faults = Faults(tmp_path / "marks", storage)
     for point, nth in STRUCK.items():
@@ -61,7 +61,7 @@ def test_the_same_command_ends_alike_whichever_point_is_struck(words: list[str],
     assert leftovers(storage) == []
 
 
-def test_a_full_disk_stops_the_run_in_one_line_and_room_lets_it_go_on(
+def test_a_full_disk_ends_the_run_in_one_line_and_it_continues_with_room(
     words: list[str], quiet: Quiet, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
@@ -85,7 +85,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_room_lets_it_go_on(
     assert leftovers(storage) == []
 
 
-def test_the_ledger_under_load_kills_and_clock_steps() -> None:
+def test_the_ledger_is_consistent_after_load_kills_and_clock_steps() -> None:
     found = soak(20_000, seed=3)
     assert found["problems"] == []
     assert found["charges"] >= 20_000

@@ -17,6 +17,7 @@ from pipeline.data.source import Source
 from tests.support.command import Running, charges, farebox, kill, ledger_record, records
 
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.ray,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is seen (make test-gpu shows it to the tests)"),

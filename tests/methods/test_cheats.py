@@ -47,6 +47,7 @@ from pipeline.trials.boundary import ImageHandle, Session
 from pipeline.trials.plan import source_of
 from pipeline.trials.trial import run_recorded, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
+from tests.support.patience import patience
 
 TS, TF = Access.TEXT | Access.SCORES, Access.TEXT | Access.FEATURES
 WHITE = Access.SOFT | Access.FEATURES | Access.GRADIENTS
@@ -742,8 +743,10 @@ with watchdog.Watchdog(0.2, Path(sys.argv[1])) as watch, watch.watching("step"):
 @pytest.mark.parametrize("how", ["native", "holds the lock", "catches all"])
 def test_a_worker_that_cannot_be_interrupted_ends_itself_and_says_where(tmp_path: Path, how: str) -> None:
     began = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path / "dump"), how], check=False, timeout=60)
-    assert ended.returncode == 1 and time.monotonic() - began < 30
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path / "dump"), how], check=False, timeout=patience(60)
+    )
+    assert ended.returncode == 1 and time.monotonic() - began < patience(30)
     assert "line" in (tmp_path / "dump").read_text()
 
 

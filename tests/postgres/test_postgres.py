@@ -17,6 +17,7 @@ __all__ = ["undisturbed", "words"]
 SERVER = os.environ.get("FAREBOX_TEST_LEDGER", "")
 
 pytestmark = [
+    pytest.mark.postgres,
     pytest.mark.ray,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not SERVER, reason="FAREBOX_TEST_LEDGER names no PostgreSQL server"),

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.cli import main
+from tests.support.patience import COMMAND_S, patience
 
 ROOT = Path(__file__).resolve().parents[2]
 FAREBOX = (sys.executable, "-m", "pipeline.cli")
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers, which notice after a minute that their Ray is gone."""
-PATIENCE = 240.0
-"""Seconds that one command may take on a busy machine."""
 
 
 def farebox(
@@ -30,7 +29,7 @@ def farebox(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and check its exit code."""
     done = subprocess.run(
-        [*FAREBOX, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*FAREBOX, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=patience(), check=False
     )
     assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -91,14 +90,14 @@ class Running:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end: exit code, stdout and stderr."""
-        out, err = self.process.communicate(timeout=PATIENCE)
+        out, err = self.process.communicate(timeout=patience())
         return self.process.returncode, out, err
 
     def kill(self) -> None:
         """SIGKILL to the driver alone, as a crash would, then wait until its Ray is gone, but for Ray's own helpers."""
         left = self.below()
         self.process.send_signal(signal.SIGKILL)
-        self.process.communicate(timeout=PATIENCE)
+        self.process.communicate(timeout=patience())
         wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 90)
 
 
@@ -124,11 +123,11 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """AssertionError when it does not become true in time."""
-    deadline = time.monotonic() + seconds
+def wait_until(true: Callable[[], object], what: str, seconds: float = COMMAND_S) -> None:
+    """Wait until it is true. AssertionError after so many seconds, scaled by FAREBOX_TEST_PATIENCE."""
+    deadline = time.monotonic() + patience(seconds)
     while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patience(seconds):.0f} s: {what}"
         time.sleep(0.05)
 
 

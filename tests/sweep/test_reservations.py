@@ -37,7 +37,7 @@ def verified(lab: Lab, rows: list[ResultRow]) -> bool:
     return lab.ledger.verify(stated, STORAGE) == []
 
 
-def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill_and_runs_again(
+def test_an_image_damaged_during_a_trial_fails_the_trial_with_its_bill_and_it_is_pending_again(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.dataset.check_readable", lambda *_: None)  # it broke after the plan had looked
@@ -63,7 +63,7 @@ def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill
     assert list((lab.folder / "checkpoints").glob("*.ckpt"))  # from which the same command goes on
 
 
-def test_a_trial_whose_worker_is_lost_for_good_gets_a_row_with_its_bill(lab: Lab) -> None:
+def test_a_trial_that_lost_all_its_workers_gets_a_failed_row_with_its_bill(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres]")
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
@@ -94,7 +94,7 @@ def test_a_failed_recomputation_of_damaged_predictions_keeps_the_rows_of_every_t
     assert pending(plan, lab.store) == ([spec], {}), "it is not finished: the same command tries again"
 
 
-def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_back(lab: Lab) -> None:
+def test_reservations_of_a_killed_run_for_removed_cells_are_released(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=150")
     reserve(lab.ledger, plan, plan.trials, STORAGE)  # and the run is killed
     fewer = lab.plan("methods=[taskres]", "budget.requests=100", "budget.sweep.requests=150").trials
@@ -104,7 +104,7 @@ def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_bac
     assert held.requests == fewer[0].predicted.requests
 
 
-def test_a_ceiling_that_cannot_pay_for_all_holds_nothing_unless_a_part_is_asked_for(lab: Lab) -> None:
+def test_a_ceiling_that_cannot_pay_all_trials_reserves_nothing_unless_partial(lab: Lab) -> None:
     words = ("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=50")
     plan = lab.plan(*words)
     with pytest.raises(BudgetExceeded, match="requests asked of account"):
@@ -116,7 +116,7 @@ def test_a_ceiling_that_cannot_pay_for_all_holds_nothing_unless_a_part_is_asked_
     assert list(unfunded) == [plan.trials[1].trial_id]
 
 
-def test_a_ceiling_below_what_was_spent_is_the_users_to_mend(lab: Lab) -> None:
+def test_a_ceiling_below_the_spent_amount_is_refused(lab: Lab) -> None:
     plan = lab.plan("methods=[craft]", "budget.requests=100")
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     lowered = lab.plan("methods=[craft]", "budget.requests=100", "budget.sweep.requests=5")
@@ -140,7 +140,7 @@ TEAM = ("methods=[craft]", "budget.requests=100", "budget.global.name=team")
         (("budget.global.images=1",), r"farebox budget set team images=1 url=URL"),
     ],
 )
-def test_a_sweep_that_joins_a_budget_leaves_its_limits_alone(
+def test_a_sweep_that_joins_a_budget_does_not_change_its_limits(
     lab: Lab, limits: tuple[str, ...], says: str | None
 ) -> None:
     wanted = Limits(requests=200, images=40000)
@@ -172,7 +172,7 @@ def test_the_limit_of_a_budget_holds_for_a_sweep_that_does_not_state_it(lab: Lab
         reserve(lab.ledger, plan, plan.trials, STORAGE)
 
 
-def test_a_run_ends_with_the_verification_of_its_rows_and_its_ledger(lab: Lab) -> None:
+def test_problems_lists_differences_between_rows_and_ledger(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres]")
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
@@ -215,7 +215,7 @@ def test_a_rerun_of_a_finished_trial_is_free_and_reserves_nothing_new(lab: Lab) 
     assert [r.predictions_digest for r in lab.run(spec)] == [r.predictions_digest for r in first]
 
 
-def test_a_damaged_row_is_named_and_its_cell_is_run_again_for_free(lab: Lab) -> None:
+def test_a_trial_with_a_damaged_row_runs_again_for_free(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres]")
     (spec,) = plan.trials
     wanted, bills = [outcome(r) for r in lab.run(spec)], lab.bills(spec)
@@ -227,7 +227,7 @@ def test_a_damaged_row_is_named_and_its_cell_is_run_again_for_free(lab: Lab) -> 
     assert lab.bills(spec) == bills
 
 
-def test_a_checkpoint_that_its_worker_could_not_remove_goes_when_the_cell_is_done(lab: Lab) -> None:
+def test_a_leftover_checkpoint_is_removed_when_its_trial_is_finished(lab: Lab) -> None:
     plan = lab.plan("methods=[craft]", "budget.requests=60")
     (spec,) = plan.trials
     folder = lab.folder / "checkpoints"

@@ -34,7 +34,7 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sweep", PAPERS)
-def test_a_papers_sweep_is_priced_without_its_data(sweep: str) -> None:
+def test_the_sweep_of_a_paper_is_priced_without_its_data(sweep: str) -> None:
     config = compose([f"sweep={sweep}"])
     made = estimate(config)
     cells = len(config.methods) * len(config.datasets) * len(config.shots) * len(config.seeds) * len(config.allotments)
@@ -57,7 +57,7 @@ def test_crafts_own_number_of_candidates_at_each_number_of_shots() -> None:
         assert asked["craft", shots] == candidates // 40 * 41, "the refiner's request of each generation is billed"
 
 
-def test_the_outline_of_data_that_is_here_is_the_plan(lab: Lab) -> None:
+def test_the_estimate_with_all_data_present_equals_the_plan(lab: Lab) -> None:
     words = ["methods=[taskres,craft]", "shots=[1,4]", "seeds=[1,2]"]
     made, plan = estimate(compose([*lab.words, *words])), lab.plan(*words)
     assert made.exact and made.missing == ()
@@ -65,7 +65,7 @@ def test_the_outline_of_data_that_is_here_is_the_plan(lab: Lab) -> None:
     assert all(t.trial_id for t in made.trials)
 
 
-def test_one_missing_test_set_is_named_with_the_way_to_leave_it_out(lab: Lab, tmp_path: Path) -> None:
+def test_a_missing_test_set_is_named_with_the_key_that_leaves_it_out(lab: Lab, tmp_path: Path) -> None:
     card = tmp_path / "elsewhere.yaml"
     card.write_text(
         lab.card.read_text().replace("small.parquet", "gone.parquet") + "name: elsewhere\nshift_of: small\n"
@@ -92,15 +92,13 @@ def test_a_whole_val_split_that_would_be_the_test_split_is_refused_without_data(
         estimate(compose(["sweep=coop", "validation=full"]))
 
 
-def test_ceilings_hold_without_data_too() -> None:
+def test_ceilings_are_checked_without_data() -> None:
     made = estimate(compose(["sweep=craft_paper", "budget.sweep.requests=1000"]))
     with pytest.raises(BudgetExceeded):
         refuse_unpayable(made.config, made.total)
 
 
-def test_the_command_prints_the_grid_and_what_lacks_and_run_refuses(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_plan_lists_missing_assets_and_run_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["sweep=taskres_paper", "datasets=[dtd,eurosat]", "shots=16"]
     assert main(["plan", *words]) == 0
     printed = capsys.readouterr().out

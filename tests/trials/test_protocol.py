@@ -231,7 +231,7 @@ def test_what_cannot_be_scored_is_refused(words: list[str], message: str) -> Non
         make_plan(compose(["sweep=smoke", "datasets=[icons]", "methods=[zero_shot]", *words]))
 
 
-def test_test_sets_are_all_shifts_none_or_those_that_are_listed(lab: Lab) -> None:
+def test_eval_sets_are_all_shifts_none_or_the_listed_ones(lab: Lab) -> None:
     def tested(*words: str) -> list[tuple[str, str]]:
         plan = lab.plan("methods=[zero_shot]", "datasets=[icons,emoji]", *words)
         return [(t.kind, t.name) for spec in plan.trials for t in spec.eval_sets if t.kind != "source"]
@@ -259,7 +259,7 @@ def test_a_transfer_set_is_predicted_under_its_own_classes_and_template(lab: Lab
     assert len(ids) == 3
 
 
-def test_the_digest_of_a_test_set_knows_the_words_that_predict_is_given(lab: Lab, tmp_path: Path) -> None:
+def test_the_digest_of_a_test_set_covers_the_names_and_templates_given_to_predict(lab: Lab, tmp_path: Path) -> None:
     card = mixed(tmp_path, "other", [4, 0, 2], shift_of="small")
 
     def digests() -> tuple[str, str]:
@@ -273,7 +273,7 @@ def test_the_digest_of_a_test_set_knows_the_words_that_predict_is_given(lab: Lab
     assert digests()[0] == shift != transfer != digests()[1]
 
 
-def test_protocols_never_meet_in_one_section(lab: Lab) -> None:
+def test_protocols_have_separate_sections(lab: Lab) -> None:
     rows = [
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "transfer=[digits]", "shots=1")),
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "protocol=base_to_new", "shots=1")),
@@ -350,7 +350,7 @@ class Noting(np.ndarray):  # type: ignore[type-arg]
     [["datasets=[icons]", "shots=1"], ["curve=3"], ["protocol=base_to_new", "curve=2"]],
     ids=["shift", "curve", "base_to_new"],
 )
-def test_every_read_of_test_labels_is_in_the_row_and_there_is_no_other(lab: Lab, words: list[str]) -> None:
+def test_every_read_of_test_labels_is_counted_in_the_row(lab: Lab, words: list[str]) -> None:
     spec = lab.spec("bbt", *words, "budget.requests=200")
     reads: dict[str, int] = {}
     sources: dict[str, Source] = {t.card.name: opened(source_of(t.card)) for t in spec.eval_sets}

@@ -173,7 +173,7 @@ def test_predictions_are_made_by_a_copy_on_shuffled_batches_and_kept_in_file_ord
     assert (row.evaluate_requests, row.evaluate_images) == (3, 60)
 
 
-def test_a_row_says_what_was_paid_used_and_kept(lab: Lab) -> None:
+def test_a_row_has_the_bill_the_labels_and_the_size_of_the_method(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Probe))
     assert (row.status, row.test_set, row.n_test, row.n_classes) == ("done", "small", 60, 5)
     assert plain_bill(row) == ONE * 4
@@ -315,7 +315,7 @@ def test_a_trial_killed_while_it_is_scored_continues(lab: Lab, monkeypatch: pyte
     assert lab.bills(spec)[Phase.EVALUATE].images == source.n_test + shift.n_test
 
 
-def test_the_real_model_gives_the_same_bits_after_a_death(
+def test_the_real_model_gives_the_same_bits_after_a_kill(
     tiny: Endpoint, lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mine, straight = (Lab(tmp_path / name, tiny, lab.card) for name in ("mine", "straight"))
@@ -329,7 +329,7 @@ def test_the_real_model_gives_the_same_bits_after_a_death(
 
 @pytest.mark.parametrize("damaged", [("newest",), ("newest", "spare")])
 @pytest.mark.parametrize("how", ["cut", "flipped", "of another Farebox"])
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(
+def test_a_damaged_checkpoint_changes_neither_row_nor_bill(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damaged: tuple[str, ...], how: str
 ) -> None:
     spec = lab.spec("bbt", "budget.requests=130")
@@ -421,7 +421,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path: Path) -> None:
         assert checkpoint.load() is None, at
 
 
-def test_weights_that_changed_after_the_plan_fail_the_trial_before_anything_is_asked(lab: Lab) -> None:
+def test_weights_that_changed_after_the_plan_fail_the_trial_before_any_request(lab: Lab) -> None:
     spec = replace(lab.spec("taskres"), model_identity="other weights")
     lab.reserve(spec)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
@@ -458,14 +458,14 @@ def test_no_curve_is_drawn_on_large_test_sets(lab: Lab, monkeypatch: pytest.Monk
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-def test_a_method_that_asks_more_than_it_promised_is_cut_off_scored_and_marked(lab: Lab) -> None:
+def test_a_method_that_exceeds_its_predicted_bill_is_cut_off_scored_and_marked(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Greedy))
     assert row.status == "truncated"
     assert row.error is not None and "1 requests asked of account" in row.error
     assert plain_bill(row) == ONE * 3 and row.accuracy is not None and row.evaluate_images == 60
 
 
-def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_is_sent(lab: Lab) -> None:
+def test_a_method_that_exceeds_its_allotment_is_cut_off_before_the_request_is_sent(lab: Lab) -> None:
     spec = spec_of(lab, Probe, "budget.requests=2")
     (row,) = lab.run(spec)
     assert row.status == "truncated" and row.requests == 2
@@ -475,14 +475,14 @@ def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_i
     )
 
 
-def test_a_method_that_never_starts_has_failed_with_its_bill(lab: Lab) -> None:
+def test_a_method_that_cannot_pay_for_its_start_fails_with_its_bill(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, GreedyAtOnce))
     assert row.status == "failed" and row.accuracy is None
     assert row.error is not None and row.error.startswith("BudgetExceeded: 1 requests asked")
     assert plain_bill(row) == ONE * 2
 
 
-def test_a_method_that_asks_beyond_its_access_has_failed_with_its_bill(lab: Lab) -> None:
+def test_a_method_that_exceeds_its_access_fails_with_its_bill(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Intruder))
     assert row.status == "failed" and row.accuracy is None
     file = lab.store.storage / "errors" / f"{row.trial_id}.txt"
@@ -502,7 +502,7 @@ def test_a_truncated_trial_killed_while_it_is_scored_stays_truncated(lab: Lab, m
     assert plain_bill(row) == plain_bill(wanted) and row.accuracy == wanted.accuracy
 
 
-def test_a_methods_own_bug_is_raised_and_nothing_is_written(lab: Lab) -> None:
+def test_an_exception_of_a_method_is_raised_and_nothing_is_written(lab: Lab) -> None:
     spec = spec_of(lab, Buggy)
     lab.reserve(spec)
     with pytest.raises(RuntimeError, match="a bug"):
@@ -512,7 +512,7 @@ def test_a_methods_own_bug_is_raised_and_nothing_is_written(lab: Lab) -> None:
     assert lab.paid(spec) == ONE * 2
 
 
-def test_an_answer_of_the_endpoint_that_says_diverged_marks_the_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_with_another_digest_marks_the_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(lab, Probe)
     lab.reserve(spec)
     box = trials.MeteredBox(lab.pool, STORAGE, spec.account, Access.TEXT | Access.SCORES, spec.allotment)
@@ -550,7 +550,7 @@ def test_an_orphaned_replica_charges_nothing_twice(lab: Lab, features: Path) -> 
     assert outcome(again) == outcome(row) and lab.paid(spec) == spec.predicted
 
 
-def test_a_late_failure_of_an_orphan_leaves_a_finished_trial_as_it_is(lab: Lab) -> None:
+def test_a_late_failure_of_an_orphan_does_not_change_a_finished_trial(lab: Lab) -> None:
     spec = lab.spec("taskres")
     rows = lab.run(spec)
     write_failure(spec, RuntimeError("its replicas are gone"), lab.store, spec_columns(spec))
