@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 if os.environ.get("FAREBOX_TEST_DEVICE") != "cuda":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: what is claimed to the bit is claimed of the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: bit-identity is claimed for the CPU
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def indexes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Indexes of data sets lie in a folder of the session's own, in this process and in those that it starts."""
+    """Keep indexes of data sets in a folder of the session, in this process and in those that it starts."""
     os.environ["FAREBOX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("FAREBOX_DATA", None)
 
@@ -71,7 +71,7 @@ def icons() -> Source:
 
 @pytest.fixture
 def lab(tmp_path: Path, fake: Endpoint, card: Path) -> Iterator[Lab]:
-    """A fresh storage folder with its ledger, over the toy endpoint; its books must add up at the end."""
+    """A new storage folder with its ledger, over the toy endpoint; the ledger must verify at the end."""
     lab = Lab(tmp_path / "storage", fake, card)
     yield lab
     assert lab.ledger.verify() == []

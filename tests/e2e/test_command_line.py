@@ -21,7 +21,7 @@ from tests.support.command import charges, farebox, here, ledger_record, records
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 METHODS = ("zero_shot", "taskres", "logit_head", "craft", "cbbt")
-KEYS = (  # issue 2, item 7
+KEYS = (
     *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy"),
     *("requests", "images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
 )
@@ -36,7 +36,7 @@ class Swept(NamedTuple):
     plan: list[dict[str, Any]]
     run: subprocess.CompletedProcess[str]
     records: list[dict[str, Any]]
-    books: dict[str, Any]
+    ledger: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def swept(folder: Path) -> Swept:
 def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
     """The same command again, and then with a third seed of one method."""
     again = farebox("run", *swept.words)
-    assert ledger_record(swept.storage) == swept.books
+    assert ledger_record(swept.storage) == swept.ledger
     assert records(swept.storage) == swept.records
     return again, farebox("run", *swept.words, "seeds=[1,2,3]")
 
@@ -128,14 +128,14 @@ def test_no_bill_is_above_its_allotment_and_each_is_the_planned_one(swept: Swept
 
 def test_ledger_and_rows_agree(swept: Swept) -> None:
     own = [r for r in swept.records if r["test_set"] == r["dataset"]]
-    phases = swept.books["phases"]
+    phases = swept.ledger["phases"]
     for unit in ("requests", "images", "prompts", "outputs"):
         assert phases["adapt"][unit] + phases["validate"][unit] == sum(r[unit] for r in own)
     assert phases["evaluate"]["requests"] == sum(r["evaluate_requests"] for r in swept.records)
     assert phases["replay"]["requests"] == phases["curve"]["requests"] == 0
-    assert swept.books["trials"] == 10
-    assert swept.books["open_trials"] == 0
-    (account,) = swept.books["accounts"]
+    assert swept.ledger["trials"] == 10
+    assert swept.ledger["open_trials"] == 0
+    (account,) = swept.ledger["accounts"]
     assert account["reserved"]["requests"] == 0
     assert account["spent"]["requests"] == sum(r["requests"] for r in own)
     assert "verified: charges add up, match the rows" in farebox("ledger", f"storage={swept.storage}").stdout
@@ -219,7 +219,7 @@ def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(
     rows = records(swept.storage)
     assert [r for r in rows if r["seed"] != 3] == swept.records
     spent = sum(r["requests"] for r in rows if r["seed"] == 3 and r["test_set"] == "icons")
-    (before,), (after,) = swept.books["accounts"], ledger_record(swept.storage)["accounts"]
+    (before,), (after,) = swept.ledger["accounts"], ledger_record(swept.storage)["accounts"]
     assert after["spent"]["requests"] - before["spent"]["requests"] == spent
     _assert_mirrored(swept.storage)
 

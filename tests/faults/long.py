@@ -1,4 +1,4 @@
-"""Random kills over whole runs: does every run end with the same leaderboard and ledger as an undisturbed one?
+"""Random kills in whole runs: every run must end with the same leaderboard and ledger as an undisturbed one.
 
     python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json runs/faults.json
 
@@ -120,7 +120,7 @@ class Disturbed:
         if self.total < self.kills:
             for point in self.rng.sample(sorted(POINTS), NAMED):
                 faults.at(point, self.rng.randint(1, LATEST.get(point, 1)))
-                faults.told[-1]["name"] += f".{self.starts}"
+                faults.faults[-1]["name"] += f".{self.starts}"
         with tempfile.TemporaryFile("w+") as printed:
             running = Running(*self.words, env=faults.environment, output=printed)
             following: list[int] = []

@@ -1,8 +1,7 @@
-"""Whatever is killed, the same command ends with the same rows and the same ledger, and nothing is paid twice.
+"""After kills, the same command ends with the same rows and the same ledger, and nothing is charged twice.
 
-One sweep is run undisturbed, with one replica and one trial at a time. Then, with two of each, while its processes are
-killed: replicas, the ledger's actor, a trial's worker; and while its driver is. Accuracies, predictions and bills must
-be equal to the bit.
+A sweep runs undisturbed, with one replica and one trial at a time. Then it runs with two of each while replicas, the
+ledger actor, a worker of a trial, or the driver are killed. Accuracies, predictions and bills must be bit-identical.
 """
 
 from __future__ import annotations
@@ -211,21 +210,21 @@ def test_a_trial_continues_after_the_death_of_its_only_replica_and_of_the_ledger
     lab: Lab, spec: Any, actors: Actors
 ) -> None:
     wanted = [outcome(r) for r in lab.run(spec)]
-    books = RemoteLedger(actors.ledger)
-    books.open_account("ceiling", Limits(requests=spec.predicted.requests))
-    books.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
+    ledger = RemoteLedger(actors.ledger)
+    ledger.open_account("ceiling", Limits(requests=spec.predicted.requests))
+    ledger.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
     pool = Chaos(RayPool(actors.replicas), lambda n: crash(actors.all[n % 2]), times=2)
     rows = run_trial(spec, pool, STORAGE, ResultStore(lab.folder / "killed"))
-    books.settle(STORAGE, spec.account)
+    ledger.settle(STORAGE, spec.account)
     assert [outcome(r) for r in rows] == wanted
-    assert books.verify() == []
-    assert books.trial_bill(STORAGE, spec.account) == lab.bills(spec)
+    assert ledger.verify() == []
+    assert ledger.trial_bill(STORAGE, spec.account) == lab.bills(spec)
 
 
 def test_a_charged_request_whose_response_was_lost_is_a_free_replay(lab: Lab, spec: Any, actors: Actors) -> None:
-    books, pool = RemoteLedger(actors.ledger), RayPool(actors.replicas)
-    books.open_account("ceiling", Limits(requests=1))
-    books.reserve(STORAGE, spec.account, ["ceiling"], Limits(requests=1))
+    ledger, pool = RemoteLedger(actors.ledger), RayPool(actors.replicas)
+    ledger.open_account("ceiling", Limits(requests=1))
+    ledger.reserve(STORAGE, spec.account, ["ceiling"], Limits(requests=1))
     images = few_shot_task(spec).train.images
     bill = Bill.image_features(len(images), pool.info.feature_dim)
     call = Charge(STORAGE, spec.account, 0, "digest", Phase.ADAPT, bill)
@@ -235,8 +234,8 @@ def test_a_charged_request_whose_response_was_lost_is_a_free_replay(lab: Lab, sp
     found = pool.send(Request("image_features", images, None, call))
     assert found.status == "replayed"
     assert (found.values == lab.pool.endpoint.compute(Request("image_features", images, None, call)).values).all()
-    assert books.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
-    assert books.verify() == []
+    assert ledger.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
+    assert ledger.verify() == []
     with pytest.raises(BudgetExceeded, match="1 requests asked"):  # as ours, through two actors
         pool.send(Request("image_features", images, None, replace(call, call=1)))
 

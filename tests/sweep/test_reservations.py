@@ -1,4 +1,4 @@
-"""What a run reserves comes back, and every trial has its row, whatever became of its worker. No Ray here."""
+"""Reservations of a run are released, and every trial gets a row, also when its worker was lost. Without Ray."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.lab import STORAGE, Lab, encoded, outcome, write_card, write_
 
 
 def verified(lab: Lab, rows: list[ResultRow]) -> bool:
-    """Whether the ledger adds up and says what these rows say."""
+    """Return whether the ledger is consistent and agrees with these rows."""
     accounts = [account_name(r.trial_id, r.method_digest, r.code_digest) for r in rows]
     stated = [asdict(r) | {"trial_id": account} for r, account in zip(rows, accounts, strict=True)]
     return lab.ledger.verify(stated, STORAGE) == []
@@ -100,8 +100,8 @@ def test_reservations_of_a_killed_run_for_removed_cells_are_released(lab: Lab) -
     fewer = lab.plan("methods=[taskres]", "budget.requests=100", "budget.sweep.requests=150").trials
     release_left_over(lab.ledger, STORAGE, fewer)
     assert [t.trial for t in lab.ledger.trials() if t.open] == [fewer[0].account]
-    held = next(a.reserved for a in lab.ledger.accounts() if a.name == sweep_account(STORAGE))
-    assert held.requests == fewer[0].predicted.requests
+    reserved = next(a.reserved for a in lab.ledger.accounts() if a.name == sweep_account(STORAGE))
+    assert reserved.requests == fewer[0].predicted.requests
 
 
 def test_a_ceiling_that_cannot_pay_all_trials_reserves_nothing_unless_partial(lab: Lab) -> None:
