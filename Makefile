@@ -1,7 +1,7 @@
 # make demo    environment, install, a small sweep of every method, its leaderboard (a second time: nothing runs again)
-# make test    environment, install, the test suite
+# make test    environment, install, the default tests (those that need neither hours, a GPU, a server, nor root)
 # make check   lint, format, types
-# make test-faults  hours: kills at named points, 20 runs of a sweep with at least 200 random kills, then a million charges under kills, then sweeps on one budget
+# make test-faults  hours: kills at named points, 20 runs of a sweep with at least 200 random kills, a million charges under kills, sweeps on one budget
 # make test-damage  minutes: 1,000 random damages to a finished sweep; counts silent changes, crashes and tracebacks
 # make test-gpu  on a machine with one: the text tower and the endpoint on the GPU, and sweeps through kills
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-faults: setup
-	$(BIN)/python -m pytest tests/faults/test_points.py tests/faults/test_ray_killed.py
+	$(BIN)/python -m pytest -m faults
 	$(BIN)/python -m tests.faults.long --runs 20 --kills 200 --json runs/faults.json
 	$(BIN)/python -m tests.faults.shared_budget --rounds 6 --kills 3 --json runs/shared_budget.json
 
@@ -39,14 +39,16 @@ test-damage: setup
 	$(BIN)/python -m tests.faults.damage --flips 1000
 
 test-gpu: setup
-	FAREBOX_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/blackbox/test_text_tower.py tests/gpu/test_gpu.py
+	FAREBOX_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/blackbox/test_text_tower.py
+	FAREBOX_TEST_DEVICE=cuda $(BIN)/python -m pytest -m gpu
 
 test-postgres: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres]'
-	$(BIN)/python -m tests.postgres.server $(BIN)/python -m pytest tests/ledger/test_ledger.py tests/postgres/test_postgres.py
+	$(BIN)/python -m tests.postgres.server $(BIN)/python -m pytest tests/ledger
+	$(BIN)/python -m tests.postgres.server $(BIN)/python -m pytest -m postgres
 
 test-cluster: setup
-	$(BIN)/python -m tests.cluster.loopback
+	$(BIN)/python -m pytest -s -m cluster
 
 check: setup
 	$(BIN)/ruff check .

@@ -82,10 +82,10 @@ def plan(arguments: argparse.Namespace) -> int:
     """Print the predicted bill of every trial and what is missing on this machine; send no requests."""
     from pipeline.commands.plan import absent_lines, model_lines, plan_table
     from pipeline.config.compose import compose, notes
-    from pipeline.trials.estimate import outline
+    from pipeline.trials.estimate import estimate as estimated
     from pipeline.trials.plan import refuse_unpayable
 
-    estimate = outline(compose(arguments.words))
+    estimate = estimated(compose(arguments.words))
     for line in notes(arguments.words):
         log(f"farebox: {line}")
     if arguments.json:

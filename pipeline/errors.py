@@ -1,9 +1,9 @@
-"""Every error that reaches a caller, one class for each decision that a caller can take.
+"""The errors that callers see: one class for each decision that a caller can take.
 
 FareboxError
  +- ConfigError        the command or the YAML is wrong: fix it; nothing was spent (exit 2)
  +- DataError          a data set, image or checkpoint file is missing or wrong: fix it (exit 2)
- +- AccessDenied       a method asked for more than it declared, or than the model grants; never retried
+ +- AccessDenied       a method requested more than it declared, or than the model grants; never retried
  +- BudgetExceeded     a limit would be passed; ends the trial, which is scored with what it has
  +- MethodError        a method broke a rule of its interface: wrong output, changed input, no return; fails its trial
  +- NonFiniteError     a number that must be finite is NaN or infinite; fails the trial, with the stage and the place
@@ -11,11 +11,11 @@ FareboxError
  |   +- EndpointLost      the replica died; retried on another under the same id
  |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
  |   +- EndpointRefused   the request itself is wrong; never retried
- +- LedgerError        the ledger cannot be read or written, or does not add up; ends a run, the same command goes on
- +- StorageError       a file of the sweep cannot be written: no room, read-only; likewise
+ +- LedgerError        the ledger cannot be read or written, or is inconsistent; ends a run, the same command continues
+ +- StorageError       a file of the sweep cannot be written (disk full, read-only); likewise
  +- CodeMismatch       a worker imports other code than the driver; ends a run before that worker computes anything
  +- DamagedFile        a file that Farebox wrote does not match its checksum; the message names it and how to repair it
- +- TrackingError      MLflow, a mirror of the rows, did not take them; the sweep goes on, `farebox sync` repairs it
+ +- TrackingError      MLflow did not store a copy of the rows; the sweep continues, `farebox sync` copies them later
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 
 class FareboxError(Exception):
-    """Root of the tree."""
+    """Base class of all errors of Farebox."""
 
 
 class ConfigError(FareboxError):
-    """The user's words or files are wrong."""
+    """The command or a configuration file is wrong."""
 
 
 class DataError(FareboxError):
@@ -44,11 +44,11 @@ class DataError(FareboxError):
 
 
 class AccessDenied(FareboxError):
-    """A call beyond the declared access or beyond the model's grant."""
+    """A call needs access that the method did not declare, or that the model does not grant."""
 
 
 class BudgetExceeded(FareboxError):
-    """A charge would pass a limit. The numbers are attributes; the message is derived from them."""
+    """A charge would exceed a limit. The numbers are attributes; the message is made from them."""
 
     def __init__(self, account: str, unit: str, asked: int, spent: int, limit: int) -> None:
         self.account, self.unit, self.asked, self.spent, self.limit = account, unit, asked, spent, limit
@@ -82,19 +82,19 @@ class EndpointBusy(EndpointError):
 
 
 class EndpointRefused(EndpointError):
-    """The request cannot be answered by any replica."""
+    """The request is invalid: no replica can answer it."""
 
 
 class LedgerError(FareboxError):
-    """The ledger cannot be used, or does not add up."""
+    """The ledger cannot be used, or is inconsistent."""
 
 
 class StorageError(FareboxError):
-    """A file of the sweep cannot be written; nothing that was written before is lost."""
+    """A file of the sweep cannot be written. Earlier files are intact."""
 
 
 class CodeMismatch(FareboxError):
-    """A worker imports other code than the driver, so its numbers would be recorded under the wrong digest."""
+    """A worker imports other code than the driver, so its results would be recorded under the wrong digest."""
 
 
 class DamagedFile(FareboxError):
@@ -109,7 +109,11 @@ class DamagedFile(FareboxError):
 
 
 class TrackingError(FareboxError):
-    """The MLflow mirror is behind the rows; nothing else is lost."""
+    """The rows could not be copied to MLflow. The rows themselves are intact."""
+
+
+ENDS_A_RUN = (CodeMismatch, LedgerError, StorageError)
+"""Errors that concern every trial of a run: they end the run, and the same command continues it."""
 
 
 def unwrap(result: T | FareboxError) -> T:
@@ -120,17 +124,17 @@ def unwrap(result: T | FareboxError) -> T:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """Return the first line of an error's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def one_line(text: object) -> str:
-    """The text, or what an error says, with each run of white space as one space."""
+    """Return a text, or an error's message, with each run of white space replaced by one space."""
     return " ".join(str(text).split())
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """The text in one line of at most `most` characters: its middle is left out, its end (what to do) is kept."""
+    """Return the text as one line of at most `most` characters; the middle of a longer text is left out."""
     line = one_line(text)
     if len(line) <= most:
         return line
@@ -140,13 +144,13 @@ def shortened(text: str, most: int = 300) -> str:
 
 
 def masked(text: str) -> str:
-    """The text with the password of every URL in it left out."""
+    """Return the text with the passwords of its URLs replaced by asterisks."""
     text = re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
     return re.sub(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", r"\1***", text, flags=re.I)
 
 
 def unexpected(error: BaseException) -> str:
-    """Write the traceback of an error that nothing handles to a temporary file; one line that names both."""
+    """Write the traceback of an unhandled error to a temporary file; return a line that names both."""
     text = masked("".join(traceback.format_exception(error)))
     name = masked(f"{type(error).__name__}: {first_line(error)}")[:150]
     try:
@@ -158,7 +162,7 @@ def unexpected(error: BaseException) -> str:
 
 
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:
-    """'no KIND named X; did you mean Y? (known: ...)' for every unknown name in the product."""
+    """Return the message for an unknown name: "no KIND named 'X'; did you mean 'Y'? (known: ...)"."""
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Digests of the source code: rows record one, and each worker compares its own with the driver's."""
+"""Digests of the source code. Rows record them, and each worker compares its own with the driver's."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ RESULT_SOURCES = (
     *("methods/base.py", "methods/_toy.py", "methods/_state.py", "pipeline/budget.py"),
     *("pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/trials/*.py"),
 )
-"""Sources that can change a number of a row, besides the method's own files. An edit makes finished trials stale."""
+"""Sources that can change a number of a row, except those of the method. Editing one makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
     {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "ray_actors", "ray_pool", "replica_queue")}
     | {f"pipeline/data/{name}.py" for name in ("inspect", "contact_sheet")}
     | {f"pipeline/trials/{name}.py" for name in ("checkpoint", "estimate", "prompts", "watchdog")}
 )
-"""Files among them that cannot: they pass requests on, print, draw, estimate, or let pass unchanged."""
+"""Files that match these patterns and cannot change a number: they forward, print, draw, estimate or check."""
 IMAGE_FEATURE_SOURCES = (
     *("methods/_toy.py", "pipeline/blackbox/model.py", "pipeline/blackbox/architecture.py"),
     *("pipeline/blackbox/checkpoint_files.py", "pipeline/blackbox/facts.py", "pipeline/blackbox/weights.py"),
     *("pipeline/blackbox/torchscript.py", "pipeline/data/decode.py", "pipeline/data/images.py"),
 )
-"""Sources that turn the bytes of an image into a stored feature."""
+"""Sources that compute a stored feature from the bytes of an image."""
 
 
 class ImportedCode(NamedTuple):
-    """The packages that a process imports."""
+    """The copies of `methods` and `pipeline` that a process imports."""
 
     folders: str
-    """Where they are, separated by commas."""
+    """The folders that contain them, separated by commas."""
     digest: str
     """SHA-256 over all their Python files."""
 
 
 @cache
 def code_digest() -> str:
-    """Digest of `RESULT_SOURCES`, as rows record it; computed once in a process."""
+    """Return the digest of `RESULT_SOURCES`, as rows record it. It is computed once in a process."""
     return _digest(RESULT_SOURCES)
 
 
 @cache
 def image_feature_digest() -> str:
-    """Digest of `IMAGE_FEATURE_SOURCES`, part of the name of a feature store."""
+    """Return the digest of `IMAGE_FEATURE_SOURCES`, which is part of the name of a feature store."""
     return _digest(IMAGE_FEATURE_SOURCES)
 
 
 @cache
 def driver_code() -> ImportedCode:
-    """The packages of this process; computed once, so that a later edit of a file counts as other code."""
+    """Return the packages of this process. They are hashed once, so a file edited later counts as other code."""
     return ImportedCode(*code_probe()())
 
 
 def check_code(expected: ImportedCode) -> None:
-    """Verify that this process imports the code that the driver imports.
+    """Verify that this process imports the same code as the driver.
 
     Raises:
         CodeMismatch: a Python file of either package differs.
@@ -74,20 +74,20 @@ def check_code(expected: ImportedCode) -> None:
         raise CodeMismatch(difference)
 
 
-def code_difference(expected: ImportedCode, found: ImportedCode, node: str = "") -> str:
-    """Describe in one line how a worker's code differs from the driver's; empty when it does not."""
-    if found.digest == expected.digest:
+def code_difference(expected: ImportedCode, actual: ImportedCode, node: str = "") -> str:
+    """Return a line that describes how a worker's code differs from the driver's; empty if it does not."""
+    if actual.digest == expected.digest:
         return ""
     where = f"a worker on node {node}" if node else "a worker"
-    if not found.folders:
+    if not actual.folders:
         return (
             f"{where} finds no packages methods and pipeline; install the driver's version ({expected.folders}) there"
         )
-    if found.folders == expected.folders:
-        remedy = "copy the driver's files to that node, or, if you edited them during the run, type the command again"
+    if actual.folders == expected.folders:
+        remedy = "copy the driver's files to that node, or, if you edited them during the run, run the command again"
     else:
         remedy = "update that folder, or remove it from PYTHONPATH"
-    return f"{where} imports {found.folders}, whose code differs from the driver's {expected.folders}; {remedy}"
+    return f"{where} imports {actual.folders}, whose code differs from the driver's {expected.folders}; {remedy}"
 
 
 def code_probe() -> Callable[[], tuple[str, str]]:
@@ -117,9 +117,9 @@ def code_probe() -> Callable[[], tuple[str, str]]:
 
 
 def sources(patterns: Iterable[str]) -> list[Path]:
-    """The files that match the patterns without the neutral ones, sorted; patterns are relative to `ROOT`."""
-    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    return sorted(path for path in found if path.relative_to(ROOT).as_posix() not in NEUTRAL_SOURCES)
+    """Return the files that match these patterns (relative to `ROOT`), sorted, without `NEUTRAL_SOURCES`."""
+    paths = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return sorted(path for path in paths if path.relative_to(ROOT).as_posix() not in NEUTRAL_SOURCES)
 
 
 def _digest(patterns: Iterable[str]) -> str:
@@ -131,13 +131,13 @@ def _digest(patterns: Iterable[str]) -> str:
 
 
 def texts_digest(texts: Sequence[str]) -> str:
-    """Digest of a sequence of texts; empty for none."""
+    """Return the digest of a sequence of texts; empty for none."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16] if texts else ""
 
 
 @cache
 def method_digest(info: MethodInfo) -> str:
-    """Digest of the method's source: its module and the parts of `methods/` that it imports, the interface left out.
+    """Return the digest of a method's module and of the modules of `methods/` that it imports, except `base`.
 
     For a method of another package, all Python files of that package are part of it.
     """
@@ -167,7 +167,7 @@ def _own_files(cls: type) -> list[Path]:
 
 
 def _imported_parts(source: str) -> set[str]:
-    """The modules of `methods/` that this source imports, in whichever way."""
+    """Return the modules of `methods/` that this source imports, in any way."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 if os.environ.get("FAREBOX_TEST_DEVICE") != "cuda":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: what is claimed to the bit is claimed of the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: bit-identity is claimed for the CPU
 
 import pytest
 import torch
@@ -17,13 +17,24 @@ from pipeline.config.compose import dataset_card, model_card
 from pipeline.data.source import Source
 from pipeline.trials.plan import source_of
 from tests.support.lab import Lab, small_data
+from tests.support.patience import SCALE, patience
 
 torch.set_num_threads(1)  # bit-identity is claimed per thread count, and the machine is shared
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Scale the timeout of every test by FAREBOX_TEST_PATIENCE."""
+    if SCALE == 1:
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patience(seconds)), append=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def indexes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Indexes of data sets lie in a folder of the session's own, in this process and in those that it starts."""
+    """Keep indexes of data sets in a folder of the session, in this process and in those that it starts."""
     os.environ["FAREBOX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("FAREBOX_DATA", None)
 
@@ -60,7 +71,7 @@ def icons() -> Source:
 
 @pytest.fixture
 def lab(tmp_path: Path, fake: Endpoint, card: Path) -> Iterator[Lab]:
-    """A fresh storage folder with its ledger, over the toy endpoint; its books must add up at the end."""
+    """A new storage folder with its ledger, over the toy endpoint; the ledger must verify at the end."""
     lab = Lab(tmp_path / "storage", fake, card)
     yield lab
     assert lab.ledger.verify() == []

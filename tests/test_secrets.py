@@ -131,7 +131,7 @@ def test_weights_that_would_run_code_are_refused_by_name_and_run_nothing(tmp_pat
 def test_a_checkpoint_that_is_a_link_to_elsewhere_is_not_loaded(tmp_path: Path) -> None:
     elsewhere, trace = Checkpoint(tmp_path / "elsewhere", "t"), tmp_path / "it_ran"
     elsewhere.save(Harmful(trace))
-    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "checkpoints").mkdir(parents=True)
     own = Checkpoint(tmp_path / "own", "t")
     own.path.symlink_to(elsewhere.path)
     assert own.load() is None and not trace.exists()

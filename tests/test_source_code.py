@@ -25,7 +25,7 @@ from pipeline.source_code import (
     driver_code,
     sources,
 )
-from pipeline.sweep import driver as sweep
+from pipeline.sweep import tune_trials
 from pipeline.sweep.reservations import pending, stale_line
 from pipeline.trials.checkpoint import Checkpoint
 from tests.support.lab import Lab, outcome
@@ -50,10 +50,10 @@ def test_a_replica_a_ledger_and_a_trials_worker_each_refuse_other_code(tmp_path:
     assert not (tmp_path / "features").exists()
     ledger = ray_actors.LedgerActor.__ray_metadata__.modified_class(f"sqlite:///{tmp_path / 'ledger.db'}", other)
     assert isinstance(ledger.verify(), CodeMismatch) and isinstance(ledger.verify(), CodeMismatch)
-    worker = object.__new__(sweep.TrialRunner.sharing({"code": other}))
+    worker = object.__new__(tune_trials.TrialRunner.sharing({"code": other}))
     worker.setup({"index": 0})
-    assert isinstance(worker.step()[sweep.STOPS], CodeMismatch)
-    assert worker.reset_config({"index": 1}) and isinstance(worker.step()[sweep.STOPS], CodeMismatch)
+    assert isinstance(worker.step()[tune_trials.FATAL], CodeMismatch)
+    assert worker.reset_config({"index": 1}) and isinstance(worker.step()[tune_trials.FATAL], CodeMismatch)
 
 
 def test_every_listed_source_exists() -> None:
@@ -138,7 +138,7 @@ def test_a_result_of_another_pipeline_is_stale_and_run_again_from_the_start(
     rows = lab.run(spec)
     assert rows[0].code_digest == spec.code_digest != ""
     assert pending(lab.plan(*words), lab.store) == ([], {})
-    Checkpoint(lab.folder / "checkpoints", spec.account).save("a state of the old code")
+    Checkpoint(lab.folder, spec.account).save("a state of the old code")
 
     monkeypatch.setattr("pipeline.trials.plan.code_digest", lambda: "other")
     plan, keep = lab.plan(*words), lab.plan(*words, "stale=keep")

@@ -39,7 +39,7 @@ from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.trials.boundary import Session
-from pipeline.trials.evaluate import metrics, predict, test_labels
+from pipeline.trials.evaluate import eval_labels, metrics, predict
 from pipeline.trials.plan import TrialSpec, make_plan
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.trial import few_shot_task
@@ -182,9 +182,9 @@ def _run_supervised(cost_spec: CostSpec, spec: TrialSpec, supervisor: Supervisor
         steps.append(time.perf_counter() - step_start)
     accuracy = None
     if cost_spec.steps is None:
-        test = spec.tests[0]
+        test = spec.eval_sets[0]
         logits_BC, _ = predict(method, supervisor, test, test.classes, Phase.EVALUATE)
-        accuracy = metrics(logits_BC, test_labels(test, Counter()))["accuracy"]
+        accuracy = metrics(logits_BC, eval_labels(test, Counter()))["accuracy"]
     seconds = time.perf_counter() - start
     size = sum(t.numel() * t.element_size() for t in method.deployed().values())
     client_mib, requests = _peak() - before, supervisor.session.box.meter.paid.requests

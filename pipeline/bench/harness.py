@@ -193,7 +193,7 @@ def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:
 def machine() -> dict[str, Any]:
     """Return the details of this machine, with the number of threads that is set."""
     from pipeline.data.decode import cores
-    from pipeline.trials.trial import cpu_name
+    from pipeline.trials.rows import cpu_name
 
     details = {"cpu": cpu_name(), "cores": cores(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return details | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})

@@ -23,7 +23,7 @@ from pipeline.results.row import FINISHED, ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.source_code import code_digest, method_digest
 from pipeline.sweep import driver as sweep
-from pipeline.trials.estimate import absent
+from pipeline.trials.estimate import missing_assets
 
 
 class Evidence:
@@ -110,7 +110,7 @@ class Evidence:
 
     def lacking(self, name: str) -> str:
         """Return why a sweep on published data is not run here."""
-        missing = absent(compose([f"sweep={name}"]))
+        missing = missing_assets(compose([f"sweep={name}"]))
         if not missing:
             return "its data is here, but it takes more than an hour: run its own command"
         return f"{len(missing)} of its data sets and weights are missing, the first is {missing[0].name}"

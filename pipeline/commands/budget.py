@@ -1,4 +1,4 @@
-"""`farebox budget`: show the accounts of a ledger and what reserves them, change a limit, release reservations."""
+"""`farebox budget`: show the accounts and reservations of a ledger, change a limit, release reservations."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.errors import ConfigError, DamagedFile, LedgerError
 from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Reservation
-from pipeline.sweep.reservations import SWEEP, check_name, existing_ledger
+from pipeline.sweep.run_ledger import SWEEP_PREFIX, check_name, existing_ledger
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import host_name, read_id
 
 RECENT_S = 600.0
-"""A storage on another machine that was charged within this time is taken to be at work."""
+"""A storage on another machine that was charged in the last so many seconds counts as running."""
 LEDGER_KEYS = ("url", "storage", "sweep", "budget.global.url")
 """Keys that name a ledger."""
 
@@ -37,10 +37,10 @@ class Command:
 
 
 def run(verb: str, arguments: Sequence[str], as_json: bool) -> str:
-    """Run `show`, `set` or `release`; the text to print.
+    """Run `show`, `set` or `release` and return the text to print.
 
     Raises:
-        ConfigError: the arguments are wrong, or a storage whose reservations are to be released may be at work.
+        ConfigError: the arguments are wrong, or a run may be using the storage to release.
         LedgerError: the ledger cannot be read or written.
     """
     command = _parse(verb, arguments)
@@ -48,7 +48,7 @@ def run(verb: str, arguments: Sequence[str], as_json: bool) -> str:
         record = {"show": _show, "set": _set, "release": _release}[verb](command)
     if as_json:
         return strict_json(record, indent=1)
-    return {"show": _shown, "set": _set_text, "release": _released}[verb](record)
+    return {"show": _show_text, "set": _set_text, "release": _release_text}[verb](record)
 
 
 def _parse(verb: str, arguments: Sequence[str]) -> Command:
@@ -112,10 +112,13 @@ def _record(reservation: Reservation) -> dict[str, Any]:
 
 
 def state(reservation: Reservation) -> str:
-    """What is known of a storage with open trials.
+    """Return the state of a storage with open trials.
 
-    running: a run holds it. stopped: no run holds it; the command that began the trials continues them. deleted: its
-    folder is gone or holds another storage. elsewhere: it is on another machine. unknown: no run registered it.
+    running     a run holds it
+    stopped     no run holds it; the command that started the trials continues them
+    deleted     its folder does not exist, or contains another storage
+    elsewhere   it is on another machine
+    unknown     no run registered it
     """
     place = reservation.place
     if place is None:
@@ -128,23 +131,23 @@ def state(reservation: Reservation) -> str:
             return "deleted"
     except ConfigError:
         return "deleted"
-    except (OSError, DamagedFile):  # it is there, and cannot be read
+    except (OSError, DamagedFile):  # it exists and cannot be read
         pass
     return "running" if held(folder) else "stopped"
 
 
-def _shown(record: dict[str, Any]) -> str:
+def _show_text(record: dict[str, Any]) -> str:
     text = [f"ledger {record['ledger']}"]
     for account in record["accounts"]:
         name = account["name"]
-        kind = "ceiling of sweep" if name.startswith(SWEEP) else "budget"
+        kind = "ceiling of sweep" if name.startswith(SWEEP_PREFIX) else "budget"
         limit = Limits(**account["limits"]).text or "none"
-        text.append(f"{kind} {name.removeprefix(SWEEP)}: limit {limit}; {_amounts(account)}")
+        text.append(f"{kind} {name.removeprefix(SWEEP_PREFIX)}: limit {limit}; {_amounts(account)}")
         for reservation in record["reservations"]:
             if name in reservation["reserved"]:
                 bill = reservation["reserved"][name]
                 text.append(
-                    f"  {bill['requests']:,} requests and {bill['images']:,} images reserved by {_holder(reservation)}"
+                    f"  {bill['requests']:,} requests and {bill['images']:,} images reserved by {_owner(reservation)}"
                 )
     if not record["accounts"]:
         text.append("no accounts")
@@ -158,7 +161,7 @@ def _amounts(account: dict[str, Any]) -> str:
     )
 
 
-def _holder(record: dict[str, Any]) -> str:
+def _owner(record: dict[str, Any]) -> str:
     where = f" at {record['path']} on {record['host']}" if record["path"] else ""
     since = f" since {_clock(record['since'])}" if record["since"] else ""
     last = f", last charge {_clock(record['last_charge'])}" if record["last_charge"] else ", no charge yet"
@@ -183,7 +186,7 @@ def _set(command: Command) -> dict[str, Any]:
             ledger.set_limits(name, limits)
     except LedgerError as error:
         raise ConfigError(
-            f"{error}; what is reserved is given back when its trials end, or by farebox budget release"
+            f"{error}; reservations are released when their trials end, or with farebox budget release"
         ) from error
     return {"budget": name, "created": before is None, "before": asdict(before or Limits()), "limits": asdict(limits)}
 
@@ -204,7 +207,7 @@ def _release(command: Command) -> dict[str, Any]:
             raise ConfigError(
                 f"no open trials of a storage {name!r} in {ledger.name}; storages with open trials: {known}"
             )
-        _refuse_at_work(reservations[name])
+        _refuse_running(reservations[name])
     deleted = [name for name, reservation in reservations.items() if state(reservation) == "deleted"]
     chosen = list(dict.fromkeys(command.names or deleted))
     for name in chosen:
@@ -219,25 +222,23 @@ def _release(command: Command) -> dict[str, Any]:
     return {"ledger": ledger.name, "released": [_record(reservations[name]) for name in chosen], "kept": kept}
 
 
-def _refuse_at_work(reservation: Reservation) -> None:
-    """Raise ConfigError when a run may still charge the trials of a storage."""
+def _refuse_running(reservation: Reservation) -> None:
+    """Raise ConfigError if a run may still charge the trials of a storage."""
     status, name = state(reservation), reservation.storage
     if status == "running" and reservation.place is not None:
-        raise ConfigError(
-            f"a run is at work in storage {name} at {reservation.place.path}: stop it, or wait for its end"
-        )
-    began = reservation.place.since if reservation.place else 0.0
-    age = time.time() - max(reservation.last_charge or 0.0, began)
+        raise ConfigError(f"a run is using storage {name} at {reservation.place.path}: stop it, or wait until it ends")
+    started = reservation.place.since if reservation.place else 0.0
+    age = time.time() - max(reservation.last_charge or 0.0, started)
     if status in ("elsewhere", "unknown") and abs(age) < RECENT_S:
         raise ConfigError(
-            f"storage {name} was charged or opened {age:.0f} s ago, and not on this machine: a run may be at work in "
-            f"it; stop it, and release it {RECENT_S / 60:.0f} minutes after its last charge"
+            f"storage {name} was charged or opened {age:.0f} s ago, and not on this machine: a run may be using it; "
+            f"stop the run, and release the storage {RECENT_S / 60:.0f} minutes after its last charge"
         )
 
 
-def _released(record: dict[str, Any]) -> str:
-    text = [f"released: {_holder(r)}" for r in record["released"]] or ["nothing released"]
-    text += [f"kept: {_holder(r)}" for r in record["kept"]]
+def _release_text(record: dict[str, Any]) -> str:
+    text = [f"released: {_owner(r)}" for r in record["released"]] or ["nothing released"]
+    text += [f"kept: {_owner(r)}" for r in record["kept"]]
     if record["kept"]:
         text.append("to release one that is kept: farebox budget release STORAGE, with its id")
     return "\n".join(text)

@@ -12,7 +12,7 @@ from pipeline.config.compose import Config
 from pipeline.errors import LedgerError
 from pipeline.files import strict_json
 from pipeline.ledger.records import AccountRecord
-from pipeline.sweep.reservations import audit, existing_ledger, trials_of
+from pipeline.sweep.run_ledger import audit, existing_ledger, trials_of
 from pipeline.sweep.storage_id import read_id
 
 

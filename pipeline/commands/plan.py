@@ -52,7 +52,7 @@ def model_lines(estimate: SweepEstimate) -> list[str]:
 
 def absent_lines(estimate: SweepEstimate) -> list[str]:
     """Return what is missing on this machine and where it is published, one line each."""
-    lines = [f"missing: {a.kind} {a.name}: {a.what}; published at {a.published}" for a in estimate.absent]
+    lines = [f"missing: {a.kind} {a.name}: {a.what}; published at {a.published}" for a in estimate.missing]
     if not estimate.exact:
         lines.append("These bills are estimated from the cards. `run` is refused (exit code 2) until the data is here.")
     return lines

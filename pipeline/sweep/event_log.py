@@ -1,11 +1,11 @@
-"""What happened in a sweep and when: `storage/log.jsonl`, a JSON object a line, appended by the driver of each run.
+"""The event log of a storage, `log.jsonl`: one JSON object a line, appended by the driver of each run.
 
     {"at": ..., "event": "run started", "trials": 12, "kept": 0, "host": ..., "pid": ..., "version": ...}
     {"at": ..., "event": "trial started" | "worker lost", "trial": <trial_id>, "name": "craft on digits, ..."}
     {"at": ..., "event": "trial ended", "trial": ..., "name": ..., "status": "done", "requests": ..., "seconds": ...}
     {"at": ..., "event": "run ended" | "run stopped", "error": null or one line}
 
-It is for people and their tools: nothing here reads it, so that no result depends on it.
+Farebox itself never reads it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ FILE = "log.jsonl"
 
 
 class EventLog:
-    """Appends to the file; a full disk is the sweep's trouble, not this file's."""
+    """Appends events to the file. Errors of the file system are ignored: other files report a full disk.
+
+    Args:
+        storage: folder of the sweep.
+        names: a readable name for each trial id.
+    """
 
     def __init__(self, storage: Path, names: Mapping[str, str]) -> None:
         self.path, self.names = storage / FILE, names
 
     @contextlib.contextmanager
     def run(self, trials: int, kept: int) -> Iterator[None]:
-        """Begin and end of a run, with what ended it early."""
+        """Log the start and the end of a run, with the error that ended it early."""
         where = {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__}
         self._write("run started", trials=trials, kept=kept, **where)
         try:
@@ -45,14 +50,14 @@ class EventLog:
         self._write("run ended", error=None)
 
     def trial(self, event: str, trial: str) -> None:
-        """A trial has got a worker, or lost it."""
+        """Log that a trial got a worker or lost it."""
         self._write(event, trial=trial, name=self.names[trial])
 
     def ended(self, rows: Sequence[ResultRow]) -> None:
-        """A trial has its rows."""
+        """Log the rows of a trial that ended."""
         row = rows[0]
-        found = {"status": row.status, "error": row.error, "requests": row.requests, "seconds": row.seconds}
-        self._write("trial ended", trial=row.trial_id, name=self.names[row.trial_id], **found)
+        result = {"status": row.status, "error": row.error, "requests": row.requests, "seconds": row.seconds}
+        self._write("trial ended", trial=row.trial_id, name=self.names[row.trial_id], **result)
 
     def _write(self, event: str, **more: Any) -> None:
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **more}

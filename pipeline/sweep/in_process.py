@@ -17,6 +17,7 @@ from pipeline.results.row import ResultRow
 from pipeline.results.runs import add_run
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
+from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.trials.plan import SweepPlan, announcements
 from pipeline.trials.trial import run_trial
@@ -48,9 +49,9 @@ def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
         todo, _ = reservations.pending(plan, store)
         for line in announcements(plan):
             echo(line)
-        ledger, storage = reservations.open_ledger(config, echo)
+        ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):
-            reservations.settle_left_over(ledger, storage.id, todo)
+            reservations.release_left_over(ledger, storage.id, todo)
             reservations.reserve(ledger, plan, todo, storage.id)
             add_run(config.storage, [trial.trial_id for trial in plan.trials], config.stale == "keep", echo)
             for trial in todo:

@@ -1,4 +1,4 @@
-"""Checks of this machine before a command does anything: ports, Ray's token, passwords in arguments, file systems."""
+"""Checks before a command starts: ports, Ray's token, passwords in arguments, network file systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "gpfs", "lustre", "beegfs", "glusterfs"}
     | {f"fuse.{name}" for name in ("sshfs", "ceph", "glusterfs", "s3fs", "gcsfuse", "rclone")}
 )
-"""File systems of other machines. Not 9p, virtiofs or overlay: containers and virtual machines have local disks so."""
+"""Network file systems. 9p, virtiofs and overlay are not among them: containers mount local disks with these."""
 INSTEAD = {
     "budget.global.url": "sqlite:////LOCAL/ledger.db (or postgresql+psycopg://USER@HOST/NAME)",
     "mlflow": "sqlite:////LOCAL/mlflow.db (or http://HOST:5000)",
@@ -26,30 +26,31 @@ PASSWORD_VARIABLES = {"budget.global.url": "FAREBOX_LEDGER_URL", "mlflow": "FARE
 
 
 def check_listening(address: str) -> None:
-    """ConfigError when nobody listens at HOST:PORT: Ray itself would wait for many minutes."""
+    """Raise ConfigError if nothing listens at HOST:PORT. Ray itself would wait for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # auto
+        return  # "auto"
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ConfigError(f"no Ray at address={address} ({error.strerror or error}): is the cluster up?") from error
 
 
-def refuse_passwords(words: Sequence[str]) -> None:
+def refuse_passwords(arguments: Sequence[str]) -> None:
     """Refuse a password in a URL on the command line, which every user of the machine can read.
 
     Raises:
-        ConfigError: a word contains one.
+        ConfigError: an argument contains one.
     """
-    for word in words:
-        if masked(word) != word:
-            key = word.partition("=")[0]
+    for argument in arguments:
+        if masked(argument) != argument:
+            key = argument.partition("=")[0]
             name = PASSWORD_VARIABLES.get(key, "FAREBOX_URL")
-            typed = f"{key}='${{oc.env:{name}}}'" if key in PASSWORD_VARIABLES else f"'${{oc.env:{name}}}' in its place"
+            variable = f"'${{oc.env:{name}}}'"
+            replacement = f"{key}={variable}" if key in PASSWORD_VARIABLES else f"{variable} in its place"
             raise ConfigError(
-                f"{shortened(masked(word), 80)}: any user of this machine can read a password on the command line; put "
-                f"the URL into an environment variable, as {name}, and type {typed}"
+                f"{shortened(masked(argument), 80)}: any user of this machine can read a password on the command line; "
+                f"put the URL into an environment variable, as {name}, and type {replacement}"
             )
 
 
@@ -70,7 +71,7 @@ def check_free_port(port: int, host: str = "127.0.0.1") -> None:
 
 
 def _cannot_listen(host: str, port: int) -> OSError | None:
-    """Why the port cannot be bound; None when it can."""
+    """Return the error of binding the port; None if it can be bound."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
         try:
@@ -81,17 +82,24 @@ def _cannot_listen(host: str, port: int) -> OSError | None:
 
 
 def close_ray_token(home: Path) -> None:
-    """Let nobody else read the token that opens our Ray; Ray itself leaves its file open to all of the machine."""
+    """Make the file of Ray's token readable by its owner only. Ray creates it readable by everyone."""
     with contextlib.suppress(OSError):
         (home / ".ray" / "auth_token").chmod(0o600)
 
 
 def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:
-    """ConfigError when a SQLite file lies on a network file system; `urls` are by the key that moves them.
+    """Refuse SQLite files on a network file system.
 
-    The index of SQLite's write-ahead log is memory that its processes share, which two machines cannot
-    (sqlite.org/wal.html), and locks that are lost there damage the file (sqlite.org/faq.html, question 5).
-    Where there is no table of mounts (not Linux), nothing is refused.
+    SQLite's write-ahead log needs memory shared by all its processes, which two machines do not have
+    (sqlite.org/wal.html), and locks that a network file system loses damage the file (sqlite.org/faq.html, question 5).
+    Nothing is refused on systems without a table of mounts.
+
+    Args:
+        urls: database URLs, by the configuration key that sets each.
+        mounts: the table of mounts.
+
+    Raises:
+        ConfigError: a URL names such a file.
     """
     found = {key: _network(file, mounts) for key, url in urls.items() if (file := sqlite_file(url))}
     if bad := {key: kind for key, kind in found.items() if kind}:
@@ -102,7 +110,7 @@ def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mo
 
 
 def _network(path: Path, mounts: Path) -> str | None:
-    """The kind of the network file system that a path lies on; None for any other."""
+    """Return the kind of the network file system that contains a path; None for a local one."""
     try:
         lines = [line.split() for line in mounts.read_text(errors="surrogateescape").splitlines()]
     except OSError:

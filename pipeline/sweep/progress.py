@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: trials done, requests spent of the budget, time left."""
+"""The progress line of a running sweep: trials done, requests charged, time left."""
 
 from __future__ import annotations
 
@@ -6,72 +6,57 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.results.row import ResultRow
-from pipeline.results.store import ResultStore
 
 TRIAL_IN_REQUESTS = 100
-"""What a trial costs beside its requests, in requests: enough for an estimate of the time left."""
-
-
-Mirroring = Callable[[Sequence[ResultRow]], None]
-"""Takes a finished trial's rows as they come."""
+"""Time that a trial takes beside its requests, as a number of requests; used to estimate the time left."""
 
 
 class Count(NamedTuple):
-    """How far a sweep is."""
+    """How far a run is."""
 
     done: int
+    """Trials that ended."""
     requests: int
+    """Requests charged since the run started."""
 
 
-class ResultWatcher:
-    """Counts finished trials by their files, and hands each one's rows to the mirror as they come."""
+class ProgressCounter:
+    """Counts ended trials, which the caller adds to `done`, and the requests charged to an account of the ledger."""
 
-    def __init__(self, ids: Sequence[str], store: ResultStore, ledger: Ledger, account: str, mirror: Mirroring) -> None:
-        self.store, self.ledger, self.account, self.mirror = store, ledger, account, mirror
-        self.before = {i: self._stamp(i) for i in ids}
-        self.done: set[str] = set()
-        self._requests, self._read_again = 0, 0.0
-        self.first = self._charged()
-        self._lock = threading.Lock()
-
-    def _stamp(self, trial: str) -> int:
-        path = self.store.results / f"{trial}.arrow"
-        return path.stat().st_mtime_ns if path.exists() else 0
-
-    def _charged(self) -> int:
-        """Requests charged so far; read anew while that takes at most a hundredth of the time."""
-        began = time.monotonic()
-        if began >= self._read_again:
-            with contextlib.suppress(LedgerError):  # a damaged ledger stops the trials, which say so
-                accounts = self.ledger.accounts()
-                self._requests = next((a.charged.requests for a in accounts if a.name == self.account), 0)
-            self._read_again = began + 100 * (time.monotonic() - began)
-        return self._requests
+    def __init__(self, ledger: Ledger, account: str) -> None:
+        self.ledger, self.account, self.done = ledger, account, 0
+        self._requests, self._next_read = 0, 0.0
+        self._first = self._charged()
 
     def count(self) -> Count:
-        """Trials finished and requests charged since the start; new rows are mirrored on the way."""
-        with self._lock:
-            for trial, before in self.before.items():
-                if trial not in self.done and self._stamp(trial) != before:
-                    self.done.add(trial)
-                    if rows := self.store.rows_of(trial):
-                        self.mirror(rows)
-        return Count(len(self.done), self._charged() - self.first)
+        """Return the counts since the start of the run."""
+        return Count(self.done, self._charged() - self._first)
 
-    def close(self) -> None:
-        """See the last rows."""
-        self._read_again = 0.0
-        self.count()
+    def _charged(self) -> int:
+        """Return all requests charged to the account; read again when that takes at most a hundredth of the time."""
+        began = time.monotonic()
+        if began >= self._next_read:
+            with contextlib.suppress(LedgerError):  # the trials fail on a damaged ledger and report it
+                accounts = self.ledger.accounts()
+                self._requests = next((a.charged.requests for a in accounts if a.name == self.account), 0)
+            self._next_read = began + 100 * (time.monotonic() - began)
+        return self._requests
 
 
 class Progress:
-    """One line, redrawn every second on a terminal; written every ten seconds where output goes to a file."""
+    """Prints the progress line: redrawn every second on a terminal, printed every ten seconds elsewhere.
+
+    Args:
+        trials: number of trials of the run.
+        requests: their predicted requests.
+        count: returns how far the run is; called every second from a thread.
+        beat: called every second with the seconds left, None while they are unknown.
+    """
 
     def __init__(
         self, trials: int, requests: int, count: Callable[[], Count], beat: Callable[[float | None], None]
@@ -114,7 +99,7 @@ class Progress:
         print(start + line, end=end, file=sys.stderr, flush=True)
 
     def _seconds_left(self, count: Count, elapsed: float) -> float | None:
-        """If work goes on at the pace so far; a trial's own work counts as that of some requests."""
+        """Extrapolate from the pace so far; an ended trial counts as `TRIAL_IN_REQUESTS` further requests."""
         done = count.requests - self._first.requests + TRIAL_IN_REQUESTS * (count.done - self._first.done)
         share = done / (self.requests + TRIAL_IN_REQUESTS * self.trials)
         if share <= 0:
@@ -123,7 +108,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """3:07 or 1:02:45"""
+    """Format seconds as 3:07 or 1:02:45."""
     whole = int(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

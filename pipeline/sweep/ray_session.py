@@ -1,8 +1,8 @@
-"""Start Ray or connect to a cluster, verify the workers' code, end with one line when Ray is lost, and clean up.
+"""Start Ray or connect to a cluster, verify the workers' code, report a lost Ray in one line, and clean up.
 
-Ray ends the process of a driver whose raylet or GCS (global control service) is gone: with exit code 1, after up to a
-minute, and without running any Python code. So a thread looks whether both still accept connections, and ends the
-process itself, with an exit code and a line of ours, as soon as one does not.
+Ray ends a driver whose raylet or GCS (global control service) is gone: with exit code 1, after up to a minute, and
+without running any Python code. Therefore a thread checks whether both accept connections. As soon as one does not, it
+prints a line and ends the process with Farebox's own exit code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blackbox.ray_actors import NAMESPACE
+from pipeline.console import Echo
 from pipeline.errors import ConfigError, EndpointLost, first_line
 from pipeline.source_code import ROOT, ImportedCode, code_difference, code_probe, driver_code
 from pipeline.sweep.preflight import check_listening, close_ray_token
@@ -37,13 +38,13 @@ from pipeline.sweep.preflight import check_listening, close_ray_token
 OBJECT_STORE = 512 * 2**20
 """Bytes of shared memory of a Ray that we start: responses are at most 64 MiB, and few are in flight."""
 PROBE_TIMEOUT_S = 120.0
-"""Seconds within which each node must tell which code it imports."""
+"""Seconds within which each node must report its code digest."""
 WATCH_INTERVAL_S = 0.25
-"""Seconds between two looks at the processes of Ray: a driver may end a second after they do."""
+"""Seconds between two checks of Ray's processes: a driver may end a second after they do."""
 GCS_PATIENCE_S = 45.0
-"""Seconds for which the GCS of a cluster may be away (it may be restarted); Ray itself gives up after 60."""
+"""Seconds for which the GCS of a cluster may be unreachable, as during a restart; Ray itself gives up after 60."""
 LOST_EXIT_CODE = 3
-LOST = "Ray was lost ({}): finished trials are kept, the same command continues the others from what was paid"
+LOST = "Ray was lost ({}): finished trials are kept, the same command continues the others"
 
 
 class DriverPath(JobConfig):  # type: ignore[misc]
@@ -62,16 +63,20 @@ class DriverPath(JobConfig):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, echo: Callable[[str], None], **options: Any) -> Iterator[None]:
+def ray_session(address: str | None, echo: Echo, **options: Any) -> Iterator[None]:
     """Connect to the cluster at `address`, or start a Ray on this machine, and disconnect or stop it at the end.
 
-    A Ray of our own listens on the loopback interface only, and its session folder is removed at the end. `options` are
-    further arguments of `ray.init`.
+    A Ray that is started here listens on the loopback interface only, and its session folder is removed at the end.
+
+    Args:
+        address: HOST:PORT or "auto"; None starts a Ray.
+        echo: prints a line.
+        **options: further arguments of `ray.init`.
 
     Raises:
         ConfigError: Ray does not start, or a node imports other code than the driver.
     """
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # rows and our own errors report what goes wrong
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # rows and errors of Farebox report what goes wrong
     folder: Path | None = None
     try:
         if address is None:
@@ -91,25 +96,25 @@ def ray_session(address: str | None, echo: Callable[[str], None], **options: Any
 
 
 def _interrupt(*_: object) -> None:
-    """End a run on SIGTERM, which batch systems send, as on Ctrl-C."""
+    """Treat SIGTERM, which batch systems send, as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def lost(error: BaseException) -> EndpointLost:
-    """Describe in one line an error of Ray that ends a run; an error that is not Ray's is raised again.
+    """Return the error for a run that Ray ended; raise an error again that is not Ray's.
 
-    Tune raises a RuntimeError when Ray killed a worker since memory ran out.
+    Tune raises a RuntimeError when Ray killed a worker because memory ran out.
     """
     text = first_line(error)
     if isinstance(error, RuntimeError) and not isinstance(error, RayError) and "Caught unexpected" not in text:
         raise error
     if "low on memory" in text:
-        text = "its workers were killed since memory ran out: free some, or set fewer replicas and concurrency"
+        text = "its workers were killed because memory ran out: free some, or lower replicas and concurrency"
     return EndpointLost(LOST.format(text[:120]))
 
 
 def check_nodes(expected: ImportedCode) -> None:
-    """Verify on each node that its workers import the driver's code.
+    """Verify that the workers of each node import the driver's code.
 
     Raises:
         ConfigError: a node imports other code, or does not answer.
@@ -122,16 +127,16 @@ def check_nodes(expected: ImportedCode) -> None:
     }
     for reference, address in pending.items():
         try:
-            found = ImportedCode(*ray.get(reference, timeout=PROBE_TIMEOUT_S))
+            imported = ImportedCode(*ray.get(reference, timeout=PROBE_TIMEOUT_S))
         except RayError as error:
-            raise ConfigError(f"node {address} did not tell its code digest: {first_line(error)[:160]}") from error
-        if difference := code_difference(expected, found, address):
+            raise ConfigError(f"node {address} did not report its code digest: {first_line(error)[:160]}") from error
+        if difference := code_difference(expected, imported, address):
             raise ConfigError(difference)
 
 
 @contextlib.contextmanager
 def _watched(gcs_patience_s: float, folder: Path | None) -> Iterator[None]:
-    """End this process in one line when the raylet of this node, or the GCS, no longer accepts connections."""
+    """In the block, end this process with one line as soon as Ray's raylet, agents or GCS do not accept connections."""
     context, stop = ray.get_runtime_context(), threading.Event()
     node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     host = str(node["NodeManagerAddress"])
@@ -161,7 +166,7 @@ def _watched(gcs_patience_s: float, folder: Path | None) -> Iterator[None]:
 
 
 def refused(address: tuple[str, int]) -> bool:
-    """Whether nothing listens at the address. A slow answer, or none, counts as listening."""
+    """Return whether nothing listens at the address. No answer counts as listening."""
     try:
         socket.create_connection(address, timeout=5).close()
     except ConnectionRefusedError:
@@ -177,10 +182,10 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _end(line: str, folder: Path | None) -> None:
-    """Print the line and end the process at once: every call to Ray would block, or end it without a word."""
+    """Print the line and end the process at once. Any further call to Ray would block or end it without a message."""
     sys.stderr.write(("\n" if sys.stderr.isatty() else "") + f"farebox: {line}\n")
     sys.stderr.flush()
-    sys.stdout = sys.stderr = io.StringIO()  # the main thread goes on for a moment
+    sys.stdout = sys.stderr = io.StringIO()  # the main thread still runs for a moment
     if folder is not None:
         with contextlib.suppress(Exception):
             ray_worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
@@ -188,10 +193,10 @@ def _end(line: str, folder: Path | None) -> None:
     os._exit(LOST_EXIT_CODE)
 
 
-def _start(echo: Callable[[str], None], options: dict[str, Any]) -> Path:
-    """Start a Ray on this machine; its session folder."""
+def _start(echo: Echo, options: dict[str, Any]) -> Path:
+    """Start a Ray on this machine and return its session folder."""
     if (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
-        echo(f"RAY_AUTH_MODE={mode}: any user of this machine can run code as you while this runs")
+        echo(f"RAY_AUTH_MODE={mode}: any user of this machine can run code as you during the run")
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE, **options}
     with _loopback():
         context = _init("on this machine", own)
@@ -230,7 +235,7 @@ def _loopback() -> Iterator[None]:
 
 
 def remove_session(folder: Path) -> None:
-    """Remove the files of a Ray that has ended, and the link to them."""
+    """Remove the session folder of a Ray that has ended, and the link `session_latest` if it points there."""
     for _ in range(10):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

@@ -1,7 +1,7 @@
-"""What a sweep is doing, seen from another terminal: `farebox status`. It needs no connection to the run's Ray.
+"""`farebox status`: the state of a sweep, seen from any terminal and without a connection to its Ray.
 
-The driver writes `storage/status.json` every second (atomically); rows and ledger are read as they are. Whether the
-driver lives is told by the lock that it holds on the storage, so that a file left by a killed one deceives nobody.
+The driver writes `storage/status.json` every second; rows and ledger are read directly. A driver is alive while it
+holds the lock of the storage, so the file that a killed driver left is not mistaken for a running one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.results.row import FINISHED
 from pipeline.results.store import ResultStore
 from pipeline.sweep.progress import clock
-from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.storage import held
 from pipeline.sweep.storage_id import read_id
 
@@ -31,15 +31,22 @@ FILE = "status.json"
 
 
 class Heartbeat:
-    """The driver's part: what only it knows, written beside the rows."""
+    """Writes the driver's part of the status: running trials, load of the replicas, time left.
+
+    Args:
+        storage: folder of the sweep.
+        trials: id and readable name of each trial of the run.
+        loads: returns the number of open requests of each replica, None for one that does not answer.
+    """
 
     def __init__(self, storage: Path, trials: Sequence[tuple[str, str]], loads: Callable[[], list[int | None]]) -> None:
         self.path, self.trials, self.loads = storage / FILE, list(trials), loads
         self.running: set[int] = set()
+        """Indices of the running trials; the caller updates it."""
         self.began = time.time()
 
     def beat(self, left_s: float | None) -> None:
-        """Write the file; a full disk is the sweep's trouble, not this line's."""
+        """Write the file. A full disk is ignored here: other files report it."""
         record = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -56,25 +63,25 @@ class Heartbeat:
             return
 
     def clear(self) -> None:
-        """The run came to its end: the rows say all."""
+        """Remove the file: the run has ended, and the rows have its result."""
         self.path.unlink(missing_ok=True)
 
 
 def status(storage: Path, ledger_url: str) -> dict[str, Any]:
-    """One record: is the driver alive; trials running, waiting, done, failed; replicas; accounts; seconds left."""
+    """Return the status of a storage as one record, the JSON of `farebox status --json`."""
     account = sweep_account(read_id(storage).id)
-    alive, said = held(storage), _last_beat(storage / FILE)
+    alive, beat = held(storage), _last_beat(storage / FILE)
     store = ResultStore(storage)
     rows = {r["trial_id"]: r for r in store.read().to_pylist()}
-    names = dict(said["trials"])
+    names = dict(beat["trials"])
     done = [i for i, r in rows.items() if r["status"] in FINISHED]
-    running = [i for i in said["running"] if i not in done] if alive else []
+    running = [i for i in beat["running"] if i not in done] if alive else []
     failed = [
         {"trial": i, "name": names.get(i, f"{r['method']} {r['dataset']} {r['shots']} {r['seed']}"), "why": r["error"]}
         for i, r in rows.items()
         if r["status"] not in FINISHED and i not in running
     ]
-    over = {*done, *(f["trial"] for f in failed), *running}
+    started = {*done, *(f["trial"] for f in failed), *running}
     accounts = [
         {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
         | {"charged": asdict(a.charged), "this_sweep": a.name == account}
@@ -82,28 +89,28 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     ]
     return {
         "alive": alive,
-        "driver": {k: said[k] for k in ("pid", "host", "at")},
+        "driver": {k: beat[k] for k in ("pid", "host", "at")},
         "running": [names[i] for i in running],
-        "waiting": len([i for i in names if i not in over]),
+        "waiting": len([i for i in names if i not in started]),
         "done": len(done),
         "failed": failed,
         "damaged": store.damage(),
-        "replicas": said["replicas"] if alive else [],
-        "left_s": said["left_s"] if alive else None,
+        "replicas": beat["replicas"] if alive else [],
+        "left_s": beat["left_s"] if alive else None,
         "accounts": accounts,
     }
 
 
 def shown(record: dict[str, Any]) -> str:
-    """The record in words."""
+    """Format the record as text."""
     driver = record["driver"]
     if record["alive"] and not driver["at"]:
-        text = ["starting: a driver holds this storage, and its trials have not begun"]
+        text = ["starting: a run holds this storage, and its trials have not started"]
     elif record["alive"]:
         ago = max(0.0, time.time() - driver["at"])
-        text = [f"running: process {driver['pid']} on {driver['host']}, heard {ago:.0f} s ago"]
+        text = [f"running: process {driver['pid']} on {driver['host']}, last update {ago:.0f} s ago"]
     elif record["waiting"] or record["failed"] or record["damaged"] or not record["done"]:
-        text = ["not running: no driver holds this storage; the same `farebox run` command continues"]
+        text = ["not running: no run holds this storage; the same `farebox run` command continues"]
     else:
         text = ["finished: every trial of the last run has its rows"]
     text.append(
@@ -128,7 +135,7 @@ def shown(record: dict[str, Any]) -> str:
 
 
 def _accounts(ledger_url: str) -> list[AccountRecord]:
-    """The accounts of a ledger; none before a run made it."""
+    """Return the accounts of a ledger; none if no run has created it yet."""
     file = sqlite_file(ledger_url)
     if file is not None and not file.is_file():
         return []
@@ -137,12 +144,9 @@ def _accounts(ledger_url: str) -> list[AccountRecord]:
 
 
 def _last_beat(path: Path) -> dict[str, Any]:
+    """Read `status.json`; empty values if there is no intact one."""
     nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
     try:
         return nothing | {"left_s": None} | read_sealed_json(path)
-    except (
-        OSError,
-        ValueError,
-        DamagedFile,
-    ):  # the run has not come so far; a damaged file is replaced within a second
+    except (OSError, ValueError, DamagedFile):  # not written yet; a damaged file is replaced within a second
         return nothing | {"left_s": None}

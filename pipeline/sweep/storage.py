@@ -1,4 +1,4 @@
-"""A sweep's folder: whether it can be written, and whether a run holds it."""
+"""The folder of a sweep: check that it can be written, and lock it for one run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from typing import IO
 from pipeline.errors import ConfigError
 
 PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
-"""Where files are written under a storage."""
+"""Folders in which files are written, as patterns below the storage."""
 
 log = logging.getLogger(__name__)
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Make a folder that the user named by this key. ConfigError when files cannot be made in it."""
+    """Create the folder that a configuration key names.
+
+    Raises:
+        ConfigError: files cannot be written in it.
+    """
     probe = folder / f".{uuid.uuid4().hex}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +38,11 @@ def check_writable(key: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the storage: two drivers would run the same trials. The lock goes with the process, however it ends."""
+    """Lock the storage, since two drivers would run the same trials. The system frees the lock when the process ends.
+
+    Raises:
+        ConfigError: another run holds it.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             if not _lock(file):
@@ -42,7 +50,7 @@ def alone(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"another `farebox run` is at work in storage={folder}: wait for it, or choose another with storage=DIR"
+                f"another `farebox run` is running in storage={folder}: wait for it, or choose another with storage=DIR"
             ) from error
         except OSError:
             log.warning("%s has no file locks: do not run two sweeps in it at once", folder)
@@ -59,7 +67,7 @@ def _clear_half_written(folder: Path) -> None:
 
 
 def held(folder: Path) -> bool:
-    """Whether a driver is at work in the storage. Without file locks, nobody can tell: False."""
+    """Return whether a run holds the storage; False if the file system has no locks."""
     try:
         with (folder / ".lock").open() as file:
             return not _lock(file)
@@ -68,6 +76,7 @@ def held(folder: Path) -> bool:
 
 
 def _lock(file: IO[str]) -> bool:
+    """Try to lock the file; return False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,10 +1,10 @@
-"""Identity of a storage: an id that is part of every charge, and the place where the folder was when it got the id.
+"""Identity of a storage: an id, which is part of every charge, and the path of the folder.
 
-A folder that holds the id of another existing folder is a copy, and gets an id of its own: two storages with one id
-would settle each other's trials in a shared ledger. A folder whose recorded place is gone was moved, and keeps its id.
+A folder with the id of another existing folder is a copy and gets an id of its own: two storages with one id would
+close each other's trials in a shared ledger. A folder whose recorded path does not exist was moved and keeps its id.
 
-The file `storage_id` holds one JSON object twice, a line each, with a checksum in each line and an empty line between
-them, so that one damaged byte does not lose the id.
+The file `storage_id` contains one JSON object twice, on two lines with an empty line between them. Each line has a
+checksum, so one damaged byte does not lose the id.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ FILE = "storage_id"
 
 @dataclass(frozen=True)
 class StorageId:
-    """What the file `storage_id` holds."""
+    """Content of the file `storage_id`."""
 
     id: str
     path: str
     """Absolute path of the folder, without symbolic links."""
     host: str
     inode: int
-    """Of the folder: equal on two machines that share it."""
+    """Inode of the folder, equal on all machines that mount it."""
     copied_from: tuple[str, ...] = ()
-    """Ids of the storages that this one was copied from, the latest first."""
+    """Ids of the storages that this one is a copy of, the latest first."""
 
 
 def host_name() -> str:
-    """Name of this machine, as ledgers and storages record it."""
+    """Return the name of this machine, as ledgers and storages record it."""
     return socket.gethostname()
 
 
 def new_id(folder: Path, copied_from: tuple[str, ...] = ()) -> StorageId:
-    """Make an identity for a folder."""
+    """Return a new identity for a folder."""
     return _at(folder, StorageId(uuid.uuid4().hex[:12], "", "", 0, copied_from))
 
 
 def moved_here(folder: Path, identity: StorageId) -> StorageId:
-    """The same identity with the present place of the folder."""
+    """Return the identity with the present path of the folder."""
     return _at(folder, identity)
 
 
@@ -54,7 +54,7 @@ def read_id(folder: Path) -> StorageId:
 
     Raises:
         ConfigError: the folder is not a storage.
-        DamagedFile: the file is damaged beyond its spare line.
+        DamagedFile: both lines of the file are damaged.
     """
     path = folder / FILE
     try:
@@ -79,10 +79,10 @@ def write_id(folder: Path, identity: StorageId) -> None:
 
 
 def is_copy(folder: Path, identity: StorageId, path: str, host: str) -> bool:
-    """Whether another storage with this id is at `path` on `host`, so that `folder` is a copy of it.
+    """Return whether `folder` is a copy of a storage at `path` on `host` that has the same id.
 
-    A path on another machine cannot be looked at: the folder is the same one when its inode is that of the identity (a
-    file system that both machines mount), and is taken for a copy when it is not.
+    A path on another machine cannot be read: there, the folder is the same one if its inode is that of the identity
+    (both machines mount it), and counts as a copy otherwise.
     """
     if host != host_name():
         return identity.inode != folder.stat().st_ino
@@ -93,7 +93,7 @@ def is_copy(folder: Path, identity: StorageId, path: str, host: str) -> bool:
         return read_id(other).id == identity.id
     except (FileNotFoundError, NotADirectoryError, ConfigError):
         return False
-    except (OSError, DamagedFile):  # it is there and cannot be read
+    except (OSError, DamagedFile):  # it exists and cannot be read
         return True
 
 

@@ -1,10 +1,10 @@
-"""What a method is given: an opaque box and opaque image sets.
+"""The objects that a method works with: an opaque box and opaque image sets.
 
 Neither has an attribute that leads to a label, a file name, a row number, the pool, the bill or the phase. An image set
-holds positions in a set that the trial opened (train, val, or the batch to predict) and view numbers. What a set is,
-and which box answers, is looked up in this module, so a pickle of a method holds nothing else either.
+contains view numbers and positions in a set that the trial opened (train, val, or the batch to predict). This module
+looks up the set and the box, so a pickle of a method contains nothing else either.
 
-`Session` decides what a call may ask about and to which phase it is billed (docs/budget.md).
+`Session` decides which images a call may name and which phase is charged for it (docs/budget.md).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class ImageHandle:
-    """An ImageSet (see methods.base): positions in a set that a trial opened, and a view number for each."""
+    """Implements `methods.base.ImageSet`: positions in a set that a trial opened, and a view number for each."""
 
     __slots__ = ("_positions", "_set", "_views")
     _set: str
@@ -58,11 +58,11 @@ class ImageHandle:
         return ImageHandle(self._set, self._positions[index], self._views[index])
 
     def views(self, n: int, seed: int = 0) -> ImageHandle:
-        """n augmented copies of each image, view-major."""
+        """Return n augmented copies of each image, view-major."""
         return ImageHandle(self._set, *view_rows(self._positions, self._views, n, seed))
 
     def pixels(self, size: int) -> Tensor:
-        """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
+        """Return grey thumbnails [B, size * size] in [0, 1] of the plain images."""
         session = _OPEN.get(self._set)
         if session is None:
             raise AccessDenied(f"{len(self)} images of another trial, or of an earlier batch, cannot be read")
@@ -72,7 +72,7 @@ class ImageHandle:
 
 
 class MethodBox:
-    """A BlackBox (see methods.base), valid during one trial. It has the documented attributes only, all read-only."""
+    """Implements `methods.base.BlackBox` during one trial. It has the documented attributes only, all read-only."""
 
     __slots__ = ("__weakref__",)
 
@@ -84,32 +84,32 @@ class MethodBox:
 
     @property
     def logit_scale(self) -> float:
-        """Factor of the scores."""
+        """Factor of the scores over cosine similarities."""
         return _session(self).box.logit_scale
 
     @property
     def token_dim(self) -> int:
-        """E"""
+        """Width E of a token embedding."""
         return _session(self).box.token_dim
 
     @property
     def feature_dim(self) -> int:
-        """D"""
+        """Width D of a feature."""
         return _session(self).box.feature_dim
 
     @property
     def remaining(self) -> Remaining:
-        """What is left of the allotment."""
+        """The unspent part of the allotment."""
         return _session(self).box.remaining
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        """[P, B, C]"""
+        """Return the scores [P, B, C]."""
         session, prompts = _session(self), _copied(prompts)
         whole, positions = session.resolve(images)
         return session.send(lambda: session.box.scores(whole, prompts), positions, prompts)
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, [P, rows, C]) blocks of one call."""
+        """Yield the scores of one call in blocks: rows and their scores [P, rows, C]."""
         session, prompts = _session(self), _copied(prompts)
         whole, positions = session.resolve(images)
         blocks = session.box.score_blocks(whole, prompts)
@@ -120,30 +120,30 @@ class MethodBox:
             block = session.answer(lambda: next(blocks, None))
 
     def image_features(self, images: ImageSet) -> Tensor:
-        """[B, D]"""
+        """Return the image features [B, D]."""
         session = _session(self)
         whole, positions = session.resolve(images)
         return session.send(lambda: session.box.image_features(whole), positions, None)
 
     def text_features(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]"""
+        """Return the text features [P, C, D]."""
         session, prompts = _session(self), _copied(prompts)
         return session.send(lambda: session.box.text_features(prompts), None, prompts)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]; white box."""
+        """Return the gradients [P, L, E] with respect to the context tokens. Needs access GRADIENTS."""
         session, plain = _session(self), cast(SoftPrompts, _copied(prompts))  # others are refused by the endpoint
         return session.send(lambda: session.box.text_gradients(plain, upstream_PCD), None, plain, gradients=True)
 
     def embed_text(self, text: str) -> Tensor:
-        """[L, E], free of charge."""
+        """Return the token embeddings [L, E] of a text, free of charge."""
         session = _session(self)
         with session.watchdog.paused():
             return session.box.embed_text(text)
 
 
 def _copied(prompts: Prompts) -> Prompts:
-    """The prompts as plain values: what is priced is what is sent, also for a subclass whose attributes change."""
+    """Return the prompts as plain values, so that a subclass cannot change them between pricing and sending."""
     if isinstance(prompts, SoftPrompts):
         ctx_PLE = prompts.ctx_PLE.detach().as_subclass(Tensor)
         return SoftPrompts(ctx_PLE, tuple(prompts.classnames), str(prompts.suffix))
@@ -154,7 +154,7 @@ def _copied(prompts: Prompts) -> Prompts:
 
 _BOXES: weakref.WeakKeyDictionary[MethodBox, Session] = weakref.WeakKeyDictionary()
 _OPEN: dict[str, Session] = {}
-"""The session in which each image set is open."""
+"""The session of each open image set."""
 
 
 def _session(box: MethodBox) -> Session:
@@ -166,21 +166,21 @@ def _session(box: MethodBox) -> Session:
 
 @dataclass
 class _Prediction:
-    """What was asked while one test set is predicted."""
+    """The calls made so far while one test set is predicted."""
 
     phase: Phase
     most_sets: int
-    """Different prompt sets that belong to the prediction."""
+    """Number of different prompt sets that one pass may use."""
     prompts: set[str] = field(default_factory=set)
     n_sets: int = 0
     batch: str = ""
     seen: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
-    """Whether each image of the present batch was asked about."""
+    """Whether each image of the present batch was part of a call."""
 
     def covers(self, positions: np.ndarray, prompts: Prompts | None) -> bool:
-        """True for a call that is part of one pass over the batch with at most `most_sets` prompt sets; it is recorded.
+        """Return whether a call belongs to one pass over the batch with at most `most_sets` prompt sets, and record it.
 
-        A call that is not, is charged to adapt and leaves the pass as it is.
+        Other calls are not recorded; they are charged to adapt.
         """
         if self.seen[positions].any() or len(np.unique(positions)) < len(positions):
             return False
@@ -195,7 +195,13 @@ class _Prediction:
 
 
 class Session:
-    """The method's side of one trial: its box, and the image sets that it may ask about at the moment."""
+    """The box of one trial and the image sets that the method may use at the moment.
+
+    Args:
+        box: the metered box that makes the calls.
+        method: name of the method, for messages.
+        watchdog: is paused during calls; without one, nothing is timed.
+    """
 
     def __init__(
         self, box: MeteredBox, method: str, watchdog: Watchdog | None = None, predicted: Bill | None = None
@@ -203,7 +209,7 @@ class Session:
         self.box, self.method, self.watchdog, self.predicted = box, method, watchdog or Watchdog(0), predicted
         self.method_box = MethodBox()
         self.failure: FareboxError | None = None
-        """The first error that fails the trial even if the method catches it."""
+        """First error that fails the trial even if the method catches it."""
         self._name = hashlib.sha256(box.trial.encode()).hexdigest()[:16]  # the same in every process
         self._sets: dict[str, Images] = {}
         self._prediction: _Prediction | None = None
@@ -219,14 +225,14 @@ class Session:
             self._close(name)
 
     def task(self, task: FewShotTask) -> FewShotTask:
-        """The task as the method gets it: with opaque images, and with labels and classes of its own."""
+        """Return a copy of the task for the method, with opaque images."""
         train = LabelledImages(self._open("train", task.train.images), task.train.labels.clone())
         val = LabelledImages(self._open("val", task.val.images), task.val.labels.clone())
         return replace(task, classes=replace(task.classes), train=train, val=val)
 
     @contextlib.contextmanager
     def predicting(self, phase: Phase, most_sets: int) -> Iterator[None]:
-        """Predict one test set: calls about `batch` are billed to `phase` as far as they are one pass over it."""
+        """Charge the calls in the block to `phase`, as far as they are one pass over each `batch` of a test set."""
         self._prediction = _Prediction(phase, most_sets)
         try:
             yield
@@ -235,7 +241,7 @@ class Session:
             self._prediction = None
 
     def batch(self, images: Images) -> ImageHandle:
-        """Open the next batch of a test set; the one before is closed."""
+        """Open the next batch of a test set and close the last one."""
         prediction = self._prediction
         assert prediction is not None
         self._close(prediction.batch)
@@ -245,11 +251,11 @@ class Session:
         return handle
 
     def resolve(self, images: ImageSet) -> tuple[Images, np.ndarray]:
-        """The images that a handle stands for, and their positions in the set that was opened.
+        """Return the images of a handle, and their positions in the open set.
 
         Raises:
-            TypeError: it is no image set that a task holds.
-            AccessDenied: it was not given to the present call.
+            TypeError: it is not an image set of this module.
+            AccessDenied: the method may not use it in the present call.
         """
         if type(images) is not ImageHandle:
             raise TypeError(f"expected the task's images, got {type(images).__name__}")
@@ -271,7 +277,7 @@ class Session:
     def send(
         self, call: Callable[[], T], positions: np.ndarray | None, prompts: Prompts | None, gradients: bool = False
     ) -> T:
-        """Make a call in its phase.
+        """Make a call and charge it to its phase.
 
         Raises:
             MethodError: a call beyond one pass in predict that the trial's budget does not pay, or a call of the fit
@@ -281,8 +287,8 @@ class Session:
         prediction, phase = self._prediction, Phase.ADAPT
         check_shapes(None, prompts)
         if prediction is not None:
-            asked = np.empty(0, np.int64) if positions is None else positions
-            phase = prediction.phase if not gradients and prediction.covers(asked, prompts) else Phase.ADAPT
+            rows = np.empty(0, np.int64) if positions is None else positions
+            phase = prediction.phase if not gradients and prediction.covers(rows, prompts) else Phase.ADAPT
         before, self.box.phase = self.box.phase, phase
         try:
             return self.answer(call)
@@ -301,7 +307,7 @@ class Session:
             self.box.phase = before
 
     def answer(self, call: Callable[[], T]) -> T:
-        """Wait for the endpoint. A value that is not finite fails the trial, even if the method catches the error."""
+        """Wait for the endpoint. NaN and infinity fail the trial even if the method catches the error."""
         try:
             with self.watchdog.paused():
                 return call()

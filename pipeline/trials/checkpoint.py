@@ -1,4 +1,4 @@
-"""A trial's checkpoints: one file, replaced atomically, and the one before it. Both are verified before unpickling."""
+"""Checkpoints of trials: one file, replaced atomically, and its predecessor. Both are verified before unpickling."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from typing import Any
 from pipeline.errors import DamagedFile
 from pipeline.files import UNSEALED, read_sealed, seal, write_atomic
 
+FOLDER = "checkpoints"
+"""Folder of the checkpoints in a storage."""
+SUFFIX, SPARE_SUFFIX = ".ckpt", ".before.ckpt"
+
 log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The state of one trial under `folder`, which is the sweep's own.
+    """The checkpoint of one trial.
 
-    A file is one line with its checksum and the trial's name, then a pickle. The checksum finds damage; it does not
-    prove who wrote the file. A pickle runs code when it is loaded: whoever may write to the storage may run code as its
-    user. Links are not followed, and a checkpoint of another trial is not used.
+    A file is one line with its checksum and the trial's ledger key, then a pickle. The checksum detects damage; it does
+    not prove who wrote the file. Unpickling runs code, so whoever can write to the storage can run code as its user.
+    Links are not followed, and a checkpoint of another trial is not used.
+
+    Args:
+        storage: folder of the sweep.
+        trial: the trial's ledger key, `TrialSpec.account`.
     """
 
-    def __init__(self, folder: Path, trial: str) -> None:
+    def __init__(self, storage: Path, trial: str) -> None:
         self.trial = trial
-        self.path = folder / f"{trial}.ckpt"
-        self.before = folder / f"{trial}.before.ckpt"
+        self.path = storage / FOLDER / f"{trial}{SUFFIX}"
+        self.before = storage / FOLDER / f"{trial}{SPARE_SUFFIX}"
 
     def save(self, state: Any) -> None:
-        """Write the state; the last one becomes the spare."""
+        """Write the state. The file that it replaces is kept as the spare."""
         header = f"{UNSEALED} {self.trial}\n".encode()
         write_atomic(self.path, seal(header + pickle.dumps(state)), spare=self.before)
 
@@ -54,11 +62,18 @@ class Checkpoint:
                 continue
             try:
                 return pickle.loads(data)
-            except Exception as error:  # intact, but of an older Farebox
+            except Exception as error:  # intact, but written by other code
                 log.warning("checkpoint %s cannot be read (%s): the trial starts again", path, error)
         return None
 
     def clear(self) -> None:
-        """Remove both files: the trial's rows are written."""
+        """Remove both files."""
         self.path.unlink(missing_ok=True)
         self.before.unlink(missing_ok=True)
+
+
+def stored_checkpoints(storage: Path) -> list[Checkpoint]:
+    """Return the checkpoints in a storage, sorted by trial."""
+    names = {path.name for path in (storage / FOLDER).glob(f"*{SUFFIX}")}
+    trials = {name.removesuffix(SPARE_SUFFIX).removesuffix(SUFFIX) for name in names}
+    return [Checkpoint(storage, trial) for trial in sorted(trials)]

@@ -1,7 +1,8 @@
-"""What a sweep would ask and what it lacks, before it runs: exactly where its data is here, else from its cards alone.
+"""Estimate the bills of a sweep and list the files that it misses, before it runs.
 
-Nothing is asked, fetched or loaded. A card states the sizes that bills depend on, so that a sweep can be priced on a
-machine without its data; only classes with fewer images than shots make the bill of a draw smaller than its card's.
+No request is sent, nothing is downloaded, and no weights are loaded. If all data is on this machine, the bills are
+exact. Otherwise they are computed from the cards, which state all the sizes that a bill depends on; such a bill is too
+large only if a class has fewer images than shots.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pipeline.data.dataset import missing
 from pipeline.data.few_shot import check_validation
 from pipeline.errors import DataError
 from pipeline.trials.plan import Cell, TrialSpec, cells, make_plan, predicted, shape_of
-from pipeline.trials.protocol import check_words, test_cards
+from pipeline.trials.protocol import check_eval_names, eval_cards
 
 
 class MissingAsset(NamedTuple):
@@ -30,52 +31,55 @@ class MissingAsset(NamedTuple):
     """data set or weights."""
     name: str
     what: str
-    """What was looked for."""
+    """What was looked for and where."""
     published: str
     """Where its authors publish it."""
     fetched: bool = False
-    """Whether a run fetches it by itself."""
+    """Whether a run downloads it."""
 
 
 class TrialEstimate(NamedTuple):
-    """A trial and its predicted bill; the id is known once the data is there."""
+    """A trial and its predicted bill."""
 
     cell: Cell
     test_sets: tuple[str, ...]
     bill: Bill
     trial_id: str | None = None
+    """None while data of the sweep is missing."""
 
     @staticmethod
     def of(spec: TrialSpec) -> TrialEstimate:
-        """A planned trial."""
-        return TrialEstimate(spec.cell, tuple(t.name for t in spec.tests), spec.predicted, spec.trial_id)
+        """Return the estimate of a planned trial, which is exact."""
+        return TrialEstimate(spec.cell, tuple(t.name for t in spec.eval_sets), spec.predicted, spec.trial_id)
 
 
 @dataclass(frozen=True)
 class SweepEstimate:
-    """All trials of a run in order with their bills, the methods that cannot run, and what is not on this machine."""
+    """All trials of a sweep in order, with their predicted bills."""
 
     config: Config
     trials: tuple[TrialEstimate, ...]
     unable: tuple[tuple[str, str], ...]
-    absent: tuple[MissingAsset, ...]
+    """Methods that cannot run, each with the reason."""
+    missing: tuple[MissingAsset, ...]
+    """Data sets and weights that are not on this machine."""
     model: ModelFacts | None
-    """None where its weights are not on this machine and cannot be fetched."""
+    """None if the weights are not on this machine and cannot be downloaded."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, one line each."""
 
     @property
     def total(self) -> Bill:
-        """The predicted bill of all trials."""
+        """Sum of the predicted bills."""
         return total(trial.bill for trial in self.trials)
 
     @property
     def exact(self) -> bool:
-        """Whether the few shots were drawn and every file was looked at, so that a run starts from the same."""
-        return not blocking(self.absent)
+        """Whether the bills were computed from the data itself, so that a run has the same ones."""
+        return not blocking(self.missing)
 
     def records(self) -> list[dict[str, Any]]:
-        """`farebox plan --json`: one record for each trial."""
+        """Return one record for each trial, the JSON of `farebox plan --json`."""
         return [
             {
                 "trial_id": trial.trial_id,
@@ -92,10 +96,14 @@ class SweepEstimate:
         ]
 
 
-def outline(config: Config) -> SweepEstimate:
-    """The run as it would be planned. Raises ConfigError or DataError for what data that is not here cannot mend."""
-    check_words(config)
-    lacking = absent(config)
+def estimate(config: Config) -> SweepEstimate:
+    """Estimate the bills of a sweep.
+
+    Raises:
+        ConfigError, DataError: the sweep could not run even with all data on this machine.
+    """
+    check_eval_names(config)
+    lacking = missing_assets(config)
     if not blocking(lacking):
         plan = make_plan(config)
         return SweepEstimate(
@@ -104,43 +112,43 @@ def outline(config: Config) -> SweepEstimate:
     for card in config.datasets:
         check_validation(card.name, config.validation, card.val)
     facts = None
-    if not any(thing.kind == "weights" and not thing.fetched for thing in lacking):
+    if not any(asset.kind == "weights" and not asset.fetched for asset in lacking):
         facts = describe(config.model)
         config = replace(config, model=facts.card)
-    placed, left_out = cells(config)
-    width, tests = facts.feature_dim if facts else feature_dim(config.model), _test_names(config)
+    to_run, left_out = cells(config)
+    width, eval_names = facts.feature_dim if facts else feature_dim(config.model), _eval_names(config)
     trials = tuple(
         TrialEstimate(
-            cell, tests[cell.dataset.name], predicted(cell, shape_of(config, cell.dataset, cell.shots, width))
+            cell, eval_names[cell.dataset.name], predicted(cell, shape_of(config, cell.dataset, cell.shots, width))
         )
-        for cell in placed
+        for cell in to_run
     )
     return SweepEstimate(config, trials, tuple(left_out.items()), lacking, facts)
 
 
-def absent(config: Config) -> tuple[MissingAsset, ...]:
-    """The data sets and weights of a run that are not here: the fitted sets first, then other test sets."""
-    return tuple(_absent(config))
+def missing_assets(config: Config) -> tuple[MissingAsset, ...]:
+    """Return the data sets of a sweep (fitted ones first) and the weights that are not on this machine."""
+    return tuple(_missing_assets(config))
 
 
 def blocking(lacking: Sequence[MissingAsset]) -> list[MissingAsset]:
-    """Those that a run cannot fetch by itself."""
-    return [thing for thing in lacking if not thing.fetched]
+    """Return the assets that a run does not download."""
+    return [asset for asset in lacking if not asset.fetched]
 
 
-def refuse_absent(config: Config) -> None:
-    """DataError when several things are not here: one alone is told by whoever opens it, with what is wrong there."""
-    lacking = blocking(absent(config))
+def refuse_missing(config: Config) -> None:
+    """Raise DataError if several assets are missing. A single one is reported, in more detail, when it is opened."""
+    lacking = blocking(missing_assets(config))
     if len(lacking) > 1:
-        names = ", ".join(thing.name for thing in lacking)
+        names = ", ".join(asset.name for asset in lacking)
         raise DataError(
-            f"{len(lacking)} things of this sweep are not on this machine ({names}); the first: {lacking[0].what}; "
-            "farebox plan with the same words says where each is published"
+            f"{len(lacking)} data sets or weights of this sweep are not on this machine ({names}); the first: "
+            f"{lacking[0].what}; farebox plan with the same arguments tells where each is published"
         )
 
 
-def _absent(config: Config) -> Iterator[MissingAsset]:
-    others = [pair for found in test_cards(config).values() for pair in found]
+def _missing_assets(config: Config) -> Iterator[MissingAsset]:
+    others = [pair for cards in eval_cards(config).values() for pair in cards]
     seen: set[str] = set()
     for kind, card in (*(("", card) for card in config.datasets), *others):
         lines = missing(card)
@@ -157,9 +165,9 @@ def _absent(config: Config) -> Iterator[MissingAsset]:
         yield MissingAsset("weights", config.model.name, *weights, fetched=architecture.has_tag(config.model))
 
 
-def _test_names(config: Config) -> dict[str, tuple[str, ...]]:
-    """What a fit on each data set is scored on."""
+def _eval_names(config: Config) -> dict[str, tuple[str, ...]]:
+    """Return the names of the test sets that a fit on each data set is scored on."""
     if config.protocol == "base_to_new":
         return {card.name: (f"{card.name}:base", f"{card.name}:new") for card in config.datasets}
-    others = test_cards(config)
+    others = eval_cards(config)
     return {card.name: (card.name, *(other.name for _, other in others[card.name])) for card in config.datasets}

@@ -1,4 +1,4 @@
-"""Score a method: a copy of it predicts a test set. Only this module reads the set's labels, and counts each read."""
+"""Predict test sets with a copy of a method and compute metrics. No other module reads the labels of a test set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.trials.protocol import EvalSet
 from pipeline.trials.supervisor import Supervisor
 
 TEST_BATCH = 500
-"""Images in one prediction call: a method sees them shuffled, without labels."""
+"""Number of images in one call of `predict`."""
 
 
-def test_labels(test: EvalSet, reads: Counter[str]) -> Tensor:
-    """Labels [B] of a test set in file order, 0 for its first class; the read is counted under the set's name.
+def eval_labels(test: EvalSet, reads: Counter[str]) -> Tensor:
+    """Return the labels [B] of a test set in file order, and count the read under the set's name.
 
-    No other code asks for them: a method is given a task without a test split, and images that tell no label.
+    The first class of the set has label 0.
     """
     reads[test.name] += 1
     return torch.from_numpy(source_of(test.card).labels[test.rows] - test.labels.start)
@@ -33,9 +33,17 @@ def test_labels(test: EvalSet, reads: Counter[str]) -> Tensor:
 def predict(
     method: Method, supervisor: Supervisor, test: EvalSet, fitted: Classes, phase: Phase
 ) -> tuple[Tensor, list[str]]:
-    """Predict a test set by a copy of the method, in shuffled batches; logits [B, C] and content keys in file order.
+    """Predict a test set with a copy of the method, in shuffled batches.
 
-    fitted: the classes that the method was fitted on. phase: what one pass over the images is billed to.
+    Args:
+        method: the fitted method; it is not changed.
+        supervisor: makes the calls.
+        test: the test set.
+        fitted: the classes that the method was fitted on.
+        phase: the phase that is charged for one pass over the images.
+
+    Returns:
+        Logits [B, C] and the content keys of the images, both in file order.
 
     Raises:
         MethodError: the method broke a rule of its interface.
@@ -65,7 +73,7 @@ def predict(
 
 
 def metrics(logits_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
-    """Accuracy, mean of class accuracies (both 0 to 100), negative log-likelihood (nats), 15-bin ECE (0 to 100)."""
+    """Return accuracy and mean class accuracy (0 to 100), negative log-likelihood (nats) and 15-bin ECE (0 to 100)."""
     logits_BC = logits_BC.double()
     hit_B = (logits_BC.argmax(1) == labels_B).double()
     confidence_B = softmax(logits_BC, 1).amax(1)

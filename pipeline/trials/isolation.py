@@ -1,4 +1,4 @@
-"""Keep trials apart in one process: its global random state, and settings of torch, numpy and the process."""
+"""Isolate trials that share a process: restore global random state and settings of torch, numpy and the process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _autocast(device: str) -> Setting:
 
 
 _INFERENCE: list[torch.inference_mode] = []
-"""Modes that were entered in the place of one that a method did not leave; leaving them would bring it back."""
+"""Modes entered to override one that a method did not leave. They are kept: leaving them would restore that one."""
 
 
 def _entered(mode: torch.inference_mode) -> torch.inference_mode:
@@ -49,7 +49,7 @@ _SETTINGS: tuple[Setting, ...] = (
     (torch.is_inference_mode_enabled, lambda mode: _INFERENCE.append(_entered(torch.inference_mode(mode)))),
     (np.geterr, lambda state: np.seterr(**state)),
 )
-"""What a call of a method may not leave changed: how each is read and set."""
+"""Global settings that are restored after each call of a method: how to read and how to set each."""
 
 
 def _default_device(device: torch.device) -> None:
@@ -61,13 +61,13 @@ def _warn_only(warn: bool) -> None:
 
 
 class Settings:
-    """The global settings of torch and numpy at one moment."""
+    """A snapshot of the global settings of torch and numpy."""
 
     def __init__(self) -> None:
         self.values = [read() for read, _ in _SETTINGS]
 
     def restore(self) -> None:
-        """Set those that are different now."""
+        """Set all settings that differ from the snapshot."""
         for (read, write), value in zip(_SETTINGS, self.values, strict=True):
             if read() != value:
                 write(value)
@@ -75,9 +75,10 @@ class Settings:
 
 @contextlib.contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Restore after a block the random state of `random`, numpy and torch, and what a process has one of.
+    """Restore the state of the process after the block.
 
-    That is the working directory, the environment, the warning filters and torch's treatment of denormals.
+    This is the random state of `random`, numpy and torch, the working directory, the environment, the warning filters,
+    and torch's treatment of denormals.
     """
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if _cuda() else None

@@ -1,4 +1,4 @@
-"""From a resolved run to frozen trials: each with id, allotment and predicted bill. Nothing is asked here."""
+"""Expand a configuration into trials, each with an id, an allotment and a predicted bill. No request is sent."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
 from pipeline.trials.prompts import check_prompts
-from pipeline.trials.protocol import EvalSet, check_words, fitted, test_cards, test_sets, unable, within
+from pipeline.trials.protocol import EvalSet, check_eval_names, eval_cards, eval_sets, fitted, unable, within
 
 _RULES = 1
-"""Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
+"""Version of the evaluation protocol (batches of predictions, augmentation, scoring); part of the trial id."""
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial, resolved: a method on a few-shot task with an allotment, and the test sets to score."""
+    """One trial: a method, a few-shot task, an allotment and the test sets to score. It depends on no other file."""
 
     trial_id: str
     sweep: str
@@ -41,7 +41,8 @@ class TrialSpec:
     data_digest: str
     classnames_digest: str
     protocol: str
-    tests: tuple[EvalSet, ...]
+    eval_sets: tuple[EvalSet, ...]
+    """Test sets to score, the one of the fitted data set first."""
     shots: int
     seed: int
     split: Split = field(repr=False)
@@ -56,14 +57,14 @@ class TrialSpec:
 
     @property
     def name(self) -> str:
-        """For people: method, data set, shots, seed and budget."""
+        """Readable name: method, data set, shots, seed and budget."""
         return (
             f"{self.choice.name} on {self.dataset.name}, {self.shots} shots, seed {self.seed}, {self.cell.budget_name}"
         )
 
     @property
     def cell(self) -> Cell:
-        """Its place in the table."""
+        """The trial's cell in the table of the sweep."""
         return Cell(self.choice, self.dataset, self.allotment, self.shots, self.seed)
 
     @property
@@ -73,29 +74,30 @@ class TrialSpec:
 
     @property
     def reserved(self) -> Limits:
-        """What is set aside on the ceilings before the trial starts: its predicted bill, within its allotment."""
+        """Amount reserved on the ceilings before the trial starts: its predicted bill."""
         return Limits(self.predicted.requests, self.predicted.images)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All trials of a run in order, the methods that cannot run, and what is known of the model."""
+    """All trials of a sweep in order."""
 
     config: Config
     trials: tuple[TrialSpec, ...]
     unable: tuple[tuple[str, str], ...]
+    """Methods that cannot run, each with the reason."""
     model: ModelFacts
     notes: tuple[str, ...] = ()
     """Remarks for the user, one line each."""
 
     @property
     def total(self) -> Bill:
-        """The predicted bill of all trials."""
+        """Sum of the predicted bills."""
         return total(t.predicted for t in self.trials)
 
 
 class Cell(NamedTuple):
-    """A trial's place in the table: what the configuration alone says of it."""
+    """A cell in the table of a sweep: the part of a trial that the configuration alone determines."""
 
     choice: MethodChoice
     dataset: DatasetCard
@@ -105,13 +107,17 @@ class Cell(NamedTuple):
 
     @property
     def budget_name(self) -> str:
-        """For people: '8,000 requests', '500,000 images' or 'no limit'."""
+        """The allotment as text: '8,000 requests', '500,000 images' or 'no limit'."""
         return self.allotment.text or "no limit"
 
 
 def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
-    """Every combination that can run, in the order of the plan; and the methods that cannot, with the reason."""
-    found, left_out = [], {}
+    """Return all cells that can run, in plan order, and the reason for each method that cannot.
+
+    Raises:
+        ConfigError: no method can run.
+    """
+    to_run, left_out = [], {}
     for allotment in config.allotments:
         for name in config.methods:
             for card in config.datasets:
@@ -119,14 +125,14 @@ def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
                 if reason := unable(config, choice.info):
                     left_out[name] = reason
                     continue
-                found += [Cell(choice, card, allotment, k, seed) for k in config.shots for seed in config.seeds]
-    if not found:
+                to_run += [Cell(choice, card, allotment, k, seed) for k in config.shots for seed in config.seeds]
+    if not to_run:
         raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in left_out.items()))
-    return found, left_out
+    return to_run, left_out
 
 
 def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, split: Split | None = None) -> TaskShape:
-    """The sizes that a bill depends on: of a draw, or (without one) of the draw that the card alone promises."""
+    """Return the sizes that a bill depends on, from a few-shot draw or, without one, from the card."""
     fresh, classes = config.views == "fresh", len(fitted(config.protocol, card.classes))
     val = {"none": 0, "min4": min(shots, 4) * classes, "full": card.val * classes // card.classes}[config.validation]
     return TaskShape(
@@ -142,21 +148,25 @@ def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, sp
 
 
 def predicted(cell: Cell, shape: TaskShape) -> Bill:
-    """What fitting will be charged."""
+    """Return the bill of fitting, as the method predicts it."""
     return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
 
 
 def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
-    """Expand the run into trials. Raises ConfigError or DataError before any query is spent.
+    """Expand a configuration into trials.
 
-    `fetch` allows the tokenizer's files to be downloaded where they are not on this machine, and a tag's weights where
-    replicas run on this machine alone.
+    Args:
+        config: the composed configuration.
+        fetch: download the tokenizer if it is not on this machine, and a tag's weights if replicas run here only.
+
+    Raises:
+        ConfigError, DataError: a trial could not run.
     """
-    check_words(config)
+    check_eval_names(config)
     facts = describe(config.model, fetch and config.address is None)
     config = replace(config, model=facts.card)
-    placed, left_out = cells(config)
-    tests, others = {}, test_cards(config)
+    to_run, left_out = cells(config)
+    tests, others = {}, eval_cards(config)
     for card in config.datasets:
         check_card(card)
         for kind, other in others[card.name]:
@@ -164,20 +174,20 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
                 check_card(other)
             except DataError as error:
                 raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
-        tests[card.name] = test_sets(config.protocol, card, others[card.name])
-    if note := check_prompts(facts, tests, {cell.choice for cell in placed}, fetch):
+        tests[card.name] = eval_sets(config.protocol, card, others[card.name])
+    if note := check_prompts(facts, tests, {cell.choice for cell in to_run}, fetch):
         facts = replace(facts, notes=(*facts.notes, note))
     draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
     trials = [
         _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
-        for cell in placed
+        for cell in to_run
     ]
-    cards = {card.name: card for found in tests.values() for card in (test.card for test in found)}
+    cards = {test.card.name: test.card for some in tests.values() for test in some}
     return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(cards.values())))
 
 
 def announcements(plan: SweepPlan) -> list[str]:
-    """What a run says before it starts: the model's input rule and notes, and the methods that cannot run."""
+    """Return the lines that a run prints first: the model's input rule and notes, and the methods that cannot run."""
     facts, name = plan.model, plan.config.model.name
     lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
     return [
@@ -188,7 +198,7 @@ def announcements(plan: SweepPlan) -> list[str]:
 
 
 def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
-    """A line for each group of data sets of a run that have different names and the same content."""
+    """Yield a line for each group of data sets with different names and the same content."""
     names: dict[str, list[str]] = {}
     for card in cards:
         names.setdefault(source_of(card).digest, []).append(repr(card.name))
@@ -198,15 +208,15 @@ def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
 
 
 def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
-    """The few-shot draw of these classes, and its digest, by (shots, seed). Drawn over all classes, as CoOp does."""
-    source, found = source_of(card), {}
+    """Return the few-shot draw of these classes and its digest, by (shots, seed). As in CoOp, draw over all classes."""
+    source, draws = source_of(card), {}
     for shots in config.shots:
         for seed in config.seeds:
             split = draw(source, card.name, shots, seed, config.validation, config.data.short_classes)
             split = within(split, source, labels)
-            found[shots, seed] = split, split.digest(source)
-    check_readable(source, card.name, sorted({row for split, _ in found.values() for row in split.train + split.val}))
-    return found
+            draws[shots, seed] = split, split.digest(source)
+    check_readable(source, card.name, sorted({row for split, _ in draws.values() for row in split.train + split.val}))
+    return draws
 
 
 def _trial(
@@ -250,7 +260,7 @@ def _trial(
         data_digest=source_of(card).digest,
         classnames_digest=texts_digest(tests[0].classes.names),
         protocol=config.protocol,
-        tests=tests,
+        eval_sets=tests,
         shots=shots,
         seed=seed,
         split=split,
@@ -266,7 +276,7 @@ def _trial(
 
 
 def refuse_nameless(config: Config) -> None:
-    """Raise ConfigError for limits of a global budget without its name, which would limit nothing."""
+    """Raise ConfigError if a global budget has limits and no name: they would limit nothing."""
     budget = config.global_budget
     if budget.name is None and budget.limits != Limits():
         raise ConfigError(
@@ -274,13 +284,13 @@ def refuse_nameless(config: Config) -> None:
         )
 
 
-def refuse_unpayable(config: Config, asked: Bill) -> None:
-    """Raise BudgetExceeded when the ceilings cannot pay what trials are predicted to ask."""
+def refuse_unpayable(config: Config, bill: Bill) -> None:
+    """Raise BudgetExceeded if a bill, the sum over all trials, exceeds a ceiling of the configuration."""
     refuse_nameless(config)
     for account, ceiling in (
         ("the sweep", config.sweep_budget),
         (f"global budget {config.global_budget.name!r}", config.global_budget.limits),
     ):
-        unit = ceiling.exceeded_unit(Bill(), asked)
+        unit = ceiling.exceeded_unit(Bill(), bill)
         if unit:
-            raise BudgetExceeded(account, unit, getattr(asked, unit), 0, getattr(ceiling, unit))
+            raise BudgetExceeded(account, unit, getattr(bill, unit), 0, getattr(ceiling, unit))

@@ -1,4 +1,4 @@
-"""Check before a run that every prompt of its data sets fits the model's text tower: prompts are never cut."""
+"""Check before a run that every prompt of its data sets fits the text tower. Prompts are never truncated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,22 @@ from pipeline.trials.protocol import EvalSet
 def check_prompts(
     facts: ModelFacts, tests: Mapping[str, Sequence[EvalSet]], choices: Collection[MethodChoice], fetch: bool
 ) -> str | None:
-    """DataError for a class name that does not fit the text tower, with a template or behind a method's soft context.
+    """Check that each class name fits, with the templates and after the soft context of each method.
 
-    Counts tokens only; no weights are read. ConfigError when the tokenizer cannot be loaded. Without `fetch`, nothing
-    is checked where the tokenizer's files are not on this machine; the returned note says so.
+    Only tokens are counted; no weights are read.
+
+    Args:
+        facts: what is known of the model.
+        tests: the test sets of each data set.
+        choices: the methods of the sweep.
+        fetch: download the tokenizer if it is not on this machine.
+
+    Returns:
+        A note for the user if nothing was checked, since the tokenizer is not on this machine; else None.
+
+    Raises:
+        DataError: a class name is too long.
+        ConfigError: the tokenizer cannot be loaded.
     """
     if facts.context_length is None:
         return None
@@ -50,7 +62,7 @@ def check_prompts(
 
 
 def _context_tokens(choice: MethodChoice) -> int:
-    """Context tokens that a method puts before every class name; 0: as many as the template's words have."""
+    """Return the number of context tokens before each class name; 0: the tokens of the template's context."""
     n_ctx: Any = dict(choice.config).get("n_ctx", 0)
     return n_ctx if isinstance(n_ctx, int) else 0
 
@@ -64,7 +76,7 @@ class _Check:
     classes: Classes
 
     def __call__(self, texts: Sequence[str], before: int, how: str) -> None:
-        """DataError when a class's text, `before` tokens before it, has more tokens than the text tower takes."""
+        """Raise DataError if a text, with `before` tokens before it, has more tokens than the text tower takes."""
         unsure = [label for label, text in enumerate(texts) if not self._surely_fits(text, before)]
         lengths = architecture.prompt_lengths(self.tokenizer, [texts[label] for label in unsure]) if unsure else []
         most = self.context_length - before
@@ -78,7 +90,7 @@ class _Check:
             )
 
     def _surely_fits(self, text: str, before: int) -> bool:
-        """Whether the text has too few letters for so many tokens: a byte-level token is one ASCII letter or more."""
+        """Return whether the text fits for certain: a byte-level token has one ASCII character or more."""
         plain = hasattr(self.tokenizer, "encode") and text.isascii() and "&" not in text  # &...; is replaced first
         return plain and len(text) + 2 + before <= self.context_length
 

@@ -1,11 +1,12 @@
-"""Protocols: which classes a fit is given, and which test sets it is scored on without fitting again.
+"""Protocols: the classes that a method is fitted on, and the test sets that it is scored on without fitting again.
 
-all_to_all    all classes; scored on the data set's own test split, on its shift sets and on other sets (`transfer`)
-base_to_new   CoOp's: the shots are drawn over all classes, then the first half of the classes (in label order, the
-              larger one) is fitted on; scored on the test images of those alone and of the others alone
+all_to_all    Fit on all classes. Score on the data set's test split, its shift sets, and other sets (`transfer`).
+base_to_new   CoOp's protocol: draw the shots over all classes, fit on the first half of the classes in label order
+              (the larger half), and score on the test images of each half separately.
 
-A shift set has classes that were fitted, all or some: the method's logits are restricted to their columns. Classes that
-were not fitted (base_to_new's new ones, those of a transfer set) are given to `predict`, by methods that declare so.
+A shift set contains some or all of the fitted classes: the method's logits are restricted to their columns. Classes
+that were not fitted (the new ones of base_to_new, those of a transfer set) are passed to `predict`; only methods that
+declare `new_classes` can run then.
 """
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ from pipeline.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class EvalSet:
-    """The part of a data set's test split that makes one result row, and where its classes are in a method's logits."""
+    """A test set, scored in one result row: all of a data set's test split, or the images of some classes."""
 
     kind: str
     """source, shift, transfer, base or new."""
     card: DatasetCard
     labels: range
-    """Labels in the data set's own numbering; scored as 0, 1, ..."""
+    """Labels of its classes in the data set; in scoring they are 0, 1, ..."""
     columns: Sequence[int] | None
-    """The fitted class that each of them is; None: they were not fitted, `predict` is given their names."""
+    """Column of each class in the method's logits; None if the classes were not fitted and are passed to `predict`."""
 
     @property
     def name(self) -> str:
-        """The data set's name, with the half that is meant: 'icons', 'icons:new'."""
+        """Name of the data set, with the half of its classes if it is one: 'icons', 'icons:new'."""
         return f"{self.card.name}:{self.kind}" if self.kind in ("base", "new") else self.card.name
 
     @property
     def classes(self) -> Classes:
         """Names of its classes, with the card's templates."""
-        found = source_of(self.card).classnames
-        return Classes(tuple(found[label] for label in self.labels), self.card.template, self.card.templates)
+        names = source_of(self.card).classnames
+        return Classes(tuple(names[label] for label in self.labels), self.card.template, self.card.templates)
 
     @property
     def digest(self) -> str:
-        """Digest of the data; for classes that were not fitted, also of the names and templates given to `predict`."""
+        """Digest of the data and, if the classes were not fitted, of the names and templates given to `predict`."""
         data = source_of(self.card).digest
         if self.columns is not None:
             return data
@@ -61,7 +62,7 @@ class EvalSet:
 
     @property
     def rows(self) -> np.ndarray:
-        """Rows of its test images in file order; a half of the classes has its own images only."""
+        """Rows [B] of its test images in the data set, in file order."""
         source = source_of(self.card)
         rows = source.rows_of("test")
         if len(self.labels) == self.card.classes:
@@ -70,33 +71,39 @@ class EvalSet:
 
 
 def fitted(protocol: str, n_classes: int) -> range:
-    """The labels of the classes that a fit is given: all, or the first half, rounded up."""
+    """Return the labels of the classes to fit on: all, or the first half, rounded up."""
     return range(n_classes if protocol == "all_to_all" else (n_classes + 1) // 2)
 
 
 def within(split: Split, source: Source, labels: range) -> Split:
-    """The drawn images of these classes, in drawn order."""
+    """Return the part of a draw that has these labels, in the order of the draw."""
     train, val = (tuple(r for r in rows if int(source.labels[r]) in labels) for rows in (split.train, split.val))
     return Split(train, val)
 
 
 def unable(config: Config, info: MethodInfo) -> str | None:
-    """Why a method cannot run under this model and protocol; None when it can."""
+    """Return why a method cannot run under this model and protocol; None if it can."""
     if not config.model.access.covers(info.access):
         return f"needs {info.access.label}, {config.model.name} grants {config.model.access.label}"
     if not info.new_classes and (config.protocol == "base_to_new" or config.transfer):
-        asked = "transfer" if config.transfer else "protocol=base_to_new"
-        return f"cannot predict classes that it was not fitted on, which {asked} asks for"
+        reason = "transfer" if config.transfer else "protocol=base_to_new"
+        return f"cannot predict classes that it was not fitted on, which {reason} asks for"
     return None
 
 
-def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]:
-    """By fitted data set, what a fit is scored on beside its own test split: (shift or transfer, card)."""
+def eval_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]:
+    """Return, by fitted data set, the other data sets that a fit is scored on, each as ("shift" or "transfer", card).
+
+    Raises:
+        ConfigError: two data sets have one name, or a set is both a shift and a transfer set.
+    """
     if config.protocol == "base_to_new":
         refuse_same_names(config.datasets)
         return {card.name: () for card in config.datasets}
-    asked = names("dataset") if config.shift is True else config.shift or ()
-    shifts, others = ([dataset_card(name, config.data.root) for name in some] for some in (asked, config.transfer))
+    shift_names = names("dataset") if config.shift is True else config.shift or ()
+    shifts, others = (
+        [dataset_card(name, config.data.root) for name in some] for some in (shift_names, config.transfer)
+    )
     fits = {card.name for card in config.datasets}
     shifts = [card for card in shifts if card.shift_of in fits]
     refuse_same_names(config.datasets, shifts, others)
@@ -115,17 +122,21 @@ def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
     }
 
 
-def test_sets(protocol: str, card: DatasetCard, others: Sequence[tuple[str, DatasetCard]]) -> tuple[EvalSet, ...]:
-    """All that a fit on this data set is scored on, its own test images first. Opens the files."""
+def eval_sets(protocol: str, card: DatasetCard, others: Sequence[tuple[str, DatasetCard]]) -> tuple[EvalSet, ...]:
+    """Open the data sets and return the test sets that a fit on `card` is scored on, its own first.
+
+    Raises:
+        DataError: a shift set has a class that is not fitted, or a half of the classes has no test image.
+    """
     mine = fitted(protocol, card.classes)
     if protocol == "base_to_new":
         rest = range(len(mine), card.classes)
         return _not_empty(EvalSet("base", card, mine, mine)), _not_empty(EvalSet("new", card, rest, None))
-    found = [EvalSet("source", card, mine, mine)]
+    sets = [EvalSet("source", card, mine, mine)]
     for kind, other in others:
         columns = fitted_columns(card, other) if kind == "shift" else None
-        found.append(EvalSet(kind, other, range(other.classes), columns))
-    return tuple(found)
+        sets.append(EvalSet(kind, other, range(other.classes), columns))
+    return tuple(sets)
 
 
 def _not_empty(half: EvalSet) -> EvalSet:
@@ -168,25 +179,25 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
     return range(card.classes) if same else tuple(columns)
 
 
-def _places(known: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
-    """Return where each wanted value is among the known ones, None where it is not or is there twice."""
+def _places(known: Sequence[str], values: Sequence[str]) -> list[int | None]:
+    """Return the index of each value among the known ones; None if it is not there, or there twice."""
     count, place_of = Counter(known), {value: label for label, value in enumerate(known)}
-    return [place_of[value] if count[value] == 1 else None for value in wanted]
+    return [place_of[value] if count[value] == 1 else None for value in values]
 
 
 def _both(identity: str, name: str) -> str:
     return repr(identity) if identity == name else f"{identity!r} ({name!r})"
 
 
-def check_words(config: Config) -> None:
-    """ConfigError when `shift` or `transfer` names what this run cannot score."""
+def check_eval_names(config: Config) -> None:
+    """Raise ConfigError if `shift` or `transfer` names a data set that this sweep cannot score."""
     listed = {"shift": config.shift if isinstance(config.shift, tuple) else (), "transfer": config.transfer}
-    for word, asked in listed.items():
-        if asked and config.protocol == "base_to_new":
-            raise ConfigError(f"{word}: protocol=base_to_new scores base and new classes alone; leave {word} out")
+    for key, value in listed.items():
+        if value and config.protocol == "base_to_new":
+            raise ConfigError(f"{key}: protocol=base_to_new scores base and new classes alone; leave {key} out")
     fits = [card.name for card in config.datasets]
     for name in listed["shift"]:
         card = dataset_card(name)
         if card.shift_of not in fits:
-            wanted = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
-            raise ConfigError(f"shift: {name!r} is no shift of {', '.join(fits)}: use {wanted}")
+            remedy = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
+            raise ConfigError(f"shift: {name!r} is no shift of {', '.join(fits)}: use {remedy}")

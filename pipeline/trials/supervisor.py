@@ -1,4 +1,4 @@
-"""Run a method's calls: watched, in a known global state, and with what goes in and comes out checked."""
+"""Call a method: with a timeout, with seeded global generators, and with its inputs and outputs checked."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ T = TypeVar("T")
 
 
 _BEFORE: dict[type[Method], dict[str, bytes]] = {}
-"""State outside a method, as it was before a trial in this process changed it: later trials are compared with it."""
+"""By class, the state outside the method before a trial of this process changed it; later trials compare with it."""
 
 
 class Supervisor:
-    """The calls of one method in one trial. `seed` seeds the global generators before each call."""
+    """Makes the calls of one method in one trial.
+
+    Args:
+        session: the trial's box and image sets.
+        cls: class of the method.
+        seed: with the name of the stage, seeds the global generators before each call.
+    """
 
     def __init__(self, session: Session, cls: type[Method], seed: int) -> None:
         self.session, self.cls, self.seed = session, cls, seed
@@ -41,21 +47,21 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(MethodError):  # of a trial that failed otherwise: for the next one to see
+        with contextlib.suppress(MethodError):  # after another failure: record the change for the next trial
             self.check_outside()
 
     def task(self, task: FewShotTask) -> FewShotTask:
-        """The task to give to the method; `call` checks that it stays as it is."""
+        """Return the task to give to the method. Each later `call` checks that it was not changed."""
         self._given = self.session.task(task)
         self._kept = task
         return self._given
 
     def call(self, stage: str, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function of the method. `stage` is named in errors, and with the seed fixes the global generators.
+        """Call a function of the method. Errors name the stage.
 
         Raises:
             MethodError: it hung, exited, or changed the task.
-            FareboxError: an error of the box that may not be caught, even if the method caught it.
+            FareboxError: an error of the box that fails the trial even if the method caught it.
             Exception: what the method raised.
         """
         seed_globals(self.seed, stage)
@@ -76,36 +82,36 @@ class Supervisor:
         return result
 
     def copy(self, method: Method) -> Method:
-        """A deep copy, for one prediction."""
+        """Return a deep copy of the method, for one prediction."""
         try:
             subject = self.call("copy", copy.deepcopy, method)
         except (TypeError, RuntimeError) as error:
             raise self._error(f"its state cannot be copied ({error})") from error
         if subject is method:
-            raise self._error("copy.deepcopy gives the method itself: a prediction could change its state")
+            raise self._error("copy.deepcopy returns the method itself: a prediction could change its state")
         return subject
 
     def check_logits(self, logits: object, images: Images, n_classes: int) -> Tensor:
-        """A copy of the logits [B, C] of these images.
+        """Check the logits [B, C] of these images and return a copy.
 
         Raises:
             MethodError: they have another type, dtype, device or shape.
             NonFiniteError: one is NaN or infinite; the first image is named.
         """
-        wanted = f"a float32 CPU tensor of shape ({len(images)}, {n_classes})"
+        expected = f"a float32 CPU tensor of shape ({len(images)}, {n_classes})"
         if not isinstance(logits, Tensor) or logits.layout is not torch.strided:
-            raise self._error(f"predict returned {type(logits).__name__}, wanted {wanted}")
+            raise self._error(f"predict returned {type(logits).__name__}, expected {expected}")
         if logits.dtype != torch.float32 or logits.device.type != "cpu" or logits.shape != (len(images), n_classes):
-            found = f"{str(logits.dtype).removeprefix('torch.')} on {logits.device} of shape {tuple(logits.shape)}"
-            raise self._error(f"predict returned {found}, wanted {wanted}")
+            actual = f"{str(logits.dtype).removeprefix('torch.')} on {logits.device} of shape {tuple(logits.shape)}"
+            raise self._error(f"predict returned {actual}, expected {expected}")
         logits = logits.detach().as_subclass(Tensor).clone()
         if (bad := first_non_finite(logits)) is not None:
             value, image = float(logits[bad]), images.where(bad[0])
             raise NonFiniteError(f"predict: {self.session.method} gave the logit {value} for {image}, class {bad[1]}")
         return logits
 
-    def check_result(self, method: Method) -> None:
-        """Check what a fitted method reports beside its logits.
+    def check_result(self, method: Method) -> dict[str, Tensor]:
+        """Check what a fitted method reports beside its logits; return the tensors that it deploys.
 
         Raises:
             MethodError: notes, paper_queries or trainable_params have a wrong type.
@@ -115,20 +121,22 @@ class Supervisor:
         if method.paper_queries is not None:
             self._check_number("paper_queries", method.paper_queries)
         if not isinstance(method.notes, dict):
-            raise self._error(f"notes is {type(method.notes).__name__}, wanted a dict")
+            raise self._error(f"notes is {type(method.notes).__name__}, expected a dict")
         for key, value in method.notes.items():
             if not isinstance(key, str):
-                raise self._error(f"notes has the key {key!r}, wanted a string")
+                raise self._error(f"notes has the key {key!r}, expected a string")
             if not isinstance(value, str):
                 self._check_number(f"notes[{key!r}]", value)
-        for key, tensor in self.call("deployed", method.deployed).items():
+        deployed = dict(self.call("deployed", method.deployed))
+        for key, tensor in deployed.items():
             if not isinstance(tensor, Tensor):
-                raise self._error(f"deployed()[{key!r}] is {type(tensor).__name__}, wanted a tensor")
+                raise self._error(f"deployed()[{key!r}] is {type(tensor).__name__}, expected a tensor")
             if (bad := first_non_finite(tensor)) is not None:
                 raise NonFiniteError(f"fit: {self.session.method} deploys {key}{list(bad)} = {float(tensor[bad])}")
+        return deployed
 
     def check_outside(self) -> None:
-        """Raise MethodError when the method keeps state outside its object, where it outlives a copy and a trial."""
+        """Raise MethodError if state outside the method object changed: class attributes, globals, defaults."""
         now = outside_state(self.cls)
         changed = sorted(name for name in {*now, *self._outside} if now.get(name) != self._outside.get(name))
         if changed:
@@ -138,7 +146,9 @@ class Supervisor:
     def _check_number(self, name: str, value: object) -> None:
         if not isinstance(value, (int, float)):
             kind = "number" if isinstance(value, numbers.Number) else "value"
-            raise self._error(f"{name} is the {kind} {value!r:.60} of type {type(value).__name__}, wanted int or float")
+            raise self._error(
+                f"{name} is the {kind} {value!r:.60} of type {type(value).__name__}, expected int or float"
+            )
         if not math.isfinite(value):
             raise NonFiniteError(f"fit: {name} of {self.session.method} is {value}")
 

@@ -1,58 +1,48 @@
-"""One trial, which is the science: draw the task, fit the method through the metered box, score it on the test sets.
+"""Run one trial: draw the few-shot task, fit the method through the metered box, score it on the test sets.
 
-No Ray here: `run_trial` works from a notebook with a `LocalPool`.
+This module does not use Ray: `run_trial` works in a notebook, with a `LocalPool`.
 """
 
 from __future__ import annotations
 
-import platform
+import contextlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from methods.base import Bill, FewShotTask, LabelledImages, Method
-from pipeline import __version__
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.budget import Phase, row_columns
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
-from pipeline.errors import (
-    BudgetExceeded,
-    CodeMismatch,
-    DataError,
-    FareboxError,
-    LedgerError,
-    MethodError,
-    StorageError,
-    first_line,
-)
+from pipeline.errors import ENDS_A_RUN, BudgetExceeded, DataError, FareboxError, MethodError
 from pipeline.files import strict_json
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
-from pipeline.source_code import texts_digest
 from pipeline.trials.boundary import Session
 from pipeline.trials.checkpoint import Checkpoint
-from pipeline.trials.evaluate import metrics, predict, test_labels
+from pipeline.trials.evaluate import eval_labels, metrics, predict
 from pipeline.trials.isolation import process_state_kept
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.protocol import EvalSet
+from pipeline.trials.rows import common_columns, spec_columns, write_failure
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.watchdog import Watchdog
 
 LARGEST_CURVE = 10_000
-"""Test images above which no curve is drawn."""
+"""Number of test images above which no curve is recorded."""
 
 
 @dataclass
 class State:
-    """What a checkpoint holds. Everything that the rest of the trial depends on is in it."""
+    """The state of a trial, as checkpoints store it. The rest of the trial depends on nothing else."""
 
     method: Method
     meter: Meter
@@ -63,21 +53,21 @@ class State:
     seconds: float = 0.0
     curve: list[tuple[int, int, float]] = field(default_factory=list)
     label_reads: Counter[str] = field(default_factory=Counter)
-    """How often each test set's labels were read."""
+    """Number of times that the labels of each test set were read."""
 
 
 def few_shot_task(spec: TrialSpec) -> FewShotTask:
-    """The task that the method is given: no test image is in it."""
+    """Return the task of a trial. It contains train and val images only."""
     source, card = source_of(spec.dataset), spec.dataset
 
     def images(split: str, rows: tuple[int, ...]) -> LabelledImages:
         chosen = np.asarray(rows, dtype=np.int64)
-        found = Images.plain(source, split, chosen, card.augment)
-        return LabelledImages(found, torch.from_numpy(source.labels[chosen]))
+        labels = torch.from_numpy(source.labels[chosen])
+        return LabelledImages(Images.plain(source, split, chosen, card.augment), labels)
 
     return FewShotTask(
         dataset=card.name,
-        classes=spec.tests[0].classes,
+        classes=spec.eval_sets[0].classes,
         shots=spec.shots,
         train=images("train", spec.split.train),
         val=images("val", spec.split.val),
@@ -96,18 +86,30 @@ def run_trial(
     timeout_s: float = 3600.0,
     dump: Path | None = None,
 ) -> list[ResultRow]:
-    """Run, or continue, a trial to its rows, which are written to the store. Errors of ours become a `failed` row.
+    """Run a trial, or continue it from its checkpoint, and write its rows to the store.
 
-    timeout_s: seconds without a return or a call to the box after which the method has failed; 0 for no limit.
-    dump: see Watchdog.
+    Args:
+        spec: the planned trial. Its bill must be reserved in the ledger of `pool`.
+        pool: sends the requests.
+        storage: id of the storage, part of every charge.
+        store: receives rows, predictions and checkpoints.
+        checkpoint_s: seconds between checkpoints.
+        threads: torch threads of the endpoint, recorded in the rows.
+        timeout_s: seconds without a return or a call to the box after which the method has failed; 0 for no limit.
+        dump: see `Watchdog`.
 
-    Raises CodeMismatch, LedgerError and StorageError: they concern every trial of the run.
+    Returns:
+        One row for each test set. After a `FareboxError` that concerns this trial alone: one row with status "failed".
+
+    Raises:
+        CodeMismatch, LedgerError, StorageError: see `pipeline.errors.ENDS_A_RUN`.
+        Exception: the method raised it.
     """
     cls, name = spec.choice.info.cls, spec.choice.name
-    checkpoint = Checkpoint(store.storage / "checkpoints", spec.account)
+    checkpoint = Checkpoint(store.storage, spec.account)
     state = checkpoint.load() or State(spec.choice.build(), Meter())
     box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
-    common = _common(spec, pool, threads)
+    columns = common_columns(spec, pool, threads)
     try:
         if pool.info.identity != spec.model_identity:
             raise DataError("the weights changed after the run was planned: type the same command again")
@@ -117,24 +119,29 @@ def run_trial(
             process_state_kept(),
             Supervisor(session, cls, spec.seed) as supervisor,
         ):
-            _fit(spec, state, supervisor, checkpoint, checkpoint_s)
-            rows = [_score(spec, state, supervisor, test, store, common) for test in spec.tests]
-    except (CodeMismatch, LedgerError, StorageError):
+            deployed = _fit(spec, state, supervisor, checkpoint, checkpoint_s)
+            client_bytes = sum(t.numel() * t.element_size() for t in deployed.values())
+            fit_columns = columns | {"client_bytes": client_bytes}
+            rows = [_score(spec, state, supervisor, test, store, fit_columns) for test in spec.eval_sets]
+    except ENDS_A_RUN:
         raise
-    except FareboxError as error:  # the checkpoint stays: the same command goes on from it
-        return [write_failure(spec, error, store, common | row_columns(state.meter.bills))]
+    except FareboxError as error:  # the checkpoint is kept: the same command continues from it
+        return [write_failure(spec, error, store, columns | row_columns(state.meter.bills))]
     store.write(rows)
     checkpoint.clear()
     return rows
 
 
 def run_recorded(spec: TrialSpec, pool: Pool, storage: str, store: ResultStore, dump: Path, **options: Any) -> None:
-    """Run a trial as a worker of a sweep: whatever the method raises becomes a `failed` row.
+    """Run a trial in a worker of a sweep: whatever the method raises becomes a row with status "failed".
 
-    dump: file of the watchdog; one with content was left by a worker that had to end itself, and is not tried again.
-    options: those of `run_trial`.
+    Args:
+        spec, pool, storage, store: see `run_trial`.
+        dump: file of the watchdog. If it has content, an earlier worker had to end itself: the trial fails at once.
+        **options: further arguments of `run_trial`.
 
-    Raises CodeMismatch, LedgerError and StorageError.
+    Raises:
+        CodeMismatch, LedgerError, StorageError: see `pipeline.errors.ENDS_A_RUN`.
     """
     try:
         if dump.exists() and (stacks := dump.read_text(errors="replace")):
@@ -145,13 +152,16 @@ def run_recorded(spec: TrialSpec, pool: Pool, storage: str, store: ResultStore, 
             error.add_note(stacks)
             raise error
         run_trial(spec, pool, storage, store, dump=dump, **options)
-    except (CodeMismatch, LedgerError, StorageError):
+    except ENDS_A_RUN:
         raise
-    except BaseException as error:  # also KeyboardInterrupt: a method's own exceptions must not stop the other trials
+    except BaseException as error:  # also a KeyboardInterrupt that the method raised: it must not stop other trials
         write_failure(spec, error, store, spec_columns(spec))
 
 
-def _fit(spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Checkpoint, every_s: float) -> None:
+def _fit(
+    spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Checkpoint, every_s: float
+) -> dict[str, Tensor]:
+    """Fit the method from `state` to its end; return the tensors that it deploys."""
     method, box = state.method, supervisor.session.method_box
     task = supervisor.task(few_shot_task(spec))
     saved = began = time.monotonic()
@@ -164,7 +174,7 @@ def _fit(spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Chec
             else:
                 state.steps += 1
                 state.finished = not supervisor.call(f"step {state.steps}", method.step, box)
-            _mark_curve(spec, state, supervisor)
+            _record_curve(spec, state, supervisor)
             state.seconds = before + time.monotonic() - began
             if time.monotonic() - saved >= every_s:
                 checkpoint.save(state)
@@ -173,22 +183,23 @@ def _fit(spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Chec
         if not state.started:
             raise
         state.truncated, state.finished = str(error), True
-    supervisor.check_result(method)
+    deployed = supervisor.check_result(method)
     if state.seconds > every_s:
         checkpoint.save(state)
+    return deployed
 
 
-def _mark_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None:
-    """Score a copy at `spec.curve` points equally spaced in the predicted bill: a diagnostic, in its own phase."""
+def _record_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None:
+    """Score a copy of the method at `spec.curve` points equally spaced in the predicted bill, in a phase of its own."""
     unit = "images" if spec.allotment.requests is None and spec.allotment.images is not None else "requests"
     planned, spent = getattr(spec.predicted, unit), getattr(state.meter.paid, unit)
     if not spec.curve or not planned or spent * spec.curve < planned * (len(state.curve) + 1):
         return
     if spec.dataset.test > LARGEST_CURVE:
         return
-    test = spec.tests[0]
+    test = spec.eval_sets[0]
     logits, _ = predict(state.method, supervisor, test, test.classes, Phase.CURVE)
-    accuracy = 100 * float((logits.argmax(1) == test_labels(test, state.label_reads)).double().mean())
+    accuracy = 100 * float((logits.argmax(1) == eval_labels(test, state.label_reads)).double().mean())
     while spent * spec.curve >= planned * (len(state.curve) + 1):
         state.curve.append((state.meter.paid.requests, state.meter.paid.images, accuracy))
 
@@ -196,15 +207,14 @@ def _mark_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None:
 def _score(
     spec: TrialSpec, state: State, supervisor: Supervisor, test: EvalSet, store: ResultStore, common: dict[str, Any]
 ) -> ResultRow:
-    before = state.meter.bills[Phase.EVALUATE]
-    state.meter.bills[Phase.EVALUATE] = Bill()
-    logits, keys = predict(state.method, supervisor, test, spec.tests[0].classes, Phase.EVALUATE)
-    bills = dict(state.meter.bills)
-    state.meter.bills[Phase.EVALUATE] += before
-    labels = test_labels(test, state.label_reads)
+    """Predict one test set with the fitted method and return its row."""
+    with _own_evaluation_bill(state.meter):
+        logits, keys = predict(state.method, supervisor, test, spec.eval_sets[0].classes, Phase.EVALUATE)
+        bills = row_columns(state.meter.bills)
+    labels = eval_labels(test, state.label_reads)
     file, digest = store.write_predictions(spec.trial_id, test.name, keys, labels.numpy(), logits.numpy())
     method = state.method
-    columns: dict[str, Any] = common | metrics(logits, labels) | row_columns(bills)
+    columns: dict[str, Any] = common | metrics(logits, labels) | bills
     return ResultRow(
         **columns,
         test_set=test.name,
@@ -218,7 +228,6 @@ def _score(
         labels_used=len(spec.split.train) + len(spec.split.val),
         seconds=state.seconds,
         trainable_params=method.trainable_params,
-        client_bytes=sum(t.numel() * t.element_size() for t in method.deployed().values()),
         computed_images=state.meter.computed_images,
         computed_prompts=state.meter.computed_prompts,
         cache_hits=state.meter.cache_hits,
@@ -230,75 +239,11 @@ def _score(
     )
 
 
-def write_failure(spec: TrialSpec, error: BaseException, store: ResultStore, columns: dict[str, Any]) -> ResultRow:
-    """Write the row of a trial that an error ended: the cause in one line, which names the file of its traceback."""
-    file = store.write_traceback(spec.trial_id, spec.name, error)
-    row = failed_row(spec, f"{type(error).__name__}: {first_line(error)} (traceback in {file})", columns)
-    store.write([row])
-    return row
-
-
-def failed_row(spec: TrialSpec, error: str, common: dict[str, Any], status: str = "failed") -> ResultRow:
-    """The row of a trial without a score: its bill is in the ledger."""
-    test = spec.tests[0]
-    return ResultRow(**common, test_set=test.name, kind=test.kind, status=status, error=error.splitlines()[0])
-
-
-def _common(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
-    info = pool.info
-    return spec_columns(spec) | {
-        "model_digest": info.identity,
-        "precision": info.precision,
-        "transform": info.transform,
-        "device": info.device,
-        "threads": threads,
-    }
-
-
-def spec_columns(spec: TrialSpec) -> dict[str, Any]:
-    """The columns of a row that the spec and this machine fix."""
-    return {
-        "trial_id": spec.trial_id,
-        "sweep": spec.sweep,
-        "method": spec.choice.name,
-        "base_method": spec.choice.info.name,
-        "method_version": spec.choice.info.version,
-        "method_digest": spec.method_digest,
-        "code_digest": spec.code_digest,
-        "access": spec.choice.info.access.label,
-        "model": spec.model.name,
-        "model_digest": spec.model_identity,
-        "precision": spec.model.precision,
-        "transform": spec.transform,
-        "dataset": spec.dataset.name,
-        "data_digest": spec.data_digest,
-        "template": spec.dataset.template,
-        "templates_digest": texts_digest(spec.dataset.templates),
-        "classnames_digest": spec.classnames_digest,
-        "augment": spec.dataset.augment,
-        "split_digest": spec.split_digest,
-        "shots": spec.shots,
-        "seed": spec.seed,
-        "views": "fresh" if spec.fresh_views else str(spec.views) if spec.choice.info.uses_views else "",
-        "validation": spec.validation,
-        "settings": spec.settings,
-        "budget_requests": spec.allotment.requests,
-        "budget_images": spec.allotment.images,
-        "config": strict_json(dict(spec.choice.config), sort_keys=True, default=list),
-        "cpu": cpu_name(),
-        "torch_version": torch.__version__,
-        "farebox_version": __version__,
-        "python_version": platform.python_version(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-@cache
-def cpu_name() -> str:
-    """The CPU's model name; bit-identity is claimed per model."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+@contextlib.contextmanager
+def _own_evaluation_bill(meter: Meter) -> Iterator[None]:
+    """Let the meter's evaluation bill start at zero in the block; add the bill from before it at the end."""
+    before, meter.bills[Phase.EVALUATE] = meter.bills[Phase.EVALUATE], Bill()
+    try:
+        yield
+    finally:
+        meter.bills[Phase.EVALUATE] += before

@@ -1,8 +1,8 @@
-"""Detect a method that does not come back: no return and no call to the box for `limit_s` seconds.
+"""Stop a method that hangs: one that neither returns nor calls the box for `limit_s` seconds.
 
-Two steps. First a signal raises an exception in the method, which ends loops, sleeps and waits. Where that has no
-effect (native code that never returns to Python, or a method that catches every exception), a worker process writes
-the stacks of its threads to `dump` and exits; the next worker of the trial reads the file and does not start it again.
+First, a signal raises an exception in the method, which ends loops, sleeps and waits. If this has no effect (native
+code that does not return to Python, or a method that catches every exception), a worker process writes the stacks of
+its threads to the file `dump` and exits. The next worker of the trial reads the file and does not run the trial again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.errors import MethodError
 GRACE_S = 10.0
 """Seconds between the exception and the end of the process."""
 LONGEST_TICK_S = 5.0
-"""Longest time between two looks at the clock."""
+"""Longest time between two checks."""
 
 
 class _Hung(BaseException):
@@ -30,10 +30,11 @@ class _Hung(BaseException):
 
 
 class Watchdog:
-    """Watches the calls of one method in the main thread.
+    """Limits the time that a method may take without progress.
 
-    limit_s: seconds without progress; 0 watches nothing. dump: file for the stacks, in a process that may be ended;
-    None never ends the process.
+    Args:
+        limit_s: seconds without a return or a call to the box; 0 for no limit.
+        dump: file for the stacks, in a process that may be ended. If None, the process is never ended.
     """
 
     def __init__(self, limit_s: float, dump: Path | None = None) -> None:
@@ -70,7 +71,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, stage: str) -> Iterator[None]:
-        """Watch a block of method code.
+        """Limit the time of a block of method code.
 
         Raises:
             MethodError: the block made no progress for `limit_s` seconds.
@@ -87,7 +88,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out a block of ours inside a watched one, such as a call to the endpoint; it counts as progress."""
+        """Stop the clock in a block, such as a call to the endpoint, and start it again at zero after it."""
         armed, self.armed = self.armed, False
         try:
             yield
@@ -113,7 +114,7 @@ class Watchdog:
         return min(self.limit_s / 4, LONGEST_TICK_S)
 
     def _end_later(self) -> None:
-        """End the process unless this is called again: for code that holds Python's lock, so that no thread runs."""
+        """End the process unless this is called again in time. It also works while a method holds Python's lock."""
         faulthandler.dump_traceback_later(self.limit_s + GRACE_S + self._tick_s, exit=True, file=self._file)
 
     def _watch(self, thread: int) -> None:

@@ -31,7 +31,7 @@ from pipeline.cli import main
 from pipeline.config.compose import ModelCard, model_card
 from pipeline.errors import ConfigError, DataError, EndpointRefused, shortened
 from pipeline.trials.plan import announcements, make_plan
-from pipeline.trials.trial import spec_columns
+from pipeline.trials.rows import spec_columns
 from tests.support.lab import Lab
 
 State = dict[str, Tensor]

@@ -1,8 +1,8 @@
-"""The cluster path exercised for real on one machine, as root: ray up, submit, kill, submit again, jobs, ray down.
+"""A Ray cluster of one node behind an SSH server on this machine: ray up, submit, kill, submit again, jobs, ray down.
 
-An unprivileged user is made, an sshd for it alone on 127.0.0.1 at a free port, and keys. What is checked in is used
-(`cluster.yaml`, its on-premise variant); only the set-up commands give way, since nothing is installed. The user, its
-processes and its files are removed at the end, whatever happened. Needs Debian's openssh-server and rsync.
+Root creates an unprivileged user with keys, and an sshd for it on 127.0.0.1 at a free port. `cluster.yaml` is used with
+its on-premise provider and without its set-up commands. The user, its processes and its files are removed at the end.
+Needs Debian's openssh-server and rsync.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.support.patience import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 USER = "fareboxtest"
 HOME = Path("/home") / USER
@@ -30,10 +32,10 @@ WORDS = (
     *("sweep=smoke", f"storage={STORAGE}", "model=tiny", "datasets=[icons]", "methods=[zero_shot,craft]"),
     *("budget.requests=3000", "checkpoint_s=1", "replicas=1", "concurrency=1", "shift=false"),
 )
-PATIENCE = 300
+TIMEOUT_S = patience(300)
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     print(line, flush=True)
 
 
@@ -44,17 +46,17 @@ def free_port() -> int:
 
 
 def as_user(command: str, expect: int | None = 0) -> str:
-    """Run a line in a login shell of the user, show it and what it said."""
-    say(f"$ {command}")
+    """Run a line in a login shell of the user; print it and its output."""
+    echo(f"$ {command}")
     began = time.monotonic()
     environment = {"HOME": str(HOME), "USER": USER, "LOGNAME": USER, "TERM": "dumb", "PATH": os.environ["PATH"]}
     done = subprocess.run(
         ["bash", "--login", "-c", f". ~/.bashrc; cd ~/farebox && {command}"],
         user=USER, group=USER, extra_groups=[], cwd="/", env=environment, text=True, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=PATIENCE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S,
     )  # fmt: skip
-    say(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout).strip())
-    say(f"-- exit {done.returncode} after {time.monotonic() - began:.1f} s\n")
+    echo(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout).strip())
+    echo(f"-- exit {done.returncode} after {time.monotonic() - began:.1f} s\n")
     assert expect is None or done.returncode == expect, f"exit {done.returncode}, wanted {expect}"
     return done.stdout
 
@@ -152,7 +154,7 @@ def exercise() -> None:
             as_user(submit, expect=None)
         finally:
             os._exit(0)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_S
     while charges() < 40 or not drivers():
         assert time.monotonic() < deadline, "the first submit asked nothing"
         time.sleep(0.2)
@@ -160,15 +162,15 @@ def exercise() -> None:
     for driver in drivers():
         os.kill(driver, signal.SIGKILL)
     os.waitpid(pid, 0)
-    say(f"== the driver was killed after {paid} charges\n")
+    echo(f"== the driver was killed after {paid} charges\n")
     as_user(f"python -m pipeline.cli status storage={STORAGE}")
     left = json.loads(as_user(f"python -m pipeline.cli status storage={STORAGE} --json"))
     assert not left["alive"] and left["waiting"], "it was killed too late: nothing was left to resume"
     resumed = as_user(submit)
     assert "nothing to run" not in resumed and "trials to run" in resumed
-    books = json.loads(as_user(f"python -m pipeline.cli ledger storage={STORAGE} --json"))
-    assert books["problems"] == [] and books["open_trials"] == 0
-    assert books["phases"]["replay"]["requests"] == 0, "nothing was paid twice"
+    record = json.loads(as_user(f"python -m pipeline.cli ledger storage={STORAGE} --json"))
+    assert record["problems"] == [] and record["open_trials"] == 0
+    assert record["phases"]["replay"]["requests"] == 0, "nothing was paid twice"
     nothing = as_user(submit)
     assert "nothing to run" in nothing
     job = " ".join(WORDS).replace(str(STORAGE), f"{STORAGE}_job")
@@ -183,18 +185,22 @@ def exercise() -> None:
     as_user("ray down -y loop.yaml")
 
 
-def main() -> None:
-    if os.geteuid() != 0 or not shutil.which("rsync") or not Path("/usr/sbin/sshd").exists():
-        sys.exit("run this as root, with Debian's openssh-server and rsync installed")
+def possible() -> bool:
+    """Whether this machine can run it."""
+    return os.geteuid() == 0 and shutil.which("rsync") is not None and Path("/usr/sbin/sshd").exists()
+
+
+def run() -> None:
+    """Create the user, run everything, remove the user."""
     sshd = None
     try:
         port = make_user()
         cluster_yaml()
         Path("/run/sshd").mkdir(exist_ok=True)
         sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", str(HOME / ".ssh/sshd_config")])
-        say(f"== sshd on 127.0.0.1:{port}")
+        echo(f"== sshd on 127.0.0.1:{port}")
         exercise()
-        say("== all of it worked")
+        echo("== all of it worked")
     finally:
         if sshd is not None:
             sshd.terminate()
@@ -206,7 +212,3 @@ def main() -> None:
             if left.lstat().st_uid == uid:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         subprocess.run(["userdel", "--remove", USER], check=False, stderr=subprocess.DEVNULL)
-
-
-if __name__ == "__main__":
-    main()

@@ -96,7 +96,7 @@ def test_set_changes_the_limits_that_it_names(ledger: Ledger, url: str) -> None:
         (("release", "nobody"), "no open trials of a storage 'nobody'"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(
+def test_wrong_arguments_are_refused_in_one_line(
     ledger: Ledger, url: str, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
 ) -> None:
     before = ledger.accounts()
@@ -114,12 +114,12 @@ def test_a_ledger_that_does_not_exist_is_refused_and_not_made(
 
 
 @pytest.mark.parametrize("bad", ["foo", "mysql://me:secret@host/db", "sqlite://"])
-def test_an_url_that_is_no_ledger_is_refused(capsys: pytest.CaptureFixture[str], bad: str) -> None:
+def test_a_url_of_no_ledger_is_refused(capsys: pytest.CaptureFixture[str], bad: str) -> None:
     line = refused(capsys, "show", f"url={bad}")
     assert "secret" not in line
 
 
-def test_a_damaged_ledger_has_no_figures(
+def test_no_figure_of_a_damaged_ledger_is_printed(
     ledger: Ledger, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_id(tmp_path, new_id(tmp_path))
@@ -141,12 +141,12 @@ def test_a_damaged_ledger_has_no_figures(
         db.execute(change, [-7])
 
 
-def test_a_storage_that_no_run_registered_is_released_by_its_id_once_it_is_quiet(
+def test_an_unregistered_storage_is_released_by_its_id_some_time_after_its_last_charge(
     ledger: Ledger, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert here("budget", "release", f"url={url}").startswith("nothing released\nkept: 1 open trials of storage abc")
     ledger.charge([Charge("abc", "t", 0, "d", Phase.ADAPT, Bill(1, 10))])
-    assert "a run may be at work in it" in refused(capsys, "release", "abc", f"url={url}")
+    assert "a run may be using it" in refused(capsys, "release", "abc", f"url={url}")
     monkeypatch.setattr("pipeline.commands.budget.RECENT_S", 0.0)
     assert here("budget", "release", "abc", f"url={url}").startswith("released: 1 open trials of storage abc")
     (team,) = (a for a in ledger.accounts() if a.name == "team")

@@ -17,7 +17,7 @@ from pipeline.budget import Limits
 from pipeline.config import renamed
 from pipeline.config.compose import Config, compose, dataset_card, method_choice, model_card, names
 from pipeline.errors import ConfigError
-from pipeline.trials.protocol import test_cards as cards_of
+from pipeline.trials.protocol import eval_cards
 from tests.support.lab import write_card, write_source
 
 
@@ -459,7 +459,7 @@ def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
     }
     config = smoke(f"datasets=[{files['a']}]", "shift=false", *(word.format(**files) for word in words))
     with pytest.raises(ConfigError) as error:
-        cards_of(config)
+        eval_cards(config)
     assert ".yaml and /" in str(error.value) and "change the `name:` of one card" in str(error.value)
 
 
@@ -480,16 +480,16 @@ def test_an_own_file_with_the_name_of_a_shipped_one_is_refused_not_ignored(
 
 def test_a_card_may_be_named_once_in_a_list_and_again_in_another(tmp_path: Path) -> None:
     a, b = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "b.yaml", "other")
-    cards_of(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "shift=false"))
+    eval_cards(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "shift=false"))
     with pytest.raises(ConfigError, match="'mine' is listed twice"):
-        cards_of(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "shift=false"))
+        eval_cards(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "shift=false"))
 
 
 def test_a_set_that_a_fit_would_score_twice_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
     a, s = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "s.yaml", "shifted", shift_of="mine")
     with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* shift=false"):
-        cards_of(smoke(f"datasets=[{a}]", f"shift=[{s}]", f"transfer=[{s}]"))
-    (other,) = cards_of(smoke(f"datasets=[{a}]", "shift=false", f"transfer=[{s}]"))["mine"]
+        eval_cards(smoke(f"datasets=[{a}]", f"shift=[{s}]", f"transfer=[{s}]"))
+    (other,) = eval_cards(smoke(f"datasets=[{a}]", "shift=false", f"transfer=[{s}]"))["mine"]
     assert other[0] == "transfer"
 
 

@@ -144,7 +144,7 @@ def test_a_method_beyond_the_models_grant_is_refused(command: Command, tmp_path:
 def test_a_storage_in_which_another_run_is_at_work_is_refused(command: Command) -> None:
     command.storage.mkdir()
     with alone(command.storage):
-        assert command.refused().startswith("another `farebox run` is at work in storage=")
+        assert command.refused().startswith("another `farebox run` is running in storage=")
 
 
 @pytest.mark.parametrize("verb", ["leaderboard", "ledger", "sync", "ui"])

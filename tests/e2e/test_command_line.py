@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.sweep.storage_id import read_id
-from tests.support.command import books, charges, farebox, here, records
+from tests.support.command import charges, farebox, here, ledger_record, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 METHODS = ("zero_shot", "taskres", "logit_head", "craft", "cbbt")
-KEYS = (  # issue 2, item 7
+KEYS = (
     *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy"),
     *("requests", "images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
 )
@@ -36,7 +36,7 @@ class Swept(NamedTuple):
     plan: list[dict[str, Any]]
     run: subprocess.CompletedProcess[str]
     records: list[dict[str, Any]]
-    books: dict[str, Any]
+    ledger: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +55,14 @@ def swept(folder: Path) -> Swept:
     plan = json.loads(farebox("plan", *words, "--json").stdout)
     assert not storage.exists()
     run = farebox("run", *words)
-    return Swept(storage, words, plan, run, records(storage), books(storage))
+    return Swept(storage, words, plan, run, records(storage), ledger_record(storage))
 
 
 @pytest.fixture(scope="session")
 def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
     """The same command again, and then with a third seed of one method."""
     again = farebox("run", *swept.words)
-    assert books(swept.storage) == swept.books
+    assert ledger_record(swept.storage) == swept.ledger
     assert records(swept.storage) == swept.records
     return again, farebox("run", *swept.words, "seeds=[1,2,3]")
 
@@ -76,7 +76,7 @@ def other(folder: Path, swept: Swept) -> tuple[Path, subprocess.CompletedProcess
     return storage, farebox("run", *words, *ceiling, expect=3)
 
 
-def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) -> None:
+def test_a_run_ends_with_the_table_and_the_paths_of_its_files(swept: Swept) -> None:
     out, err = swept.run.stdout, swept.run.stderr
     assert "Traceback" not in out + err
     assert "10 trials to run, 0 done before" in out
@@ -88,7 +88,7 @@ def test_a_run_ends_with_the_table_and_says_where_everything_lies(swept: Swept) 
     assert err.splitlines()[-1].startswith("10/10 trials   ")  # progress, for a pipe: whole lines
 
 
-def test_it_leaves_its_files_and_nothing_else(swept: Swept) -> None:
+def test_a_run_leaves_its_files_only(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
     stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "results", "storage_id"}
@@ -126,16 +126,16 @@ def test_no_bill_is_above_its_allotment_and_each_is_the_planned_one(swept: Swept
             assert record[unit] == planned[record["trial_id"]][f"predicted_{unit}"]
 
 
-def test_the_ledger_says_what_the_rows_say(swept: Swept) -> None:
+def test_ledger_and_rows_agree(swept: Swept) -> None:
     own = [r for r in swept.records if r["test_set"] == r["dataset"]]
-    phases = swept.books["phases"]
+    phases = swept.ledger["phases"]
     for unit in ("requests", "images", "prompts", "outputs"):
         assert phases["adapt"][unit] + phases["validate"][unit] == sum(r[unit] for r in own)
     assert phases["evaluate"]["requests"] == sum(r["evaluate_requests"] for r in swept.records)
     assert phases["replay"]["requests"] == phases["curve"]["requests"] == 0
-    assert swept.books["trials"] == 10
-    assert swept.books["open_trials"] == 0
-    (account,) = swept.books["accounts"]
+    assert swept.ledger["trials"] == 10
+    assert swept.ledger["open_trials"] == 0
+    (account,) = swept.ledger["accounts"]
     assert account["reserved"]["requests"] == 0
     assert account["spent"]["requests"] == sum(r["requests"] for r in own)
     assert "verified: charges add up, match the rows" in farebox("ledger", f"storage={swept.storage}").stdout
@@ -196,7 +196,7 @@ def _assert_mirrored(storage: Path) -> None:
         assert (params["method"], params["seed"], params["status"]) == (row["method"], str(row["seed"]), row["status"])
 
 
-def test_mlflow_holds_the_same_numbers_and_sync_makes_it_anew(swept: Swept) -> None:
+def test_mlflow_has_the_same_numbers_and_sync_writes_them_again(swept: Swept) -> None:
     _assert_mirrored(swept.storage)
     (swept.storage / "mlflow.db").unlink()
     said = farebox("sync", f"storage={swept.storage}").stdout
@@ -204,13 +204,13 @@ def test_mlflow_holds_the_same_numbers_and_sync_makes_it_anew(swept: Swept) -> N
     _assert_mirrored(swept.storage)
 
 
-def test_an_mlflow_that_is_away_is_one_line(swept: Swept) -> None:
+def test_an_unreachable_mlflow_is_reported_in_one_line(swept: Swept) -> None:
     done = farebox("sync", f"storage={swept.storage}", "mlflow=http://127.0.0.1:9", expect=3)
     assert done.stderr.startswith("farebox: MLflow at http://127.0.0.1:9 cannot be opened")
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_second_run_does_nothing_and_a_new_seed_runs_only_what_is_new(
+def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(
     swept: Swept, more: tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]
 ) -> None:
     again, wider = more
@@ -219,12 +219,12 @@ def test_a_second_run_does_nothing_and_a_new_seed_runs_only_what_is_new(
     rows = records(swept.storage)
     assert [r for r in rows if r["seed"] != 3] == swept.records
     spent = sum(r["requests"] for r in rows if r["seed"] == 3 and r["test_set"] == "icons")
-    (before,), (after,) = swept.books["accounts"], books(swept.storage)["accounts"]
+    (before,), (after,) = swept.ledger["accounts"], ledger_record(swept.storage)["accounts"]
     assert after["spent"]["requests"] - before["spent"]["requests"] == spent
     _assert_mirrored(swept.storage)
 
 
-def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
+def test_unfunded_trials_are_listed(
     other: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     storage, run = other
@@ -232,7 +232,7 @@ def test_a_ceiling_that_pays_for_a_part_names_what_is_unfunded(
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded (no budget): ")]
     assert line.startswith("unfunded (no budget): craft on icons, 1 shots, seed 1, 100 requests: ")
     assert {(r["method"], r["status"]) for r in records(storage)} == {("taskres", "done"), ("craft", "unfunded")}
-    assert books(storage)["accounts"][0]["spent"]["requests"] <= 5
+    assert ledger_record(storage)["accounts"][0]["spent"]["requests"] <= 5
 
 
 def test_sweeps_never_mix_and_share_image_features_only(
@@ -259,14 +259,14 @@ def test_sweeps_never_mix_and_share_image_features_only(
         ("models", {"grant", "licence"}, {"fake", "tiny", "rn50", "vit_b32", "vit_b16"}),
     ],
 )
-def test_what_exists_is_listed(verb: str, keys: set[str], names: set[str]) -> None:
+def test_methods_data_sets_and_models_are_listed(verb: str, keys: set[str], names: set[str]) -> None:
     found = json.loads(here(verb, "--json"))
     assert {r[verb.removesuffix("s")] for r in found} >= names
     assert all(keys <= set(r) for r in found)
     assert all(name in here(verb) for name in names)
 
 
-def test_the_plan_is_a_table_that_asks_nothing(swept: Swept, tmp_path: Path) -> None:
+def test_the_plan_is_a_table_and_sends_no_request(swept: Swept, tmp_path: Path) -> None:
     out = here("plan", *swept.words, f"storage={tmp_path}/none")
     assert out.splitlines()[0].split()[:2] == ["method", "data"]
     assert out.splitlines()[-1].startswith("total")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.results.store import ResultStore
-from tests.support.command import PATIENCE, ROOT, below, processes
+from tests.support.command import ROOT, below, processes
 from tests.support.lab import Lab, outcome
+from tests.support.patience import patience
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -55,7 +56,9 @@ def listening(pids: list[int]) -> set[str]:
     return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
-def test_a_sweep_inside_another_clone(lab: Lab, tmp_path: Path, ray_folder: Path) -> None:
+def test_a_sweep_in_the_folder_of_another_clone_uses_the_installed_code(
+    lab: Lab, tmp_path: Path, ray_folder: Path
+) -> None:
     clone = another_clone(tmp_path / "clone")
     storage, secret = tmp_path / "sweep", "hunter2"
     words = [*lab.words[2:], "sweep=smoke", "methods=[zero_shot]", f"storage={storage}", "replicas=1"]
@@ -68,13 +71,13 @@ def test_a_sweep_inside_another_clone(lab: Lab, tmp_path: Path, ray_folder: Path
         stderr=subprocess.STDOUT,
         text=True,
     )
-    addresses, titles, until = set[str](), set[str](), time.monotonic() + PATIENCE
+    addresses, titles, until = set[str](), set[str](), time.monotonic() + patience()
     while run.poll() is None and time.monotonic() < until:
         pids, table = below({run.pid}), processes()
         addresses |= listening([run.pid, *pids])
         titles |= {table[pid][1] for pid in pids if pid in table}
         time.sleep(0.2)
-    said, _ = run.communicate(timeout=PATIENCE)
+    said, _ = run.communicate(timeout=patience())
     assert run.returncode == 0, said
 
     (row,) = ResultStore(storage).rows_of(lab.spec("zero_shot").trial_id)

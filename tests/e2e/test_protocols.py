@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.results.stats import harmonic, mean_ci95
-from tests.support.command import books, farebox, here, records
+from tests.support.command import farebox, here, ledger_record, records
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -41,7 +41,7 @@ def test_each_fit_has_a_row_for_base_and_one_for_new(base_to_new: Path) -> None:
     }
     assert len(rows) == 2 * 2 * len(ABLE) and {r["test_label_reads"] for r in rows} == {1}
     base = [r for r in rows if r["kind"] == "base"]
-    said = books(base_to_new)
+    said = ledger_record(base_to_new)
     assert said["phases"]["adapt"]["requests"] + said["phases"]["validate"]["requests"] == sum(
         r["requests"] for r in base
     )
@@ -83,7 +83,7 @@ def test_domain_generalisation_is_one_fit_scored_on_several_test_sets(tmp_path: 
     farebox("run", *words, f"storage={tmp_path}")
     rows = records(tmp_path)
     assert [(r["kind"], r["test_set"]) for r in rows] == [("source", "icons"), ("shift", "icons_outline")] * 4
-    assert len({r["trial_id"] for r in rows}) == 4 == books(tmp_path)["trials"]
+    assert len({r["trial_id"] for r in rows}) == 4 == ledger_record(tmp_path)["trials"]
     for form in ("table", "md", "latex", "html"):
         text = board(tmp_path, form).replace(r"$\to$", "->").replace("&gt;", ">").replace(r"\_", "_")
         assert "icons -> icons_outline (shift), 2 shots" in text, form

@@ -47,15 +47,15 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
 from pipeline.sweep import status  # noqa: F401
 from pipeline.sweep.reservations import (
-    close_books,
+    close_trials,
     finished,
-    open_ledger,
     pending,
     problems,
+    release_left_over,
+    remove_checkpoints,
     reserve,
-    settle_left_over,
-    tidy,
 )
+from pipeline.sweep.run_ledger import open_ledger
 from pipeline.trials.plan import make_plan
 from pipeline.trials.trial import run_trial
 from tests.faults.forked import forked
@@ -187,7 +187,7 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
     with contextlib.closing(ledger):
         todo, _ = pending(plan, store)
         said += store.recomputed({spec.trial_id for spec in todo})
-        settle_left_over(ledger, storage_id, todo)
+        release_left_over(ledger, storage_id, todo)
         funded, unfunded = reserve(ledger, plan, todo, storage_id)
         said += unfunded.values()
         if funded:
@@ -200,9 +200,9 @@ def run(words: Sequence[str], steps: int | None = None) -> list[str]:
                 if finished(store, spec):
                     ledger.release(storage_id, spec.account)
             if steps is None:
-                close_books(ledger, storage_id, funded, store)
+                close_trials(ledger, storage_id, funded, store)
         if steps is None:
-            tidy(store, plan.trials)
+            remove_checkpoints(store, plan.trials)
             said += problems(plan, store, ledger, storage)
     return said
 

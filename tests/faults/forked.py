@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import traceback
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 180
+from tests.support.patience import patience
+
+TIMEOUT_S = math.ceil(patience(180))
 
 
 def forked(work: Callable[[], Any], timeout_s: int = TIMEOUT_S) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Random kills over whole runs: does every run end with the same leaderboard and ledger as an undisturbed one?
+"""Random kills in whole runs: every run must end with the same leaderboard and ledger as an undisturbed one.
 
     python -m tests.faults.long --runs 20 --kills 200 --seed 1 --json runs/faults.json
 
@@ -31,8 +31,9 @@ from typing import Any
 from pipeline.results.store import ResultStore
 from tests.faults.points import POINTS, Faults
 from tests.faults.soak import soak
-from tests.support.command import Running, alive, books, here, kill, processes
+from tests.support.command import Running, alive, here, kill, ledger_record, processes
 from tests.support.lab import outcome, small_data
+from tests.support.patience import patience
 
 OUTSIDE = {"ray::Replica": 4, "ray::LedgerActor": 3, "ray::ResourceTrainable": 4, "driver": 2}
 """What a clock kills, with weights."""
@@ -41,7 +42,7 @@ LATEST = {
     **{"ledger.before_commit": 600, "ledger.after_commit": 600, "trial.at_a_call": 600, "trial.between_steps": 200},
     **{"trial.before_checkpoint": 9, "trial.checkpoint_written": 9, "trial.between_renames": 9},
     **{"trial.after_checkpoint": 9, "trial.scoring": 4, "trial.row_written": 4, "trial.after_row": 4},
-    **{"driver.reserving": 8, "driver.settling": 8},
+    **{"driver.reserving": 8, "driver.releasing": 8},
 }
 """A point is passed so often in a process that a kill is drawn up to here; 1 where it is not named."""
 NAMED = 4
@@ -82,7 +83,7 @@ def facts(storage: Path) -> dict[str, Any]:
         outcome(r) for path in sorted((storage / "results").iterdir()) for r in ResultStore(storage).rows_of(path.stem)
     ]
     board = json.loads(here("leaderboard", f"storage={storage}", "--format", "json"))
-    ledger = books(storage)
+    ledger = ledger_record(storage)
     accounts = [{k: v for k, v in a.items() if k != "name"} for a in ledger.pop("accounts")]
     return {
         "rows": rows,
@@ -104,7 +105,7 @@ class Disturbed:
         """Start the command again and again; the last exit code and what was printed."""
         began = time.monotonic()
         while True:
-            code, printed = self._once(began + LONGEST * self.quiet_s + 120)
+            code, printed = self._once(began + LONGEST * self.quiet_s + patience(120))
             if code == 3 and "its worker died again and again" in printed and self.starts < LONGEST:
                 continue  # as it says: the same command goes on
             if code != -signal.SIGKILL or self.hung:
@@ -119,7 +120,7 @@ class Disturbed:
         if self.total < self.kills:
             for point in self.rng.sample(sorted(POINTS), NAMED):
                 faults.at(point, self.rng.randint(1, LATEST.get(point, 1)))
-                faults.told[-1]["name"] += f".{self.starts}"
+                faults.faults[-1]["name"] += f".{self.starts}"
         with tempfile.TemporaryFile("w+") as printed:
             running = Running(*self.words, env=faults.environment, output=printed)
             following: list[int] = []

@@ -23,7 +23,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "ledger.before_commit": {"module": "pipeline.ledger.batch", "function": "Batch.save", "moment": "after"},
     "ledger.after_commit": {"module": LEDGER, "function": "Ledger.charge", "moment": "after"},
     "trial.at_a_call": {"module": "pipeline.blackbox.client", "function": "MeteredBox._send", "moment": "after"},
-    "trial.between_steps": {"module": TRIAL, "function": "_mark_curve", "moment": "before"},
+    "trial.between_steps": {"module": TRIAL, "function": "_record_curve", "moment": "before"},
     "trial.before_checkpoint": {
         "module": CHECKPOINT,
         "function": "Checkpoint.save",
@@ -41,12 +41,12 @@ POINTS: dict[str, dict[str, Any]] = {
     "trial.after_row": {"module": "pipeline.results.store", "function": "ResultStore.write", "moment": "after"},
     "driver.reserving": {"module": LEDGER, "function": "Ledger.reserve", "moment": "after"},
     "driver.reserved": {"module": "pipeline.sweep.reservations", "function": "reserve", "moment": "after"},
-    "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_books", "moment": "before"},
-    "driver.settling": {"module": LEDGER, "function": "Ledger.release", "moment": "after"},
+    "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_trials", "moment": "before"},
+    "driver.releasing": {"module": LEDGER, "function": "Ledger.release", "moment": "after"},
     "driver.publishing": {"module": "pipeline.results.report", "function": "publish", "moment": "before"},
     "driver.writing_the_page": {"rename": r"/leaderboard/.*\.html$"},
 }
-"""What inject/sitecustomize.py is told for each. A rename that is struck leaves a whole file beside its place."""
+"""The fault of each point, as inject/sitecustomize.py takes it. A kill before a rename leaves a temporary file."""
 
 
 FULL: dict[str, dict[str, Any]] = {
@@ -62,23 +62,23 @@ FULL: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Faults:
-    """Faults for one command: the environment that brings them about, and which of them happened."""
+    """Faults for one command: the environment that causes them, and which of them happened."""
 
     folder: Path
     storage: Path
-    told: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[dict[str, Any]] = field(default_factory=list)
 
     def at(self, point: str, nth: int = 1) -> Faults:
-        """Kill the process that passes the point for the nth time. Only the first such process is killed."""
+        """Kill the first process that passes the point for the nth time."""
         return self.add({**POINTS[point], "name": f"{point}.{nth}", "nth": nth, "ledger": f"{self.storage}/ledger.db"})
 
     def add(self, fault: dict[str, Any]) -> Faults:
-        """Any fault that inject/sitecustomize.py knows."""
-        self.told.append(fault)
+        """Add any fault that inject/sitecustomize.py knows."""
+        self.faults.append(fault)
         return self
 
     def full(self, place: str | None) -> None:
-        """The disk is full there, and nowhere else, from now on."""
+        """Make the disk full at this place only; None: nowhere."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for flag in self.folder.glob("full.*"):
             flag.unlink()
@@ -87,13 +87,13 @@ class Faults:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the command's process; its Ray workers inherit it."""
+        """Environment of the command; its Ray workers inherit it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(INJECT), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        words = {"FAREBOX_FAULTS": json.dumps(self.told), "FAREBOX_FAULTS_FOLDER": str(self.folder)}
+        words = {"FAREBOX_FAULTS": json.dumps(self.faults), "FAREBOX_FAULTS_FOLDER": str(self.folder)}
         return {**os.environ, **words, "PYTHONPATH": path}
 
     @property
     def happened(self) -> set[str]:
-        """Names of the faults that struck."""
+        """Names of the faults that happened."""
         return {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()

@@ -30,11 +30,12 @@ from pipeline.budget import Limits
 from pipeline.errors import FareboxError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
-from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.storage_id import FILE, read_id
 from tests.faults.long import end_all
 from tests.support.command import Running, farebox, here
 from tests.support.lab import outcome, small_data
+from tests.support.patience import patience
 
 LIMIT = 2000
 """Requests of the budget."""
@@ -94,7 +95,7 @@ class Round:
         self.happen()
         last = [self.start(storage) for storage in self.storages]
         for storage, each in zip(self.storages, last, strict=True):
-            if code := each.process.wait(timeout=30 * quiet_s + 300):
+            if code := each.process.wait(timeout=30 * quiet_s + patience(300)):
                 self.wrong.append(f"{storage.name} ended with {code}")
         watcher.over.set()
         watcher.join()

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults import damage
 from tests.faults.forked import forked
+from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 30
@@ -22,7 +23,7 @@ FLIPS = 30
 def test_no_damage_changes_a_displayed_number() -> None:
     # a process of its own: it forks, which a process with Ray's threads must not
     words = [sys.executable, "-m", "tests.faults.damage", "--flips", str(FLIPS), "--seed", "5"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=850, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=patience(850), check=False)
     assert done.returncode == 0, done.stderr
     columns, *lines = done.stdout.splitlines()
     counts = dict(zip(columns.split(), map(int, lines[len(damage.FILES)].split()[1:]), strict=True))

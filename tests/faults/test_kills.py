@@ -1,8 +1,7 @@
-"""Whatever is killed, the same command ends with the same rows and the same ledger, and nothing is paid twice.
+"""After kills, the same command ends with the same rows and the same ledger, and nothing is charged twice.
 
-One sweep is run undisturbed, with one replica and one trial at a time. Then, with two of each, while its processes are
-killed: replicas, the ledger's actor, a trial's worker; and while its driver is. Accuracies, predictions and bills must
-be equal to the bit.
+A sweep runs undisturbed, with one replica and one trial at a time. Then it runs with two of each while replicas, the
+ledger actor, a worker of a trial, or the driver are killed. Accuracies, predictions and bills must be bit-identical.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pipeline.ledger.records import Charge
 from pipeline.results.store import ResultStore
 from pipeline.sweep.storage import alone
 from pipeline.trials.trial import few_shot_task, run_trial
-from tests.support.command import Running, books, charges, farebox, kill, wait_until
+from tests.support.command import Running, charges, farebox, kill, ledger_record, wait_until
 from tests.support.lab import STORAGE, Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -77,12 +76,14 @@ def assert_same(storage: Path, other: Path) -> None:
     assert here.keys() == there.keys()
     for method, row in here.items():
         assert {k: v for k, v in row.items() if v != there[method][k]} == {}, method
-    assert [books(storage)[k] for k in ("phases", "trials")] == [books(other)[k] for k in ("phases", "trials")]
+    assert [ledger_record(storage)[k] for k in ("phases", "trials")] == [
+        ledger_record(other)[k] for k in ("phases", "trials")
+    ]
 
 
 def assert_clean(storage: Path) -> None:
     """Nothing is left over, nothing was replayed at a price, and no call was refunded or paid twice."""
-    found = books(storage)
+    found = ledger_record(storage)
     assert found["open_trials"] == 0
     assert found["phases"]["replay"] == {"requests": 0, "images": 0, "prompts": 0, "outputs": 0}
     assert not list((storage / "checkpoints").glob("*"))
@@ -119,7 +120,7 @@ def test_the_same_command_finishes_what_a_killed_driver_left(
     run = Running(*words)
     run.wait_for(lambda: charges(tmp_path) > 40, "40 charges")
     run.wait_for(lambda: list((tmp_path / "checkpoints").glob("*.ckpt")), "a checkpoint")
-    with pytest.raises(ConfigError, match="another `farebox run` is at work"), alone(tmp_path):
+    with pytest.raises(ConfigError, match="another `farebox run` is running"), alone(tmp_path):
         pass
     run.kill()
 
@@ -207,23 +208,25 @@ def spec(lab: Lab) -> Any:
     return lab.spec("craft", "budget.requests=120")
 
 
-def test_a_trial_goes_on_when_its_only_replica_and_its_ledger_die(lab: Lab, spec: Any, actors: Actors) -> None:
+def test_a_trial_continues_after_the_death_of_its_only_replica_and_of_the_ledger(
+    lab: Lab, spec: Any, actors: Actors
+) -> None:
     wanted = [outcome(r) for r in lab.run(spec)]
-    books = RemoteLedger(actors.ledger)
-    books.open_account("ceiling", Limits(requests=spec.predicted.requests))
-    books.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
+    ledger = RemoteLedger(actors.ledger)
+    ledger.open_account("ceiling", Limits(requests=spec.predicted.requests))
+    ledger.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
     pool = Chaos(RayPool(actors.replicas), lambda n: crash(actors.all[n % 2]), times=2)
     rows = run_trial(spec, pool, STORAGE, ResultStore(lab.folder / "killed"))
-    books.release(STORAGE, spec.account)
+    ledger.release(STORAGE, spec.account)
     assert [outcome(r) for r in rows] == wanted
-    assert books.verify() == []
-    assert Ledger(actors.url).trial_bill(STORAGE, spec.account) == lab.bills(spec)
+    assert ledger.verify() == []
+    assert ledger.trial_bill(STORAGE, spec.account) == lab.bills(spec)
 
 
-def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, actors: Actors) -> None:
-    books, pool = RemoteLedger(actors.ledger), RayPool(actors.replicas)
-    books.open_account("ceiling", Limits(requests=1))
-    books.reserve(STORAGE, spec.account, ["ceiling"], Limits(requests=1))
+def test_a_charged_request_whose_response_was_lost_is_a_free_replay(lab: Lab, spec: Any, actors: Actors) -> None:
+    ledger, pool = RemoteLedger(actors.ledger), RayPool(actors.replicas)
+    ledger.open_account("ceiling", Limits(requests=1))
+    ledger.reserve(STORAGE, spec.account, ["ceiling"], Limits(requests=1))
     images = few_shot_task(spec).train.images
     bill = Bill.image_features(len(images), pool.info.feature_dim)
     call = Charge(STORAGE, spec.account, 0, "digest", Phase.ADAPT, bill)
@@ -233,15 +236,13 @@ def test_what_was_paid_and_lost_is_free_when_asked_again(lab: Lab, spec: Any, ac
     found = pool.send(Request("image_features", images, None, call))
     assert found.status == "replayed"
     assert (found.values == lab.pool.endpoint.compute(Request("image_features", images, None, call)).values).all()
-    assert Ledger(actors.url).trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
-    assert books.verify() == []
+    assert ledger.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
+    assert ledger.verify() == []
     with pytest.raises(BudgetExceeded, match="1 requests asked"):  # as ours, through two actors
         pool.send(Request("image_features", images, None, replace(call, call=1)))
 
 
-def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answered(
-    lab: Lab, spec: Any, actors: Actors
-) -> None:
+def test_a_lost_ledger_raises_a_ledger_error_and_no_response_leaves(lab: Lab, spec: Any, actors: Actors) -> None:
     pool = RayPool(actors.replicas)
     ray.kill(actors.ledger)
     images = few_shot_task(spec).train.images
@@ -252,7 +253,7 @@ def test_a_ledger_that_is_gone_for_good_is_an_error_of_ours_and_nothing_is_answe
         RemoteLedger(actors.ledger).release(STORAGE, spec.account)
 
 
-def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> None:
+def test_a_replica_that_cannot_load_reports_the_reason(cluster: None, tmp_path: Path) -> None:
     garbage = tmp_path / "weights.pt"
     garbage.write_bytes(b"not weights")
     broken = ModelCard(name="broken", kind="open_clip", arch="RN50-quickgelu", weights=str(garbage))
@@ -263,7 +264,7 @@ def test_a_replica_that_cannot_load_says_why(cluster: None, tmp_path: Path) -> N
         ray.kill(actor)
 
 
-def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
+def test_a_client_with_another_token_is_refused(cluster: None) -> None:
     join = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False); print('in')"
     command = [sys.executable, "-c", join, ray.get_runtime_context().gcs_address]
     wrong = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
@@ -274,7 +275,7 @@ def test_a_client_with_another_token_is_turned_away(cluster: None) -> None:
     assert other.returncode != 0 and other.stdout == "" and "Failed to connect" in other.stderr
 
 
-def test_what_others_hold_for_ever_is_an_error_and_no_hang(cluster: None) -> None:
+def test_resources_held_by_others_end_the_run_with_a_reason(cluster: None) -> None:
     said: list[str] = []
     wait_for_resources({"CPU": 1, "GPU": 0}, said.append)
     assert said == []
@@ -304,7 +305,7 @@ class Asleep:
         await asyncio.sleep(60)
 
 
-def test_a_replica_that_lives_and_does_not_answer_is_given_up(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_that_does_not_answer_raises_endpoint_busy(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_pool, "RESPONSE_TIMEOUT_S", 20.0)
     asleep = Asleep.remote()
     pool = RayPool([asleep])

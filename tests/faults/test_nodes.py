@@ -1,6 +1,6 @@
-"""A cluster of several nodes, faked on one machine: replicas spread, a node dies, another joins and is used.
+"""A cluster of several nodes, simulated on one machine: replicas spread, a node dies, another joins and is used.
 
-Ray is told to miss a node after a second and not, as by itself, after some 16 s: else the test would mostly wait.
+Ray is configured to notice a lost node after a second; by default it takes some 16 s.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.results.store import ResultStore
-from tests.support.command import Running, below, books, charges, here
+from tests.support.command import Running, below, charges, here, ledger_record
 from tests.support.lab import Lab, outcome
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUICK = {"health_check_period_ms": 300, "health_check_timeout_ms": 300, "health_check_failure_threshold": 3}
+TRIAL = "ray::ResourceTrainable"
+"""Title of a worker of trials."""
 METHODS = "methods=[zero_shot,logit_head,craft]"
-WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=1100", "method.craft.popsize=6")
+WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=2200", "method.craft.popsize=6")
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head with a core; nodes are added with a core and a faked GPU each."""
+    """A head with a core; the test adds nodes with a core and a simulated GPU each."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # one by Ray's count, none by torch's
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "_system_config": QUICK})
     yield made
@@ -38,17 +40,18 @@ def on(node: Any, title: str) -> list[int]:
     return below({process.process.pid for of_kind in node.all_processes.values() for process in of_kind}, title)
 
 
-def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
+def test_rows_are_those_of_an_undisturbed_run_after_a_node_died_and_another_joined(
     cluster: Cluster, lab: Lab, tmp_path: Path
 ) -> None:
     storage = tmp_path / "sweep"
-    kept, dying = (cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2))
+    nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
     words = ("run", "sweep=smoke", "model=fake", f"datasets=[{lab.card}]", METHODS, *WORDS)
     run = Running(*words, f"storage={storage}", f"address={cluster.address}", "checkpoint_s=0.3")
     run.wait_for(lambda: charges(storage) > 20, "20 charges")
-    assert [len(on(node, "ray::Replica")) for node in (kept, dying)] == [1, 1], "one on each GPU"
+    assert [len(on(node, "ray::Replica")) for node in nodes] == [1, 1], "one on each GPU"
     assert not on(cluster.head_node, "ray::Replica")
-    run.wait_for(lambda: on(dying, "ray::ResourceTrainable"), "a trial on the node that will die")
+    run.wait_for(lambda: any(on(node, TRIAL) for node in nodes), "a trial beside a replica")
+    dying = next(node for node in nodes if on(node, TRIAL))
 
     cluster.remove_node(dying, allow_graceful=False)
     died, paid = time.monotonic(), charges(storage)
@@ -58,7 +61,7 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
     joined, began = cluster.add_node(num_cpus=1, num_gpus=1), time.monotonic()
     run.wait_for(lambda: on(joined, "ray::Replica"), "the lost replica on the new node")
     back = time.monotonic() - began
-    run.wait_for(lambda: on(joined, "ray::ResourceTrainable"), "a trial on the new node")
+    run.wait_for(lambda: on(joined, TRIAL), "a trial on the new node")
     used = time.monotonic() - began
     code, out, err = run.end()
     assert code == 0, f"{out}\n{err}"
@@ -70,5 +73,5 @@ def test_a_node_dies_another_joins_and_the_rows_are_those_of_a_quiet_run(
     found = {spec.trial_id: outcome(row) for spec in specs for row in ResultStore(storage).rows_of(spec.trial_id)}
     assert found == wanted
     here("ledger", f"storage={storage}")
-    assert books(storage)["phases"]["replay"]["requests"] == 0
-    assert books(storage)["open_trials"] == 0
+    assert ledger_record(storage)["phases"]["replay"]["requests"] == 0
+    assert ledger_record(storage)["open_trials"] == 0

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.long import Quiet, facts, leftovers, sweep_words
 from tests.support.command import Running, charges, farebox, kill, processes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLED = {
     "raylet": ("/raylet/raylet ", "its raylet ended"),
@@ -44,7 +44,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("victim", KILLED)
-def test_the_run_ends_in_one_line_and_the_same_command_goes_on(
+def test_the_run_ends_in_one_line_and_the_same_command_continues(
     words: list[str], quiet: Quiet, tmp_path: Path, ray_folder: Path, victim: str
 ) -> None:
     command = ("run", *words, f"storage={tmp_path / 'storage'}", f"features={tmp_path / 'features'}")

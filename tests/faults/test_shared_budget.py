@@ -28,12 +28,13 @@ from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
-from pipeline.sweep import reservations as books
-from pipeline.sweep import storage_id
+from pipeline.sweep import reservations, storage_id
+from pipeline.sweep.run_ledger import open_ledger, sweep_account
 from pipeline.sweep.storage import alone
 from pipeline.sweep.storage_id import read_id
 from pipeline.trials.plan import SweepPlan, make_plan
-from pipeline.trials.trial import failed_row, run_trial, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
+from pipeline.trials.trial import run_trial
 from tests.support.command import here
 from tests.support.lab import outcome
 
@@ -73,11 +74,11 @@ class Sweep:
         said, plan, store = list[str](), plan or self.plan, ResultStore(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder):
-            todo, _ = books.pending(plan, store)
-            ledger, storage = books.open_ledger(plan.config, said.append)
+            todo, _ = reservations.pending(plan, store)
+            ledger, storage = open_ledger(plan.config, said.append)
             with contextlib.closing(ledger):
-                books.settle_left_over(ledger, storage.id, todo)
-                funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
+                reservations.release_left_over(ledger, storage.id, todo)
+                funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
                 for spec in (t for t in todo if t.trial_id in unfunded):
                     why = unfunded[spec.trial_id]
                     store.write([failed_row(spec, why, spec_columns(spec), status="unfunded")])
@@ -85,8 +86,8 @@ class Sweep:
                 for spec in funded:
                     run_trial(spec, pool, storage.id, store, checkpoint_s=0)
                     ledger.release(storage.id, spec.account)
-                books.close_books(ledger, storage.id, funded, store)
-                said += [line for line in books.problems(plan, store, ledger, storage) if "unfunded" not in line]
+                reservations.close_trials(ledger, storage.id, funded, store)
+                said += [line for line in reservations.problems(plan, store, ledger, storage) if "unfunded" not in line]
         return said
 
     def start(self, die_at: int | None) -> int:
@@ -182,7 +183,7 @@ def spent(url: str, name: str = "team") -> int:
         return next(a.spent.requests for a in ledger.accounts() if a.name == name)
 
 
-def test_two_sweeps_on_one_budget_killed_at_random(make: Callable[..., Sweep], url: str) -> None:
+def test_the_limit_holds_for_two_sweeps_that_are_killed_at_random(make: Callable[..., Sweep], url: str) -> None:
     rng, words = random.Random(1), ("budget.partial=true", "seeds=[1,2]", "budget.global.requests=50")
     sweeps = [make("first", *words), make("second", *words)]
     running = {sweep.start(rng.randint(1, 30)): sweep for sweep in sweeps}
@@ -208,7 +209,7 @@ def test_two_sweeps_on_one_budget_killed_at_random(make: Callable[..., Sweep], u
     assert spent(url) == sum(row["requests"] for row in rows)
 
 
-def test_a_copied_storage_leaves_the_trials_of_the_original_alone(
+def test_a_copied_storage_does_not_close_the_trials_of_the_original(
     make: Callable[..., Sweep], url: str, quiet: dict[str, Any], place: Path
 ) -> None:
     original = make("original")
@@ -221,7 +222,7 @@ def test_a_copied_storage_leaves_the_trials_of_the_original_alone(
     ids = [read_id(sweep.folder).id for sweep in (original, copy)]
     assert said.startswith(f"{copy.folder} is a copy of the storage {ids[0]} at {original.folder} on ")
     assert said.endswith(
-        f"its id is now {ids[1]}; the checkpoints of 1 unfinished trials are removed, which start anew"
+        f"its id is now {ids[1]}; the checkpoints of 1 unfinished trials are removed: these trials start again"
     )
     assert reserved(url)["team"] == before["team"]
     assert copy.rows() == quiet
@@ -235,7 +236,7 @@ def test_a_copied_storage_leaves_the_trials_of_the_original_alone(
     assert copy.run() == []  # it is no copy any more
 
 
-def test_the_copy_of_a_storage_with_its_own_ledger_goes_on_under_an_id_of_its_own(
+def test_a_copy_of_a_storage_with_its_own_ledger_continues_under_a_new_id(
     fake: Endpoint, card: Path, quiet: dict[str, Any], place: Path
 ) -> None:
     original = Sweep(place / "own", fake, card, "budget.sweep.requests=100")
@@ -251,13 +252,13 @@ def test_the_copy_of_a_storage_with_its_own_ledger_goes_on_under_an_id_of_its_ow
         assert ledger.verify() == []
         assert {t.storage for t in ledger.trials()} == {name}
         assert [(a.name, a.reserved, a.limits.requests) for a in ledger.accounts()] == [
-            (books.sweep_account(name), Bill(), 100)
+            (sweep_account(name), Bill(), 100)
         ]
         assert ledger.accounts()[0].spent.requests == quiet["craft 1"]["requests"]  # what the original paid is replayed
     assert original.run() == [] and original.rows() == quiet
 
 
-def test_a_moved_storage_keeps_its_id_and_goes_on(
+def test_a_moved_storage_keeps_its_id_and_continues(
     make: Callable[..., Sweep], url: str, quiet: dict[str, Any], place: Path
 ) -> None:
     sweep = make("before")
@@ -273,7 +274,7 @@ def test_a_moved_storage_keeps_its_id_and_goes_on(
     assert moved.run() == []
 
 
-def test_what_a_deleted_storage_reserves_is_released_and_a_running_one_keeps_its_own(
+def test_release_affects_deleted_storages_and_no_running_one(
     make: Callable[..., Sweep], url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweeps = {name: make(name) for name in ("deleted", "stopped", "running")}
@@ -285,7 +286,7 @@ def test_what_a_deleted_storage_reserves_is_released_and_a_running_one_keeps_its
         shown = json.loads(here("budget", "show", f"url={url}", "--json"))
         assert {r["storage"]: r["state"] for r in shown["reservations"]} == {ids[name]: name for name in ids}
         here("budget", "release", ids["running"], f"url={url}", expect=2)
-        assert "a run is at work in storage" in capsys.readouterr().err
+        assert "a run is using storage" in capsys.readouterr().err
         text = here("budget", "release", f"url={url}")
         assert (
             text.startswith(f"released: 1 open trials of storage {ids['deleted']} at ") and text.count("\nkept: ") == 2
@@ -304,13 +305,13 @@ def test_a_second_run_in_the_same_storage_is_refused(make: Callable[..., Sweep],
     sweep = make("one")
     sweep.killed(14)
     before = reserved(url)
-    with alone(sweep.folder), pytest.raises(ConfigError, match="another `farebox run` is at work"):
+    with alone(sweep.folder), pytest.raises(ConfigError, match="another `farebox run` is running"):
         sweep.run()
     assert reserved(url) == before
     assert sweep.run() == []
 
 
-def test_an_original_that_was_away_while_its_copy_took_its_id_gets_another(
+def test_an_original_that_was_unmounted_while_its_copy_took_its_id_gets_another(
     make: Callable[..., Sweep], url: str, place: Path
 ) -> None:
     sweep = make("disk")
@@ -325,7 +326,7 @@ def test_an_original_that_was_away_while_its_copy_took_its_id_gets_another(
     assert set(reserved(url).values()) == {Bill()}
 
 
-def test_a_storage_on_another_machine(
+def test_a_storage_of_another_machine_is_released_only_some_time_after_its_last_charge(
     make: Callable[..., Sweep], url: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make("shared")

@@ -16,9 +16,10 @@ from pipeline.config.compose import file_of, model_card
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.ledger.records import Charge
-from tests.support.command import Running, books, charges, farebox, kill, records
+from tests.support.command import Running, charges, farebox, kill, ledger_record, records
 
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.ray,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is seen (make test-gpu shows it to the tests)"),
@@ -87,7 +88,7 @@ def test_a_sweep_on_a_gpu_goes_on_after_kills_and_pays_what_was_predicted(
     run.kill()
     print(farebox(*words).stdout)
     rows = {row["method"]: row for row in records(tmp_path / "gpu")}
-    ledger = books(tmp_path / "gpu")
+    ledger = ledger_record(tmp_path / "gpu")
     print(precision, ledger["phases"], {name: (row["accuracy"], row["requests"]) for name, row in rows.items()})
     assert ledger["open_trials"] == 0
     assert {row["status"] for row in rows.values()} == {"done"}

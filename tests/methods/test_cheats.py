@@ -48,6 +48,7 @@ from pipeline.trials.boundary import ImageHandle, Session
 from pipeline.trials.plan import source_of
 from pipeline.trials.trial import run_recorded, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
+from tests.support.patience import patience
 
 TS, TF = Access.TEXT | Access.SCORES, Access.TEXT | Access.FEATURES
 WHITE = Access.SOFT | Access.FEATURES | Access.GRADIENTS
@@ -538,13 +539,16 @@ CAUGHT: list[tuple[type[Honest], str]] = [
     (KeepsStateInADefault, "MethodError: KeepsStateInADefault: changed KeepsStateInADefault.predict.__defaults__"),
     (IsItsOwnCopy, "MethodError: IsItsOwnCopy: copy.deepcopy gives the method itself"),
     (CannotBeCopied, "MethodError: CannotBeCopied: its state cannot be copied (cannot pickle"),
-    (predicting(lambda x: x[:-1]), "MethodError: Predicts: predict returned float32 on cpu of shape (59, 5), wanted"),
-    (predicting(lambda x: x[:, :4]), "MethodError: Predicts: predict returned float32 on cpu of shape (60, 4), wanted"),
+    (predicting(lambda x: x[:-1]), "MethodError: Predicts: predict returned float32 on cpu of shape (59, 5), expected"),
+    (
+        predicting(lambda x: x[:, :4]),
+        "MethodError: Predicts: predict returned float32 on cpu of shape (60, 4), expected",
+    ),
     (predicting(lambda x: x.double()), "MethodError: Predicts: predict returned float64 on cpu of shape (60, 5)"),
     (predicting(lambda x: x.to("meta")), "MethodError: Predicts: predict returned float32 on meta of shape (60, 5)"),
-    (predicting(lambda x: x.numpy()), "MethodError: Predicts: predict returned ndarray, wanted a float32 CPU tensor"),
-    (predicting(lambda x: x.to_sparse()), "MethodError: Predicts: predict returned Tensor, wanted"),
-    (predicting(lambda x: None), "MethodError: Predicts: predict returned NoneType, wanted"),
+    (predicting(lambda x: x.numpy()), "MethodError: Predicts: predict returned ndarray, expected a float32 CPU tensor"),
+    (predicting(lambda x: x.to_sparse()), "MethodError: Predicts: predict returned Tensor, expected"),
+    (predicting(lambda x: None), "MethodError: Predicts: predict returned NoneType, expected"),
     (predicting(lambda x: with_value(x, math.nan)), "NonFiniteError: predict: Predicts gave the logit nan for row "),
     (predicting(lambda x: with_value(x, math.inf)), "NonFiniteError: predict: Predicts gave the logit inf for row "),
     (reporting(lambda m: m.notes.update(x=math.nan)), "NonFiniteError: fit: notes['x'] of Reports is nan"),
@@ -743,8 +747,10 @@ with watchdog.Watchdog(0.2, Path(sys.argv[1])) as watch, watch.watching("step"):
 @pytest.mark.parametrize("how", ["native", "holds the lock", "catches all"])
 def test_a_worker_that_cannot_be_interrupted_ends_itself_and_says_where(tmp_path: Path, how: str) -> None:
     began = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", STUCK, str(tmp_path / "dump"), how], check=False, timeout=60)
-    assert ended.returncode == 1 and time.monotonic() - began < 30
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tmp_path / "dump"), how], check=False, timeout=patience(60)
+    )
+    assert ended.returncode == 1 and time.monotonic() - began < patience(30)
     assert "line" in (tmp_path / "dump").read_text()
 
 

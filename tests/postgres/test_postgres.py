@@ -10,13 +10,14 @@ import sqlalchemy as sa
 
 from pipeline.ledger.schema import metadata
 from tests.faults.test_kills import rows_of, undisturbed, words
-from tests.support.command import Running, books, farebox
+from tests.support.command import Running, farebox, ledger_record
 
 __all__ = ["undisturbed", "words"]
 
 SERVER = os.environ.get("FAREBOX_TEST_LEDGER", "")
 
 pytestmark = [
+    pytest.mark.postgres,
     pytest.mark.ray,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not SERVER, reason="FAREBOX_TEST_LEDGER names no PostgreSQL server"),
@@ -34,11 +35,11 @@ def test_a_sweep_on_a_server_ends_alike_through_a_killed_driver(
     run = Running(*words)
     run.wait_for(lambda: list((tmp_path / "checkpoints").glob("*.ckpt")), "a checkpoint")
     run.kill()
-    before = books(tmp_path, ledger)
+    before = ledger_record(tmp_path, ledger)
     said = farebox(*words).stdout
-    after = books(tmp_path, ledger)
+    after = ledger_record(tmp_path, ledger)
 
-    quiet = books(undisturbed)
+    quiet = ledger_record(undisturbed)
     assert before["open_trials"] > 0 and before["phases"] != quiet["phases"]  # it was struck in mid-work
     assert rows_of(tmp_path) == rows_of(undisturbed)
     assert [after[k] for k in ("phases", "trials", "open_trials")] == [

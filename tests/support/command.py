@@ -1,4 +1,4 @@
-"""The real command line in processes of its own: run to its end, or watched and killed."""
+"""Run the real command line in its own processes, to its end or until it is killed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.cli import main
+from tests.support.patience import COMMAND_S, patience
 
 ROOT = Path(__file__).resolve().parents[2]
 FAREBOX = (sys.executable, "-m", "pipeline.cli")
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own helpers, which notice after a minute that their Ray is gone."""
-PATIENCE = 240.0
-"""Seconds that one command may take on a busy machine."""
+"""Helper processes of Ray, which notice after a minute that their Ray is gone."""
 
 
 def farebox(
@@ -30,21 +29,21 @@ def farebox(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and check its exit code."""
     done = subprocess.run(
-        [*FAREBOX, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*FAREBOX, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=patience(), check=False
     )
     assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 def here(*words: str, expect: int = 0) -> str:
-    """The same in this process, for commands that only read: what it prints."""
+    """Run a command that only reads in this process; return what it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(words) == expect
     return out.getvalue()
 
 
 def records(storage: Path) -> list[dict[str, Any]]:
-    """What `farebox leaderboard --raw --format json` prints."""
+    """Return what `farebox leaderboard --raw --format json` prints."""
     found: list[dict[str, Any]] = json.loads(here("leaderboard", f"storage={storage}", "--raw", "--format", "json"))
     return found
 
@@ -59,12 +58,12 @@ def below(roots: set[int], title: str = "") -> list[int]:
 
 
 def _heed_interrupts() -> None:
-    """A suite in the background of a shell ignores Ctrl-C, and what it starts would too."""
+    """Accept Ctrl-C: a background process of a shell ignores it, and so would the processes that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Running:
-    """A command under way, in a process group of its own, and the processes below it (Linux: from /proc)."""
+    """A running command in its own process group, and the processes that it started (from /proc)."""
 
     def __init__(self, *words: str, env: Mapping[str, str] | None = None, output: IO[str] | None = None) -> None:
         self.process = subprocess.Popen(
@@ -79,7 +78,7 @@ class Running:
         )
 
     def wait_for(self, true: Callable[[], object], what: str) -> None:
-        """Until it is true; an error when the command ends first."""
+        """Wait until it is true; AssertionError if the command ends first."""
         wait_until(lambda: true() or self.process.poll() is not None, what)
         if not true():
             out, err = self.process.communicate()
@@ -90,20 +89,20 @@ class Running:
         return below({self.process.pid}, title)
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for its end: exit code, stdout and stderr."""
-        out, err = self.process.communicate(timeout=PATIENCE)
+        """Wait until it ends; return its exit code, stdout and stderr."""
+        out, err = self.process.communicate(timeout=patience())
         return self.process.returncode, out, err
 
     def kill(self) -> None:
-        """SIGKILL to the driver alone, as a crash would, then wait until its Ray is gone, but for Ray's own helpers."""
+        """Kill the driver alone, as a crash would, and wait until its Ray has ended, except `AGENTS`."""
         left = self.below()
         self.process.send_signal(signal.SIGKILL)
-        self.process.communicate(timeout=PATIENCE)
+        self.process.communicate(timeout=patience())
         wait_until(lambda: all(processes().get(p, (0, AGENTS[0]))[1] in AGENTS for p in alive(left)), "Ray is gone", 90)
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """(parent, title) of every process."""
+    """Return (parent, title) of every process by id."""
     table = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -115,25 +114,25 @@ def processes() -> dict[int, tuple[int, str]]:
 
 
 def alive(pids: Sequence[int]) -> list[int]:
-    """Those that run (a zombie does not)."""
+    """Return those that are running, without zombies."""
     return [pid for pid in pids if processes().get(pid, (0, ""))[1]]
 
 
 def kill(pid: int) -> None:
-    """SIGKILL."""
+    """Send SIGKILL."""
     os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """AssertionError when it does not become true in time."""
-    deadline = time.monotonic() + seconds
+def wait_until(true: Callable[[], object], what: str, seconds: float = COMMAND_S) -> None:
+    """Wait until it is true. AssertionError after so many seconds, scaled by FAREBOX_TEST_PATIENCE."""
+    deadline = time.monotonic() + patience(seconds)
     while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {patience(seconds):.0f} s: {what}"
         time.sleep(0.05)
 
 
 def charges(storage: Path) -> int:
-    """How many charges the sweep's ledger holds now; 0 before there is one."""
+    """Return the number of charges in the ledger of a sweep; 0 if there is no ledger yet."""
     path = storage / "ledger.db"
     if not path.exists():
         return 0
@@ -144,8 +143,8 @@ def charges(storage: Path) -> int:
         return 0
 
 
-def books(storage: Path, *words: str) -> dict[str, Any]:
-    """What `farebox ledger --json` says; it must verify. `words` say where a ledger outside the storage lies."""
+def ledger_record(storage: Path, *words: str) -> dict[str, Any]:
+    """Return what `farebox ledger --json` prints; it must state no problem. `words`: overrides that name the ledger."""
     found: dict[str, Any] = json.loads(here("ledger", f"storage={storage}", *words, "--json"))
     assert found["problems"] == []
     return found

@@ -1,4 +1,4 @@
-"""What the pipeline's tests stand on: small data sets made on the spot, and trials run without Ray."""
+"""Small data sets made for a test, and trials run without Ray."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STORAGE = "lab"
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    """The image as a file's bytes."""
+    """Return the image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -40,7 +40,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 def write_source(
     path: Path, images: Sequence[bytes], labels: Sequence[int], splits: Sequence[str], classes: Sequence[str]
 ) -> ParquetSource:
-    """A data file as users would make one."""
+    """Write a Parquet data set as users would."""
     schema = pa.schema(
         [("image", pa.binary()), ("label", pa.int64()), ("split", pa.string())],
         metadata={"classes": json.dumps(list(classes))},
@@ -50,7 +50,7 @@ def write_source(
 
 
 def small_data(folder: Path) -> Path:
-    """The card of five icon classes with 8 train, 4 val and 12 test images each."""
+    """Write a data set of five icon classes with 8 train, 4 val and 12 test images each; return its card."""
     icons = source_of(dataset_card("icons"))
     wanted = {"train": 8, "val": 4, "test": 12}
     rows = [
@@ -70,7 +70,7 @@ def small_data(folder: Path) -> Path:
 
 
 def write_card(folder: Path, source: ParquetSource, **changes: Any) -> Path:
-    """The YAML card of a source."""
+    """Write the YAML card of a source."""
     card = {
         "path": source.path,
         "sha256": source.sha256,
@@ -83,7 +83,7 @@ def write_card(folder: Path, source: ParquetSource, **changes: Any) -> Path:
 
 
 class Lab:
-    """A storage folder with its ledger; trials of a small data set run in it without Ray."""
+    """A storage folder with its ledger, in which trials of a small data set run without Ray."""
 
     def __init__(self, folder: Path, endpoint: Endpoint, card: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,20 +103,20 @@ class Lab:
         )
 
     def plan(self, *words: str) -> SweepPlan:
-        """The plan of a small sweep on `model=fake`; later words win."""
+        """Return the plan of a small sweep on `model=fake`; later overrides win."""
         return make_plan(compose([*self.words, *words]))
 
     def spec(self, method: str, *words: str) -> TrialSpec:
-        """The one trial of a method."""
+        """Return the only trial of a method."""
         (spec,) = self.plan(f"methods=[{method}]", *words).trials
         return spec
 
     def reserve(self, spec: TrialSpec) -> None:
-        """Set the trial's predicted bill aside, as a sweep does."""
+        """Reserve the predicted bill of the trial, as a sweep does."""
         self.ledger.reserve(STORAGE, spec.account, ["ceiling"], spec.reserved)
 
     def run(self, spec: TrialSpec, checkpoint_s: float = 60.0) -> list[ResultRow]:
-        """Reserve, run to the rows, settle; the ledger must agree with the rows."""
+        """Reserve, run and close a trial; the ledger must agree with the rows."""
         self.reserve(spec)
         rows = run_trial(spec, self.pool, STORAGE, self.store, checkpoint_s)
         self.ledger.release(STORAGE, spec.account)
@@ -124,18 +124,18 @@ class Lab:
         return rows
 
     def bills(self, spec: TrialSpec) -> dict[Phase, Bill]:
-        """What the ledger charged for a trial."""
+        """Return the bill of a trial in the ledger, by phase."""
         return self.ledger.trial_bill(STORAGE, spec.account)
 
     def paid(self, spec: TrialSpec) -> Bill:
-        """What it charged to the allotment."""
+        """Return what the ledger charged to the trial's allotment."""
         return total(bill for phase, bill in self.bills(spec).items() if phase in BUDGETED_PHASES)
 
 
 def spec_of(
     lab: Lab, cls: type[Method], *words: str, access: Access = Access.TEXT | Access.SCORES, new_classes: bool = False
 ) -> TrialSpec:
-    """A trial of a method that is not registered."""
+    """Return a trial of a method that is not registered."""
     spec = lab.spec("zero_shot", *words)
     cls.info = MethodInfo(cls.__name__, cls, access, "", 1, new_classes, "")
     task = few_shot_task(spec)
@@ -145,11 +145,11 @@ def spec_of(
 
 
 def plain_bill(row: ResultRow) -> Bill:
-    """A row's adapt + validate."""
+    """Return the bill of a row, phases adapt and validate together."""
     return Bill(row.requests, row.images, row.prompts, row.outputs)
 
 
 def outcome(row: ResultRow) -> dict[str, Any]:
-    """All of a row that must not change when a trial is repeated, resumed or moved."""
+    """Return the columns that must not change when a trial is repeated, resumed or moved."""
     loose = {"seconds", "created", "computed_images", "computed_prompts", "cache_hits", "predictions_file"}
     return {k: v for k, v in asdict(row).items() if k not in loose}

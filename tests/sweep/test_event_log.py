@@ -16,7 +16,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_runs_are_appended_with_what_ended_them_and_no_password(tmp_path: Path) -> None:
+def test_each_run_is_appended_with_the_error_that_ended_it_without_passwords(tmp_path: Path) -> None:
     journal = EventLog(tmp_path, {"t": "craft on digits"})
     with journal.run(2, 1):
         journal.trial("trial started", "t")
@@ -35,7 +35,7 @@ def test_runs_are_appended_with_what_ended_them_and_no_password(tmp_path: Path) 
     assert all(line["at"].endswith("+00:00") for line in found)
 
 
-def test_a_log_that_cannot_be_written_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_does_not_stop_a_run(tmp_path: Path) -> None:
     with EventLog(tmp_path / "gone", {"t": "x"}).run(1, 0):
         pass
     assert not (tmp_path / "gone").exists()

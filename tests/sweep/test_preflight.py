@@ -42,7 +42,7 @@ def test_sqlite_on_a_network_file_system_is_refused(url: str, kind: str, mounts:
         refuse_network_sqlite({"budget.global.url": url, "mlflow": "sqlite:////home/me/mlflow.db"}, mounts)
 
 
-def test_both_stores_are_named_at_once(mounts: Path) -> None:
+def test_one_message_names_both_databases(mounts: Path) -> None:
     with pytest.raises(ConfigError, match=r"budget\.global\.url=.* mlflow=sqlite:////LOCAL"):
         refuse_network_sqlite(
             {"budget.global.url": "sqlite:////shared/a.db", "mlflow": "sqlite:////shared/b.db"}, mounts
@@ -57,7 +57,7 @@ def test_both_stores_are_named_at_once(mounts: Path) -> None:
         *("sqlite://", "sqlite:///:memory:", "postgresql+psycopg://me@shared/shared", "http://shared:5000"),
     ],
 )
-def test_other_places_are_taken(url: str, mounts: Path) -> None:
+def test_other_locations_are_accepted(url: str, mounts: Path) -> None:
     refuse_network_sqlite({"budget.global.url": url}, mounts)
 
 
@@ -65,7 +65,7 @@ def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
     refuse_network_sqlite({"budget.global.url": "sqlite:////shared/ledger.db"}, tmp_path / "none")
 
 
-def test_rays_token_is_the_users_alone(tmp_path: Path) -> None:
+def test_only_the_user_can_read_the_token_of_ray(tmp_path: Path) -> None:
     close_ray_token(tmp_path)  # there is none yet
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
@@ -75,7 +75,7 @@ def test_rays_token_is_the_users_alone(tmp_path: Path) -> None:
     assert token.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_port_in_use_is_named_with_a_free_one() -> None:
+def test_a_port_in_use_is_refused_and_a_free_one_suggested() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -89,6 +89,6 @@ def test_a_port_in_use_is_named_with_a_free_one() -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 10**9])
-def test_a_number_that_is_no_port_is_refused(port: int) -> None:
+def test_an_invalid_port_is_refused(port: int) -> None:
     with pytest.raises(ConfigError, match="expected a number from 1 to 65535"):
         check_free_port(port)

@@ -44,7 +44,7 @@ def test_the_switch_for_loopback_is_restored(monkeypatch: pytest.MonkeyPatch, be
     assert os.environ.get(name) == before and constant == ray_constants.ENABLE_RAY_CLUSTER
 
 
-def test_an_error_of_ray_becomes_one_short_line_and_another_stays_itself() -> None:
+def test_an_error_of_ray_becomes_one_short_line_and_other_errors_are_raised_again() -> None:
     memory = "3 worker(s) were killed due to the node running low on memory.\nMemory on the node ..."
     for error in (OutOfMemoryError(memory), RuntimeError(f"Caught unexpected exception: {memory}")):
         assert "memory ran out" in str(lost(error)) and "the same command continues" in str(lost(error))

@@ -10,15 +10,15 @@ import pytest
 from pipeline.budget import Limits
 from pipeline.cli import main
 from pipeline.errors import ConfigError
-from pipeline.sweep.reservations import sweep_account
+from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.status import FILE, Heartbeat, shown, status
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import new_id, write_id
-from pipeline.trials.trial import failed_row, spec_columns
+from pipeline.trials.rows import failed_row, spec_columns
 from tests.support.lab import Lab
 
 
-def test_a_sweep_at_work_and_the_same_one_when_its_driver_died(lab: Lab) -> None:
+def test_status_of_a_running_sweep_and_after_its_driver_died(lab: Lab) -> None:
     storage, url = lab.folder, f"sqlite:///{lab.folder / 'ledger.db'}"
     identity = new_id(storage)
     write_id(storage, identity)
@@ -52,7 +52,7 @@ def test_a_sweep_at_work_and_the_same_one_when_its_driver_died(lab: Lab) -> None
     assert status(storage, url)["done"] == 1
 
 
-def test_a_look_at_the_lock_does_not_take_it(tmp_path: Path) -> None:
+def test_reading_the_lock_does_not_take_it(tmp_path: Path) -> None:
     assert not held(tmp_path)
     with alone(tmp_path):
         assert held(tmp_path) and held(tmp_path)
@@ -61,9 +61,7 @@ def test_a_look_at_the_lock_does_not_take_it(tmp_path: Path) -> None:
     assert not held(tmp_path)
 
 
-def test_the_command_says_so_where_there_is_no_sweep(
-    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_without_a_sweep_is_refused(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", f"storage={tmp_path / 'none'}"]) == 2
     assert "no sweep at" in capsys.readouterr().err
     write_id(lab.folder, new_id(lab.folder))

@@ -40,7 +40,7 @@ def test_a_damaged_byte_never_changes_the_id(storage: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"0a1b2c3d4e5f\n", b"\x00" * 400, b"{}\n{}\n", b"[" * 100_000])
-def test_a_file_that_is_damaged_as_a_whole_is_named_in_one_line(
+def test_a_file_with_both_lines_damaged_is_reported_in_one_line(
     storage: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (storage / FILE).write_bytes(content)
@@ -55,12 +55,12 @@ def test_a_file_that_is_damaged_as_a_whole_is_named_in_one_line(
         read_id(storage)
 
 
-def test_a_folder_without_it_is_no_storage(tmp_path: Path) -> None:
+def test_a_folder_without_an_id_is_not_a_storage(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no sweep at"):
         read_id(tmp_path)
 
 
-def test_a_copy_is_one_while_the_original_is_there(storage: Path, tmp_path: Path) -> None:
+def test_a_folder_is_a_copy_while_the_original_exists(storage: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(storage, copy)
     assert copied(copy) and not copied(storage)
@@ -76,7 +76,7 @@ def test_a_copy_is_one_while_the_original_is_there(storage: Path, tmp_path: Path
     assert copied(copy)
 
 
-def test_a_folder_on_another_machine_is_told_by_its_inode(
+def test_a_folder_on_another_machine_is_recognised_by_its_inode(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(storage, tmp_path / "copy")

@@ -12,7 +12,7 @@ from pipeline.blackbox import architecture, facts
 from pipeline.cli import main
 from pipeline.config.compose import compose
 from pipeline.errors import BudgetExceeded, DataError
-from pipeline.trials.estimate import TrialEstimate, outline
+from pipeline.trials.estimate import TrialEstimate, estimate
 from pipeline.trials.plan import refuse_unpayable
 from tests.support.lab import Lab
 
@@ -34,14 +34,14 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sweep", PAPERS)
-def test_a_papers_sweep_is_priced_without_its_data(sweep: str) -> None:
+def test_the_sweep_of_a_paper_is_priced_without_its_data(sweep: str) -> None:
     config = compose([f"sweep={sweep}"])
-    made = outline(config)
+    made = estimate(config)
     cells = len(config.methods) * len(config.datasets) * len(config.shots) * len(config.seeds) * len(config.allotments)
     assert len(made.trials) == cells and not made.exact and not made.unable
-    assert {a.name for a in made.absent if a.kind == "data set"} >= {card.name for card in config.datasets}
-    assert all(a.published.startswith("https://") for a in made.absent)
-    (weights,) = (a for a in made.absent if a.kind == "weights")
+    assert {a.name for a in made.missing if a.kind == "data set"} >= {card.name for card in config.datasets}
+    assert all(a.published.startswith("https://") for a in made.missing)
+    (weights,) = (a for a in made.missing if a.kind == "weights")
     assert (weights.name, weights.fetched) == ("rn50", True)
     for trial in made.trials:
         for unit in ("requests", "images"):
@@ -50,28 +50,28 @@ def test_a_papers_sweep_is_priced_without_its_data(sweep: str) -> None:
 
 
 def test_crafts_own_number_of_candidates_at_each_number_of_shots() -> None:
-    made = outline(compose(["sweep=craft_paper", "datasets=[dtd]", "seeds=1"]))
+    made = estimate(compose(["sweep=craft_paper", "datasets=[dtd]", "seeds=1"]))
     asked = {(t.cell.choice.name, t.cell.shots): t.bill.requests for t in made.trials}
     for shots, candidates in {1: 2000, 2: 4000, 4: 4000, 8: 8000, 16: 8000}.items():
         assert asked["bbt", shots] == candidates
         assert asked["craft", shots] == candidates // 40 * 41, "the refiner's request of each generation is billed"
 
 
-def test_the_outline_of_data_that_is_here_is_the_plan(lab: Lab) -> None:
+def test_the_estimate_with_all_data_present_equals_the_plan(lab: Lab) -> None:
     words = ["methods=[taskres,craft]", "shots=[1,4]", "seeds=[1,2]"]
-    made, plan = outline(compose([*lab.words, *words])), lab.plan(*words)
-    assert made.exact and made.absent == ()
+    made, plan = estimate(compose([*lab.words, *words])), lab.plan(*words)
+    assert made.exact and made.missing == ()
     assert made.trials == tuple(map(TrialEstimate.of, plan.trials)) and made.total == plan.total
     assert all(t.trial_id for t in made.trials)
 
 
-def test_one_missing_test_set_is_named_with_the_way_to_leave_it_out(lab: Lab, tmp_path: Path) -> None:
+def test_a_missing_test_set_is_named_with_the_key_that_leaves_it_out(lab: Lab, tmp_path: Path) -> None:
     card = tmp_path / "elsewhere.yaml"
     card.write_text(
         lab.card.read_text().replace("small.parquet", "gone.parquet") + "name: elsewhere\nshift_of: small\n"
     )
-    made = outline(compose([*lab.words, f"shift=[{card}]", "methods=[taskres]"]))
-    (absent,) = made.absent
+    made = estimate(compose([*lab.words, f"shift=[{card}]", "methods=[taskres]"]))
+    (absent,) = made.missing
     assert absent.name == "elsewhere" and "gone.parquet (or leave it out: shift=false)" in absent.what
     (trial,) = made.trials
     assert (trial.trial_id, trial.test_sets) == (None, ("small", "elsewhere"))
@@ -79,7 +79,7 @@ def test_one_missing_test_set_is_named_with_the_way_to_leave_it_out(lab: Lab, tm
 
 
 def test_base_to_new_is_priced_by_its_base_classes(lab: Lab) -> None:
-    made = outline(
+    made = estimate(
         compose(["sweep=coop", "protocol=base_to_new", "methods=[bbt]", "datasets=[oxford_pets]", "shots=16"])
     )
     trial = made.trials[0]
@@ -89,18 +89,16 @@ def test_base_to_new_is_priced_by_its_base_classes(lab: Lab) -> None:
 
 def test_a_whole_val_split_that_would_be_the_test_split_is_refused_without_data() -> None:
     with pytest.raises(DataError, match="'imagenet' has no val split of its own: type validation=min4"):
-        outline(compose(["sweep=coop", "validation=full"]))
+        estimate(compose(["sweep=coop", "validation=full"]))
 
 
-def test_ceilings_hold_without_data_too() -> None:
-    made = outline(compose(["sweep=craft_paper", "budget.sweep.requests=1000"]))
+def test_ceilings_are_checked_without_data() -> None:
+    made = estimate(compose(["sweep=craft_paper", "budget.sweep.requests=1000"]))
     with pytest.raises(BudgetExceeded):
         refuse_unpayable(made.config, made.total)
 
 
-def test_the_command_prints_the_grid_and_what_lacks_and_run_refuses(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_plan_lists_missing_assets_and_run_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["sweep=taskres_paper", "datasets=[dtd,eurosat]", "shots=16"]
     assert main(["plan", *words]) == 0
     printed = capsys.readouterr().out
@@ -115,7 +113,10 @@ def test_the_command_prints_the_grid_and_what_lacks_and_run_refuses(
     assert "missing: weights rn50" in said.err
     assert main(["run", *words, f"storage={tmp_path / 'none'}"]) == 2
     error = capsys.readouterr().err
-    assert "2 things of this sweep are not on this machine (dtd, eurosat)" in error and error.count("\n") == 1
+    assert (
+        "2 data sets or weights of this sweep are not on this machine (dtd, eurosat)" in error
+        and error.count("\n") == 1
+    )
     assert not (tmp_path / "none").exists()
 
 

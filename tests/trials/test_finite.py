@@ -45,7 +45,7 @@ NAMES = ("ant", "bee", "cat")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_first_element_that_is_not_finite_is_found(value: float) -> None:
+def test_the_first_non_finite_element_is_found(value: float) -> None:
     values = torch.zeros(4, 5)
     assert first_non_finite(values) is None
     values[2, 3] = values[3, 1] = value
@@ -54,18 +54,18 @@ def test_the_first_element_that_is_not_finite_is_found(value: float) -> None:
     assert first_non_finite(values) == (1, 1)
 
 
-def test_a_sum_that_overflows_is_no_fault() -> None:
+def test_an_overflowing_sum_of_finite_elements_is_accepted() -> None:
     assert first_non_finite(torch.full((3,), 3e38)) is None
     assert first_non_finite(torch.full((3,), 6e4, dtype=torch.float16)) is None
     assert first_non_finite(torch.arange(3)) is None and first_non_finite(torch.empty(0)) is None
 
 
-def test_json_holds_null_in_the_place_of_nan() -> None:
+def test_json_has_null_for_nan() -> None:
     value = {"a": [1.5, math.nan, (math.inf, "x")], "b": {"c": -math.inf, "d": None, "e": True}}
     assert json.loads(strict_json(value)) == {"a": [1.5, None, [None, "x"]], "b": {"c": None, "d": None, "e": True}}
 
 
-def test_no_other_place_writes_json_that_a_number_of_a_run_reaches() -> None:
+def test_json_with_numbers_of_a_run_is_written_in_one_place() -> None:
     """Digests of texts and settings, and quoted strings, cannot hold NaN."""
     root = Path(pipeline.__file__).parent
     found = {
@@ -241,7 +241,7 @@ def test_a_context_that_is_not_finite_is_refused_with_its_number(lab: Lab, tmp_p
         ("text_features", (2, 3, 16), (1, 0, 0), "text_features: .* at prompt set 2"),
     ],
 )
-def test_what_comes_back_is_checked_too(
+def test_responses_are_checked_too(
     lab: Lab, fake: Endpoint, images: Images, kind: str, shape: tuple[int, ...], at: tuple[int, ...], said: str
 ) -> None:
     class Damaged:
@@ -277,7 +277,7 @@ def test_a_store_neither_takes_nor_serves_a_row_that_is_not_finite(tmp_path: Pat
 
 def test_a_trial_on_a_model_that_gives_nan_is_a_failed_row(lab: Lab, tmp_path: Path) -> None:
     spec = lab.spec("zero_shot")
-    key = Images.plain(source_of(spec.dataset), "test", spec.tests[0].rows, "crop").keys[7]
+    key = Images.plain(source_of(spec.dataset), "test", spec.eval_sets[0].rows, "crop").keys[7]
     bad = Lab(tmp_path / "bad", broken(tmp_path, image=key), lab.card)
     (row,) = bad.run(bad.spec("zero_shot"))
     assert (row.status, row.accuracy) == ("failed", None)
@@ -315,7 +315,7 @@ def test_a_loss_that_overflows_is_named(lab: Lab, method: str, setting: str) -> 
     lab.ledger.release(STORAGE, spec.account)
 
 
-def test_a_row_holds_no_nan(tmp_path: Path) -> None:
+def test_a_row_has_no_nan(tmp_path: Path) -> None:
     row = make()
     with pytest.raises(ValueError, match="nll is nan"):
         replace(row, nll=math.nan)

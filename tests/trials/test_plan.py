@@ -17,7 +17,7 @@ from pipeline.config.compose import compose
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.source_code import method_digest
 from pipeline.trials import plan as planning
-from pipeline.trials.estimate import outline
+from pipeline.trials.estimate import estimate
 from pipeline.trials.plan import TrialSpec, refuse_unpayable
 from tests.support.lab import Lab, outcome, plain_bill
 
@@ -28,7 +28,7 @@ def ids(lab: Lab, *words: str) -> list[str]:
     return [trial.trial_id for trial in lab.plan("methods=[taskres]", *words).trials]
 
 
-def test_an_id_is_stable_and_knows_no_sweep_storage_or_order(lab: Lab, tmp_path: Path) -> None:
+def test_an_id_does_not_depend_on_sweep_storage_or_order(lab: Lab, tmp_path: Path) -> None:
     (wanted,) = ids(lab)
     assert ids(lab) == [wanted]
     mine = tmp_path / "mine.yaml"
@@ -63,12 +63,12 @@ def test_an_id_is_stable_and_knows_no_sweep_storage_or_order(lab: Lab, tmp_path:
     ],
     ids=" ".join,
 )
-def test_every_ingredient_of_a_cell_makes_another_id(lab: Lab, words: list[str]) -> None:
+def test_every_part_of_a_cell_changes_the_id(lab: Lab, words: list[str]) -> None:
     assert ids(lab, *words) != ids(lab)
 
 
 @pytest.mark.parametrize("line", ['template: "the {}"', 'templates: ["{}"]', "augment: crop"])
-def test_the_data_cards_words_make_another_id(lab: Lab, tmp_path: Path, line: str) -> None:
+def test_the_text_of_a_data_card_changes_the_id(lab: Lab, tmp_path: Path, line: str) -> None:
     key = line.split(":")[0]
     kept = "".join(text for text in lab.card.read_text().splitlines(keepends=True) if not text.startswith((key, "-")))
     other = tmp_path / lab.card.name
@@ -76,7 +76,7 @@ def test_the_data_cards_words_make_another_id(lab: Lab, tmp_path: Path, line: st
     assert ids(lab, f"datasets=[{other}]") != ids(lab)
 
 
-def test_the_methods_version_the_precision_and_the_rules_make_another_id(
+def test_the_methods_version_the_precision_and_the_rules_change_the_id(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = set(ids(lab))
@@ -93,10 +93,13 @@ def test_the_methods_version_the_precision_and_the_rules_make_another_id(
 
 def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
     with_shift, without = (lab.plan("methods=[zero_shot]", "datasets=[icons]", f"shift={s}") for s in ("true", "false"))
-    assert [(t.kind, t.name) for t in with_shift.trials[0].tests] == [("source", "icons"), ("shift", "icons_outline")]
-    assert [(t.kind, t.name) for t in without.trials[0].tests] == [("source", "icons")]
+    assert [(t.kind, t.name) for t in with_shift.trials[0].eval_sets] == [
+        ("source", "icons"),
+        ("shift", "icons_outline"),
+    ]
+    assert [(t.kind, t.name) for t in without.trials[0].eval_sets] == [("source", "icons")]
     assert with_shift.trials[0].trial_id != without.trials[0].trial_id
-    assert outline(with_shift.config).records()[0]["test_sets"] == ["icons", "icons_outline"]
+    assert estimate(with_shift.config).records()[0]["test_sets"] == ["icons", "icons_outline"]
     listed = lab.plan("methods=[zero_shot]", "datasets=[icons]", "shift=[icons_outline]")
     assert listed.trials[0].trial_id == with_shift.trials[0].trial_id, "however it was said"
 
@@ -128,7 +131,7 @@ def test_a_method_that_the_model_does_not_grant_is_listed_and_not_planned(lab: L
         lab.plan("methods=[craft]", f"model={scores_only}")
 
 
-def test_what_cannot_be_drawn_is_said_before_anything_is_asked(lab: Lab) -> None:
+def test_an_impossible_draw_is_refused_before_any_request(lab: Lab) -> None:
     with pytest.raises(
         DataError, match=r"9 train images a class asked of 'small', but class '.*' has 8: set shots to 8"
     ):
@@ -158,7 +161,7 @@ def test_the_predicted_bill_is_the_bill_with_fresh_views_few_images_and_no_valid
     assert row.images <= 250 and row.validate_requests == 0
 
 
-def test_a_prediction_asks_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predicting_a_bill_sends_no_request(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a plan must not compute")
 
@@ -167,9 +170,9 @@ def test_a_prediction_asks_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
     assert plan.total.requests == sum(t.predicted.requests for t in plan.trials) > 0
 
 
-def test_the_plan_as_json_says_what_each_trial_will_cost(lab: Lab) -> None:
+def test_the_json_plan_has_the_bill_of_each_trial(lab: Lab) -> None:
     spec = lab.spec("taskres")
-    (record,) = outline(compose([*lab.words, "methods=[taskres]"])).records()
+    (record,) = estimate(compose([*lab.words, "methods=[taskres]"])).records()
     assert record["trial_id"] == spec.trial_id
     assert record["predicted_requests"] == spec.predicted.requests and record["predicted_outputs"] > 0
     assert (record["method"], record["dataset"], record["budget_requests"]) == ("taskres", "small", 300)
@@ -199,7 +202,7 @@ def test_a_sweep_that_the_ceiling_cannot_pay_is_refused_to_the_last_unit(
     )  # what is done already need not be paid again
 
 
-def test_what_is_set_aside_is_the_predicted_bill(lab: Lab) -> None:
+def test_the_predicted_bill_is_reserved(lab: Lab) -> None:
     spec = lab.spec("taskres")
     lab.reserve(spec)
     (account,) = lab.ledger.accounts()
@@ -262,7 +265,7 @@ def test_methods_of_other_files_have_other_digests() -> None:
     assert len(set(digests.values())) == len({info.cls.__module__ for info in all_methods().values()})
 
 
-def test_a_trial_and_its_rerun_by_other_code_have_one_id_and_two_payers(lab: Lab) -> None:
+def test_a_rerun_by_other_code_has_the_same_trial_id_and_another_ledger_key(lab: Lab) -> None:
     spec = lab.spec("taskres")
     other = TrialSpec(**{**vars(spec), "method_digest": "0" * 16})
     assert spec.trial_id == other.trial_id and spec.account != other.account
@@ -273,7 +276,7 @@ def test_a_trial_and_its_rerun_by_other_code_have_one_id_and_two_payers(lab: Lab
     assert lab.paid(spec) == lab.paid(other) == spec.predicted
 
 
-def test_one_data_set_under_two_names_is_mentioned(lab: Lab, tmp_path: Path) -> None:
+def test_a_data_set_under_two_names_is_reported(lab: Lab, tmp_path: Path) -> None:
     copy = tmp_path / "copy.yaml"
     copy.write_text(lab.card.read_text())
     plan = lab.plan("methods=[zero_shot]", f"datasets=[{lab.card},{copy}]")

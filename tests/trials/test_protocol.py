@@ -39,7 +39,7 @@ def halves(lab: Lab, method: str, *words: str) -> Any:
 def test_the_first_half_rounded_up_is_base_and_the_rest_is_new(lab: Lab) -> None:
     spec = halves(lab, "zero_shot")
     source = source_of(spec.dataset)
-    base, new = spec.tests
+    base, new = spec.eval_sets
     assert (base.name, new.name) == ("small:base", "small:new")
     assert base.classes.names + new.classes.names == source.classnames
     assert (len(base.classes), len(new.classes)) == (3, 2)
@@ -138,7 +138,7 @@ def test_a_shift_set_of_some_classes_in_another_order_is_scored_on_their_columns
     # the lab's set has the icons 0 to 4: as its own shift, three of them in another order
     card = mixed(tmp_path, "some", [4, 0, 2], shift_of="small")
     spec = lab.spec("logit_head", f"shift=[{card}]")
-    _, shift = spec.tests
+    _, shift = spec.eval_sets
     assert (shift.kind, shift.name, list(shift.columns or ())) == ("shift", "some", [4, 0, 2])
     whole, some = lab.run(spec)
     assert (some.kind, some.n_test, some.n_classes, some.dataset) == ("shift", 18, 3, "small")
@@ -230,10 +230,10 @@ def test_what_cannot_be_scored_is_refused(words: list[str], message: str) -> Non
         make_plan(compose(["sweep=smoke", "datasets=[icons]", "methods=[zero_shot]", *words]))
 
 
-def test_test_sets_are_all_shifts_none_or_those_that_are_listed(lab: Lab) -> None:
+def test_eval_sets_are_all_shifts_none_or_the_listed_ones(lab: Lab) -> None:
     def tested(*words: str) -> list[tuple[str, str]]:
         plan = lab.plan("methods=[zero_shot]", "datasets=[icons,emoji]", *words)
-        return [(t.kind, t.name) for spec in plan.trials for t in spec.tests if t.kind != "source"]
+        return [(t.kind, t.name) for spec in plan.trials for t in spec.eval_sets if t.kind != "source"]
 
     assert tested() == [("shift", "icons_outline"), ("shift", "emoji_contrast")]
     assert tested("shift=false") == []
@@ -258,12 +258,12 @@ def test_a_transfer_set_is_predicted_under_its_own_classes_and_template(lab: Lab
     assert len(ids) == 3
 
 
-def test_the_digest_of_a_test_set_knows_the_words_that_predict_is_given(lab: Lab, tmp_path: Path) -> None:
+def test_the_digest_of_a_test_set_covers_the_names_and_templates_given_to_predict(lab: Lab, tmp_path: Path) -> None:
     card = mixed(tmp_path, "other", [4, 0, 2], shift_of="small")
 
     def digests() -> tuple[str, str]:
-        shift = lab.spec("zero_shot", f"shift=[{card}]").tests[-1]
-        transfer = lab.spec("zero_shot", "shift=false", f"transfer=[{card}]").tests[-1]
+        shift = lab.spec("zero_shot", f"shift=[{card}]").eval_sets[-1]
+        transfer = lab.spec("zero_shot", "shift=false", f"transfer=[{card}]").eval_sets[-1]
         assert (shift.kind, transfer.kind) == ("shift", "transfer")
         return shift.digest, transfer.digest
 
@@ -272,7 +272,7 @@ def test_the_digest_of_a_test_set_knows_the_words_that_predict_is_given(lab: Lab
     assert digests()[0] == shift != transfer != digests()[1]
 
 
-def test_protocols_never_meet_in_one_section(lab: Lab) -> None:
+def test_protocols_have_separate_sections(lab: Lab) -> None:
     rows = [
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "transfer=[digits]", "shots=1")),
         *lab.run(lab.spec("zero_shot", "datasets=[icons]", "protocol=base_to_new", "shots=1")),
@@ -349,10 +349,10 @@ class Noting(np.ndarray):  # type: ignore[type-arg]
     [["datasets=[icons]", "shots=1"], ["curve=3"], ["protocol=base_to_new", "curve=2"]],
     ids=["shift", "curve", "base_to_new"],
 )
-def test_every_read_of_test_labels_is_in_the_row_and_there_is_no_other(lab: Lab, words: list[str]) -> None:
+def test_every_read_of_test_labels_is_counted_in_the_row(lab: Lab, words: list[str]) -> None:
     spec = lab.spec("bbt", *words, "budget.requests=200")
     reads: dict[str, int] = {}
-    sources: dict[str, Source] = {t.card.name: opened(source_of(t.card)) for t in spec.tests}
+    sources: dict[str, Source] = {t.card.name: opened(source_of(t.card)) for t in spec.eval_sets}
     for source in sources.values():
         noting = source.labels.view(Noting)
         noting.noted = []
@@ -366,7 +366,7 @@ def test_every_read_of_test_labels_is_in_the_row_and_there_is_no_other(lab: Lab,
         for source in sources.values():
             vars(source)["labels"] = np.asarray(source.labels)
     counted = {name: sum(r.test_label_reads for r in rows if r.test_set.split(":")[0] == name) for name in sources}
-    assert counted[spec.dataset.name] == sum(t.card is spec.dataset for t in spec.tests) + spec.curve
+    assert counted[spec.dataset.name] == sum(t.card is spec.dataset for t in spec.eval_sets) + spec.curve
     if spec.protocol == "all_to_all":  # halves are chosen by label as well, each time they are listed
         assert reads == counted
     assert all(reads[name] >= counted[name] for name in sources)

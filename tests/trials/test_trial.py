@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,18 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase
+from pipeline.config.compose import model_card
 from pipeline.data.images import Images
+from pipeline.errors import MethodError
+from pipeline.ledger.ledger import Ledger
+from pipeline.results.store import ResultStore
 from pipeline.trials import evaluate as scoring
 from pipeline.trials import trial as trials
 from pipeline.trials.boundary import Session, _session
-from pipeline.trials.checkpoint import Checkpoint
+from pipeline.trials.checkpoint import Checkpoint, stored_checkpoints
 from pipeline.trials.evaluate import metrics
 from pipeline.trials.plan import TrialSpec
+from pipeline.trials.rows import spec_columns, write_failure
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.trial import State, few_shot_task, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
@@ -179,7 +185,7 @@ def test_predictions_are_made_by_a_copy_on_shuffled_batches_and_kept_in_file_ord
     assert (row.evaluate_requests, row.evaluate_images) == (3, 60)
 
 
-def test_a_row_says_what_was_paid_used_and_kept(lab: Lab) -> None:
+def test_a_row_has_the_bill_the_labels_and_the_size_of_the_method(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Probe))
     assert (row.status, row.test_set, row.n_test, row.n_classes) == ("done", "small", 60, 5)
     assert plain_bill(row) == ONE * 4
@@ -321,7 +327,7 @@ def test_a_trial_killed_while_it_is_scored_continues(lab: Lab, monkeypatch: pyte
     assert lab.bills(spec)[Phase.EVALUATE].images == source.n_test + shift.n_test
 
 
-def test_the_real_model_gives_the_same_bits_after_a_death(
+def test_the_real_model_gives_the_same_bits_after_a_kill(
     tiny: Endpoint, lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mine, straight = (Lab(tmp_path / name, tiny, lab.card) for name in ("mine", "straight"))
@@ -335,13 +341,13 @@ def test_the_real_model_gives_the_same_bits_after_a_death(
 
 @pytest.mark.parametrize("damaged", [("newest",), ("newest", "spare")])
 @pytest.mark.parametrize("how", ["cut", "flipped", "of another Farebox"])
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(
+def test_a_damaged_checkpoint_changes_neither_row_nor_bill(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damaged: tuple[str, ...], how: str
 ) -> None:
     spec = lab.spec("bbt", "budget.requests=130")
     straight = Lab(tmp_path / "straight", lab.pool.endpoint, lab.card)
     wanted = straight.run(spec)
-    checkpoint = Checkpoint(lab.folder / "checkpoints", spec.account)
+    checkpoint = Checkpoint(lab.folder, spec.account)
     files = {"newest": checkpoint.path, "spare": checkpoint.before}
 
     with monkeypatch.context() as patch:
@@ -392,7 +398,22 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
     checkpoint.path.replace(checkpoint.before)  # killed between the two renames
     assert checkpoint.load() == {"step": 4}
     checkpoint.clear()
-    assert checkpoint.load() is None and not list((tmp_path / "c").iterdir())
+    assert checkpoint.load() is None and not list((tmp_path / "c" / "checkpoints").iterdir())
+
+
+def test_the_checkpoints_of_a_storage_are_listed_by_trial(tmp_path: Path) -> None:
+    assert stored_checkpoints(tmp_path) == []
+    for name in ("b.1.2", "a.1.2"):
+        checkpoint = Checkpoint(tmp_path, name)
+        checkpoint.save("first")
+        checkpoint.save("second")  # the first becomes the spare
+    Checkpoint(tmp_path, "a.1.2").path.unlink()
+    found = stored_checkpoints(tmp_path)
+    assert [checkpoint.trial for checkpoint in found] == ["a.1.2", "b.1.2"]
+    assert [checkpoint.load() for checkpoint in found] == ["first", "second"]
+    for checkpoint in found:
+        checkpoint.clear()
+    assert stored_checkpoints(tmp_path) == []
 
 
 def test_a_checkpoint_of_another_trial_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -412,7 +433,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found(tmp_path: Path) -> None:
         assert checkpoint.load() is None, at
 
 
-def test_weights_that_changed_after_the_plan_fail_the_trial_before_anything_is_asked(lab: Lab) -> None:
+def test_weights_that_changed_after_the_plan_fail_the_trial_before_any_request(lab: Lab) -> None:
     spec = replace(lab.spec("taskres"), model_identity="other weights")
     lab.reserve(spec)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
@@ -477,7 +498,7 @@ def test_a_plan_whose_bill_has_too_few_images_is_reported_in_images(lab: Lab) ->
     assert row.status == "failed" and row.error is not None and row.error.startswith(f"MethodError: Views: {said}")
 
 
-def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_is_sent(lab: Lab) -> None:
+def test_a_method_that_exceeds_its_allotment_is_cut_off_before_the_request_is_sent(lab: Lab) -> None:
     spec = spec_of(lab, Probe, "budget.requests=2")
     (row,) = lab.run(spec)
     assert row.status == "budget_exhausted" and row.accuracy is not None
@@ -488,7 +509,7 @@ def test_a_method_that_asks_more_than_its_allotment_is_cut_off_before_anything_i
     )
 
 
-def test_a_method_whose_start_passes_its_allotment_has_failed_with_its_bill(lab: Lab) -> None:
+def test_a_method_that_cannot_pay_for_its_start_fails_with_its_bill(lab: Lab) -> None:
     class StartsFourTimes(GreedyAtOnce):
         promised = 4
 
@@ -498,7 +519,7 @@ def test_a_method_whose_start_passes_its_allotment_has_failed_with_its_bill(lab:
     assert plain_bill(row) == ONE * 2
 
 
-def test_a_method_that_asks_beyond_its_access_has_failed_with_its_bill(lab: Lab) -> None:
+def test_a_method_that_exceeds_its_access_fails_with_its_bill(lab: Lab) -> None:
     (row,) = lab.run(spec_of(lab, Intruder))
     assert row.status == "failed" and row.accuracy is None
     file = lab.store.storage / "errors" / f"{row.trial_id}.txt"
@@ -518,7 +539,7 @@ def test_a_trial_out_of_budget_killed_while_it_is_scored_stays_so(lab: Lab, monk
     assert plain_bill(row) == plain_bill(wanted) and row.accuracy == wanted.accuracy
 
 
-def test_a_methods_own_bug_is_raised_and_nothing_is_written(lab: Lab) -> None:
+def test_an_exception_of_a_method_is_raised_and_nothing_is_written(lab: Lab) -> None:
     spec = spec_of(lab, Buggy)
     lab.reserve(spec)
     with pytest.raises(RuntimeError, match="a bug"):
@@ -528,7 +549,7 @@ def test_a_methods_own_bug_is_raised_and_nothing_is_written(lab: Lab) -> None:
     assert lab.paid(spec) == ONE * 2
 
 
-def test_an_answer_of_the_endpoint_that_says_diverged_marks_the_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_with_another_digest_marks_the_row(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(lab, Probe)
     lab.reserve(spec)
     box = trials.MeteredBox(lab.pool, STORAGE, spec.account, Access.TEXT | Access.SCORES, spec.allotment)
@@ -546,3 +567,65 @@ def test_an_answer_of_the_endpoint_that_says_diverged_marks_the_row(lab: Lab, mo
     assert row.status == "done" and len(asked) == 5
     assert plain_bill(row) == ONE * 4
     assert (row.replay_requests, row.replay_images) == (1, 20)
+
+
+def test_an_orphaned_replica_charges_nothing_twice(lab: Lab, features: Path) -> None:
+    """A replica of a former run, with a ledger client of its own, goes on beside the one that took its trial over."""
+    spec = lab.spec("craft", "budget.requests=60")
+    lab.reserve(spec)
+    orphan = Ledger(f"sqlite:///{lab.folder / 'ledger.db'}")
+    pool, store = LocalPool(Endpoint(model_card("fake"), features), orphan), ResultStore(lab.folder / "orphan")
+    with ThreadPoolExecutor(2) as both:
+        late = both.submit(run_trial, spec, pool, STORAGE, store)
+        (row,) = both.submit(run_trial, spec, lab.pool, STORAGE, lab.store).result()
+    assert [outcome(r) for r in late.result()] == [outcome(row)]
+    assert lab.paid(spec) == plain_bill(row) == spec.predicted
+    assert lab.bills(spec)[Phase.REPLAY] == Bill()
+    lab.ledger.release(STORAGE, spec.account)
+    (again,) = run_trial(spec, pool, STORAGE, store)  # dead for a day, and all of it is asked again
+    orphan.close()
+    assert outcome(again) == outcome(row) and lab.paid(spec) == spec.predicted
+
+
+def test_a_late_failure_of_an_orphan_does_not_change_a_finished_trial(lab: Lab) -> None:
+    spec = lab.spec("taskres")
+    rows = lab.run(spec)
+    write_failure(spec, RuntimeError("its replicas are gone"), lab.store, spec_columns(spec))
+    assert lab.store.rows_of(spec.trial_id) == rows
+
+
+def test_each_row_has_the_evaluation_bill_of_its_own_test_set(lab: Lab) -> None:
+    rows = lab.run(lab.spec("zero_shot", "protocol=base_to_new"))
+    assert [row.evaluate_images for row in rows] == [row.n_test for row in rows]
+
+
+def test_a_failed_evaluation_keeps_the_bill_of_earlier_test_sets(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, predict, calls = lab.spec("zero_shot", "protocol=base_to_new"), trials.predict, list[str]()
+
+    def second_fails(*arguments: Any) -> Any:
+        calls.append("predict")
+        result = predict(*arguments)
+        if len(calls) == 2:
+            raise MethodError("the second test set")
+        return result
+
+    monkeypatch.setattr(trials, "predict", second_fails)
+    lab.reserve(spec)
+    (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
+    assert row.status == "failed" and row.evaluate_images == sum(len(t.rows) for t in spec.eval_sets)
+    assert row.evaluate_images == lab.bills(spec)[Phase.EVALUATE].images
+
+
+class Growing(Probe):
+    """It deploys one number more at each call."""
+
+    calls = 0
+
+    def deployed(self) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"weights": torch.zeros(self.calls)}
+
+
+def test_deployed_is_called_once(lab: Lab) -> None:
+    rows = lab.run(spec_of(lab, Growing, "datasets=[icons]", "shots=1"))
+    assert [row.client_bytes for row in rows] == [4, 4]

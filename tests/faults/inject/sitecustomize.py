@@ -1,7 +1,7 @@
-"""Faults at named points, without a line in the product: Python loads this by itself where it is first on the path.
+"""Faults at named points without code in the package: Python loads this module if its folder is on the path.
 
-Every process of a command (the driver, Ray's workers) finds it by PYTHONPATH. FAREBOX_FAULTS holds a JSON list; each
-fault names a function of the product, or a rename by its target, and the how-manieth time in one process is meant:
+Every process of a command (the driver, Ray's workers) finds it by PYTHONPATH. FAREBOX_FAULTS is a JSON list; each
+fault names a function of the package, or the target of a rename, and at which call in one process it happens:
 
     {"name": "...", "module": "pipeline.trials.trial", "function": "run_trial", "moment": "before" or "after", "nth": 3}
     {"name": "...", "rename": "/results/", "nth": 1}              just before a file is put in its place (a pattern)
@@ -52,7 +52,7 @@ def wait_until_paid(ledger: str, arguments: tuple[Any, ...]) -> None:
         "select count(*) from ledger_charge c join ledger_trial t on c.trial_no = t.no "
         "where t.storage = ? and t.trial = ? and c.call = ? and c.digest = ?"
     )
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20 * float(os.environ.get("FAREBOX_TEST_PATIENCE", "1"))
     while time.monotonic() < until:
         with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=10) as db:
             if db.execute(ask, (charge.storage, charge.trial, charge.call, charge.digest)).fetchone()[0]:

@@ -1,4 +1,4 @@
-"""What a run reserves comes back, and every trial has its row, whatever became of its worker. No Ray here."""
+"""Reservations of a run are released, and every trial gets a row, also when its worker was lost. Without Ray."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from pipeline.budget import Limits
 from pipeline.errors import BudgetExceeded, ConfigError
 from pipeline.results.row import ResultRow, account_name
 from pipeline.sweep.reservations import (
-    close_books,
+    close_trials,
     finished,
-    open_ledger,
     pending,
     problems,
+    release_left_over,
+    remove_checkpoints,
     reserve,
-    settle_left_over,
-    sweep_account,
 )
+from pipeline.sweep.run_ledger import open_ledger, sweep_account
 from pipeline.sweep.storage_id import new_id
-from pipeline.trials.trial import failed_row, run_trial, spec_columns
-from tests.support.lab import STORAGE, Lab, encoded, write_card, write_source
+from pipeline.trials.rows import failed_row, spec_columns
+from pipeline.trials.trial import run_trial
+from tests.support.lab import STORAGE, Lab, encoded, outcome, write_card, write_source
 
 
 def verified(lab: Lab, rows: list[ResultRow]) -> bool:
-    """Whether the ledger adds up and says what these rows say."""
+    """Return whether the ledger is consistent and agrees with these rows."""
     accounts = [account_name(r.trial_id, r.method_digest, r.code_digest) for r in rows]
     stated = [asdict(r) | {"trial_id": account} for r, account in zip(rows, accounts, strict=True)]
     return lab.ledger.verify(stated, STORAGE) == []
 
 
-def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill_and_runs_again(
+def test_an_image_damaged_during_a_trial_fails_the_trial_with_its_bill_and_it_is_pending_again(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.data.dataset.check_readable", lambda *_: None)  # it broke after the plan had looked
@@ -49,7 +50,7 @@ def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store, checkpoint_s=0)
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     assert row.status == "failed"
     assert row.error is not None and row.error.startswith("DataError: ") and "is not a readable image" in row.error
     (row,) = lab.store.rows_of(spec.trial_id)
@@ -61,13 +62,13 @@ def test_an_image_that_breaks_in_mid_trial_fails_the_trial_which_states_its_bill
     assert list((lab.folder / "checkpoints").glob("*.ckpt"))  # from which the same command goes on
 
 
-def test_a_trial_whose_worker_is_lost_for_good_gets_a_row_with_its_bill(lab: Lab) -> None:
+def test_a_trial_that_lost_all_its_workers_gets_a_failed_row_with_its_bill(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres]")
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     run_trial(spec, lab.pool, STORAGE, lab.store)
     (lab.store.results / f"{spec.trial_id}.arrow").unlink()  # as if it had died before this file was written
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     (row,) = lab.store.rows_of(spec.trial_id)
     assert (row.status, row.requests) == ("failed", lab.paid(spec).requests)
     assert row.error is not None and "its worker died" in row.error
@@ -80,29 +81,29 @@ def test_a_failed_recomputation_of_damaged_predictions_keeps_the_rows_of_every_t
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     rows = run_trial(spec, lab.pool, STORAGE, lab.store)
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     assert len(rows) == 2
     lab.store.predictions_path(spec.trial_id, rows[1].test_set).write_bytes(b"damaged")
 
     assert pending(plan, lab.store) == ([spec], {})
     reserve(lab.ledger, plan, [spec], STORAGE)
     lab.store.write([failed_row(spec, "a bug", spec_columns(spec))])
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     assert lab.store.rows_of(spec.trial_id) == rows
     assert pending(plan, lab.store) == ([spec], {}), "it is not finished: the same command tries again"
 
 
-def test_what_a_killed_run_held_for_cells_that_are_not_wanted_any_more_comes_back(lab: Lab) -> None:
+def test_reservations_of_a_killed_run_for_removed_cells_are_released(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=150")
     reserve(lab.ledger, plan, plan.trials, STORAGE)  # and the run is killed
     fewer = lab.plan("methods=[taskres]", "budget.requests=100", "budget.sweep.requests=150").trials
-    settle_left_over(lab.ledger, STORAGE, fewer)
+    release_left_over(lab.ledger, STORAGE, fewer)
     assert [t.trial for t in lab.ledger.trials() if t.open] == [fewer[0].account]
-    held = next(a.reserved for a in lab.ledger.accounts() if a.name == sweep_account(STORAGE))
-    assert held.requests == fewer[0].predicted.requests
+    reserved = next(a.reserved for a in lab.ledger.accounts() if a.name == sweep_account(STORAGE))
+    assert reserved.requests == fewer[0].predicted.requests
 
 
-def test_a_ceiling_that_cannot_pay_for_all_holds_nothing_unless_a_part_is_asked_for(lab: Lab) -> None:
+def test_a_ceiling_that_cannot_pay_all_trials_reserves_nothing_unless_partial(lab: Lab) -> None:
     words = ("methods=[taskres,craft]", "budget.requests=100", "budget.sweep.requests=50")
     plan = lab.plan(*words)
     with pytest.raises(BudgetExceeded, match="requests asked of account"):
@@ -114,7 +115,7 @@ def test_a_ceiling_that_cannot_pay_for_all_holds_nothing_unless_a_part_is_asked_
     assert list(unfunded) == [plan.trials[1].trial_id]
 
 
-def test_a_ceiling_below_what_was_spent_is_the_users_to_mend(lab: Lab) -> None:
+def test_a_ceiling_below_the_spent_amount_is_refused(lab: Lab) -> None:
     plan = lab.plan("methods=[craft]", "budget.requests=100")
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     lowered = lab.plan("methods=[craft]", "budget.requests=100", "budget.sweep.requests=5")
@@ -133,12 +134,12 @@ TEAM = ("methods=[craft]", "budget.requests=100", "budget.global.name=team")
         (("budget.global.requests=200", "budget.global.images=40000"), None),
         (
             ("budget.global.requests=201",),
-            "limited to 200 requests and 40,000 images, and this sweep names 201 requests",
+            "limited to 200 requests and 40,000 images, and this sweep states 201 requests",
         ),
         (("budget.global.images=1",), r"farebox budget set team images=1 url=URL"),
     ],
 )
-def test_a_sweep_that_joins_a_budget_leaves_its_limits_alone(
+def test_a_sweep_that_joins_a_budget_does_not_change_its_limits(
     lab: Lab, limits: tuple[str, ...], says: str | None
 ) -> None:
     wanted = Limits(requests=200, images=40000)
@@ -170,12 +171,12 @@ def test_the_limit_of_a_budget_holds_for_a_sweep_that_does_not_state_it(lab: Lab
         reserve(lab.ledger, plan, plan.trials, STORAGE)
 
 
-def test_a_run_ends_with_the_verification_of_its_rows_and_its_ledger(lab: Lab) -> None:
+def test_problems_lists_differences_between_rows_and_ledger(lab: Lab) -> None:
     plan = lab.plan("methods=[taskres]")
     (spec,) = plan.trials
     reserve(lab.ledger, plan, plan.trials, STORAGE)
     (row,) = run_trial(spec, lab.pool, STORAGE, lab.store)
-    close_books(lab.ledger, STORAGE, [spec], lab.store)
+    close_trials(lab.ledger, STORAGE, [spec], lab.store)
     storage = replace(new_id(lab.folder), id=STORAGE)
     assert problems(plan, lab.store, lab.ledger, storage) == ()
     billed = {"requests": row.requests - 1, "adapt_requests": row.adapt_requests - 1}
@@ -211,3 +212,29 @@ def test_a_rerun_of_a_finished_trial_is_free_and_reserves_nothing_new(lab: Lab) 
     first = lab.run(spec)
     lab.ledger.open_account("ceiling", Limits(requests=lab.paid(spec).requests))
     assert [r.predictions_digest for r in lab.run(spec)] == [r.predictions_digest for r in first]
+
+
+def test_a_trial_with_a_damaged_row_runs_again_for_free(lab: Lab) -> None:
+    plan = lab.plan("methods=[taskres]")
+    (spec,) = plan.trials
+    wanted, bills = [outcome(r) for r in lab.run(spec)], lab.bills(spec)
+    path = lab.store.results / f"{spec.trial_id}.arrow"
+    path.write_bytes(path.read_bytes()[:100])
+    assert pending(plan, lab.store) == ([spec], {})
+    assert path in lab.store.damaged
+    assert [outcome(r) for r in lab.run(spec)] == wanted
+    assert lab.bills(spec) == bills
+
+
+def test_a_leftover_checkpoint_is_removed_when_its_trial_is_finished(lab: Lab) -> None:
+    plan = lab.plan("methods=[craft]", "budget.requests=60")
+    (spec,) = plan.trials
+    folder = lab.folder / "checkpoints"
+    folder.mkdir()
+    (left := folder / f"{spec.account}.ckpt").write_bytes(b"")
+    remove_checkpoints(lab.store, plan.trials)
+    assert left.exists()  # its cell is to be run
+    lab.run(spec)
+    left.write_bytes(b"")
+    remove_checkpoints(lab.store, plan.trials)
+    assert not left.exists()
