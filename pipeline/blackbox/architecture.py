@@ -1,4 +1,4 @@
-"""What open_clip knows of a model before its weights are loaded: architecture, pretrained tags, input rule, tokenizer.
+"""Facts of open_clip about a model: architecture, pretrained tags, input rule, tokenizer.
 
 Only this module and weights.py import open_clip.
 """
@@ -21,16 +21,16 @@ import torch
 from pipeline.cards import EMBEDDED, INPUT_KEYS, ModelCard
 from pipeline.data.images import Preprocess
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.files import file_sha256, verified
+from pipeline.files import verified
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of weights and activations; norms stay in fp32, as open_clip keeps them."""
+"""Types of weights and activations; norms stay in fp32, as in open_clip."""
 QUICK = "-quickgelu"
-"""End of the names of open_clip's architectures that compute QuickGELU."""
+"""Suffix of open_clip's architectures with QuickGELU."""
 
 
 def configuration(card: ModelCard) -> dict[str, Any]:
-    """open_clip's description of the card's architecture. ConfigError for an unknown one, or one that cannot run."""
+    """Return open_clip's configuration of the architecture. Raises ConfigError if it is unknown or cannot run."""
     import open_clip
 
     if card.kind not in ("embedded", "open_clip"):
@@ -57,33 +57,33 @@ def configuration(card: ModelCard) -> dict[str, Any]:
 
 
 def has_tag(card: ModelCard) -> bool:
-    """Whether the weights are open_clip's own, by tag."""
+    """Return whether the card's weights are a pretrained tag of open_clip."""
     import open_clip
 
     return card.kind == "open_clip" and card.weights in open_clip.list_pretrained_tags_by_model(card.arch)
 
 
 def tag_settings(arch: str, tag: str) -> dict[str, Any]:
-    """open_clip's description of a pretrained tag: where its weights are, its input rule, its activation."""
+    """Return open_clip's configuration of a pretrained tag: address, input rule, activation."""
     import open_clip
 
     return cast(dict[str, Any], open_clip.get_pretrained_cfg(arch, tag))
 
 
 class KnownFile(NamedTuple):
-    """A tag of open_clip whose weights a local file is."""
+    """A local file that holds the weights of a pretrained tag."""
 
     arch: str
     tag: str
 
     @property
     def settings(self) -> dict[str, Any]:
-        """open_clip's description of the tag."""
+        """open_clip's configuration of the tag."""
         return tag_settings(self.arch, self.tag)
 
 
 def known_file(path: Path, sha256: str) -> KnownFile | None:
-    """The tag whose weights this file is, by its digest (in the published address) or by its place in a hub's cache."""
+    """Return the tag whose weights a file holds, by the digest in its address or its folder in a hub's cache."""
     import open_clip
 
     for arch, tag in open_clip.list_pretrained():
@@ -97,7 +97,7 @@ def known_file(path: Path, sha256: str) -> KnownFile | None:
 
 
 def local_file(card: ModelCard) -> Path | None:
-    """The local weights file of a card, or None for a tag of open_clip. DataError when there is no such file."""
+    """Return the local weights file of a card, or None for a tag. Raises DataError when there is no such file."""
     if has_tag(card):
         return None
     path = _path(card)
@@ -125,7 +125,7 @@ def _not_a_file(card: ModelCard, path: Path) -> str:
 
 
 def missing(card: ModelCard) -> tuple[str, str] | None:
-    """What of a model is not on this machine, and where it is published; None when all is there. Fetches nothing."""
+    """Return what is missing on this machine and where it is published, or None. Downloads nothing."""
     if card.kind == "fake":
         return None
     configuration(card)
@@ -139,7 +139,7 @@ def missing(card: ModelCard) -> tuple[str, str] | None:
 
 
 def cached_file(settings: dict[str, Any]) -> Path | None:
-    """The file of a tag's weights in open_clip's cache: its hub client's where it is told a hub, else its own."""
+    """Return the file of a tag's weights in open_clip's cache, or in its hub client's; None when it is in neither."""
     from huggingface_hub import try_to_load_from_cache
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
@@ -153,7 +153,7 @@ def cached_file(settings: dict[str, Any]) -> Path | None:
 
 
 def fetched_file(card: ModelCard) -> Path:
-    """The file of a tag's weights, fetched by open_clip where it is not in its cache."""
+    """Return the file of a tag's weights; open_clip downloads it if it is not in its cache."""
     import open_clip
 
     settings = tag_settings(card.arch, card.weights)
@@ -161,12 +161,12 @@ def fetched_file(card: ModelCard) -> Path:
 
 
 def quick_gelu(card: ModelCard, known: KnownFile | None = None, openai: bool = False) -> bool:
-    """Whether the network computes QuickGELU: as the card says, else as its architecture does.
+    """Return whether the network computes QuickGELU, by the card or else by its architecture.
 
-    ConfigError when the card does not say and the weights are known to have been trained with the other activation:
-    a tag's (or a file that is a tag's), or a file in the layout of OpenAI's code (`openai`).
+    Raises:
+        ConfigError: the card does not say, and the weights were trained with the other activation: those of a tag (or
+            of a file that is a tag's), or of a file in the layout of OpenAI's code (`openai`).
     """
-
     if card.quick_gelu is not None:
         return card.quick_gelu
     computed = bool(configuration(card).get("quick_gelu", False))
@@ -188,7 +188,7 @@ def quick_gelu(card: ModelCard, known: KnownFile | None = None, openai: bool = F
 
 
 def other_activation(arch: str) -> str | None:
-    """The architecture that differs in its activation alone, which a local file may have been trained with."""
+    """Return the architecture that differs only in its activation, or None."""
     import open_clip
 
     other = arch.removesuffix(QUICK) if arch.endswith(QUICK) else arch + QUICK
@@ -196,10 +196,12 @@ def other_activation(arch: str) -> str | None:
 
 
 def input_rule(card: ModelCard, size: Any, known: KnownFile | None = None) -> tuple[Preprocess, str]:
-    """How images become pixels, and whose rule it is. `size` is the network's own.
+    """Return how images become pixels, and the origin of that rule. `size` is the network's image size.
 
-    The card's keys count first; then a tag's own rule; then what all tags of the architecture share. ConfigError names
-    the keys that the card must state, where tags differ.
+    The card's keys take precedence over the tag's rule, and that over the rule that all tags of the architecture share.
+
+    Raises:
+        ConfigError: the tags differ. The message names the keys that the card must state.
     """
     import open_clip
 
@@ -231,7 +233,7 @@ def input_rule(card: ModelCard, size: Any, known: KnownFile | None = None) -> tu
 
 
 def _first_of_each(tags: Sequence[KnownFile], rules: Sequence[dict[str, Any]], key: str) -> list[Any]:
-    """One (tag, rule) for each value of the key."""
+    """Return one (tag, rule) for each value of the key."""
     return list({rule[key]: (tag, rule) for tag, rule in reversed(list(zip(tags, rules, strict=True)))}.values())
 
 
@@ -240,7 +242,7 @@ def _plain(value: Any) -> Any:
 
 
 def build(card: ModelCard, quick: bool, device: torch.device) -> Any:
-    """The card's network without trained weights. On the meta device it takes no memory and no time to speak of."""
+    """Build the card's network without trained weights. On the meta device this takes almost no time and memory."""
     import open_clip
 
     config = configuration(card)
@@ -253,7 +255,7 @@ def build(card: ModelCard, quick: bool, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Leave out open_clip's message that a network has no trained weights: they are loaded after it is built."""
+    """Suppress open_clip's warning that a network has no trained weights, which are loaded later."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -263,7 +265,7 @@ def _silent() -> Iterator[None]:
 
 
 def tokenizer(card: ModelCard, fetch: bool = True) -> Any:
-    """The card's tokenizer. Without `fetch`, OSError where its files are not on this machine."""
+    """Return the card's tokenizer. Without `fetch`, raises OSError when its files are not on this machine."""
     config = configuration(card)
     from_hub = bool(config["text_cfg"].get("hf_tokenizer_name"))
     return _tokenizer(card.kind, card.arch, config["text_cfg"].get("context_length", 77), from_hub and not fetch)
@@ -281,26 +283,10 @@ def _tokenizer(kind: str, arch: str, context_length: int, local_only: bool) -> A
 
 
 def prompt_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text with the start and end tokens, nothing cut. open_clip's tokenizers cut without a word."""
+    """Count the tokens of each text, start and end included, untruncated: open_clip's tokenizers truncate silently."""
     if hasattr(tokenizer, "encode"):
         return [len(tokenizer.encode(text)) + 2 for text in texts]
-    own_tokens = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # open_clip adds start, end and class token itself
+    own_tokens = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # open_clip adds start, end and class token
     cleaned = [tokenizer.clean_fn(text) for text in texts]
     ids = tokenizer.tokenizer(cleaned, add_special_tokens=not own_tokens)["input_ids"]
     return [len(row) + 3 * own_tokens for row in ids]
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 of a weights file, computed once for each content and process."""
-    return _digest(path, *stamp(path))
-
-
-def stamp(path: Path) -> tuple[int, int, int]:
-    """Size, time of change and inode of a file: what is known of its content is used again while they stay."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-@lru_cache(maxsize=16)
-def _digest(path: Path, *_stat: int) -> str:
-    return file_sha256(path)

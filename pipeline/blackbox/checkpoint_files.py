@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.blackbox.torchscript import read_torchscript
+from pipeline.files import file_sha256
 
 SAFETENSORS_TYPES = {
     "F64": torch.float64,
@@ -43,21 +45,21 @@ NOT_WEIGHTS = (
     (rb"\x89HDF", "it is an HDF5 file: only PyTorch and safetensors files are read"),
     (rb"GGUF", "it is a GGUF file: only PyTorch and safetensors files are read"),
 )
-"""First bytes of files that are often taken for weights, and what to do."""
+"""First bytes of files that are often mistaken for weights, and what to do."""
 PREFIXES = ("module.", "_orig_mod.")
-"""Put before every key by torch's DistributedDataParallel and by torch.compile."""
+"""Prefixes of all keys that DistributedDataParallel and torch.compile add."""
 OPENAI_BUFFERS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives hold among the weights."""
+"""Numbers among the weights in OpenAI's archives."""
 SAVE_AGAIN = "save the weights alone: torch.save(model.state_dict(), 'weights.pt')"
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Tensors of a weights file by key, and what was done to read them."""
+    """Tensors of a weights file by key, with notes on how they were read."""
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]
-    """What was skipped or renamed, for the user."""
+    """Lines for the user on what was skipped or renamed."""
     openai: bool
     """Whether the file has the layout of OpenAI's code, whose models were trained with QuickGELU."""
 
@@ -86,7 +88,7 @@ def read_weights(path: Path, values: bool = True) -> StoredWeights:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the content, whatever the name, is a safetensors file: the header's length, then the header, JSON."""
+    """Return whether a file is in the safetensors format, by its content: the header's length, then a JSON header."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -122,7 +124,7 @@ def _safetensors(path: Path, values: bool) -> dict[str, Tensor]:
 
 
 def _is_torchscript(path: Path, check: bool) -> bool:
-    """Whether the file is a TorchScript archive; False for one that torch.save wrote. `check` verifies checksums."""
+    """Return whether a file is a TorchScript archive, and not written by torch.save. `check` verifies checksums."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return False
@@ -147,7 +149,7 @@ def _is_torchscript(path: Path, check: bool) -> bool:
 
 
 def _torch_load(path: Path) -> Any:
-    """The object of a file that torch.save wrote, tensors mapped and not yet read; nothing in it can run."""
+    """Load a file that torch.save wrote, with its tensors memory-mapped. No code in it is run."""
     try:
         with _plain_values():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -160,7 +162,7 @@ def _torch_load(path: Path) -> Any:
 
 
 def _plain_values() -> contextlib.AbstractContextManager[Any]:
-    """Allow NumPy numbers and argparse settings beside the weights of training checkpoints: they run no code."""
+    """Allow NumPy numbers and argparse namespaces, which training checkpoints contain and which run no code."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
     named: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -168,7 +170,7 @@ def _plain_values() -> contextlib.AbstractContextManager[Any]:
 
 
 def _state_dict(loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a loaded object: the object itself, its entry `state_dict`, or its one entry of tensors."""
+    """Find the state dict in a loaded object: the object, its entry `state_dict`, or its only entry with tensors."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"it holds {type(loaded).__name__}, not a state dict: {SAVE_AGAIN}")
     inner = {key: value for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value)}
@@ -216,7 +218,7 @@ def _check_dense(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _mixed_precision(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether layers are float16 between float32 norms, as OpenAI's code keeps and saves its models."""
+    """Return whether layers are float16 and norms float32, as in models that OpenAI's code saves."""
     types = {key: tensors[key].dtype for key in ("visual.conv1.weight", "ln_final.weight") if key in tensors}
     return types == {"visual.conv1.weight": torch.float16, "ln_final.weight": torch.float32}
 
@@ -224,3 +226,19 @@ def _mixed_precision(tensors: Mapping[str, Tensor]) -> bool:
 def _listed(names: Any, most: int = 4) -> str:
     names = [str(name)[:40] for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 of a weights file, cached until the file changes."""
+    return _digest(path, *stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    """Return size, time of change and inode of a file, the key of cached facts about its content."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, *_stat: int) -> str:
+    return file_sha256(path)

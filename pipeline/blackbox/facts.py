@@ -1,7 +1,7 @@
-"""What is known of a model before its weights are loaded, and how they are loaded.
+"""Describe a model before its weights are loaded, and load them.
 
-`describe` runs on the driver before Ray starts, `load_network` in a replica. Both read the same file in the same way,
-so that what is shown to the user is what is computed with.
+`describe` runs in the driver before Ray starts, `load_network` in a replica. Both read the file in the same way, so
+that the description that the user sees is that of the loaded model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from methods._toy import ToyTowers
 from methods.base import Access
 from pipeline.blackbox import architecture
 from pipeline.blackbox.architecture import KnownFile
-from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights
+from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights, stamp, weights_digest
 from pipeline.blackbox.text_tower import fits
 from pipeline.blackbox.weights import fit_weights
 from pipeline.cards import ModelCard
@@ -28,44 +28,51 @@ from pipeline.data.images import Preprocess
 from pipeline.errors import DataError, one_line
 
 TOY_TRANSFORM = "grey8"
-"""Name of the toy model's input rule."""
+"""Name of the input rule of the toy model."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before its weights are loaded, found on the driver before Ray starts."""
+    """Facts of a model that are known before its weights are loaded."""
 
     card: ModelCard
-    """The card with the access that its text tower can grant, and with the digest of its local weights."""
+    """The card, with the access that its text tower can grant and the digest of its local weights."""
     identity: str
-    """Name of the weights and of every change made to them, in trial ids, rows and cache keys."""
+    """Name of the weights with every change made to them; part of trial ids, rows and cache keys."""
     feature_dim: int
-    """Width of the joint space."""
+    """Width of the joint embedding space."""
     transform: str
-    """Name of the input rule, as in the rows."""
+    """Name of the input rule, as in result rows."""
     rule: str = ""
     """The input rule and the activation in one line, for the user."""
     notes: tuple[str, ...] = ()
-    """What is changed, skipped or guessed, for the user: one line each."""
+    """Lines for the user on what was changed, skipped or assumed."""
     context_length: int | None = None
-    """Tokens that the text tower takes, start and end included; None: any."""
+    """Maximum number of tokens of a prompt, start and end included; None for no maximum."""
 
 
 def describe(card: ModelCard, fetch: bool = False) -> ModelFacts:
-    """Check a card and its weights file, if it is here, without loading it; ConfigError or DataError, of one line.
+    """Check a card and its weights file, if that is on this machine, without loading the weights.
 
-    The network is built on the meta device, and keys and shapes of the file are compared with it. `fetch` allows a
-    tag's weights to be downloaded where they are not here.
+    The network is built on the meta device, and the keys and shapes of the file are compared with it.
+
+    Args:
+        card: the model.
+        fetch: download the weights of a tag when they are not in the cache.
+
+    Raises:
+        ConfigError: the card is wrong. The message has one line.
+        DataError: the weights file is missing or wrong. The message has one line.
     """
     if card.kind == "fake":
         return ModelFacts(card, "fake-1", feature_dim(card), TOY_TRANSFORM)
     architecture.configuration(card)
     path = architecture.local_file(card)
     if path is None:
-        architecture.quick_gelu(card)  # refuses a tag of the other activation before it is downloaded
+        architecture.quick_gelu(card)  # raises for a tag of the other activation before it is downloaded
         cached = architecture.cached_file(architecture.tag_settings(card.arch, card.weights))
         path = _fetched(card) if fetch else cached
-    return _describe(card, path, *(architecture.stamp(path) if path else ()))
+    return _describe(card, path, *(stamp(path) if path else ()))
 
 
 @lru_cache(maxsize=32)
@@ -80,7 +87,7 @@ def _describe(card: ModelCard, path: Path | None, *_stamp: int) -> ModelFacts:
     activation = "QuickGELU" if plan.quick_gelu else "GELU"
     own_tokenizer = bool(architecture.configuration(card)["text_cfg"].get("hf_tokenizer_name"))
     if (own_tokenizer or not fits(net, None)) and card.access.covers(Access.SOFT):
-        notes.append("SOFT is not granted: its text tower takes whole strings only")
+        notes.append("SOFT is not granted: its text tower takes prompts as strings only")
         card = dataclasses.replace(card, grant=without_soft(card.access).label)
     own_file = plan.sha256 and card.kind == "open_clip" and plan.known is None
     other = architecture.other_activation(card.arch)
@@ -99,7 +106,7 @@ def _describe(card: ModelCard, path: Path | None, *_stamp: int) -> ModelFacts:
 
 
 def feature_dim(card: ModelCard) -> int:
-    """Width of the joint space, from the architecture's description alone."""
+    """Return the width of the joint embedding space, from the architecture's description."""
     return ToyTowers.D if card.kind == "fake" else int(architecture.configuration(card)["embed_dim"])
 
 
@@ -108,7 +115,7 @@ class _LoadPlan:
     """How the weights of a card are loaded."""
 
     sha256: str
-    """Digest of a local file; empty for a tag."""
+    """SHA-256 of a local file; empty for a tag."""
     known: KnownFile | None
     quick_gelu: bool
 
@@ -116,7 +123,7 @@ class _LoadPlan:
 def _plan(card: ModelCard, path: Path | None) -> _LoadPlan:
     is_tag = architecture.has_tag(card)
     try:
-        sha256 = architecture.weights_digest(path) if path and (card.weights_sha256 or not is_tag) else ""
+        sha256 = weights_digest(path) if path and (card.weights_sha256 or not is_tag) else ""
     except OSError as error:
         raise DataError(f"model {card.name!r}: cannot read {str(path)!r} ({error.strerror})") from error
     if sha256 and card.weights_sha256 and sha256 != card.weights_sha256.lower():
@@ -132,7 +139,7 @@ def _plan(card: ModelCard, path: Path | None) -> _LoadPlan:
 
 
 def _identity(card: ModelCard, plan: _LoadPlan, notes: Sequence[str]) -> str:
-    """The architecture with the file's digest and what was done to it, or with open_clip's tag."""
+    """Return the architecture with open_clip's tag, or with the file's digest and the changes made to its weights."""
     changes = list(notes) if plan.sha256 else []
     if card.quick_gelu is not None:
         changes.append(f"quick_gelu={str(card.quick_gelu).lower()}")
@@ -141,21 +148,21 @@ def _identity(card: ModelCard, plan: _LoadPlan, notes: Sequence[str]) -> str:
 
 def _read(card: ModelCard, path: Path, values: bool) -> StoredWeights:
     try:
-        return read_weights(path) if values else _contents(path, *architecture.stamp(path))
-    except Exception as error:  # what a damaged file makes torch raise is of many kinds
+        return read_weights(path) if values else _contents(path, *stamp(path))
+    except Exception as error:  # torch raises many kinds of errors for damaged files
         raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {one_line(error)}") from error
 
 
 @lru_cache(maxsize=4)
 def _contents(path: Path, *_stamp: int) -> StoredWeights:
-    """What a file holds, without the values: checking a zip archive reads all of it."""
+    """Read a file's keys, shapes and types. Cached, since verifying a zip archive reads all of it."""
     return read_weights(path, values=False)
 
 
 def _fitted(
     card: ModelCard, net: Any, path: Path, plan: _LoadPlan, values: bool
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The file's tensors for the network, and notes on what was changed; without `values`, on the meta device."""
+    """Return the file's tensors for the network and notes on changes; without `values`, on the meta device."""
     stored = _read(card, path, values)
     try:
         return fit_weights(net, stored, card.arch, plan.known)
@@ -164,17 +171,17 @@ def _fitted(
 
 
 def _shown(path: Path) -> str:
-    """The path, or its end where it would fill the message."""
+    """Return the path, shortened to its end if it is long."""
     return str(path) if len(str(path)) <= 60 else f".../{path.parent.name[-30:]}/{path.name[-40:]}"
 
 
 def without_soft(grant: Access) -> Access:
-    """The grant of a model whose text tower takes whole strings only."""
+    """Return the grant of a model whose text tower takes prompts as strings only."""
     return grant.closure() & ~(Access.SOFT | Access.GRADIENTS)
 
 
 def load_network(card: ModelCard, device: torch.device) -> tuple[Any, Preprocess]:
-    """The card's network with its weights on a device, and its input rule. Fetches a tag's weights where needed."""
+    """Load the card's network on a device; return it with its input rule. Downloads a tag's weights if needed."""
     path = architecture.local_file(card) or _fetched(card)
     plan = _plan(card, path)
     net = architecture.build(card, plan.quick_gelu, device)
@@ -185,5 +192,5 @@ def load_network(card: ModelCard, device: torch.device) -> tuple[Any, Preprocess
 def _fetched(card: ModelCard) -> Path:
     try:
         return architecture.fetched_file(card)
-    except Exception as error:  # what a hub's client raises is of many kinds
+    except Exception as error:  # hub clients raise many kinds of errors
         raise DataError(f"model {card.name!r}: open_clip cannot fetch {card.weights!r}: {one_line(error)}") from error

@@ -1,16 +1,16 @@
-"""The image-feature store: features by content, in files that replicas and later sweeps map.
+"""The image-feature store: features by image content, in memory-mapped files that replicas and sweeps share.
 
-One folder for each (weights, precision, transform); in it, files that are each written once and put in place by an
-atomic rename. A file holds N rows in a layout that needs no parser:
+There is one folder for each (weights, precision, transform, code). Its files are written once and moved into place by
+an atomic rename. A file has N rows in a fixed layout:
 
     header           one line: checksum, model, feature width; padded with spaces to a multiple of 16 bytes
     keys             N x 16 bytes: the first bytes of the SHA-256 of an image key
     sums             N x 4 bytes: CRC-32 of a row's key and feature, little-endian
     features         N x D float32, little-endian
 
-The header's checksum covers header, keys and sums, and is verified when the file is opened; each feature is verified
-against its sum when it is read. So opening a store costs the reading of its keys alone. Files are mapped: in memory is
-an index of 24 bytes an image. A file that is damaged or of another store is removed and its rows are computed again.
+The header's checksum covers header, keys and sums, and is verified when the file is opened, which reads no features.
+Each feature is verified against its sum when it is read. The index in memory takes 24 bytes per image. A file that is
+damaged or of another store is removed, and its rows are computed again.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from pipeline.files import UNSEALED, check_seal, seal
 log = logging.getLogger(__name__)
 
 LAYOUT = 3
-"""In the folder's name, so that files laid out otherwise are left alone."""
-STALE_S = 3600
-"""Age of a half-written file at which nobody is at work on it any more."""
+"""Version of the file layout, part of the folder's name."""
+INCOMPLETE_MAX_AGE_S = 3600
+"""Age in seconds at which an incomplete file is removed: its writer no longer exists."""
 SUFFIX = ".features"
 _KEY, _SUM = np.dtype("S16"), np.dtype("<u4")
-_FILE_BITS = 32  # a place is (file number << 32) + row
+_FILE_BITS = 32  # a position is (file number << 32) + row
 NOWHERE = -1
 
 
 class FeatureFile:
-    """A mapped file's columns: keys [N] S16, sums [N] uint32, features [N, D] float32.
+    """Columns of a mapped file: keys [N] S16, sums [N] uint32, features [N, D] float32.
 
     Raises:
         DamagedFile: the checksum does not match, or the file is of another store.
@@ -67,14 +67,14 @@ class FeatureFile:
         self.features = np.frombuffer(data, "<f4", n * feature_dim, features).reshape(n, feature_dim)
 
     def read(self, rows: np.ndarray) -> np.ndarray | None:
-        """A copy [N, D] of the features of these rows; None when one does not match its sum or is not finite."""
+        """Return a copy [N, D] of the features of rows; None when one does not match its sum or is not finite."""
         keys, features = self.keys[rows].view("V16"), self.features[rows]
-        found = [_sum(key.tobytes(), feature) for key, feature in zip(keys, features, strict=True)]
-        return features if found == self.sums[rows].tolist() and _finite(features) else None
+        sums = [_sum(key.tobytes(), feature) for key, feature in zip(keys, features, strict=True)]
+        return features if sums == self.sums[rows].tolist() and _finite(features) else None
 
 
 class FeatureStore:
-    """Features [B, D] float32 by image key. Safe for several processes: files are only added, or removed whole."""
+    """Features [B, D] float32 by image key. Processes may share a store: files are only added, or removed whole."""
 
     def __init__(self, folder: Path, model: str, feature_dim: int) -> None:
         self.folder = folder / hashlib.sha256(f"{LAYOUT} {model}".encode()).hexdigest()[:16]
@@ -82,22 +82,22 @@ class FeatureStore:
         label = self.folder / "model.txt"
         if not label.exists():
             label.write_text(model + "\n")
-        for half_written in self.folder.glob("*.tmp"):  # of a replica that was killed; one at work takes seconds
+        for incomplete in self.folder.glob("*.tmp"):  # of a killed replica: writing takes seconds
             with contextlib.suppress(OSError):
-                if time.time() - half_written.stat().st_mtime > STALE_S:
-                    half_written.unlink()
+                if time.time() - incomplete.stat().st_mtime > INCOMPLETE_MAX_AGE_S:
+                    incomplete.unlink()
         self.feature_dim = feature_dim
         header = f"{UNSEALED} {json.dumps({'model': model, 'width': feature_dim})}"
         self._header = (header + " " * (-(len(header) + 1) % 16) + "\n").encode()
         self._files: list[FeatureFile] = []
         self._seen: set[str] = set()
-        self._keys, self._places = np.empty(0, _KEY), np.empty(0, np.int64)  # the index, in order of the keys
+        self._keys, self._places = np.empty(0, _KEY), np.empty(0, np.int64)  # the index, sorted by key
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Features [B, D], and the positions of the keys that are not stored: their rows hold nothing."""
+        """Return features [B, D], and the indices of keys that are not stored, whose rows are undefined."""
         digests = _digests(keys)
         places = self._find(digests)
         if (places == NOWHERE).any():
@@ -107,15 +107,15 @@ class FeatureStore:
         for number in np.unique(places[places != NOWHERE] >> _FILE_BITS).tolist():
             file, of_file = self._files[number], np.flatnonzero(places >> _FILE_BITS == number)
             rows = places[of_file] & (2**_FILE_BITS - 1)
-            if (found := file.read(rows)) is not None:
-                features[of_file] = found
+            if (stored := file.read(rows)) is not None:
+                features[of_file] = stored
             else:
                 self._drop(number)
                 places[of_file] = NOWHERE
         return torch.from_numpy(features), np.flatnonzero(places == NOWHERE).tolist()
 
     def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
-        """Store rows: in the folder, for all who share it, when this returns; not at all where there is no room.
+        """Write features to a new file, which other processes then can read. If the disk is full, only warn.
 
         Raises:
             ValueError: a feature is NaN or infinite.
@@ -133,7 +133,7 @@ class FeatureStore:
                 file.write(seal(self._header + digests.tobytes() + sums.tobytes()))
                 file.write(features.data)
             temporary.replace(path)
-        except OSError as error:  # the disk is full: what is not stored is computed again, no answer waits for it
+        except OSError as error:  # for example a full disk: the features will be computed again
             log.warning("features are not stored in %s (%s)", self.folder, error)
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -141,14 +141,14 @@ class FeatureStore:
         self._open([path])
 
     def _find(self, digests: np.ndarray) -> np.ndarray:
-        """The place [B] of each key, or NOWHERE."""
+        """Return the position [B] of each key, or NOWHERE."""
         if not len(self):
             return np.full(len(digests), NOWHERE)
         at = np.searchsorted(self._keys, digests).clip(max=len(self) - 1)
         return np.where(self._keys[at] == digests, self._places[at], NOWHERE)
 
     def _refresh(self) -> None:
-        """Map the files that others have added."""
+        """Map files that other processes have added."""
         self._open(path for path in sorted(self.folder.glob(f"*{SUFFIX}")) if path.name not in self._seen)
 
     def _open(self, paths: Iterable[Path]) -> None:
@@ -157,7 +157,7 @@ class FeatureStore:
             self._seen.add(path.name)
             try:
                 file = FeatureFile(path, self._header, self.feature_dim)
-            except FileNotFoundError:  # another process found it damaged and removed it
+            except FileNotFoundError:  # another process removed it as damaged
                 continue
             except (OSError, DamagedFile) as error:
                 _remove(path, error.reason if isinstance(error, DamagedFile) else str(error))
@@ -165,33 +165,33 @@ class FeatureStore:
             keys.append(file.keys)
             places.append((len(self._files) << _FILE_BITS) + np.arange(len(file.keys)))
             self._files.append(file)
-        # unique keeps the first place of a key: what is indexed stays where it is
+        # unique keeps the first position of a key, so indexed rows do not move
         self._keys, first = np.unique(np.concatenate(keys), return_index=True)
         self._places = np.concatenate(places)[first]
 
     def _drop(self, number: int) -> None:
-        """Forget a damaged file and take it out of the others' way."""
+        """Remove a damaged file and its rows from the index."""
         _remove(self._files[number].path, "a row does not match its sum, or is not finite")
         keep = self._places >> _FILE_BITS != number
         self._keys, self._places = self._keys[keep], self._places[keep]
 
 
 def _digests(keys: Sequence[str]) -> np.ndarray:
-    """What the index holds of a key [B]: the first 16 bytes of its SHA-256."""
+    """Return the index entries [B] of keys: the first 16 bytes of their SHA-256."""
     return np.array([hashlib.sha256(key.encode()).digest()[: _KEY.itemsize] for key in keys], _KEY)
 
 
 def _sum(key: bytes, feature_D: np.ndarray) -> int:
-    """Of a row: a feature under another's key does not match."""
+    """Return the CRC-32 of a row's key and feature."""
     return zlib.crc32(feature_D.data, zlib.crc32(key))
 
 
 def _finite(features: np.ndarray) -> bool:
-    """True when no float32 is NaN or infinite: such a one is kept by the sum, which cannot overflow in float64."""
+    """Return whether all float32 values are finite: their sum in float64 is then finite too, and only then."""
     return bool(np.isfinite(features.sum(dtype=np.float64)))
 
 
 def _remove(path: Path, why: str) -> None:
     log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
-    with contextlib.suppress(OSError):  # where nothing may be removed, it is not read again by this process
+    with contextlib.suppress(OSError):  # if it cannot be removed, this process does not read it again
         path.unlink()

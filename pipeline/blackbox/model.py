@@ -1,7 +1,7 @@
-"""The frozen model behind an endpoint: an open_clip network, and the toy.
+"""The frozen model of an endpoint: an open_clip network, or the toy model.
 
-Every answer is a function of its request alone: image rows are computed in tiles of one fixed size (padded), prompt
-sets in tiles cut by a rule that looks at the request only.
+Results depend on the request alone, to the bit: images are encoded in padded tiles of one size, prompts in tiles whose
+boundaries depend on the request's shape only.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from pipeline.data.images import Images
 from pipeline.errors import ConfigError, EndpointRefused
 
 IMAGE_TILE = 32
-"""Images in one forward, always: short tiles are padded, so that a row's value does not depend on its neighbours."""
+"""Images in every forward: short tiles are padded, so that features do not depend on the number of images."""
 
 log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
-    """What an endpoint needs of a model. Features are L2-normalised float32."""
+    """Interface of a model. Features are L2-normalised float32."""
 
     device: torch.device
-    """Where it computes, and where the features of prompts stay."""
+    """Device of the computation, and of the features of prompts."""
     identity: str
     logit_scale: float
     token_dim: int
@@ -47,31 +47,31 @@ class Model(Protocol):
     transform: str
 
     def encode_images(self, images: Images) -> Tensor:
-        """[B, D] on the CPU, where the store takes them"""
+        """Return the features [B, D] of images, on the CPU."""
         ...
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
-        """[P, C, D] on `device`"""
+        """Return the features [P, C, D] of prompts, on `device`."""
         ...
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E] on the CPU: the way back through `encode_prompts`, for models that grant gradients"""
+        """Return the gradient [P, L, E] in the context, given that in the text features [P, C, D]; on the CPU."""
         ...
 
     def embed_text(self, text: str) -> Tensor:
-        """[L, E], without start and end tokens"""
+        """Return the token embeddings [L, E] of a text, without start and end tokens."""
         ...
 
 
 def load(card: ModelCard) -> Model:
-    """The model of a card. ConfigError or DataError when it cannot be loaded, with what to do."""
+    """Load the model of a card. Raises ConfigError or DataError, with what to do, when it cannot be loaded."""
     if card.kind == "fake":
         return FakeModel(card)
     return OpenClipModel(card)
 
 
 class FakeModel:
-    """`methods._toy` behind the endpoint: deterministic, needs no weights."""
+    """The toy model of `methods._toy`: deterministic, without weights."""
 
     device = torch.device("cpu")
     transform = TOY_TRANSFORM
@@ -83,7 +83,7 @@ class FakeModel:
         self.token_dim, self.feature_dim = self.towers.E, self.towers.D
 
     def encode_images(self, images: Images) -> Tensor:
-        """[B, D]: a view adds noise drawn from its key."""
+        """Return the features [B, D]; a view adds noise that its key determines."""
         return torch.cat([self.towers.image_features(self._pixels(images, i)[None]) for i in range(len(images))])
 
     def _pixels(self, images: Images, i: int) -> Tensor:
@@ -92,20 +92,20 @@ class FakeModel:
         return torch.from_numpy(grey) + (0.05 * self.towers.vector(images.key_of(i), 64) if view else 0)
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]"""
+        """Return the features [P, C, D] of prompts."""
         return self.towers.text_features(prompts)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]"""
+        """See Model.text_gradients."""
         return self.towers.text_gradients(prompts, upstream_PCD)
 
     def embed_text(self, text: str) -> Tensor:
-        """[L, E]"""
+        """See Model.embed_text."""
         return self.towers.embed_text(text)
 
 
 class OpenClipModel:
-    """Any open_clip model: an architecture name with OpenAI or other weights, or the embedded one."""
+    """A model of open_clip: an architecture with a pretrained tag or a local file, or the embedded model."""
 
     def __init__(self, card: ModelCard) -> None:
         facts = describe(card)
@@ -120,34 +120,35 @@ class OpenClipModel:
         self.text = SharedPrefixTower(self.net, self.tokenizer) if fits(self.net, self.tokenizer) else None
         if self.text is None:
             self.grant = without_soft(self.grant)
-            log.warning("%s: its text tower takes whole strings only, so soft prompts are not granted", card.name)
+            log.warning("%s: its text tower takes prompts as strings only, so soft prompts are not granted", card.name)
         self.feature_dim = facts.feature_dim
         self.token_dim = self.text.token_dim if self.text else 0
 
     @torch.inference_mode()
     def encode_images(self, images: Images) -> Tensor:
-        """[B, D]. The next tile is decoded beside the present one: by as many threads as may compute, or, where a GPU
-        computes and would wait for them, by all cores.
+        """Return the features [B, D] of images.
+
+        The next tile is decoded while one is computed: by as many threads as torch has, or by all cores for a GPU.
         """
         decoders = cores() if self.device.type == "cuda" else torch.get_num_threads()
         pixels = ahead(lambda i: self.preprocess.one(images, i), len(images), decoders, IMAGE_TILE)
         rows: list[Tensor] = []
         while tile := list(islice(pixels, IMAGE_TILE)):
-            rows.append(self._tile(tile))  # on a GPU only set under way
+            rows.append(self._tile(tile))  # asynchronous on a GPU
             if len(rows) > 1:
-                rows[-2] = rows[-2].cpu()  # waits for the tile before
+                rows[-2] = rows[-2].cpu()  # waits for the previous tile
         return torch.cat([*rows[:-1], rows[-1].cpu()])
 
     def _tile(self, pixels: Sequence[Tensor]) -> Tensor:
         padded = torch.zeros(IMAGE_TILE, *pixels[0].shape, pin_memory=self.device.type == "cuda")
-        for row, image in zip(padded.numpy(), pixels, strict=False):  # torch would copy by threads, beside the decoders
+        for row, image in zip(padded.numpy(), pixels, strict=False):  # torch would use threads, which the decoders need
             row[:] = image.numpy()
         features_BD = self.net.encode_image(padded.to(self.device, non_blocking=True).to(self.dtype))
         return normalize(features_BD.float(), dim=-1)[: len(pixels)]
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]"""
+        """Return the features [P, C, D] of prompts."""
         if self.text is not None:
             features = self.text.encode(prompts)
         elif isinstance(prompts, SoftPrompts):
@@ -162,7 +163,7 @@ class OpenClipModel:
         return normalize(features.float(), dim=-1)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """[P, L, E]"""
+        """See Model.text_gradients."""
         if self.text is None:
             raise EndpointRefused("this model takes prompts as strings only")
         with torch.enable_grad():
@@ -172,17 +173,17 @@ class OpenClipModel:
         return torch.autograd.grad(text_PCD, ctx_PLE, upstream_PCD.to(self.device))[0].float().cpu()
 
     def embed_text(self, text: str) -> Tensor:
-        """[L, E]"""
+        """See Model.embed_text."""
         if self.text is None:
             raise EndpointRefused("this model takes prompts as strings only")
         return self.text.embed(text).float().cpu()
 
 
 def device_for(card: ModelCard) -> torch.device:
-    """A GPU where this process sees one (Ray shows each replica its own), else the CPU."""
+    """Return the GPU that this process sees (Ray assigns one to each replica), else the CPU."""
     if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, on a GPU too
+        torch.backends.cudnn.allow_tf32 = False  # fp32 must not be computed in TF32
         return torch.device("cuda")
     if card.precision == "fp16":
-        raise ConfigError(f"model {card.name!r}: precision fp16 needs a GPU, and none is seen here: take fp32 or bf16")
+        raise ConfigError(f"model {card.name!r}: precision fp16 needs a GPU, and there is none here: use fp32 or bf16")
     return torch.device("cpu")

@@ -1,11 +1,11 @@
-"""The text tower of open_clip's standard CLIP, without the work that cannot change an answer.
+"""The text tower of open_clip's standard CLIP, without computation that cannot change the features.
 
-Attention is causal, so (1) nothing after a prompt's end-of-text token is computed: suffixes are packed one behind the
-other, and no layer sees padding; (2) the start token and the context, which all classes of a prompt set share, are
-computed once: each class continues from their keys and values; (3) the last block goes on with the end tokens alone.
+Attention is causal, so (1) nothing after a prompt's end-of-text token is computed: suffixes are packed without
+padding; (2) the start token and the context, which all classes of a prompt set share, are computed once, and each
+class continues from their keys and values; (3) the last block computes the end tokens only.
 
 Shapes: P prompt sets, C classes, L prefix tokens (start + context), S suffix tokens (name, words after it, end),
-T tokens of a tile, one behind the other, W width, H heads.
+T packed tokens of a tile, W width, H heads.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from methods.base import Prompts, SoftPrompts
 from pipeline.errors import EndpointRefused
 
 TILE_TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Tokens in one forward at most, by device: what fits a core's caches, what fills a GPU. Tiles are cut along prompt
-sets, then classes, by the request's shape alone."""
+"""Maximum number of tokens in a forward, by device: it fits a core's caches, or fills a GPU. Tiles are split along
+prompt sets, then classes, by the request's shape only."""
 AT_ONCE = {"cuda"}
-"""Devices on which a packed tile's attention is one kernel for all lengths, padded: each kernel has its price there."""
+"""Devices on which attention of a packed tile is one padded kernel for all lengths, since launching kernels is slow."""
 SMALL = 500e6
-"""Multiplications of a prompt set (some 10 ms on one core) up to which its suffixes are padded to the longest: sorting
-them would save little, and the embedded model's answers, to the bit, rest on it."""
+"""Multiplications of a prompt set (about 10 ms on one core) up to which its suffixes are padded to the longest: packing
+them would save little, and the golden values of the embedded model depend on it to the bit."""
 
 
 def fits(net: Any, tokenizer: Any) -> bool:
-    """True for the architecture that this forward reproduces; others take whole strings through open_clip.
+    """Return whether this module reproduces the network's text tower; others encode whole strings through open_clip.
 
-    A network on the meta device has no values: its mask's values, and a tokenizer that is None, are taken as standard.
+    The mask of a network on the meta device, and a tokenizer that is None, are assumed to be standard.
     """
     blocks = getattr(getattr(net, "transformer", None), "resblocks", ())
     mask, positions = getattr(net, "attn_mask", None), getattr(net, "positional_embedding", ())
@@ -43,34 +43,34 @@ def fits(net: Any, tokenizer: Any) -> bool:
         len(blocks) > 0
         and all(type(b).__name__ == "ResidualAttentionBlock" and not hasattr(b, "ln_1_kv") for b in blocks)
         and getattr(net, "text_pool_type", "argmax") == "argmax"
-        and len(positions) == getattr(net, "context_length", None)  # a place more is a class token's
+        and len(positions) == getattr(net, "context_length", None)  # one more position is for a class token
         and mask is not None
         and (mask.is_meta or torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)))
         and (tokenizer is None or hasattr(tokenizer, "sot_token_id"))
-        # argmax finds the greatest id: it must be the end
+        # argmax pools at the largest id, which must be the end token
         and (tokenizer is None or tokenizer.eot_token_id == tokenizer.vocab_size - 1)
     )
 
 
 def too_long(tokens: int, context_length: int) -> str:
-    """The message about a prompt of more tokens than a text tower takes."""
+    """Return the message about a prompt with more tokens than a text tower takes."""
     return f"a prompt of {tokens} tokens (the model takes {context_length}): shorten the class name or the context"
 
 
 class Group(NamedTuple):
-    """Classes whose suffixes are computed at one length S: their numbers in the request, token ids, last tokens."""
+    """Classes whose suffixes have one length S: their indices in the request, token ids, and end positions."""
 
     rows_C: Tensor
     ids_CS: Tensor
     last_C: Tensor
 
     def part(self, start: int, stop: int) -> Group:
-        """Some of the classes."""
+        """Return a slice of the classes."""
         return Group(*(field[start:stop] for field in self))
 
 
 class SharedPrefixTower:
-    """Features [P, C, D], not normalised, of text or soft prompts."""
+    """Encode text or soft prompts as features [P, C, D], not normalised."""
 
     def __init__(self, net: Any, tokenizer: Any) -> None:
         self.net, self.tokenizer = net, tokenizer
@@ -78,15 +78,15 @@ class SharedPrefixTower:
         self.device = net.token_embedding.weight.device
         self.dtype = net.transformer.get_cast_dtype()
         self.params = sum(p.numel() for p in net.transformer.parameters())
-        self._tokens = lru_cache(maxsize=2**16)(tokenizer.encode)  # 50 ms for ImageNet's names, otherwise in every call
+        self._tokens = lru_cache(maxsize=2**16)(tokenizer.encode)  # tokenizing ImageNet's names takes 50 ms
 
     def embed(self, text: str) -> Tensor:
-        """Token embeddings [L, W] of the words."""
+        """Return the token embeddings [L, W] of a text."""
         ids = torch.tensor(self._tokens(text), dtype=torch.long, device=self.device)
         return self.net.token_embedding(ids)
 
     def encode(self, prompts: Prompts) -> Tensor:
-        """[P, C, D]; a prompt that does not fit the context length is refused, never cut."""
+        """Return features [P, C, D]. Raises EndpointRefused for a prompt longer than the context length."""
         if isinstance(prompts, SoftPrompts):
             suffixes = [self._tokens(f"{name}{prompts.suffix}") for name in prompts.classnames]
             return self._encode(prompts.ctx_PLE.to(self.device), suffixes)
@@ -102,7 +102,7 @@ class SharedPrefixTower:
             raise EndpointRefused(too_long(total, len(self.net.positional_embedding)))
         prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
         small = len(suffixes) * (total - n_prefix) * self.params <= SMALL
-        if small or ctx_PLW.requires_grad:  # the way back of `_packed` sums in an order that a GPU does not keep
+        if small or ctx_PLW.requires_grad:  # on a GPU the backward pass of `_packed` is not deterministic
             forward, groups, beside = self._rectangle, [self._group(range(len(suffixes)), suffixes)], 0
         else:
             forward, groups, beside = self._packed, self._by_length(suffixes), n_prefix
@@ -128,13 +128,13 @@ class SharedPrefixTower:
         return self.net.positional_embedding[start:stop].to(self.dtype)
 
     def _suffixes(self, group: Group, n_prefix: int, p: int) -> Tensor:
-        """[P * C, S, W]: what enters the first block."""
+        """Return the suffixes' inputs [P * C, S, W] of the first block."""
         c, n = group.ids_CS.shape
         suffix_CSW = self.net.token_embedding(group.ids_CS).to(self.dtype) + self._position(n_prefix, n_prefix + n)
         return suffix_CSW.expand(p, c, n, -1).reshape(p * c, n, -1)
 
     def _rectangle(self, prefix_PLW: Tensor, groups: Sequence[Group]) -> Tensor:
-        """[P, C, D] of one group, prefix and suffixes each a rectangle."""
+        """Return features [P, C, D] of one group, with prefixes and suffixes padded to rectangles."""
         ((group,), p, prefix) = groups, len(prefix_PLW), prefix_PLW
         c, suffix = len(group.ids_CS), self._suffixes(group, prefix_PLW.shape[1], p)
         for block in self.net.transformer.resblocks:
@@ -147,7 +147,7 @@ class SharedPrefixTower:
         return self._pool(suffix[rows, group.last_C.repeat(p)]).view(p, c, -1)
 
     def _packed(self, prefix_PLW: Tensor, groups: Sequence[Group]) -> Tensor:
-        """[P, C, D], classes in the groups' order: prefixes and suffixes one behind the other, without padding."""
+        """Return features [P, C, D], classes in the groups' order; prefixes and suffixes are packed without padding."""
         p, n_prefix, width = prefix_PLW.shape
         parts = [prefix_PLW, *(self._suffixes(group, n_prefix, p) for group in groups)]
         shapes = [(part.shape[0], part.shape[1]) for part in parts]
@@ -161,7 +161,7 @@ class SharedPrefixTower:
         return self._pool(x_NW).view(p, len(ends_N) // p, -1)
 
     def _ends(self, groups: Sequence[Group], p: int, n_prefix: int) -> Tensor:
-        """Where in a packed tile the end tokens are, prompt set by prompt set."""
+        """Return the positions of the end tokens in a packed tile, ordered by prompt set."""
         ends, used = [], p * n_prefix
         for group in groups:
             c, n = group.ids_CS.shape
@@ -178,11 +178,10 @@ class SharedPrefixTower:
 
 
 class Attention:
-    """Attention's output [T, W] of a packed tile: its prefixes come first, then its groups; `shapes` are (sequences,
-    tokens of each).
+    """Attention over a packed tile [T, W], prefixes first, then groups; `shapes` are (sequences, tokens per sequence).
 
-    Group by group, without padding, or (AT_ONCE) of all groups, padded for this alone: a place beyond a prompt's end
-    repeats the end, and no earlier token sees it.
+    It is computed group by group without padding, or (AT_ONCE) for all groups together, padded for this operation only:
+    a position beyond a prompt's end repeats the end token, and no earlier token attends to it.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
@@ -201,7 +200,7 @@ class Attention:
         self.places_NS, self.back_T, self.sets_N = torch.cat(places), torch.cat(back), sets
 
     def __call__(self, block: Any, x_TW: Tensor) -> Tensor:
-        """[T, W]"""
+        """Return the output [T, W] of a block's attention."""
         qkv_TV, (p, n_prefix) = _qkv(block, x_TW), self.shapes[0]
         q, k, v = _heads(block.attn, qkv_TV[: p * n_prefix].view(p, n_prefix, -1))
         prefix_PLW = _merged(scaled_dot_product_attention(q, k, v, is_causal=True))
@@ -219,7 +218,7 @@ class Attention:
 
 
 def _continue(k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
-    """Attention of suffixes [N, H, S, W / H] to their prefixes, of keys k and values v, and to themselves."""
+    """Return attention of suffixes [N, H, S, W / H] to their prefixes (keys k, values v) and to themselves."""
     ks, vs = (torch.cat(pair, dim=2) for pair in ((k, ks), (v, vs)))
     mask = torch.ones(qs.shape[2], ks.shape[2], dtype=torch.bool, device=qs.device).tril(k.shape[2])
     return scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
@@ -230,13 +229,13 @@ def _qkv(block: Any, x: Tensor) -> Tensor:
 
 
 def _heads(attn: nn.MultiheadAttention, qkv: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, each [N, H, S, W / H], of [N, S, 3 * W]."""
+    """Split [N, S, 3 * W] into queries, keys and values, each [N, H, S, W / H]."""
     n, s, _ = qkv.shape
     return qkv.view(n, s, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _merged(attended_NHSW: Tensor) -> Tensor:
-    """[N, S, W]"""
+    """Merge the heads of [N, H, S, W / H] into [N, S, W]."""
     return attended_NHSW.transpose(1, 2).flatten(2)
 
 
@@ -246,7 +245,7 @@ def _rest(block: Any, x: Tensor, merged: Tensor) -> Tensor:
 
 
 def _tiles(groups: Sequence[Group], room: int) -> Iterator[list[Group]]:
-    """The classes of the groups in order, at most `room` suffix tokens together (one class at least)."""
+    """Yield the groups' classes in order, in tiles of at most `room` suffix tokens and at least one class."""
     tile, left = list[Group](), room
     for group in groups:
         start, (c, n) = 0, group.ids_CS.shape

@@ -1,7 +1,7 @@
 """Read the tensors of a TorchScript archive, such as OpenAI's ViT-B-32.pt, without running its code.
 
-An archive holds a pickle of nested modules and one file for each storage. `torch.jit.load` would also compile and may
-run the archive's code. Here modules become plain objects, and only tensors are made of the rest.
+An archive contains a pickle of nested modules and one file per storage. `torch.jit.load` would also compile and may run
+the archive's code. Here modules are read as plain objects, and only their tensors are used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LISTS = {"build_intlist", "build_floatlist", "build_doublelist", "build_boollist
 
 
 class _Module:
-    """A module of the archive: its attributes, none of its code."""
+    """Attributes of a module of the archive, without its code."""
 
 
 class _Storage(NamedTuple):
@@ -42,10 +42,10 @@ class _Storage(NamedTuple):
 
 
 def read_torchscript(path: Path, values: bool = True) -> dict[str, Tensor]:
-    """The archive's tensors by key, as in the state dict of its module; without `values`, on the meta device.
+    """Return the archive's tensors by key, as in the state dict of its module; without `values`, on the meta device.
 
-    Raises ValueError, with the line of Python that converts the file, for an archive that holds more than modules,
-    tensors and plain values.
+    Raises:
+        ValueError: the archive holds more than modules, tensors and plain values. The message states how to convert it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -69,7 +69,7 @@ class _Unpickler(pickle.Unpickler):
         self.read = read
 
     def find_class(self, module: str, name: str) -> Any:
-        """A function or class of the few that archives of modules and tensors need."""
+        """Return one of the few functions and classes that archives of modules and tensors need."""
         if module.split(".")[0] == "__torch__":
             return _Module
         if module == "torch" and name in STORAGES:
@@ -83,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: its number type and its file."""
+        """Return the type and the file of a storage."""
         _, dtype, file, *_ = pid
         return _Storage(dtype, str(file))
 

@@ -1,6 +1,6 @@
-"""Fit stored weights to a network: what open_clip's loader converts without a word is converted here and noted.
+"""Fit stored weights to a network. Conversions that open_clip's loader makes silently are made here and reported.
 
-Nothing is loaded in part: a key that is missing, unknown or of another shape is an error.
+Weights are never loaded in part: a missing or unknown key, or another shape, is an error.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ FOREIGN = (
     ("image_encoder.", "its keys look like those of Apple's MobileCLIP, of a model that open_clip cannot convert"),
     ("blocks.0.attn.qkv", "its keys look like those of a timm image model, which has no text tower"),
 )
-"""Parts of keys that tell where weights come from, and what to say of them."""
+"""Parts of keys that identify the origin of weights, with the message about them."""
 
 
 def fit_weights(
     net: Any, stored: StoredWeights, arch: str, known: KnownFile | None = None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The stored tensors under the network's keys and in its shapes, and notes on all that was changed.
+    """Return the stored tensors under the network's keys and in its shapes, and notes on all changes.
 
-    Works on values and on the meta device alike, with the same notes. ValueError when the weights are of another model.
+    The notes are the same for tensors with values and on the meta device.
+
+    Raises:
+        ValueError: the weights are those of another model.
     """
     notes, tensors = list(stored.notes), dict(stored.tensors)
     wanted = net.state_dict()
@@ -57,13 +60,13 @@ def fit_weights(
             raise ValueError(f"{key} is stored as {_name(tensor.dtype)}: dequantize the weights, save them as float32")
     types = Counter((_name(tensor.dtype), _name(wanted[key].dtype)) for key, tensor in tensors.items())
     for (found, computed), count in sorted(types.items()):
-        if found not in (computed, "float32"):  # from float32, it is what the card's `precision` says
+        if found not in (computed, "float32"):  # from float32, the conversion is the card's `precision`
             notes.append(f"{count} of {len(tensors)} tensors converted from {found} to {computed}")
     return tensors, tuple(notes)
 
 
 def _converted(net: Any, tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """What open_clip's `load_checkpoint` does to a state dict before it is loaded, each change noted."""
+    """Convert a state dict as open_clip's `load_checkpoint` does; append a note for each change."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
 
@@ -102,7 +105,7 @@ def _converted(net: Any, tensors: dict[str, Tensor], notes: list[str]) -> dict[s
 
 
 def _differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: str) -> str:
-    """How the file differs from the architecture: counts with the first keys; empty where it does not."""
+    """Describe how the file differs from the architecture: counts with the first keys; empty if it does not."""
     missing = [key for key in wanted if key not in tensors]
     unknown = [key for key in tensors if key not in wanted]
     shapes = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
@@ -121,7 +124,7 @@ def _differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], ar
 
 
 def _guess(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: str, known: KnownFile | None) -> str:
-    """Where weights of other keys or shapes come from, and what to do."""
+    """Guess where weights of other keys or shapes come from; return that and what to do."""
     unknown = [key for key in tensors if key not in wanted]
     if known and known.arch.removesuffix(QUICK) != arch.removesuffix(QUICK):
         return f"it is open_clip's {known.tag!r} of {known.arch}: write arch: {known.arch}"
@@ -147,7 +150,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def write_random_weights(arch: str, path: Path, seed: int = 0) -> None:
-    """Write a checkpoint of weights that were never trained, for benches where only shapes and time matter."""
+    """Write a checkpoint of random weights, for benchmarks."""
     import open_clip
 
     with torch.random.fork_rng(devices=[]):
@@ -156,14 +159,14 @@ def write_random_weights(arch: str, path: Path, seed: int = 0) -> None:
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """ImageNet's 1,000 class names as open_clip ships them."""
+    """Return ImageNet's 1,000 class names as open_clip ships them."""
     import open_clip
 
     return tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
 def check_finite(card: ModelCard, net: torch.nn.Module) -> None:
-    """Check that all weights are finite, and the factor of the scores.
+    """Check that all weights and the logit scale are finite.
 
     Raises:
         DataError: names the first weight that is NaN or infinite, or a logit scale that overflows.

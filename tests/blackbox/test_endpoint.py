@@ -223,7 +223,7 @@ def test_a_gpu_is_taken_where_one_is_seen_and_fp32_stays_fp32_there(monkeypatch:
 
 
 def test_half_precision_of_a_gpu_is_refused_without_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.* take fp32 or bf16"):
+    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.* use fp32 or bf16"):
         fresh(tmp_path, replace(model_card("tiny"), precision="fp16"))
 
 

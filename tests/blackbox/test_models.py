@@ -597,7 +597,7 @@ def test_a_plan_grants_no_soft_prompts_where_the_text_tower_takes_strings_only(
     (tmp_path / "mine.yaml").write_text(f"kind: open_clip\narch: {arch}\nweights: {tag}\n")
     plan = lab.plan(f"model={tmp_path / 'mine.yaml'}", "methods=[craft,zero_shot]")
     assert [name for name, _ in plan.unable] == ["craft"]
-    assert "model mine: SOFT is not granted: its text tower takes whole strings only" in announcements(plan)
+    assert "model mine: SOFT is not granted: its text tower takes prompts as strings only" in announcements(plan)
     assert Access.SOFT not in plan.config.model.access and plan.trials[0].model.access.covers(Access.FEATURES)
 
 
