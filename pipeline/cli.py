@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Run what is not done yet of a sweep, then print and write its leaderboard."""
     from pipeline.commands import report
-    from pipeline.config.compose import compose, notes
+    from pipeline.config.compose import compose
+    from pipeline.config.files import notes
     from pipeline.sweep import driver as sweep
 
     config = compose(arguments.words)
@@ -81,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """Every trial's predicted bill and what is not on this machine; refuses what ceilings cannot pay. Asks nothing."""
     from pipeline.commands import report
-    from pipeline.config.compose import compose, notes
+    from pipeline.config.compose import compose
+    from pipeline.config.files import notes
     from pipeline.trials.estimate import outline
     from pipeline.trials.plan import refuse_unpayable
 

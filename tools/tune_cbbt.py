@@ -23,10 +23,10 @@ from methods.base import Bill, Classes, FewShotTask, ImageSet, LabelledImages, P
 from methods.cbbt_prompt import CBBTPrompt
 from pipeline.blackbox.endpoint import Endpoint, Kind, Request, price
 from pipeline.budget import Charge, Phase
-from pipeline.config.compose import dataset_card, model_card
+from pipeline.config.card_files import dataset_card, model_card
+from pipeline.data.dataset import source_of
 from pipeline.data.few_shot import draw
 from pipeline.data.images import Images, as_images
-from pipeline.trials.plan import source_of
 
 GRID = {
     1000: [(150, 4), (150, 8), (150, 16), (150, 32)],

@@ -29,7 +29,8 @@ from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response, p
 from pipeline.blackbox.ray_pool import LedgerActor, RayPool, RemoteLedger, Replica
 from pipeline.blackbox.replica_queue import Server
 from pipeline.budget import Charge, Limits, Phase, Receipt
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.sweep.ray_session import ray_session
 
 log = logging.getLogger(__name__)

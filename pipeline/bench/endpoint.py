@@ -16,7 +16,8 @@ from pipeline.bench.harness import BenchResult, PairedTiming, Say, bench, machin
 from pipeline.blackbox.endpoint import Endpoint, Request
 from pipeline.blackbox.ray_pool import RayPool
 from pipeline.budget import Charge, Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 
 TRIALS = (1, 4, 8)
 FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())

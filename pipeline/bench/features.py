@@ -13,7 +13,8 @@ from methods.base import Bill
 from pipeline.bench.harness import BenchResult, Say, bench, machine, paired, threads
 from pipeline.blackbox.endpoint import Endpoint, Request
 from pipeline.budget import Charge, Phase
-from pipeline.config.compose import ModelCard, dataset_card, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import dataset_card, model_card
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 

@@ -32,7 +32,7 @@ from pipeline.blackbox.endpoint import Endpoint, prompt_counts
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.ray_pool import RayPool
 from pipeline.budget import Limits
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.errors import ConfigError

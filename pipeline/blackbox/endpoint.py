@@ -21,7 +21,7 @@ from methods.finite import first_non_finite
 from pipeline.blackbox import model as models
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.budget import Charge
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
 from pipeline.source_code import image_feature_digest

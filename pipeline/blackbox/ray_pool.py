@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.blackbox.endpoint import Endpoint, ModelInfo, Request, Response
 from pipeline.blackbox.replica_queue import Server
 from pipeline.budget import Charge, Receipt
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.errors import BudgetExceeded, ConfigError, EndpointBusy, EndpointLost, FareboxError, LedgerError
 from pipeline.ledger.ledger import Ledger
 from pipeline.source_code import ImportedCode, check_code, driver_code

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from methods.base import Bill
 from pipeline.budget import Limits, Phase, total
-from pipeline.config.compose import Config, names
-from pipeline.config.files import load
+from pipeline.config.compose import Config
+from pipeline.config.files import load, names
 from pipeline.errors import ConfigError, LedgerError, TrackingError, masked
 from pipeline.files import strict_json, write_atomic
 from pipeline.results.identity import Selection, missing_references, select

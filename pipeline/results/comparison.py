@@ -93,11 +93,11 @@ def cells(rows: pa.Table) -> Cells:
 def partner(methods: dict[str, list[Row]], row: Row, name: str) -> list[Row]:
     """The rows of reference `name` in a section that a method's row is compared with; empty when there are none.
 
-    Where the reference ran under several settings that agree with the method's, those with equal `settings` come first,
+    Where the reference ran under several settings that agree with the method's, those with equal `hparams` come first,
     then the newest.
     """
     found = [rows for rows in methods.values() if rows[0]["method"] == name and _same_fit(row, rows[0])]
-    return max(found, key=lambda rows: (rows[0]["settings"] == row["settings"], _age(rows)), default=[])
+    return max(found, key=lambda rows: (rows[0]["hparams"] == row["hparams"], _age(rows)), default=[])
 
 
 def may_pair(row: Row, other: Row) -> bool:
@@ -139,24 +139,24 @@ def _harmonic(rows: list[Row]) -> Iterator[Row]:
 def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
     """A method's name; where rows of it differ in settings, with the settings that differ.
 
-    `settings=paper` gives each data set a configuration of its own, so configurations are compared within a section
+    `hparams=paper` gives each data set a configuration of its own, so configurations are compared within a section
     there, and over all sections otherwise: a mean over data sets never mixes two configurations unseen.
     """
 
     def spec(row: Row) -> Row:
         if row["method"] in FREE:
             return {}
-        fixed = {k: row[k] for k in (*FIT_SETTINGS, "settings")}
+        fixed = {k: row[k] for k in (*FIT_SETTINGS, "hparams")}
         return {k: json.dumps(v) for k, v in json.loads(row["config"]).items()} | fixed
 
     first: dict[Any, Row] = {}
     varying: dict[str, set[str]] = defaultdict(set)
     for row, section in zip(rows, sections, strict=True):
         mine, method = spec(row), row["method"]
-        where = section if row["settings"] == "paper" else None
+        where = section if row["hparams"] == "paper" else None
         for key, part in (
-            ((method,), {k: v for k, v in mine.items() if k in (*FIT_SETTINGS, "settings")}),
-            ((method, row["settings"], where), mine),
+            ((method,), {k: v for k, v in mine.items() if k in (*FIT_SETTINGS, "hparams")}),
+            ((method, row["hparams"], where), mine),
         ):
             other = first.setdefault(key, part)
             varying[method] |= {k for k in part.keys() | other.keys() if part.get(k) != other.get(k)}

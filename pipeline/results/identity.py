@@ -10,8 +10,8 @@ A row is newer than another when a later run planned its trial (pipeline/results
 among the trials of one run. Restoring an earlier data card and running again therefore makes the earlier rows current
 again, although nothing is computed.
 
-Results of other code that a run kept on purpose (stale=keep) stay in the means while that run is the last one. They are
-marked, and never paired with rows of the present code.
+Results of other code that a run kept on purpose (on_code_change=keep) stay in the means while that run is the last one.
+They are marked, and never paired with rows of the present code.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ IDENTITY = (
     Column("augment", ("dataset",), "augmentation"),
 )
 CODE = ("code_digest", "method_digest")
-"""Columns in which rows kept by stale=keep may differ."""
+"""Columns in which rows kept by on_code_change=keep may differ."""
 AT_THE_END = ("transform", "test_digest")
 """Columns that a trial without a score does not fill."""
 ENVIRONMENT = {"cpu": "CPU", "device": "device", "threads": "threads", "torch_version": "torch"}
 """Columns of the machine: bit-identity is claimed per value, so a mixture is mentioned but nothing is left out."""
 _CELL = (
     *("access", "model", "precision", "kind", "dataset", "test_set", "shots", "seed"),
-    *("budget_requests", "budget_images", "method", "config", "settings", *FIT_SETTINGS),
+    *("budget_requests", "budget_images", "method", "config", "hparams", *FIT_SETTINGS),
 )
 _READ = tuple(
     dict.fromkeys(
@@ -162,7 +162,7 @@ def _differing(row: Row, current: Mapping[tuple[Any, ...], Any], kept: set[str])
 
 
 def _cell(row: Row) -> tuple[Any, ...]:
-    unused = (*FIT_SETTINGS, "settings") if row["method"] in FREE else ()
+    unused = (*FIT_SETTINGS, "hparams") if row["method"] in FREE else ()
     return tuple(row[name] for name in _CELL if name not in unused)
 
 

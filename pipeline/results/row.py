@@ -21,7 +21,7 @@ TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
     *("model_digest", "code_digest", "precision", "transform", "dataset", "data_digest", "template"),
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
-    *("settings", "budget_requests", "budget_images", "status", "config"),
+    *("hparams", "budget_requests", "budget_images", "status", "config"),
 )
 """Columns of the trial: equal on each of its rows."""
 
@@ -83,8 +83,8 @@ class ResultRow:
     """Augmented views: a number, or 'fresh'; empty: the method uses none."""
     validation: str = ""
     """Validation rule, e.g. 'min4'."""
-    settings: str
-    """'default', or 'paper' for per-dataset settings."""
+    hparams: str
+    """'default', or 'paper' for the per-dataset settings of its paper."""
     budget_requests: int | None
     """Allotment in requests; null: no limit."""
     budget_images: int | None

@@ -6,8 +6,8 @@
 
 `run` counts the runs of the storage. `trials` maps every trial that a run planned to the last run that did. A later run
 with other methods, seeds or data sets adds to the record and removes nothing. `keep` is true when the last run kept
-results of other code (stale=keep). A storage without the file (written by an older Farebox) reads as an empty record;
-its newest rows then count as current.
+results of other code (on_code_change=keep). A storage without the file (written by an older Farebox) reads as an empty
+record; its newest rows then count as current.
 """
 
 from __future__ import annotations

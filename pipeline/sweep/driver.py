@@ -179,7 +179,7 @@ def _run(plan: SweepPlan, say: Say, mirror: Mirroring) -> Outcome:
     for line in (*announcements(plan), *store.recomputed({t.trial_id for t in todo})):
         say(line)
     if stale:
-        say(books.stale_line(stale, config.stale == "rerun"))
+        say(books.stale_line(stale, config.on_code_change == "rerun"))
     if not todo:
         say(f"nothing to run: all {kept} trials of this sweep are done")
     elif not config.partial:
@@ -188,7 +188,7 @@ def _run(plan: SweepPlan, say: Say, mirror: Mirroring) -> Outcome:
     with contextlib.closing(ledger):
         books.settle_left_over(ledger, storage.id, todo)
         funded, unfunded = books.reserve(ledger, plan, todo, storage.id)
-        add_run(config.storage, [t.trial_id for t in plan.trials], config.stale == "keep", say)
+        add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", say)
         if not todo:
             books.tidy(store, plan.trials)
             return Outcome(plan, 0, kept, books.problems(plan, store, ledger, storage))

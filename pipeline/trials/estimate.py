@@ -20,7 +20,7 @@ from pipeline.data.dataset import missing
 from pipeline.data.few_shot import check_validation
 from pipeline.errors import DataError
 from pipeline.trials.plan import Cell, TrialSpec, cells, make_plan, predicted, shape_of
-from pipeline.trials.protocol import check_words, test_cards
+from pipeline.trials.protocol import check_overrides, leave_out, test_cards
 
 
 class MissingAsset(NamedTuple):
@@ -94,7 +94,7 @@ class SweepEstimate:
 
 def outline(config: Config) -> SweepEstimate:
     """The run as it would be planned. Raises ConfigError or DataError for what data that is not here cannot mend."""
-    check_words(config)
+    check_overrides(config)
     lacking = absent(config)
     if not blocking(lacking):
         plan = make_plan(config)
@@ -151,7 +151,7 @@ def _absent(config: Config) -> Iterator[MissingAsset]:
         if card.layout != "parquet" and not Path(card.path).is_absolute():
             what = f"no data.root=DIR is set, DIR holding {card.path}/"
         if kind:
-            what += f" (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})"
+            what += f" (or leave it out: {leave_out(kind)})"
         yield MissingAsset("data set", card.name, what, card.url or card.source)
     if weights := architecture.missing(config.model):
         yield MissingAsset("weights", config.model.name, *weights, fetched=architecture.has_tag(config.model))

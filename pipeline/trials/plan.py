@@ -11,15 +11,17 @@ from typing import NamedTuple
 from methods.base import Bill, TaskShape
 from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.budget import Limits, total
-from pipeline.config.compose import Config, DatasetCard, MethodChoice, ModelCard
-from pipeline.data.dataset import check_card, source_of
+from pipeline.cards import DatasetCard, ModelCard
+from pipeline.config.compose import Config
+from pipeline.config.method_choice import MethodChoice
+from pipeline.data.dataset import Dataset, check_card
 from pipeline.data.few_shot import Split, draw
 from pipeline.data.images import check_readable
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
 from pipeline.trials.prompts import check_prompts
-from pipeline.trials.protocol import EvalSet, check_words, fitted, test_cards, test_sets, unable, within
+from pipeline.trials.protocol import EvalSet, check_overrides, fitted, leave_out, test_cards, test_sets, unable, within
 
 _RULES = 1
 """Raised when the trial's own protocol changes results (batching of predictions, augmentation, scoring)."""
@@ -37,7 +39,7 @@ class TrialSpec:
     model: ModelCard
     model_identity: str
     transform: str
-    dataset: DatasetCard
+    dataset: Dataset
     data_digest: str
     classnames_digest: str
     protocol: str
@@ -50,7 +52,7 @@ class TrialSpec:
     views: int
     fresh_views: bool
     validation: str
-    settings: str
+    hparams: str
     curve: int
     predicted: Bill
 
@@ -64,7 +66,7 @@ class TrialSpec:
     @property
     def cell(self) -> Cell:
         """Its place in the table."""
-        return Cell(self.choice, self.dataset, self.allotment, self.shots, self.seed)
+        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed)
 
     @property
     def account(self) -> str:
@@ -152,28 +154,41 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
     `fetch` allows the tokenizer's files to be downloaded where they are not on this machine, and a tag's weights where
     replicas run on this machine alone.
     """
-    check_words(config)
+    check_overrides(config)
     facts = describe(config.model, fetch and config.address is None)
     config = replace(config, model=facts.card)
     placed, left_out = cells(config)
-    tests, others = {}, test_cards(config)
-    for card in config.datasets:
-        check_card(card)
-        for kind, other in others[card.name]:
-            try:
-                check_card(other)
-            except DataError as error:
-                raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
-        tests[card.name] = test_sets(config.protocol, card, others[card.name])
+    tests = _test_sets(config)
     if note := check_prompts(facts, tests, {cell.choice for cell in placed}, fetch):
         facts = replace(facts, notes=(*facts.notes, note))
-    draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
+    draws = {name: _draws(config, sets[0].dataset, sets[0].labels) for name, sets in tests.items()}
     trials = [
         _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
         for cell in placed
     ]
-    cards = {card.name: card for found in tests.values() for card in (test.card for test in found)}
-    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(cards.values())))
+    datasets = {test.dataset.name: test.dataset for sets in tests.values() for test in sets}
+    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(datasets.values())))
+
+
+def _test_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
+    """Return the test sets of each fitted data set. Each data set is opened and checked once."""
+    checked: dict[DatasetCard, Dataset] = {}
+
+    def dataset_of(card: DatasetCard) -> Dataset:
+        if card not in checked:
+            checked[card] = check_card(card)
+        return checked[card]
+
+    tests, others = {}, test_cards(config)
+    for card in config.datasets:
+        dataset, opened = dataset_of(card), []
+        for kind, other in others[card.name]:
+            try:
+                opened.append((kind, dataset_of(other)))
+            except DataError as error:
+                raise DataError(f"{error} (or leave it out: {leave_out(kind)})") from error
+        tests[card.name] = test_sets(config.protocol, dataset, opened)
+    return tests
 
 
 def announcements(plan: SweepPlan) -> list[str]:
@@ -187,26 +202,28 @@ def announcements(plan: SweepPlan) -> list[str]:
     ]
 
 
-def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
-    """A line for each group of data sets of a run that have different names and the same content."""
+def _same_data(datasets: Iterable[Dataset]) -> Iterator[str]:
+    """Yield a line for each group of data sets that have different names and the same content."""
     names: dict[str, list[str]] = {}
-    for card in cards:
-        names.setdefault(source_of(card).digest, []).append(repr(card.name))
+    for dataset in datasets:
+        names.setdefault(dataset.digest, []).append(repr(dataset.name))
     for group in names.values():
         if len(group) > 1:
             yield f"note: data sets {' and '.join(group)} have the same content under different names"
 
 
-def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
+def _draws(config: Config, dataset: Dataset, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
     """The few-shot draw of these classes, and its digest, by (shots, seed). Drawn over all classes, as CoOp does."""
-    source, found = source_of(card), {}
+    source, drawn = dataset.source, {}
     for shots in config.shots:
         for seed in config.seeds:
-            split = draw(source, card.name, shots, seed, config.validation, config.data.short_classes)
+            split = draw(source, dataset.name, shots, seed, config.validation, config.data.small_classes)
             split = within(split, source, labels)
-            found[shots, seed] = split, split.digest(source)
-    check_readable(source, card.name, sorted({row for split, _ in found.values() for row in split.train + split.val}))
-    return found
+            drawn[shots, seed] = split, split.digest(source)
+    check_readable(
+        source, dataset.name, sorted({row for split, _ in drawn.values() for row in split.train + split.val})
+    )
+    return drawn
 
 
 def _trial(
@@ -216,7 +233,8 @@ def _trial(
     drawn: tuple[Split, str],
     facts: ModelFacts,
 ) -> TrialSpec:
-    choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
+    choice, dataset, shots, seed = cell.choice, tests[0].dataset, cell.shots, cell.seed
+    card = dataset.card
     split, split_digest = drawn
     shape = shape_of(config, card, shots, facts.feature_dim, split)
     if not choice.info.uses_views:
@@ -225,8 +243,8 @@ def _trial(
         "rules": _RULES,
         "model": [facts.identity, config.model.precision, facts.transform],
         "method": [choice.info.name, choice.info.version, choice.config],
-        "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
-        "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
+        "dataset": [card.name, dataset.digest, card.template, card.templates, card.augment],
+        "tests": [(t.dataset.name, t.dataset.digest) for t in tests if t.kind == "shift"],
         "split": split_digest,
         "task": [shots, seed, shape.views, shape.fresh_views, config.validation, config.curve],
         "allotment": [cell.allotment.requests, cell.allotment.images],
@@ -234,8 +252,8 @@ def _trial(
     if config.protocol != "all_to_all":
         resolved["protocol"] = config.protocol
     if config.transfer:
-        others = [t.card for t in tests if t.kind == "transfer"]
-        resolved["transfer"] = [(o.name, source_of(o).digest, o.template, o.templates) for o in others]
+        others = [t.dataset for t in tests if t.kind == "transfer"]
+        resolved["transfer"] = [(o.name, o.digest, o.card.template, o.card.templates) for o in others]
     trial_id = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=list).encode()).hexdigest()[:16]
     return TrialSpec(
         trial_id=trial_id,
@@ -246,8 +264,8 @@ def _trial(
         model=config.model,
         model_identity=facts.identity,
         transform=facts.transform,
-        dataset=card,
-        data_digest=source_of(card).digest,
+        dataset=dataset,
+        data_digest=dataset.digest,
         classnames_digest=texts_digest(tests[0].classes.names),
         protocol=config.protocol,
         tests=tests,
@@ -259,7 +277,7 @@ def _trial(
         views=shape.views,
         fresh_views=shape.fresh_views,
         validation=config.validation,
-        settings=config.settings,
+        hparams=config.hparams,
         curve=config.curve,
         predicted=predicted(cell, shape),
     )

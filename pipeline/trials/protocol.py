@@ -19,8 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods.base import Classes, MethodInfo
-from pipeline.config.compose import Config, DatasetCard, dataset_card, names, refuse_same_names
-from pipeline.data.dataset import source_of
+from pipeline.cards import DatasetCard
+from pipeline.config.card_files import dataset_card, refuse_same_names
+from pipeline.config.compose import Config
+from pipeline.config.files import names
+from pipeline.data.dataset import Dataset
 from pipeline.data.few_shot import Split
 from pipeline.data.layouts.class_names import prompt_form
 from pipeline.data.source import Source
@@ -33,7 +36,7 @@ class EvalSet:
 
     kind: str
     """source, shift, transfer, base or new."""
-    card: DatasetCard
+    dataset: Dataset
     labels: range
     """Labels in the data set's own numbering; scored as 0, 1, ..."""
     columns: Sequence[int] | None
@@ -42,29 +45,28 @@ class EvalSet:
     @property
     def name(self) -> str:
         """The data set's name, with the half that is meant: 'icons', 'icons:new'."""
-        return f"{self.card.name}:{self.kind}" if self.kind in ("base", "new") else self.card.name
+        return f"{self.dataset.name}:{self.kind}" if self.kind in ("base", "new") else self.dataset.name
 
     @property
     def classes(self) -> Classes:
         """Names of its classes, with the card's templates."""
-        found = source_of(self.card).classnames
-        return Classes(tuple(found[label] for label in self.labels), self.card.template, self.card.templates)
+        classnames, card = self.dataset.source.classnames, self.dataset.card
+        return Classes(tuple(classnames[label] for label in self.labels), card.template, card.templates)
 
     @property
     def digest(self) -> str:
         """Digest of the data; for classes that were not fitted, also of the names and templates given to `predict`."""
-        data = source_of(self.card).digest
         if self.columns is not None:
-            return data
-        given = [data, self.classes.names, self.classes.template, self.classes.templates]
+            return self.dataset.digest
+        given = [self.dataset.digest, self.classes.names, self.classes.template, self.classes.templates]
         return hashlib.sha256(json.dumps(given).encode()).hexdigest()
 
     @property
     def rows(self) -> np.ndarray:
         """Rows of its test images in file order; a half of the classes has its own images only."""
-        source = source_of(self.card)
+        source = self.dataset.source
         rows = source.rows_of("test")
-        if len(self.labels) == self.card.classes:
+        if len(self.labels) == self.dataset.card.classes:
             return rows
         return rows[np.isin(source.labels[rows], self.labels)]
 
@@ -95,7 +97,7 @@ def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
     if config.protocol == "base_to_new":
         refuse_same_names(config.datasets)
         return {card.name: () for card in config.datasets}
-    asked = names("dataset") if config.shift is True else config.shift or ()
+    asked = names("dataset") if config.eval_shift is True else config.eval_shift or ()
     shifts, others = ([dataset_card(name, config.data.root) for name in some] for some in (asked, config.transfer))
     fits = {card.name for card in config.datasets}
     shifts = [card for card in shifts if card.shift_of in fits]
@@ -104,7 +106,7 @@ def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
         if other.name in {shift.name for shift in shifts}:
             raise ConfigError(
                 f"transfer: {other.name!r} is a shift set of {other.shift_of!r}, which this run scores as one already: "
-                "leave it out of transfer, or set shift=false"
+                "leave it out of transfer, or set eval_shift=false"
             )
     return {
         card.name: (
@@ -115,26 +117,33 @@ def test_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
     }
 
 
-def test_sets(protocol: str, card: DatasetCard, others: Sequence[tuple[str, DatasetCard]]) -> tuple[EvalSet, ...]:
-    """All that a fit on this data set is scored on, its own test images first. Opens the files."""
-    mine = fitted(protocol, card.classes)
+def test_sets(protocol: str, dataset: Dataset, others: Sequence[tuple[str, Dataset]]) -> tuple[EvalSet, ...]:
+    """Return the test sets on which a fit on this data set is scored, its own first.
+
+    Args:
+        protocol: all_to_all or base_to_new.
+        dataset: The data set that is fitted.
+        others: (shift or transfer, data set) of each other test set.
+    """
+    n_classes = dataset.card.classes
+    mine = fitted(protocol, n_classes)
     if protocol == "base_to_new":
-        rest = range(len(mine), card.classes)
-        return _not_empty(EvalSet("base", card, mine, mine)), _not_empty(EvalSet("new", card, rest, None))
-    found = [EvalSet("source", card, mine, mine)]
+        rest = range(len(mine), n_classes)
+        return _not_empty(EvalSet("base", dataset, mine, mine)), _not_empty(EvalSet("new", dataset, rest, None))
+    sets = [EvalSet("source", dataset, mine, mine)]
     for kind, other in others:
-        columns = fitted_columns(card, other) if kind == "shift" else None
-        found.append(EvalSet(kind, other, range(other.classes), columns))
-    return tuple(found)
+        columns = fitted_columns(dataset, other) if kind == "shift" else None
+        sets.append(EvalSet(kind, other, range(other.card.classes), columns))
+    return tuple(sets)
 
 
 def _not_empty(half: EvalSet) -> EvalSet:
     if not len(half.rows):
-        raise DataError(f"data set {half.card.name!r} has no test image of {half.kind} classes: it cannot be halved")
+        raise DataError(f"data set {half.dataset.name!r} has no test image of {half.kind} classes: it cannot be halved")
     return half
 
 
-def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
+def fitted_columns(dataset: Dataset, shift: Dataset) -> Sequence[int]:
     """Return the fitted class that each class of a shift set is.
 
     Classes are matched by their ids (folders, WordNet ids, names in the files). Where that leaves one unmatched, or
@@ -143,7 +152,7 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
     Raises:
         DataError: a class of the shift set is none of the fitted ones, or ids and names contradict each other.
     """
-    fitted_source, shift_source = source_of(card), source_of(shift)
+    fitted_source, shift_source = dataset.source, shift.source
     names, shift_names = ([prompt_form(name) for name in source.classnames] for source in (fitted_source, shift_source))
     by_id, by_name = _places(fitted_source.class_ids, shift_source.class_ids), _places(names, shift_names)
     named_alike = [place is None or names[place] == name for place, name in zip(by_id, shift_names, strict=True)]
@@ -157,15 +166,15 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
     if None in places:
         label = places.index(None)
         raise DataError(
-            f"data set {shift.name!r} has other classes than {card.name!r}, which methods are fitted on: "
+            f"data set {shift.name!r} has other classes than {dataset.name!r}, which methods are fitted on: "
             f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them (name it alike: "
             "classnames=FILE)"
         )
     columns = [place for place in places if place is not None]
     if len(set(columns)) < len(columns):
-        raise DataError(f"data set {shift.name!r} has two classes that are one class of {card.name!r}")
-    same = columns == list(range(card.classes))
-    return range(card.classes) if same else tuple(columns)
+        raise DataError(f"data set {shift.name!r} has two classes that are one class of {dataset.name!r}")
+    n_classes = dataset.card.classes
+    return range(n_classes) if columns == list(range(n_classes)) else tuple(columns)
 
 
 def _places(known: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
@@ -178,15 +187,20 @@ def _both(identity: str, name: str) -> str:
     return repr(identity) if identity == name else f"{identity!r} ({name!r})"
 
 
-def check_words(config: Config) -> None:
-    """ConfigError when `shift` or `transfer` names what this run cannot score."""
-    listed = {"shift": config.shift if isinstance(config.shift, tuple) else (), "transfer": config.transfer}
-    for word, asked in listed.items():
-        if asked and config.protocol == "base_to_new":
-            raise ConfigError(f"{word}: protocol=base_to_new scores base and new classes alone; leave {word} out")
+def check_overrides(config: Config) -> None:
+    """Raise ConfigError when `eval_shift` or `transfer` names a data set that this run cannot score."""
+    shifts = config.eval_shift if isinstance(config.eval_shift, tuple) else ()
+    for key, listed in (("eval_shift", shifts), ("transfer", config.transfer)):
+        if listed and config.protocol == "base_to_new":
+            raise ConfigError(f"{key}: protocol=base_to_new scores base and new classes alone; leave {key} out")
     fits = [card.name for card in config.datasets]
-    for name in listed["shift"]:
+    for name in shifts:
         card = dataset_card(name)
         if card.shift_of not in fits:
-            wanted = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
-            raise ConfigError(f"shift: {name!r} is no shift of {', '.join(fits)}: use {wanted}")
+            instead = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
+            raise ConfigError(f"eval_shift: {name!r} is no shift of {', '.join(fits)}: use {instead}")
+
+
+def leave_out(kind: str) -> str:
+    """Return the override by which a run scores no test sets of this kind (shift or transfer)."""
+    return "eval_shift=false" if kind == "shift" else "transfer=[]"

@@ -21,7 +21,6 @@ from methods.base import Bill, FewShotTask, LabelledImages, Method
 from pipeline import __version__
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.budget import Phase, row_columns
-from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 from pipeline.errors import (
     BudgetExceeded,
@@ -67,7 +66,7 @@ class State:
 
 def few_shot_task(spec: TrialSpec) -> FewShotTask:
     """The task that the method is given: no test image is in it."""
-    source, card = source_of(spec.dataset), spec.dataset
+    source, card = spec.dataset.source, spec.dataset.card
 
     def images(split: str, rows: tuple[int, ...]) -> LabelledImages:
         chosen = np.asarray(rows, dtype=np.int64)
@@ -183,7 +182,7 @@ def _mark_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None:
     planned, spent = getattr(spec.predicted, unit), getattr(state.meter.paid, unit)
     if not spec.curve or not planned or spent * spec.curve < planned * (len(state.curve) + 1):
         return
-    if spec.dataset.test > LARGEST_CURVE:
+    if spec.dataset.card.test > LARGEST_CURVE:
         return
     test = spec.tests[0]
     logits, _ = predict(state.method, supervisor, test, test.classes, Phase.CURVE)
@@ -271,16 +270,16 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "transform": spec.transform,
         "dataset": spec.dataset.name,
         "data_digest": spec.data_digest,
-        "template": spec.dataset.template,
-        "templates_digest": texts_digest(spec.dataset.templates),
+        "template": spec.dataset.card.template,
+        "templates_digest": texts_digest(spec.dataset.card.templates),
         "classnames_digest": spec.classnames_digest,
-        "augment": spec.dataset.augment,
+        "augment": spec.dataset.card.augment,
         "split_digest": spec.split_digest,
         "shots": spec.shots,
         "seed": spec.seed,
         "views": "fresh" if spec.fresh_views else str(spec.views) if spec.choice.info.uses_views else "",
         "validation": spec.validation,
-        "settings": spec.settings,
+        "hparams": spec.hparams,
         "budget_requests": spec.allotment.requests,
         "budget_images": spec.allotment.images,
         "config": strict_json(dict(spec.choice.config), sort_keys=True, default=list),

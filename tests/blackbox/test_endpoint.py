@@ -29,7 +29,8 @@ from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import device_for
 from pipeline.budget import Charge, Limits, Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.data.images import Images
 from pipeline.data.source import ParquetSource
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, EndpointRefused

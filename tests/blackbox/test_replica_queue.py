@@ -17,7 +17,7 @@ from pipeline.blackbox.endpoint import Endpoint, Request, Response
 from pipeline.blackbox.ray_pool import gpu_share
 from pipeline.blackbox.replica_queue import MAX_BUFFERED, Server
 from pipeline.budget import Charge, Phase, Receipt
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointRefused, LedgerError
 
 

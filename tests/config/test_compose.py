@@ -13,7 +13,10 @@ import pytest
 from methods import all_methods
 from methods.base import Access
 from pipeline.budget import Limits
-from pipeline.config.compose import Config, compose, dataset_card, method_choice, model_card
+from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.compose import Config, compose
+from pipeline.config.files import RENAMED_KEYS
+from pipeline.config.method_choice import method_choice
 from pipeline.errors import ConfigError
 from pipeline.trials.protocol import test_cards as cards_of
 from tests.support.lab import write_card, write_source
@@ -38,15 +41,25 @@ def smoke(*words: str) -> Config:
         ("sweep=smok", "no sweep named 'smok'; did you mean 'smoke'?"),
         ("method.taskrse.alpha=1", "method.taskrse: no method in this sweep named 'taskrse'; did you mean 'taskres'?"),
         ("method.bbt.sigma=1", "no method in this sweep named 'bbt'"),
-        ("settings=papers", "settings: no choice named 'papers'; did you mean 'paper'?"),
+        ("hparams=papers", "hparams: no choice named 'papers'; did you mean 'paper'?"),
         ("validation=min5", "validation: no choice named 'min5'; did you mean 'min4'?"),
-        ("stale=keeps", "stale: no choice named 'keeps'; did you mean 'keep'?"),
+        ("on_code_change=keeps", "on_code_change: no choice named 'keeps'; did you mean 'keep'?"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(word: str, message: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest_one(word: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         compose(["sweep=smoke", word] if not word.startswith("sweep=") else [word])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_former_key_is_rejected_with_its_present_name(old: str, new: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^command: {old} was renamed to {new}$"):
+        compose(["sweep=smoke", f"{old}=x"])
+    sweep = tmp_path / "mine.yaml"
+    sweep.write_text(f"{{{old.replace('.', ': {')}: x{'}' * (1 + old.count('.'))}")
+    with pytest.raises(ConfigError, match=f"mine.yaml': {old} was renamed to {new}$"):
+        compose([f"sweep={sweep}"])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +135,7 @@ def test_a_ceiling_is_one_whole_number(key: str, value: str) -> None:
         ("threads=0", "threads=0: expected a whole number of 1 or more"),
         ("replicas=0", "replicas=0: expected a whole number of 1 or more"),
         ("concurrency=half", "concurrency=half: expected a whole number"),
-        ("shift=maybe", "shift=maybe: expected true or false"),
+        ("eval_shift=maybe", "eval_shift=maybe: expected true or false"),
         ("budget.partial=1", "budget.partial=1: expected true or false"),
         ("checkpoint_s=soon", "checkpoint_s=soon: expected a number of seconds"),
         ("checkpoint_s=-1", "checkpoint_s=-1: expected a number of seconds"),
@@ -332,7 +345,7 @@ def test_a_union_that_comes_back_to_itself_or_names_nothing_is_refused(tmp_path:
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(f"union: [{two}]\n")
     two.write_text(f"union: [{one}]\n")
-    with pytest.raises(ConfigError, match=r"its union comes back to itself \(.*one.yaml -> .*two.yaml -> .*one.yaml\)"):
+    with pytest.raises(ConfigError, match=r"its union is circular \(.*one.yaml -> .*two.yaml -> .*one.yaml\)"):
         compose([f"sweep={one}"])
     one.write_text("union: [demoo]\n")
     with pytest.raises(ConfigError, match="no sweep named 'demoo'; did you mean 'demo'"):
@@ -372,7 +385,7 @@ def test_a_papers_sweep_is_its_grid(
     config = compose([f"sweep={sweep}"])
     assert (config.methods, config.shots, config.seeds, config.allotments) == (methods, shots, seeds, limits)
     assert tuple(card.name for card in config.datasets) == ELEVEN
-    assert (config.model.name, config.settings, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
+    assert (config.model.name, config.hparams, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
     for name in methods[1:]:
         if name != "taskres":
             assert dict(config.choice(name, "dtd").config)["paper_start"] is True
@@ -402,7 +415,7 @@ def named(folder: Path, file: str, name: str, **changes: Any) -> Path:
     return folder / file
 
 
-@pytest.mark.parametrize("words", [["datasets=[{a},{b}]"], ["transfer=[{b}]"], ["transfer=[{c}]", "shift=[{s}]"]])
+@pytest.mark.parametrize("words", [["datasets=[{a},{b}]"], ["transfer=[{b}]"], ["transfer=[{c}]", "eval_shift=[{s}]"]])
 @pytest.mark.parametrize("second", ["mine", "Mine"])
 def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
     tmp_path: Path, words: list[str], second: str
@@ -413,7 +426,7 @@ def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
         "s": named(tmp_path, "s.yaml", "other", shift_of="mine"),
         "c": named(tmp_path, "c.yaml", "other"),
     }
-    config = smoke(f"datasets=[{files['a']}]", "shift=false", *(word.format(**files) for word in words))
+    config = smoke(f"datasets=[{files['a']}]", "eval_shift=false", *(word.format(**files) for word in words))
     with pytest.raises(ConfigError) as error:
         cards_of(config)
     assert ".yaml and /" in str(error.value) and "change the `name:` of one card" in str(error.value)
@@ -436,16 +449,16 @@ def test_an_own_file_with_the_name_of_a_shipped_one_is_refused_not_ignored(
 
 def test_a_card_may_be_named_once_in_a_list_and_again_in_another(tmp_path: Path) -> None:
     a, b = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "b.yaml", "other")
-    cards_of(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "shift=false"))
+    cards_of(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "eval_shift=false"))
     with pytest.raises(ConfigError, match="'mine' is listed twice"):
-        cards_of(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "shift=false"))
+        cards_of(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "eval_shift=false"))
 
 
 def test_a_set_that_a_fit_would_score_twice_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
     a, s = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "s.yaml", "shifted", shift_of="mine")
-    with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* shift=false"):
-        cards_of(smoke(f"datasets=[{a}]", f"shift=[{s}]", f"transfer=[{s}]"))
-    (other,) = cards_of(smoke(f"datasets=[{a}]", "shift=false", f"transfer=[{s}]"))["mine"]
+    with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* eval_shift=false"):
+        cards_of(smoke(f"datasets=[{a}]", f"eval_shift=[{s}]", f"transfer=[{s}]"))
+    (other,) = cards_of(smoke(f"datasets=[{a}]", "eval_shift=false", f"transfer=[{s}]"))["mine"]
     assert other[0] == "transfer"
 
 

@@ -50,7 +50,7 @@ def test_names_with_different_prompts_have_different_forms(one: str, other: str)
 def test_two_classes_with_one_prompt_are_refused_unless_allowed() -> None:
     names = ("missile", "sunglasses", "Missile", "sunglasses")
     assert same_prompt(names) == [(0, 2), (1, 3)]
-    with pytest.raises(DataError, match=r"'missile' and 'Missile', which have one prompt \(2 such pairs\)"):
+    with pytest.raises(DataError, match=r"'missile' and 'Missile', which have the same prompt \(2 such pairs\)"):
         check_prompts("here", names, allow=False)
     check_prompts("here", names, allow=True)
     with pytest.raises(DataError, match=r"the name of class 1 \('_ '\) has no text"):
@@ -67,7 +67,7 @@ def test_two_classes_with_one_prompt_are_refused_unless_allowed() -> None:
         (["10", "9", "cat"], ["10", "9", "cat"], "folders in text order (2 of 3 are numbered)"),
         (["a1", "b10", "a9"], ["a1", "a9", "b10"], "folders in text order (3 of 3 are numbered)"),
         (["10_dog", "1_cat", "2_fox"], ["1_cat", "2_fox", "10_dog"], "folders in numeric order"),
-        (["7-2", "1", "7-1"], ["1", "7-1", "7-2"], "folders in text order ('7-1' and '7-2' have one number)"),
+        (["7-2", "1", "7-1"], ["1", "7-1", "7-2"], "folders in text order ('7-1' and '7-2' have the same number)"),
         (["dog", "Cat"], ["Cat", "dog"], "folders in text order"),
         ([], [], "folders in text order"),
     ],
@@ -87,14 +87,14 @@ def test_two_names_of_one_number_are_refused(names: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (("cat", "dog"), "2 class names are given, here has 3 classes: wanted one for each"),
+        (("cat", "dog"), "2 class names are given, here has 3 classes: expected one for each"),
         (("Dog", "cat", "red fox"), "class name 'Dog' is given to the class 'cat', but is the name of label 1"),
         (("aardvark", "cat", "dog"), "class name 'cat' is given to the class 'dog', but is the name of label 0"),
-        (("0 tabby", "1 corgi", "2 red"), "begin with numbers or ids ('0 tabby'): wanted the names alone"),
+        (("0 tabby", "1 corgi", "2 red"), "begin with numbers or ids ('0 tabby'): expected only names"),
         (('"tabby"', "'corgi'", '"red"'), "have quotes, commas or dashes"),
-        (("- tabby", "- corgi", "- red"), "have quotes, commas or dashes ('- tabby'): wanted names alone"),
+        (("- tabby", "- corgi", "- red"), "have quotes, commas or dashes ('- tabby'): expected only names"),
         (("tabby,", "corgi,", "red,"), "have quotes, commas or dashes"),
-        (("1, tabby", "2, corgi", "3, red"), "begin with numbers or ids ('1, tabby'): wanted the names alone"),
+        (("1, tabby", "2, corgi", "3, red"), "begin with numbers or ids ('1, tabby'): expected only names"),
     ],
 )
 def test_names_that_do_not_fit_the_classes_are_refused(names: tuple[str, ...], line: str) -> None:

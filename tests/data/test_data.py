@@ -85,9 +85,9 @@ def test_more_shots_than_a_class_has_names_the_class(tmp_path: Path) -> None:
     image = encoded(Image.new("RGB", (4, 4)))
     splits = ["train"] * 5 + ["val"] * 2
     source = write_source(tmp_path / "d.parquet", [image] * 7, [0, 0, 0, 1, 1, 0, 1], splits, ["ant", "bee"])
-    with pytest.raises(DataError, match=r"3 train images a class asked of 'd', but class 'bee' has 2: set shots to 2"):
+    with pytest.raises(DataError, match=r"3 train images a class requested from 'd', but class 'bee' has 2: set"):
         draw(source, "d", 3, 1, "min4")
-    with pytest.raises(DataError, match=r"2 val images a class asked of 'd', but class 'ant' has 1"):
+    with pytest.raises(DataError, match=r"2 val images a class requested from 'd', but class 'ant' has 1"):
         draw(source, "d", 2, 1, "min4")
     assert len(draw(source, "d", 2, 1, "none").train) == 4
 
@@ -95,12 +95,12 @@ def test_more_shots_than_a_class_has_names_the_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "val", "shots", "wanted"),
     [
-        ([3, 2], [3, 3], 3, "'b' has 2: set shots to 2 or fewer, or data.short_classes=take_all"),
+        ([3, 2], [3, 3], 3, "'b' has 2: set shots to 2 or fewer, or data.small_classes=take_all"),
         ([3, 0], [3, 3], 1, "'b' has 0: add train images, or remove the class (farebox data check names all)"),
         ([1, 2, 0], [1, 1, 1], 3, "'a' has 1: add train images, or remove the class (far"),
-        ([4, 4], [2, 1], 2, "'b' has 1: set shots to 1 or fewer, or validation=none, or data.short_classes=take_all"),
+        ([4, 4], [2, 1], 2, "'b' has 1: set shots to 1 or fewer, or validation=none, or data.small_classes=take_all"),
         ([4, 4], [2, 0], 2, "'b' has 0: validation=none"),
-        ([6, 5], [0, 0], 4, "'a' has 2: set shots to 2 or fewer, or validation=none, or data.short"),
+        ([6, 5], [0, 0], 4, "'a' has 2: set shots to 2 or fewer, or validation=none, or data.small"),
         ([4, 4], [0, 0], 4, "'a' has 0: set shots to 2 or fewer, or validation=none"),
         ([1, 1], [0, 0], 1, "'a' has 0: validation=none (2 such classes)"),
     ],
@@ -213,9 +213,9 @@ def test_only_crop_flip_flips(tmp_path: Path) -> None:
 
 def test_views_of_views_and_no_views_are_refused(icons: ParquetSource) -> None:
     images = plain(icons, "train", 2)
-    with pytest.raises(ValueError, match="views already"):
+    with pytest.raises(ValueError, match="already views"):
         images.views(2).views(2)
-    with pytest.raises(ValueError, match="0 views asked"):
+    with pytest.raises(ValueError, match="0 views requested"):
         images.views(0)
 
 

@@ -112,8 +112,8 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
 def test_pixels_without_black_and_white_are_named() -> None:
     for pixels in (np.ones((4, 4), np.float32), np.full((4, 4), 70_000, np.int32), np.full((4, 4), -1, np.int32)):
         data = encoded(Image.fromarray(pixels), "TIFF")
-        assert "wanted 8 or 16 bits, from black to white" in str(reason(data))
-        with pytest.raises(DataError, match="wanted 8 or 16 bits"):
+        assert "expected 8 or 16 bits, from black to white" in str(reason(data))
+        with pytest.raises(DataError, match="expected 8 or 16 bits"):
             decode(data)
 
 

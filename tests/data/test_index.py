@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cards import DatasetCard
-from pipeline.config.compose import dataset_card
+from pipeline.config.card_files import dataset_card
 from pipeline.data import index
-from pipeline.data.dataset import _indexed, check_card, source_of
+from pipeline.data.dataset import _SOURCES, check_card, reopen, source_of
 from pipeline.data.few_shot import draw
 from pipeline.data.file_keys import MANY, RECORD, FileKeyCache
 from pipeline.data.indexed_source import FileSource
@@ -42,8 +42,8 @@ def made(root: Path, name: str) -> DatasetCard:
 
 def fresh(card: DatasetCard) -> FileSource:
     """The source as another process opens it."""
-    recipe = LayoutSpec(card.layout, card.path, card.classnames, card.split_seed)
-    return FileSource(recipe, index.index_of(recipe).digest)
+    spec = LayoutSpec(card.layout, card.path, card.classnames, card.split_seed)
+    return FileSource(spec, index.index_of(spec).digest)
 
 
 class Counter:
@@ -96,8 +96,8 @@ def test_a_change_is_seen(tmp_path: Path, name: str, change: object) -> None:
     change(Path(card.path))  # type: ignore[operator]
     after = fresh(card)
     assert after.digest != before.digest
-    with pytest.raises(DataError, match="is not what it was when the run was planned: type the same command again"):
-        FileSource(before.recipe, before.digest).labels  # noqa: B018
+    with pytest.raises(DataError, match="was changed after the run was planned: type the same command again"):
+        FileSource(before.spec, before.digest).labels  # noqa: B018
 
 
 OTHER = miniature.split_of(lambda c, i, _: f"{c}/{i}.jpg", ["banded", "dotted"])
@@ -118,7 +118,7 @@ def test_a_flipped_byte_of_an_index_is_found_and_the_index_is_made_again(
         after = fresh(card)
         assert after == before and after.labels.tolist() == labels
         (line,) = caplog.messages
-        assert str(path) in line and line.endswith("the index is made again")
+        assert str(path) in line and line.endswith("the index is rebuilt")
         assert path.read_bytes() == data or suffix == ".json"
     for damaged in (b"", b"damage", data[:-1]):
         path.write_bytes(damaged)
@@ -139,7 +139,7 @@ def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = table(tmp_path)
-    _indexed.cache_clear()
+    _SOURCES.clear()
     source = source_of(card)
     images = [source.image_bytes(row) for row in range(12)]
     (path,) = (cache / "index").glob("*.images")
@@ -149,11 +149,11 @@ def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         assert [source.image_bytes(row) for row in range(12)] == images
         assert path.read_bytes() == data
-    assert caplog.text.count("the index is made again") == 3
+    assert caplog.text.count("the index is rebuilt") == 3
     path.write_bytes(data[: len(data) // 2])  # cut under a reader
     assert [source.image_bytes(row) for row in range(12)] == images
     path.unlink()
-    _indexed.cache_clear()
+    _SOURCES.clear()
     assert source_of(card).image_bytes(3) == images[3]
 
 
@@ -168,7 +168,7 @@ def test_the_index_of_another_data_set_is_not_used(tmp_path: Path, cache: Path) 
 def test_a_folder_that_cannot_hold_an_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = made(tmp_path, "dtd")
     monkeypatch.setenv("FAREBOX_CACHE", "/dev/null/cache")
-    with pytest.raises(DataError, match=r"/dev/null/cache cannot hold the index of .*: set FAREBOX_CACHE=DIR"):
+    with pytest.raises(DataError, match=r"index of .* cannot be written to /dev/null/cache .*: set FAREBOX_CACHE="):
         fresh(card)
 
 
@@ -230,6 +230,29 @@ def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
     check_card(card)
     split.digest(source_of(card))
     assert reads.calls == 8
+
+
+def test_a_data_set_is_opened_again_with_one_reading_of_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = made(tmp_path, "dtd")
+    builds, readings = Counter(monkeypatch, index, "_build"), Counter(monkeypatch, index, "_cached")
+    source = reopen(card)
+    assert (builds.calls, readings.calls) == (1, 2)  # the cached index, and the one that was built
+    assert reopen(card) is source is source_of(card)
+    assert (builds.calls, readings.calls) == (1, 3)
+
+
+def test_a_data_set_is_pickled_as_its_card_and_refused_after_a_change(tmp_path: Path) -> None:
+    card = made(tmp_path, "dtd")
+    dataset = check_card(card)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 2_000 and pickle.loads(sent) == dataset
+    assert pickle.loads(sent).source is dataset.source
+    miniature.with_split_file(Path(card.path), "images", "split_zhou_DescribableTextures.json", OTHER)
+    _SOURCES.clear()
+    with pytest.raises(DataError, match="was changed after the run was planned: type the same command again"):
+        pickle.loads(sent).source  # noqa: B018
 
 
 def test_a_file_of_another_size_than_indexed_is_named_and_listed_again(tmp_path: Path) -> None:

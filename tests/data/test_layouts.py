@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.cards import DatasetCard
-from pipeline.config.compose import dataset_card, names
-from pipeline.config.files import load
-from pipeline.data.dataset import check_card, listing, missing, source_of
+from pipeline.config.card_files import dataset_card
+from pipeline.config.files import load, names
+from pipeline.data.dataset import check_card, manifest_of, missing, source_of
 from pipeline.data.decode import decode
 from pipeline.data.few_shot import draw
 from pipeline.data.layouts.coop import COOP
@@ -113,7 +113,7 @@ def test_the_few_shot_sets_are_those_of_the_published_index_files(tmp_path: Path
     assert (card.classes, card.train, card.val, card.test) == (published["classes"], *published["counts"].values())
     (Path(card.path) / reader.needs[0]).mkdir(parents=True)  # no image is there, and none is looked for
     shutil.copy(SHARED / f"split_zhou_{SETS[name]}.json", card.path)
-    rows = listing(card)
+    rows = manifest_of(card)
     assert len(published["few_shot"]) == 15
     for key, wanted in published["few_shot"].items():
         shots, seed = (int(part.split("-")[i]) for part, i in zip(key.split("/"), (0, 1), strict=True))
@@ -129,9 +129,9 @@ def test_a_set_without_val_draws_it_from_what_the_shots_left_of_train(tmp_path: 
     assert split.train == without.train and not set(split.train) & set(split.val)
     assert set(split.train + split.val) <= set(source.rows_of("train").tolist())
     assert np.bincount(source.labels[list(split.val)]).tolist() == [2] * 4
-    with pytest.raises(DataError, match="no val split of its own: type validation=min4 or validation=none"):
+    with pytest.raises(DataError, match="no val split: type validation=min4 or validation=none"):
         draw(source, "imagenet", 2, 1, "full")
-    with pytest.raises(DataError, match="4 further train images a class asked of 'imagenet', but class 'tench' has 2"):
+    with pytest.raises(DataError, match="4 further train images a class requested from 'imagenet', but class 'tench'"):
         draw(source, "imagenet", 4, 1, "min4")
 
 
@@ -148,7 +148,7 @@ def test_a_short_class_is_taken_whole_if_the_user_says_so_and_costs_the_others_n
     splits["train"] = splits["train"][2:]  # one banded, three polka-dotted
     path.write_text(json.dumps(splits))
     source = source_of(dataset_card("dtd", str(tmp_path)))
-    with pytest.raises(DataError, match=r"class 'banded' has 1: set shots to 1 or fewer, or data.short_classes=take_a"):
+    with pytest.raises(DataError, match=r"class 'banded' has 1: set shots to 1 or fewer, or data.small_classes=take_a"):
         draw(source, "dtd", 2, 1, "none")
     train = draw(source, "dtd", 2, 1, "none", "take_all").train
     assert source.labels[list(train)].tolist() == [0, 1, 1]
@@ -162,7 +162,10 @@ def test_without_its_split_file_a_split_is_made_by_the_same_rule_and_said_so(tmp
     card = dataset_card(name, str(tmp_path))
     RAW[name](Path(card.path))
     found = source_of(card)
-    assert "made here with split_seed 1" in found.index.made and "not the published split" in found.index.made  # type: ignore[attr-defined]
+    assert (
+        "generated with split_seed 1" in found.index.split_origin
+        and "not the published split" in found.index.split_origin
+    )  # type: ignore[attr-defined]
     counts = [np.bincount(found.labels[found.rows_of(split)]).tolist() for split in ("train", "val", "test")]
     by_class = name in ("caltech101", "food101", "dtd", "eurosat", "oxford_flowers")
     assert counts == ([[5, 5], [2, 2], [3, 3]] if by_class else [[8, 8], [2, 2], [3, 3]])
@@ -180,9 +183,9 @@ def test_without_its_split_file_a_split_is_made_by_the_same_rule_and_said_so(tmp
 
 
 def test_a_published_split_is_not_said_to_be_made(tmp_path: Path) -> None:
-    assert source_of(made(tmp_path, "dtd")).index.made == ""  # type: ignore[attr-defined]
+    assert source_of(made(tmp_path, "dtd")).index.split_origin == ""  # type: ignore[attr-defined]
     put(tmp_path / "dtd/images/banded/new.jpg")
-    assert source_of(made(tmp_path, "dtd")).index.made == ""  # type: ignore[attr-defined]
+    assert source_of(made(tmp_path, "dtd")).index.split_origin == ""  # type: ignore[attr-defined]
 
 
 # --- what the user got wrong ----------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def test_a_root_that_is_not_set_or_one_level_off_is_named(tmp_path: Path) -> Non
     inside.mkdir(parents=True)
     shutil.move(folder, inside / "oxford_pets")
     said = refused(dataset_card("oxford_pets", str(tmp_path / "again")))
-    assert said == f"{inside} has no images, but {inside / 'oxford_pets'} has: move what is in it up one level"
+    assert said == f"{inside} has no images, but {inside / 'oxford_pets'} has: move its content up one level"
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -233,22 +236,22 @@ IMAGE, OTHER = "banded/banded_0001.jpg", "banded/banded_0002.jpg"
 @pytest.mark.parametrize(
     ("rows", "line"),
     [
-        ([[IMAGE, 0, "banded"], [OTHER, 3, "dotted"]], "has 3 labels but no label 2: wanted 0, 1, 2, ..."),
+        ([[IMAGE, 0, "banded"], [OTHER, 3, "dotted"]], "has 3 labels but no label 2: expected 0, 1, 2, ..."),
         (
             [[IMAGE, 0, "banded"], [OTHER, 2, "banded"]],
-            "has the classes 'banded' and 'banded', which have one prompt: rename or merge one",
+            "has the classes 'banded' and 'banded', which have the same prompt: rename or merge one",
         ),
         ([[IMAGE, 0, "striped"]], "gives label 0 two names, 'striped' and 'banded' ("),
         ([["gone/1.jpg", 0, "banded"], ["gone/2.jpg", 0, "banded"]], ": 2 of its images are not under "),
-        ([["one", "two"]], "is not a split file: wanted lists of [path, label, class name] ("),
+        ([["one", "two"]], "is not a split file: expected lists of [path, label, class name] ("),
         ([[IMAGE, "first", "banded"]], "is not a split file"),
         ([[IMAGE, 0.9, "banded"]], "is not a split file"),
         ([[IMAGE, True, "banded"]], "is not a split file"),
         ([[IMAGE, 0, None]], "is not a split file"),
-        ([[IMAGE, 0, "banded"], [f"./{IMAGE}", 1, "polka-dotted"]], f"lists ./{IMAGE} with the labels 0 and 1: leave"),
+        ([[IMAGE, 0, "banded"], [f"./{IMAGE}", 1, "polka-dotted"]], f"lists ./{IMAGE} with the labels 0 and 1: remo"),
         ("{not json", "is not a split file"),
         ("[]", "is not a split file"),
-        ('{"train": []}', "has no list 'val': wanted train, val and test"),
+        ('{"train": []}', "has no list 'val': expected train, val and test"),
     ],
 )
 def test_a_split_file_that_is_wrong_is_named(tmp_path: Path, rows: list[list[object]] | str, line: str) -> None:
@@ -285,7 +288,7 @@ def test_imagenets_validation_images_must_lie_in_class_folders(tmp_path: Path) -
     folder = miniature.make(tmp_path, "imagenet")
     shutil.rmtree(folder / "images/val")
     put(folder / "images/val/ILSVRC2012_val_00000001.JPEG")
-    assert "images/val holds no class folders: wanted one for each class" in refused(
+    assert "images/val has no class folders: expected one for each class" in refused(
         dataset_card("imagenet", str(tmp_path))
     )
 
@@ -294,7 +297,7 @@ def test_a_class_that_the_lists_do_not_know_is_named(tmp_path: Path) -> None:
     folder = miniature.make(tmp_path, "fgvc_aircraft")
     miniature.text(folder / "images_variant_val.txt", "0000001 Spaceship")
     assert "images_variant_val.txt in" in (said := refused(dataset_card("fgvc_aircraft", str(tmp_path))))
-    assert "has the class 'Spaceship', variants.txt not" in said
+    assert "has the class 'Spaceship', variants.txt does not" in said
     for name, line in (("sun397", "/z/zoo/1.jpg"), ("ucf101", "ZooVisit/v_ZooVisit_1.avi 3")):
         card = dataset_card(name, str(tmp_path))
         RAW[name](Path(card.path))

@@ -107,15 +107,15 @@ def test_text_labels_that_are_numbers_are_in_numeric_order(tmp_path: Path) -> No
     [
         ([0, 1, 2], class_label(["ant", "bee", "horse"]), "has the class 'horse', which {root}/train-00000-of"),
         ([0, 1, 2], None, "has numbers as labels and no class names, {root}/train-00000-of-00001.parquet has cl"),
-        ([0, 1, 3], class_label(NAMES), "row 2 of {file} has the label 3: wanted one of 3 classes"),
-        ([0, -1, 1], class_label(NAMES), "row 1 of {file} has the label -1: wanted one of 3 classes (images with"),
-        ([0, None, 1], class_label(NAMES), "row 1 of {file} has the label None: wanted one of 3 classes (images witho"),
-        (["ant", "bee", "Ant"], None, "row 2 of {file} has the label 'Ant': wanted one of 3 classes"),
+        ([0, 1, 3], class_label(NAMES), "row 2 of {file} has the label 3: expected one of 3 classes"),
+        ([0, -1, 1], class_label(NAMES), "row 1 of {file} has the label -1: expected one of 3 classes (images with"),
+        ([0, None, 1], class_label(NAMES), "row 1 of {file} has the label None: expected one of 3 classes (images"),
+        (["ant", "bee", "Ant"], None, "row 2 of {file} has the label 'Ant': expected one of 3 classes"),
         ([0, 1, 2], class_label({"0": "ant"}), "{file} has class names in its metadata that are not a list of text"),
-        ([[0], [1], [2]], class_label(NAMES), "{file} has labels of type list<element: int64> in 'label': wanted whol"),
-        ([{"a": 1}] * 3, None, "{file} has labels of type struct<a: int64> in 'label': wanted whole numbers or text"),
-        ([0.0, 1.0, 2.0], class_label(NAMES), "{file} has labels of type double in 'label': wanted whole numbers or "),
-        ([True, False, True], class_label(NAMES), "{file} has labels of type bool in 'label': wanted whole numbers"),
+        ([[0], [1], [2]], class_label(NAMES), "{file} has labels of type list<element: int64> in 'label': expected wh"),
+        ([{"a": 1}] * 3, None, "{file} has labels of type struct<a: int64> in 'label': expected whole numbers or text"),
+        ([0.0, 1.0, 2.0], class_label(NAMES), "{file} has labels of type double in 'label': expected whole numbers"),
+        ([True, False, True], class_label(NAMES), "{file} has labels of type bool in 'label': expected whole numbers"),
     ],
 )  # fmt: skip
 def test_labels_without_a_meaning_are_refused(tmp_path: Path, labels: Any, metadata: Any, line: str) -> None:
@@ -128,7 +128,7 @@ def test_plain_numbers_must_be_whole_and_not_negative(tmp_path: Path) -> None:
     for split in SPLITS:
         write(tmp_path / f"own/{split}.parquet", [0, 1, 2] if split == "train" else [-1, -1, -1])
     said = refused(card(tmp_path / "own", classnames=NAMES))
-    assert "test.parquet has the label -1: wanted 0, 1, 2, ... (images without labels: move the file out, or" in said
+    assert "test.parquet has the label -1: expected 0, 1, 2, ... (images without labels: move the file out, or" in said
     for split in ("val", "test"):
         write(tmp_path / f"own/{split}.parquet", list(NAMES))
     assert "has labels of text" in refused(card(tmp_path / "own", classnames=NAMES))
@@ -148,7 +148,7 @@ def test_two_classes_of_one_name_are_told_apart_by_position(tmp_path: Path) -> N
     names = ["crane", "bee", "crane"]
     for split in SPLITS:
         write(tmp_path / f"own/{split}.parquet", [0, 1, 2], class_label(names))
-    assert "has the classes 'crane' and 'crane', which have one prompt" in refused(card(tmp_path / "own"))
+    assert "has the classes 'crane' and 'crane', which have the same prompt" in refused(card(tmp_path / "own"))
     found = card(tmp_path / "own", duplicates="allow")
     check_card(found)
     assert source_of(found).class_ids == ("crane#0", "bee", "crane#2")
@@ -188,7 +188,7 @@ def test_files_and_folders_that_are_named_by_their_split_are_read(tmp_path: Path
             "test-0.parquet and test-00000-of-00001.parquet in {root} both mean the test split: mo",
         ),
         ("TEST-00000-of-00001.parquet", "both mean the test split"),
-        ("other/test-00000-of-00001.parquet", "both mean the test split: move one of them out, or give the one folder"),
+        ("other/test-00000-of-00001.parquet", "both mean the test split: move one of them out, or use the path"),
         ("test/0000.parquet", "both mean the test split"),
         ("validation-00000-of-00001.parquet", "both mean the val split"),
     ],
@@ -216,7 +216,7 @@ def test_a_split_column_and_the_names_of_files_must_agree(tmp_path: Path) -> Non
     assert "has a column `split`, " in refused(card(tmp_path / "own"))
     (tmp_path / "own/all.parquet").unlink()
     assert "row 0 of " in (said := refused(card(tmp_path / "own")))
-    assert said.endswith("has the split 'train', but the name of the file says test: rename the file")
+    assert said.endswith("has the split 'train', but the name of the file means test: rename the file")
 
 
 def test_files_that_are_no_tables_are_counted_and_a_pointer_is_named(tmp_path: Path) -> None:

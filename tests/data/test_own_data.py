@@ -75,7 +75,7 @@ def test_one_folder_of_class_folders_is_split_by_the_cards_seed(tmp_path: Path) 
     check(found, ("big cat", "dog"))
     again, other = (card(tmp_path, "folder", train=10, val=4, test=6, split_seed=seed) for seed in (1, 2))
     assert source_of(again).digest == source_of(found).digest != source_of(other).digest
-    assert "made here with split_seed 1" in source_of(found).index.made  # type: ignore[attr-defined]
+    assert "generated with split_seed 1" in source_of(found).index.split_origin  # type: ignore[attr-defined]
 
 
 def test_class_names_of_the_card_stand_in_for_the_folders(tmp_path: Path) -> None:
@@ -85,17 +85,19 @@ def test_class_names_of_the_card_stand_in_for_the_folders(tmp_path: Path) -> Non
     assert source_of(named).class_ids == ("cat", "dog")
     assert source_of(named).digest != source_of(card(tmp_path, "folder")).digest, "they are in the prompts"
     assert "1 class names are given, " in refused(card(tmp_path, "folder", classnames=("one",)))
-    assert "has the classes 'x' and 'x', which have one prompt: rename or merge one" in refused(
+    assert "has the classes 'x' and 'x', which have the same prompt: rename or merge one" in refused(
         card(tmp_path, "folder", classnames=("x", "x"))
     )
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     assert refused(card(tmp_path / "gone", "folder")) == f"nothing at {tmp_path / 'gone'}"
-    assert f"holds no images in class folders: wanted {tmp_path}/CLASS/IMAGE" in refused(card(tmp_path, "folder"))
+    assert f"contains no images in class folders: expected {tmp_path}/CLASS/IMAGE" in refused(card(tmp_path, "folder"))
     image_folder(tmp_path)
     put(tmp_path / "test/horse/1.jpg")
-    assert refused(card(tmp_path, "folder")).endswith(f"/test has the class 'horse', which {tmp_path}/train has not")
+    assert refused(card(tmp_path, "folder")).endswith(
+        f"/test has the class 'horse', which {tmp_path}/train does not have"
+    )
     few = tmp_path / "few"
     for kind in ("cat", "dog"):
         put(few / kind / "1.jpg")
@@ -192,17 +194,17 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
     [
         (
             pa.table({"picture": [b""]}),
-            "has the columns picture: wanted image, label and split (or a file ",
+            "has the columns picture: expected image, label and split (or a file ",
         ),
-        (plain_table(None), "says no class names: type classnames=FILE (`classnames` in the card), or give text"),
-        (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: wanted one of 1 classes"),
+        (plain_table(None), "has no class names: type classnames=FILE (`classnames` in the card), or give text"),
+        (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: expected one of 1 classes"),
         (
             plain_table({"classes": '["cat", "cat"]'}),
-            "has the classes 'cat' and 'cat', which have one prompt: ",
+            "has the classes 'cat' and 'cat', which have the same prompt: ",
         ),
         (
             plain_table({"classes": '["cat", "dog"]'}).set_column(2, "split", pa.array(["train"] * 13 + ["probe"])),
-            "row 13 of {path} has the split 'probe': wanted train, val or test",
+            "row 13 of {path} has the split 'probe': expected train, val or test",
         ),
         (
             plain_table({"classes": '["cat", "dog"]'}).set_column(0, "image", pa.nulls(14, pa.binary())),
@@ -222,7 +224,7 @@ def test_a_table_that_is_wrong_is_named(tmp_path: Path, table: pa.Table, line: s
 
 
 def test_files_that_are_no_tables_are_named(tmp_path: Path) -> None:
-    assert refused(card(tmp_path, "table")) == f"{tmp_path} holds no .parquet or .arrow file"
+    assert refused(card(tmp_path, "table")) == f"{tmp_path} contains no .parquet or .arrow file"
     for name in ("own.parquet", "own.arrow"):
         (tmp_path / name).write_bytes(b"neither one nor the other")
         assert f"{tmp_path / name} is not a readable {name[4:]} file: " in refused(card(tmp_path / name, "table"))

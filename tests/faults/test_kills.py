@@ -27,7 +27,8 @@ from pipeline.blackbox.client import Pool
 from pipeline.blackbox.endpoint import Request, Response
 from pipeline.blackbox.ray_pool import NAMESPACE, LedgerActor, RayPool, RemoteLedger, Replica, wait_for_room
 from pipeline.budget import Charge, Limits, Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.errors import BudgetExceeded, ConfigError, DataError, EndpointBusy, LedgerError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore

@@ -15,7 +15,7 @@ from methods.base import Bill
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.budget import Phase
-from pipeline.config.compose import model_card
+from pipeline.config.card_files import model_card
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
 from pipeline.sweep.reservations import pending, tidy

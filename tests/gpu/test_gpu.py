@@ -11,7 +11,8 @@ import torch
 from methods.base import Bill, Classes, SoftPrompts
 from pipeline.blackbox.endpoint import Endpoint, Kind, Request
 from pipeline.budget import Charge, Phase
-from pipeline.config.compose import file_of, model_card
+from pipeline.config.card_files import model_card
+from pipeline.config.files import file_of
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from tests.support.command import Running, books, charges, farebox, kill, records

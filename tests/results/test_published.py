@@ -15,7 +15,9 @@ import pytest
 
 from methods import all_methods
 from pipeline.commands.report import formatted
-from pipeline.config.compose import compose, dataset_card, names
+from pipeline.config.card_files import dataset_card
+from pipeline.config.compose import compose
+from pipeline.config.files import names
 from pipeline.errors import ConfigError
 from pipeline.results.leaderboard import leaderboard
 from pipeline.results.published import EVIDENCE, FILE, ORIGIN, beside, printed, unmatched
