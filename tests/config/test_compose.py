@@ -93,7 +93,7 @@ def test_a_sweep_file_of_ones_own_is_read_and_named_after_its_file(tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "a: &b *c"])
-def test_a_file_that_is_not_yaml_or_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_yaml_mapping_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_yaml_or_no_mapping_is_named(tmp_path: Path, text: st
     "value", ["0", "-5", "1.5", "1e3", "true", "many", "[1,0]", "[10,-1]", "[true]", "99999999999999999999"]
 )
 @pytest.mark.parametrize("key", ["budget.requests", "budget.images"])
-def test_a_budget_that_is_no_whole_number_of_one_or_more_is_refused(key: str, value: str) -> None:
+def test_a_budget_must_be_a_whole_number_of_one_or_more(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=r"budget|a limit of 99,999"):
         smoke(f"{key}={value}")
 
@@ -159,13 +159,13 @@ def test_a_wrong_value_is_named_with_what_was_expected(word: str, message: str) 
     assert "\n" not in str(error.value)
 
 
-def test_one_value_stands_for_a_list_of_one() -> None:
+def test_a_single_value_is_read_as_a_list_of_one() -> None:
     config = smoke("shots=4", "seeds=0", "methods=taskres", "datasets=digits")
     assert (config.shots, config.seeds, config.methods) == ((4,), (0,), ("taskres",))
     assert [card.name for card in config.datasets] == ["digits"]
 
 
-def test_later_words_win_over_earlier_ones_and_both_over_the_sweep() -> None:
+def test_later_overrides_take_precedence_over_earlier_ones_and_over_the_sweep() -> None:
     config = smoke("shots=[1,2]", "shots=[4]", "budget.images=7")
     assert config.shots == (4,)
     assert config.allotments == (Limits(300, 7),)
@@ -198,7 +198,7 @@ def test_an_axis_without_points_or_with_one_twice_is_refused(key: str) -> None:
         smoke(f"{key}=[100,7,100]")
 
 
-def test_a_shared_ledger_is_named_by_url_and_else_lies_in_the_storage(tmp_path: Path) -> None:
+def test_the_ledger_is_in_the_storage_unless_a_url_names_a_shared_one(tmp_path: Path) -> None:
     assert smoke(f"storage={tmp_path}").ledger_url == f"sqlite:///{tmp_path}/ledger.db"
     shared = smoke("budget.global.url=sqlite:////srv/ledger.db", "budget.global.name=team", "budget.global.images=9")
     assert shared.ledger_url == "sqlite:////srv/ledger.db"
@@ -216,7 +216,7 @@ def test_settings_are_typed_by_the_methods_config() -> None:
     assert isinstance(built.config, all_methods()["taskres"].cls.Config) and built.config.alpha == 1.0
 
 
-def test_per_dataset_settings_hold_only_where_the_papers_are_asked_for() -> None:
+def test_per_dataset_settings_apply_only_with_hparams_paper() -> None:
     plain = all_methods()["taskres"].cls.Config()
     for dataset, settings, alpha in (
         ("oxford_flowers", "paper", 1.0),
@@ -265,7 +265,7 @@ def test_a_sweep_may_define_variants_of_its_own() -> None:
         ("variants={mine: {method: taskres, config: {alhpa: 1}}}", "no setting named 'alhpa'; did you mean 'alpha'?"),
     ],
 )
-def test_a_variant_that_cannot_be_is_refused(word: str, message: str) -> None:
+def test_an_invalid_variant_is_rejected(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         smoke(word, "methods=[mine]").choice("mine", "digits")
 
@@ -341,7 +341,7 @@ def test_a_union_joins_lists_and_its_own_keys_override(tmp_path: Path) -> None:
     assert compose([f"sweep={above}"]).methods == config.methods, "a union of a union"
 
 
-def test_a_union_that_comes_back_to_itself_or_names_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_union_that_is_circular_or_names_an_unknown_sweep_is_rejected(tmp_path: Path) -> None:
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(f"union: [{two}]\n")
     two.write_text(f"union: [{one}]\n")

@@ -40,7 +40,7 @@ TEXT = [
 
 
 @pytest.mark.parametrize("text", TEXT)
-def test_what_is_no_plain_number_is_text(tmp_path: Path, text: str) -> None:
+def test_other_notations_of_numbers_are_text(tmp_path: Path, text: str) -> None:
     assert scalar(text) == read_value("key", text) == text
     path = tmp_path / "file.yaml"
     if text[0] not in "!=?" and len(text) < 1000:
@@ -129,7 +129,7 @@ def test_lists_mappings_and_quoted_text_are_yaml(text: str, value: object) -> No
         ("[" * 1000, "nested more than"),
     ],
 )
-def test_what_is_half_understood_is_refused(text: str, reason: str) -> None:
+def test_ambiguous_yaml_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_value("key", text)
     assert reason in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300

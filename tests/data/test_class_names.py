@@ -35,7 +35,7 @@ APART = [("box", "boxes"), ("hot dog", "hotdog"), ("C", "C++"), ("1", "11"), ("i
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
-def test_names_with_one_prompt_have_one_form(one: str, other: str) -> None:
+def test_names_with_the_same_prompt_have_the_same_form(one: str, other: str) -> None:
     assert prompt_form(one) == prompt_form(other)
     prompts = [f"a photo of a {name.replace('_', ' ')}." for name in (one, other)]
     assert tokenize(prompts)[0].tolist() == tokenize(prompts)[1].tolist()
@@ -47,7 +47,7 @@ def test_names_with_different_prompts_have_different_forms(one: str, other: str)
     assert tokenize([one])[0].tolist() != tokenize([other])[0].tolist()
 
 
-def test_two_classes_with_one_prompt_are_refused_unless_allowed() -> None:
+def test_two_classes_with_the_same_prompt_are_rejected_unless_allowed() -> None:
     names = ("missile", "sunglasses", "Missile", "sunglasses")
     assert same_prompt(names) == [(0, 2), (1, 3)]
     with pytest.raises(DataError, match=r"'missile' and 'Missile', which have the same prompt \(2 such pairs\)"):
@@ -79,7 +79,7 @@ def test_whole_numbers_are_sorted_by_number_and_everything_else_as_text(
 
 
 @pytest.mark.parametrize("names", [("1", "01"), ("c07", "c7")])
-def test_two_names_of_one_number_are_refused(names: tuple[str, str]) -> None:
+def test_two_names_with_the_same_number_are_rejected(names: tuple[str, str]) -> None:
     with pytest.raises(DataError, match="are the same number: rename or merge one of them"):
         in_order(names, "folders")
 
@@ -97,7 +97,7 @@ def test_two_names_of_one_number_are_refused(names: tuple[str, str]) -> None:
         (("1, tabby", "2, corgi", "3, red"), "begin with numbers or ids ('1, tabby'): expected only names"),
     ],
 )
-def test_names_that_do_not_fit_the_classes_are_refused(names: tuple[str, ...], line: str) -> None:
+def test_class_names_that_do_not_match_the_classes_are_rejected(names: tuple[str, ...], line: str) -> None:
     with pytest.raises(DataError) as caught:
         check_names("here", ("cat", "dog", "red_fox"), names)
     assert line in str(caught.value)
@@ -112,11 +112,11 @@ def test_names_that_do_not_fit_the_classes_are_refused(names: tuple[str, ...], l
         (("a320", "b747", "c150"), ("2012 Audi", "2011 BMW", "2010 Fiat")),
     ],
 )
-def test_names_that_fit_are_accepted(ids: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_class_names_that_match_are_accepted(ids: tuple[str, ...], names: tuple[str, ...]) -> None:
     check_names("here", ids, names)
 
 
-def test_ids_in_front_of_the_names_are_refused() -> None:
+def test_class_names_that_begin_with_ids_are_rejected() -> None:
     with pytest.raises(DataError, match="begin with numbers or ids"):
         check_names("here", ("n01440764", "n01443537"), ("n01440764 tench", "n01443537 goldfish"))
 

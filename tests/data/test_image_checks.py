@@ -79,7 +79,7 @@ def test_an_image_is_decoded_by_the_first_check_only(
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
-def test_an_image_that_cannot_be_decoded_is_refused_by_name_and_found_again(tmp_path: Path, kind: str) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_by_every_check(tmp_path: Path, kind: str) -> None:
     card = make(tmp_path, kind, [GOOD] * 11 + [CUT])
     name = "images/test/class1/11.png" if kind == "folder" else "images.parquet#11 of"
     for _ in range(2):
@@ -107,7 +107,7 @@ def deep(peak: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
 @pytest.mark.parametrize(("peak", "bits"), [(1023, 10), (4000, 12), (16_383, 14), (32_767, 15), (200, 8), (90, 8)])
-def test_a_set_of_16_bit_images_that_use_fewer_bits_is_refused(tmp_path: Path, kind: str, peak: int, bits: int) -> None:
+def test_16_bit_images_that_use_fewer_bits_are_rejected(tmp_path: Path, kind: str, peak: int, bits: int) -> None:
     card = make(tmp_path, kind, [deep(peak)] + [deep(peak // 2)] * 11)
     with pytest.raises(DataError, match=rf"'own': the greatest value of its 16-bit images is {peak:,} of 65,535.*"):
         check_card(card)
@@ -119,16 +119,16 @@ def test_a_set_of_16_bit_images_that_use_fewer_bits_is_refused(tmp_path: Path, k
         assert not any("16-bit" in finding for finding in examine(said, True, print).findings)
 
 
-def test_the_greatest_value_is_that_of_the_whole_set_not_of_the_test_images(tmp_path: Path) -> None:
+def test_the_maximum_value_is_that_of_the_whole_data_set(tmp_path: Path) -> None:
     check_card(make(tmp_path, "folder", [deep(60_000)] + [deep(4000)] * 11))
 
 
-def test_images_of_8_bits_do_not_make_16_bit_images_bright(tmp_path: Path) -> None:
+def test_8_bit_images_do_not_count_towards_the_maximum_value(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is 4,000 of 65,535"):
         check_card(make(tmp_path, "folder", [GOOD] * 11 + [deep(4000)]))
 
 
-def test_bits_are_part_of_what_names_the_data_and_the_features(tmp_path: Path) -> None:
+def test_bits_are_part_of_the_digest_and_of_feature_keys(tmp_path: Path) -> None:
     found: list[tuple[Source, Images]] = []
     for bits in (None, 12, 16):
         own = reopen(make(tmp_path, "folder", [deep(4000)] * 12, bits))
@@ -140,7 +140,7 @@ def test_bits_are_part_of_what_names_the_data_and_the_features(tmp_path: Path) -
     assert peaks == [4000 >> 8, 4000 >> 4, 4000 >> 8]
 
 
-def test_a_card_states_bits_from_8_to_16(tmp_path: Path) -> None:
+def test_bits_must_be_from_8_to_16(tmp_path: Path) -> None:
     own = write_source(tmp_path / "own.parquet", [deep(4000)] * 12, [0, 1] * 6, SPLITS, ["a", "b"])
     sizes = {"classes": 2, "train": 4, "val": 4, "test": 4}
     card = dataset_card(str(write_card(tmp_path, own, bits=12, **sizes)))

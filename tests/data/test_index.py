@@ -71,7 +71,7 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first.labels.tolist() == second.labels.tolist()
 
 
-def test_the_digest_is_that_of_the_files_wherever_they_lie(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_path(tmp_path: Path) -> None:
     card = made(tmp_path / "here", "imagenet")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = dataset_card(str(tmp_path / "there/card.yaml"), str(tmp_path / "there"))
@@ -90,7 +90,7 @@ def test_the_digest_is_that_of_the_files_wherever_they_lie(tmp_path: Path) -> No
     ],
     ids=["image added", "image removed", "class renamed", "split file", "official list"],
 )  # fmt: skip
-def test_a_change_is_seen(tmp_path: Path, name: str, change: object) -> None:
+def test_a_change_is_detected(tmp_path: Path, name: str, change: object) -> None:
     card = made(tmp_path, name)
     before = fresh(card)
     change(Path(card.path))  # type: ignore[operator]
@@ -104,7 +104,7 @@ OTHER = miniature.split_of(lambda c, i, _: f"{c}/{i}.jpg", ["banded", "dotted"])
 
 
 @pytest.mark.parametrize("suffix", [".json", ".arrow"])
-def test_a_flipped_byte_of_an_index_is_found_and_the_index_is_made_again(
+def test_an_index_with_a_flipped_byte_is_rebuilt(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
     card = made(tmp_path, "dtd")
@@ -135,7 +135,7 @@ def table(root: Path) -> DatasetCard:
     )  # fmt: skip
 
 
-def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
+def test_a_damaged_image_of_a_table_is_detected_when_it_is_read(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = table(tmp_path)
@@ -165,14 +165,14 @@ def test_the_index_of_another_data_set_is_not_used(tmp_path: Path, cache: Path) 
     assert fresh(one).labels.tolist() == wanted
 
 
-def test_a_folder_that_cannot_hold_an_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = made(tmp_path, "dtd")
     monkeypatch.setenv("FAREBOX_CACHE", "/dev/null/cache")
     with pytest.raises(DataError, match=r"index of .* cannot be written to /dev/null/cache .*: set FAREBOX_CACHE="):
         fresh(card)
 
 
-def test_a_source_travels_small_whatever_was_opened_here(tmp_path: Path) -> None:
+def test_a_source_is_small_when_it_is_pickled(tmp_path: Path) -> None:
     source = fresh(made(tmp_path, "imagenet"))
     source.keys_of(source.rows_of("test"))
     sent = pickle.dumps(source)
@@ -204,7 +204,7 @@ def test_an_image_is_read_once_for_its_key_and_again_after_a_change(
     assert reads.calls == 1 and [a == b for a, b in zip(keys, changed, strict=True)] == [True, False, True, True]
 
 
-def test_an_image_that_changed_without_a_trace_is_not_served_under_its_old_key(tmp_path: Path) -> None:
+def test_an_image_that_changed_under_the_same_size_and_mtime_is_rejected(tmp_path: Path) -> None:
     card = made(tmp_path, "dtd")
     old = fresh(card).keys_of([0])
     path = Path(fresh(card).where(0))
@@ -218,7 +218,7 @@ def test_an_image_that_changed_without_a_trace_is_not_served_under_its_old_key(t
     assert fresh(card).keys_of([0]) == [content_key(path.read_bytes())]
 
 
-def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
+def test_a_plan_reads_only_used_images_and_the_next_plan_reads_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = made(tmp_path, "dtd")
@@ -232,9 +232,7 @@ def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
     assert reads.calls == 8
 
 
-def test_a_data_set_is_opened_again_with_one_reading_of_its_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reopening_a_data_set_reads_its_index_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = made(tmp_path, "dtd")
     builds, readings = Counter(monkeypatch, index, "_build"), Counter(monkeypatch, index, "_cached")
     source = reopen(card)
@@ -243,7 +241,7 @@ def test_a_data_set_is_opened_again_with_one_reading_of_its_index(
     assert (builds.calls, readings.calls) == (1, 3)
 
 
-def test_a_data_set_is_pickled_as_its_card_and_refused_after_a_change(tmp_path: Path) -> None:
+def test_a_dataset_is_pickled_as_its_card_and_rejected_after_a_change(tmp_path: Path) -> None:
     card = made(tmp_path, "dtd")
     dataset = check_card(card)
     sent = pickle.dumps(dataset)
@@ -255,7 +253,7 @@ def test_a_data_set_is_pickled_as_its_card_and_refused_after_a_change(tmp_path: 
         pickle.loads(sent).source  # noqa: B018
 
 
-def test_a_file_of_another_size_than_indexed_is_named_and_listed_again(tmp_path: Path) -> None:
+def test_a_file_with_another_size_than_indexed_is_named_and_listed_again(tmp_path: Path) -> None:
     card = made(tmp_path, "dtd")
     source = fresh(card)
     path = Path(source.where(0))
@@ -268,7 +266,7 @@ def test_a_file_of_another_size_than_indexed_is_named_and_listed_again(tmp_path:
         source.image_bytes(0)
 
 
-def test_what_is_known_is_merged_into_one_file_and_outlives_damage(tmp_path: Path) -> None:
+def test_record_files_are_merged_and_a_damaged_one_is_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "known"
     records = np.zeros(MANY + 2, RECORD)
     records["row"], records["size"], records["mtime"] = np.arange(MANY + 2), 5, 9
@@ -281,7 +279,7 @@ def test_what_is_known_is_merged_into_one_file_and_outlives_damage(tmp_path: Pat
     assert (FileKeyCache(folder, 100).find(records["row"], sizes + 1, mtimes)["mtime"] == 0).all()
 
 
-def test_a_flipped_byte_of_what_is_known_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_file_with_a_flipped_byte_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "known"
     record = np.array([(1, 5, 9, True, 0, 0)], RECORD)
     FileKeyCache(folder, 3).add(record)
@@ -294,7 +292,7 @@ def test_a_flipped_byte_of_what_is_known_is_found(tmp_path: Path, caplog: pytest
     assert "removed, its images are hashed again" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_memory(
+def test_records_are_kept_in_memory_if_their_folder_cannot_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = FileKeyCache(Path("/dev/null/known"), 3)
@@ -339,9 +337,7 @@ def work(card: DatasetCard, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, 
     return first, looks.calls + sizes.calls, peak
 
 
-def test_the_first_start_is_linear_and_the_second_looks_at_no_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listing_is_linear_and_a_cached_index_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (work(many(tmp_path / str(n), n), monkeypatch) for n in (2_000, 20_000))
     assert large[0] - small[0] == pytest.approx(18_000, abs=10)  # one look a file
     assert large[1] == small[1] < 100

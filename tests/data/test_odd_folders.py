@@ -70,7 +70,7 @@ def test_all_endings_of_images_are_read_in_any_case(tmp_path: Path) -> None:
     assert not skipped(card(tmp_path / "own", test=12))
 
 
-def test_files_that_are_no_images_are_counted_by_reason(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted_by_reason(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     for path in (".DS_Store", "test/Thumbs.db", "test/cat/._0.png", "train/cat/desktop.ini"):
         (root / path).write_bytes(b"\0\5\x16\7")
@@ -98,7 +98,7 @@ def test_files_that_are_no_images_are_counted_by_reason(tmp_path: Path) -> None:
     assert not opened(card(root)).index.contents.findings
 
 
-def test_what_is_skipped_is_kept_with_the_index_and_logged_with_each_plan(
+def test_skipped_files_are_cached_with_the_index_and_logged_by_each_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = own(tmp_path / "own")
@@ -112,7 +112,7 @@ def test_what_is_skipped_is_kept_with_the_index_and_logged_with_each_plan(
     ]
 
 
-def test_empty_class_folders_are_no_classes(tmp_path: Path) -> None:
+def test_empty_class_folders_are_not_classes(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     for split in COUNTS:
         (root / split / "bird").mkdir()
@@ -185,7 +185,7 @@ FINDINGS: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "line"), FINDINGS, ids=[damage.__name__ for damage, _ in FINDINGS])
-def test_a_finding_is_refused_by_a_plan_reported_by_check_and_forgotten_once_it_is_resolved(
+def test_a_finding_is_rejected_by_a_plan_and_reported_by_check_until_it_is_resolved(
     tmp_path: Path, damage: Callable[[Path], None], line: str
 ) -> None:
     root = own(tmp_path / "own")
@@ -217,7 +217,7 @@ def test_check_sees_files_that_were_overwritten_in_place(tmp_path: Path) -> None
     assert "1 of 14 images are Git LFS pointers" in examine(card(root), False, lambda _: None).findings[0]
 
 
-def test_unknown_endings_are_sniffed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_unknown_endings_are_examined_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = own(tmp_path / "own")
     for kind in ("cat", "dog"):
         for i in range(5):
@@ -239,7 +239,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert source.classnames == ("bus", "car", "test", "train") and "generated with" in source.split_origin
 
 
-def test_images_directly_in_a_split_are_refused(tmp_path: Path) -> None:
+def test_images_directly_in_a_split_folder_are_rejected(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     shutil.rmtree(root / "test")
     put(root / "test/1.png")
@@ -249,7 +249,7 @@ def test_images_directly_in_a_split_are_refused(tmp_path: Path) -> None:
     assert skipped(scored) == {"images in folders that are not a split": (1, "test/1.png")}
 
 
-def test_val_is_scored_where_the_card_says_so(tmp_path: Path) -> None:
+def test_val_is_scored_if_the_card_says_so(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     scored = card(root, test_split="val", val=0, test=4)
     check_card(scored)
@@ -281,7 +281,7 @@ def test_numbered_class_folders_are_in_numeric_order(tmp_path: Path) -> None:
     assert "class folders '01' and '1' are the same number" in refused(card(root, classes=11))
 
 
-def test_class_folders_that_differ_in_case_are_refused(tmp_path: Path) -> None:
+def test_class_folders_that_differ_only_in_case_are_rejected(tmp_path: Path) -> None:
     root = own(tmp_path / "own", ("Box", "box"))
     assert "has the classes 'Box' and 'box', which have the same prompt: rename or merge one" in refused(card(root))
     check_card(card(root, duplicates="allow"))
@@ -317,11 +317,11 @@ def test_a_split_file_may_have_a_byte_order_mark_and_unlisted_images_are_counted
         ([["train/cat/0.png", 1, "dog"]], "lists train/cat/0.png with the labels 0 and 1: remove one"),
     ],
 )
-def test_an_image_that_is_listed_twice_is_refused(tmp_path: Path, rows: list[list[Any]], line: str) -> None:
+def test_an_image_that_is_listed_twice_is_rejected(tmp_path: Path, rows: list[list[Any]], line: str) -> None:
     assert line in refused(split_file(tmp_path / "own", test=rows))
 
 
-def test_two_folders_that_hold_the_listed_images_are_refused(tmp_path: Path) -> None:
+def test_two_folders_with_the_listed_images_are_rejected(tmp_path: Path) -> None:
     found = split_file(tmp_path / "own")
     own(tmp_path / "own/copy")
     assert "copy/ and images/ beside it both contain train/cat/0.png: move one of them out" in refused(found)
@@ -330,7 +330,7 @@ def test_two_folders_that_hold_the_listed_images_are_refused(tmp_path: Path) -> 
 # --- the same image twice -------------------------------------------------------------------------------------------
 
 
-def test_check_finds_one_image_under_two_labels_and_in_train_and_test(tmp_path: Path) -> None:
+def test_check_reports_images_with_two_labels_and_images_in_train_and_test(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     for copy in ("test/dog/0.png", "test/cat/1.png", "train/cat/2.png"):
         shutil.copy(root / "test/cat/0.png", root / copy)

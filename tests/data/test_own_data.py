@@ -67,7 +67,7 @@ def test_train_val_and_test_folders(tmp_path: Path, val: str) -> None:
     check(card(image_folder(tmp_path, val=val), "folder"))
 
 
-def test_one_folder_of_class_folders_is_split_by_the_cards_seed(tmp_path: Path) -> None:
+def test_a_folder_of_class_folders_is_split_with_the_seed_of_the_card(tmp_path: Path) -> None:
     for kind in ("big_cat", "dog"):
         for i in range(10):
             put(tmp_path / kind / f"{i}.jpg")
@@ -78,7 +78,7 @@ def test_one_folder_of_class_folders_is_split_by_the_cards_seed(tmp_path: Path) 
     assert "generated with split_seed 1" in source_of(found).index.split_origin  # type: ignore[attr-defined]
 
 
-def test_class_names_of_the_card_stand_in_for_the_folders(tmp_path: Path) -> None:
+def test_class_names_of_the_card_replace_folder_names(tmp_path: Path) -> None:
     image_folder(tmp_path)
     named = card(tmp_path, "folder", classnames=("tabby cat", "corgi"))
     check(named, ("tabby cat", "corgi"))
@@ -90,7 +90,7 @@ def test_class_names_of_the_card_stand_in_for_the_folders(tmp_path: Path) -> Non
     )
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_data_folder_is_named(tmp_path: Path) -> None:
     assert refused(card(tmp_path / "gone", "folder")) == f"nothing at {tmp_path / 'gone'}"
     assert f"contains no images in class folders: expected {tmp_path}/CLASS/IMAGE" in refused(card(tmp_path, "folder"))
     image_folder(tmp_path)
@@ -170,7 +170,7 @@ def test_hugging_faces_parquet_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "file"])
-def test_what_save_to_disk_writes(tmp_path: Path, stream: bool) -> None:
+def test_the_output_of_save_to_disk_is_read(tmp_path: Path, stream: bool) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation", "test"]}')
     for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
         write_arrow(tmp_path / name / "data-00000-of-00001.arrow", hugging_face(split), stream)
@@ -217,20 +217,20 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
     ],
     ids=["columns", "names", "label gap", "one name twice", "split", "no bytes", "empty"],
 )
-def test_a_table_that_is_wrong_is_named(tmp_path: Path, table: pa.Table, line: str) -> None:
+def test_an_invalid_table_is_rejected(tmp_path: Path, table: pa.Table, line: str) -> None:
     path = tmp_path / "own.parquet"
     pq.write_table(table, path)
     assert line.format(path=path) in refused(card(path, "table"))
 
 
-def test_files_that_are_no_tables_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_tables_are_named(tmp_path: Path) -> None:
     assert refused(card(tmp_path, "table")) == f"{tmp_path} contains no .parquet or .arrow file"
     for name in ("own.parquet", "own.arrow"):
         (tmp_path / name).write_bytes(b"neither one nor the other")
         assert f"{tmp_path / name} is not a readable {name[4:]} file: " in refused(card(tmp_path / name, "table"))
 
 
-def test_rows_are_mapped_not_held(tmp_path: Path) -> None:
+def test_rows_are_memory_mapped(tmp_path: Path) -> None:
     pq.write_table(plain_table({"classes": '["cat", "dog"]'}), tmp_path / "own.parquet")
     source = source_of(card(tmp_path, "table"))
     before = pa.total_allocated_bytes()
