@@ -1,11 +1,10 @@
-"""Cards: what is known of a model or of a data set before either is opened. Read by config.py from conf/."""
+"""Cards describe a model or a data set. They are read from conf/ before the model or the data set is opened."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from methods.base import Access
 from pipeline.errors import ConfigError, did_you_mean
@@ -17,7 +16,7 @@ INPUT_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """A model behind the endpoint. See conf/model/*.yaml."""
+    """Card of a model behind the endpoint. See conf/model/*.yaml."""
 
     name: str
     kind: str
@@ -27,43 +26,41 @@ class ModelCard:
     weights: str = ""
     """open_clip pretrained tag, or a local checkpoint path."""
     weights_sha256: str = ""
-    """Expected digest of a local checkpoint; empty: whatever is found, recorded in every row."""
+    """Expected SHA-256 of a local checkpoint; empty: any. Every row records the actual one."""
     precision: str = "fp32"
-    """fp32, bf16 or fp16; the halves are for CUDA."""
+    """fp32, bf16 or fp16; bf16 and fp16 need CUDA."""
     grant: str = "SOFT+FEATURES"
-    """What the endpoint allows, e.g. TEXT+SCORES."""
+    """Access that the endpoint grants, e.g. TEXT+SCORES."""
     mean: tuple[float, float, float] | None = None
-    """Mean of the red, green and blue pixels that the model expects, in [0, 1]; null: see docs/models.md."""
+    """Mean by which the red, green and blue channels are normalised, in [0, 1]. None: see docs/models.md."""
     std: tuple[float, float, float] | None = None
-    """Their standard deviation, in (0, 1]; null likewise."""
+    """Standard deviation by which they are normalised, in (0, 1]. None: see docs/models.md."""
     interpolation: str | None = None
-    """bicubic or bilinear; null likewise."""
+    """bicubic or bilinear. None: see docs/models.md."""
     resize_mode: str | None = None
-    """shortest (resize the short side, crop the centre) or squash (resize both sides); null likewise."""
+    """shortest (resize the short side, crop the centre) or squash (resize both sides). None: see docs/models.md."""
     quick_gelu: bool | None = None
-    """Whether the network computes QuickGELU; null: as its architecture says."""
+    """Whether the network uses QuickGELU. None: as its architecture says."""
     licence: str = ""
     source: str = ""
     note: str = ""
 
     @property
     def access(self) -> Access:
-        """The grant as flags."""
+        """The granted access as flags. Raises ConfigError for an unknown one."""
         try:
             return Access.parse(self.grant)
         except ValueError as error:
             raise ConfigError(f"grant: {error}") from None
 
 
-def check_model(card: ModelCard) -> ModelCard:
-    """The card with its input rule as numbers. ConfigError names the key whose value cannot be meant."""
+def check_model(card: ModelCard) -> None:
+    """Check the values of a model's card, which have the types of their fields already.
+
+    Raises:
+        ConfigError: Naming the key whose value is wrong.
+    """
     where = f"model {card.name!r}"
-    for key in fields(card):
-        value = getattr(card, key.name)
-        if key.type == "str" and not isinstance(value, str):
-            raise ConfigError(f"{where}: {key.name}: {value}: expected text (put it in quotes)")
-    if card.quick_gelu not in (None, True, False):
-        raise ConfigError(f"{where}: quick_gelu={card.quick_gelu}: expected true or false")
     for name, choices in (("interpolation", ("bicubic", "bilinear")), ("resize_mode", ("shortest", "squash"))):
         if (value := getattr(card, name)) not in (None, *choices):
             raise ConfigError(f"{where}: {name}: " + did_you_mean("choice", str(value), choices))
@@ -71,35 +68,29 @@ def check_model(card: ModelCard) -> ModelCard:
         raise ConfigError(f"{where}: {given[0]}: a fake model has no such setting: leave it out")
     for name in ("mean", "std"):
         if (value := getattr(card, name)) is not None:
-            object.__setattr__(card, name, _channels(f"{where}: {name}", value, above_zero=name == "std"))
-    return card
+            _check_channels(f"{where}: {name}", value, above_zero=name == "std")
 
 
-def _channels(key: str, value: Any, above_zero: bool) -> tuple[float, ...]:
-    """Three numbers in [0, 1], one for each colour channel."""
-    numbers = tuple(value) if isinstance(value, (list, tuple)) else ()
-    valid = len(numbers) == 3 and all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) and 0 <= n <= 1 for n in numbers
-    )
-    if not valid or (above_zero and 0 in numbers):
-        least = "above 0 and at most 1" if above_zero else "from 0 to 1"
+def _check_channels(key: str, numbers: Sequence[float], above_zero: bool) -> None:
+    """Raise ConfigError unless these are three numbers in [0, 1], one for each colour channel."""
+    if len(numbers) != 3 or not all(0 <= n <= 1 for n in numbers) or (above_zero and 0 in numbers):
+        allowed = "above 0 and at most 1" if above_zero else "from 0 to 1"
         raise ConfigError(
-            f"{key}: {value}: expected three numbers {least} (pixels are divided by 255), as in [0.5, 0.5, 0.5]"
+            f"{key}: {numbers}: expected three numbers {allowed} (pixels are divided by 255), as in [0.5, 0.5, 0.5]"
         )
-    return tuple(float(n) for n in numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """A data set. See conf/dataset/*.yaml and docs/data.md."""
+    """Card of a data set. See conf/dataset/*.yaml and docs/data.md."""
 
     name: str
     layout: str = "parquet"
-    """How its files lie: see pipeline/data/layouts/registry.py."""
+    """Layout of its files: see pipeline/data/layouts/registry.py."""
     path: str
-    """File or folder; a folder's may be relative to `data.root`, and is absolute once composed if that is known."""
+    """File or folder. A folder may be relative to `data.root`; the composed configuration has the absolute path."""
     sha256: str = ""
-    """Digest of a Parquet file; other layouts are named by the digest of what is listed."""
+    """SHA-256 of a `layout: parquet` file. Other layouts are identified by the digest of their index."""
     classes: int
     train: int
     val: int
@@ -107,20 +98,20 @@ class DatasetCard:
     template: str
     templates: tuple[str, ...] = ()
     classnames: tuple[str, ...] = ()
-    """In label order, in place of those that the layout gives."""
+    """Class names in label order, instead of those that the files contain."""
     classes_digest: str = ""
-    """Of the classes' ids in label order: `classnames` is refused for other classes."""
+    """Digest of the class ids in label order. `classnames` is rejected for other classes."""
     split_seed: int = 1
-    """Of a split that is made here, where none is published."""
+    """Seed of a split that is generated because none is published."""
     augment: str = "crop_flip"
     test_split: str = ""
-    """val: the split val is scored, where there is no test split with labels; nothing is left for validation then."""
+    """val: score the val split, for data sets whose test split has no labels. No validation images are left then."""
     duplicates: str = ""
     """allow: classes may have the same prompt."""
     bits: int | None = None
-    """Bits that 16-bit grey images use, 8 to 16. None: all 16; a set that uses fewer is refused."""
+    """Number of bits that 16-bit grey images use, 8 to 16. None: all 16; a set that uses fewer is rejected."""
     shift_of: str | None = None
-    """Set on test-only sets: the data set that methods are fitted on."""
+    """For test-only sets: the data set that methods are fitted on."""
     licence: str = ""
     source: str = ""
     url: str = ""
@@ -128,10 +119,10 @@ class DatasetCard:
     citation: str = ""
     note: str = ""
     card_file: str = field(default="", compare=False)
-    """Path of the card itself; set when it is read, not a key of it."""
+    """Path of the card itself; not a key of it."""
 
     @property
     def file(self) -> Path:
-        """The Parquet file: as given, or in the embedded package data."""
+        """Path of the Parquet file: as given, or in the package's embedded data."""
         path = Path(self.path)
         return path if path.is_absolute() or path.exists() else EMBEDDED / path

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the trials of a sweep that are not done yet, then print and write its leaderboard."""
-    from pipeline.config.compose import compose, notes
+    from pipeline.config.compose import compose
+    from pipeline.config.files import notes
     from pipeline.results.mirroring import BackgroundMirror
     from pipeline.results.report import publish
     from pipeline.sweep import driver as sweep
@@ -81,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """Print the predicted bill of every trial and what is missing on this machine; send no requests."""
     from pipeline.commands.plan import absent_lines, model_lines, plan_table
-    from pipeline.config.compose import compose, notes
+    from pipeline.config.compose import compose
+    from pipeline.config.files import notes
     from pipeline.trials.estimate import estimate as estimated
     from pipeline.trials.plan import refuse_unpayable
 

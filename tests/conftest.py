@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.config.compose import dataset_card, model_card
+from pipeline.config.card_files import dataset_card, model_card
+from pipeline.data.dataset import source_of
 from pipeline.data.source import Source
-from pipeline.trials.plan import source_of
 from tests.support.lab import Lab, small_data
 from tests.support.patience import SCALE, patience
 

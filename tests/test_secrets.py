@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline.blackbox.model import OpenClipModel
+from pipeline.cards import ModelCard
 from pipeline.cli import main
-from pipeline.config.compose import ModelCard, compose
+from pipeline.config.compose import compose
 from pipeline.errors import DataError, LedgerError, TrackingError, masked
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.blackbox import endpoint, ray_actors
-from pipeline.config.compose import model_card
+from pipeline.config.card_files import model_card
 from pipeline.errors import CodeMismatch
 from pipeline.source_code import (
     IMAGE_FEATURE_SOURCES,
@@ -141,7 +141,7 @@ def test_a_result_of_another_pipeline_is_stale_and_run_again_from_the_start(
     Checkpoint(lab.folder, spec.account).save("a state of the old code")
 
     monkeypatch.setattr("pipeline.trials.plan.code_digest", lambda: "other")
-    plan, keep = lab.plan(*words), lab.plan(*words, "stale=keep")
+    plan, keep = lab.plan(*words), lab.plan(*words, "on_code_change=keep")
     (changed,) = plan.trials
     assert changed.trial_id == spec.trial_id and changed.account != spec.account
     assert pending(plan, lab.store) == ([changed], {spec.trial_id: "pipeline"})
@@ -155,7 +155,7 @@ def test_a_result_of_another_pipeline_is_stale_and_run_again_from_the_start(
 def test_what_changed_is_named() -> None:
     both = stale_line({"a": "pipeline", "b": "craft", "c": "bbt"}, rerun=True)
     assert both == "3 finished trials are stale, the code changed since (method bbt, craft and the pipeline): run again"
-    assert stale_line({"a": "pipeline"}, rerun=False).endswith("(the pipeline): kept as they are (stale=keep)")
+    assert stale_line({"a": "pipeline"}, rerun=False).endswith("(the pipeline): kept as they are (on_code_change=keep)")
 
 
 def test_the_digest_of_both_packages_covers_each_file_its_name_and_a_missing_package(

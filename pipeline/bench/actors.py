@@ -31,7 +31,8 @@ from pipeline.blackbox.ray_pool import RayPool
 from pipeline.blackbox.replica_queue import ReplicaQueue
 from pipeline.blackbox.request import ModelInfo, Request, Response, prompt_counts
 from pipeline.budget import Limits, Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.ledger.records import Charge, Receipt
 from pipeline.sweep.ray_session import ray_session
 

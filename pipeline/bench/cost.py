@@ -34,7 +34,8 @@ from pipeline.blackbox.facts import feature_dim
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits, Phase
-from pipeline.config.compose import Config, ModelCard, compose
+from pipeline.cards import ModelCard
+from pipeline.config.compose import Config, compose
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
@@ -44,7 +45,7 @@ from pipeline.trials.plan import TrialSpec, make_plan
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.trial import few_shot_task
 
-DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "shift=false")
+DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "eval_shift=false")
 RUNS = 5
 """Maximum number of runs."""
 LIMIT_S = 120

@@ -39,7 +39,8 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import OpenClipModel
 from pipeline.budget import Limits
-from pipeline.config.compose import ModelCard, dataset_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import dataset_card
 from pipeline.console import Echo
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images

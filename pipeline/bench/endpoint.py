@@ -18,7 +18,8 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ray_pool import RayPool
 from pipeline.blackbox.request import Request
 from pipeline.budget import Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.console import Echo
 from pipeline.ledger.records import Charge
 

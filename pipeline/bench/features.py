@@ -14,7 +14,8 @@ from pipeline.bench.harness import BenchResult, bench, machine, paired, threads
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.request import Request
 from pipeline.budget import Phase
-from pipeline.config.compose import ModelCard, dataset_card, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import dataset_card, model_card
 from pipeline.console import Echo
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images

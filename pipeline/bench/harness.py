@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pipeline import bench as package
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.console import Echo
 from pipeline.errors import ConfigError, did_you_mean
 

@@ -33,7 +33,7 @@ from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.ray_pool import RayPool
 from pipeline.blackbox.request import prompt_counts
 from pipeline.budget import Limits
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.console import Echo
 from pipeline.data.images import Images
 from pipeline.data.source import Source

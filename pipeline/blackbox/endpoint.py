@@ -27,7 +27,7 @@ from pipeline.blackbox.request import (
     prompt_counts,
     prompts_digest,
 )
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
 from pipeline.source_code import image_feature_digest

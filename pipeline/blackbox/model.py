@@ -23,7 +23,7 @@ from pipeline.blackbox.architecture import PRECISIONS
 from pipeline.blackbox.facts import TOY_TRANSFORM, describe, load_network, without_soft
 from pipeline.blackbox.text_tower import SharedPrefixTower, fits, too_long
 from pipeline.blackbox.weights import check_finite
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.data.decode import ahead, cores
 from pipeline.data.images import Images
 from pipeline.errors import ConfigError, EndpointRefused

@@ -19,7 +19,7 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.replica_queue import ReplicaQueue
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, unwrap
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Charge, Receipt

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blackbox.ray_actors import LedgerActor, Replica, ray_error_line
 from pipeline.blackbox.request import ModelInfo, Request, Response
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.console import Echo
 from pipeline.errors import ConfigError, EndpointBusy, EndpointLost, FareboxError, unwrap
 from pipeline.source_code import driver_code

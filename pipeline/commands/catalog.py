@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from methods import all_methods
-from pipeline.config.compose import dataset_card, model_card, names
-from pipeline.config.files import load
+from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.files import load, names
 
 
 def methods() -> list[dict[str, Any]]:
@@ -31,10 +31,12 @@ def methods() -> list[dict[str, Any]]:
 def datasets() -> list[dict[str, Any]]:
     """Return one record per data set."""
     keys = ("classes", "train", "val", "test", "shift_of", "template", "licence", "source")
-    return [{"dataset": name, **{k: getattr(dataset_card(name), k) for k in keys}} for name in names("dataset")]
+    cards = {name: dataset_card(name) for name in names("dataset")}
+    return [{"dataset": name, **{key: getattr(card, key) for key in keys}} for name, card in cards.items()]
 
 
 def models() -> list[dict[str, Any]]:
     """Return one record per model."""
     keys = ("kind", "arch", "weights", "grant", "licence", "note")
-    return [{"model": name, **{k: getattr(model_card(name), k) for k in keys}} for name in names("model")]
+    cards = {name: model_card(name) for name in names("model")}
+    return [{"model": name, **{key: getattr(card, key) for key in keys}} for name, card in cards.items()]

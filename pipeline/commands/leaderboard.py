@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipeline.config.compose import Config, names
-from pipeline.config.files import load
+from pipeline.config.compose import Config
+from pipeline.config.files import load, names
 from pipeline.console import short_path
 from pipeline.errors import ConfigError, did_you_mean, masked
 from pipeline.results import tracking

@@ -1,1 +1,1 @@
-"""Configuration: files of conf/ and key=value overrides, composed once into a frozen `Config`."""
+"""Configuration: compose the files of conf/ and key=value overrides into a frozen `Config`."""

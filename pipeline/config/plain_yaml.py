@@ -1,12 +1,12 @@
-"""Read YAML so that a value keeps what was typed, or is refused.
+"""Read YAML without silent conversions: a value is read as it was typed, or rejected.
 
-Files and values of the command line are read by the same rules, which are those of YAML 1.2 made stricter:
+Files and command-line values are read by the same rules, a stricter form of YAML 1.2:
 
 - `null`, `Null`, `NULL`, an empty value and, in files, `~` are null. `true`, `True`, `TRUE`, `false`, `False` and
   `FALSE` are booleans.
-- A plain scalar is a number if the number is written back in the same way: 10, -3, 0.5, 1e-05. Everything else is text:
-  010, 1_0, 0x10, 1:5, 1e3, .inf, 2024-01-01, yes, off. Where a number is wanted, such text is refused by its key.
-- A key is text. A key that occurs twice is refused, as are anchors, aliases, tags and more than one document.
+- A plain scalar is a number if Python writes the number in the same way: 10, -3, 0.5, 1e-05. Everything else is text:
+  010, 1_0, 0x10, 1:5, 1e3, .inf, 2024-01-01, yes, off. A key that expects a number rejects such text.
+- A key is text. Duplicate keys, anchors, aliases, tags and a second document are rejected.
 
 Files are untrusted: they must be UTF-8 of at most MAX_BYTES without control characters, nested at most MAX_DEPTH deep.
 """
@@ -25,21 +25,21 @@ from pipeline.errors import ConfigError, one_line
 from pipeline.untrusted import read_regular, text_problem
 
 MAX_BYTES = 2**20
-"""Size of a file. Long lists of class names belong into a text file, which a card may name."""
+"""Maximum size of a file. Long lists of class names belong in a text file, which a card may name."""
 MAX_DEPTH = 20
-"""Mappings and lists inside each other."""
+"""Maximum depth of nested mappings and lists."""
 NULL = frozenset(("", "~", "null", "Null", "NULL"))
 TRUE = frozenset(("true", "True", "TRUE"))
 FALSE = frozenset(("false", "False", "FALSE"))
 NUMBER = re.compile(r"-?((0|[1-9][0-9]{0,18})(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
-"""A number as it may be typed where one is wanted."""
+"""A number as it may be typed where a number is expected."""
 
 
 def read_file(path: Path) -> Any:
     """Read a YAML file as plain data: dicts with text keys, lists, text, numbers, booleans and None.
 
     Raises:
-        ConfigError: the file cannot be read, or is not YAML of the kind that this module reads.
+        ConfigError: The file cannot be read, or is not YAML that this module accepts.
     """
     try:
         text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
@@ -52,13 +52,13 @@ def read_file(path: Path) -> Any:
 
 
 def read_value(key: str, text: str) -> Any:
-    """Read the value of a KEY=VALUE argument.
+    """Read the value of a KEY=VALUE override.
 
-    `[...]` and `{...}` are read as YAML, and so is a value that is quoted as a whole. Anything else is a scalar, taken
-    character by character: a `#`, a colon or a space in it has no meaning.
+    `[...]`, `{...}` and quoted values are read as YAML. Anything else is a scalar, in which `#`, colons and spaces have
+    no special meaning.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: The value is not valid; the message has the key.
     """
     if problem := text_problem(text):
         raise ConfigError(f"{key}: the value has {problem}")
@@ -76,11 +76,11 @@ def read_value(key: str, text: str) -> Any:
         except (yaml.YAMLError, ValueError):
             return text
         return value if end == len(text) and isinstance(value, str) else text
-    return text if text == "~" else scalar(text)  # a shell user's home folder, not null
+    return text if text == "~" else scalar(text)  # on the command line ~ is the home folder, not null
 
 
 def scalar(text: str) -> Any:
-    """Convert a plain scalar to null, a boolean or a number if it is one and is written back in the same way."""
+    """Convert a plain scalar to None, a boolean or a number, if it is written as Python would write it."""
     if text in NULL:
         return None
     if text in TRUE or text in FALSE:
@@ -98,18 +98,18 @@ class _Open:
 
     value: list[Any] | dict[str, Any]
     key: str | None = None
-    """Of a mapping: the key whose value comes next."""
+    """In a mapping: the key of the next value."""
 
 
 @dataclass
 class _Builder:
-    """Builds plain data from events, without recursion."""
+    """Build plain data from YAML events, without recursion."""
 
     open: list[_Open] = field(default_factory=list)
     documents: int = 0
     value: Any = None
     end: int = 0
-    """Where the text of the value ends."""
+    """Position in the text at which the value ends."""
 
     def add(self, event: Any) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -158,7 +158,7 @@ class _Builder:
 
 
 def _parse(text: str) -> tuple[Any, int]:
-    """The data, and where its text ends."""
+    """Return the data, and the position at which its text ends."""
     builder = _Builder()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         builder.add(event)
@@ -170,7 +170,6 @@ def _place(event: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """One line without the text around the place, which YAML's errors repeat."""
+    """Return the message of an error in one line, without the excerpt that YAML's errors include."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    said = f"{problem} in line {mark.line + 1}" if problem and mark else str(error)
-    return one_line(said)[:160]
+    return one_line(f"{problem} in line {mark.line + 1}" if problem and mark else str(error))[:160]

@@ -1,7 +1,7 @@
-"""SQLite files named by URLs, of the ledger and of MLflow's store.
+"""Check the URLs of SQLite files, which the ledger and MLflow's store use.
 
-SQLAlchemy takes what follows `?` as options, and its versions differ in whether %20 is a space. A path with `?` or `%`
-would put the database beside the folder that was named, so such paths are refused.
+SQLAlchemy parses what follows `?` as options, and its versions differ in whether %20 is a space. A path with `?` or `%`
+would create the database in another place, so such paths are rejected.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _OPTIONS = re.compile(r"\w+=[^&?/]*(?:&\w+=[^&?/]*)*")
 
 
 def check_sqlite(key: str, url: str | None) -> str | None:
-    """Check a URL that a user typed; other databases than SQLite, and None, are returned as they are.
+    """Check the URL of a SQLite file and return it. URLs of other databases, and None, are returned unchecked.
 
     Raises:
-        ConfigError: a database in memory, or a path that is not taken as it is typed.
+        ConfigError: An in-memory database, or a path with `~`, `%` or `?`.
     """
     match = _SQLITE.fullmatch(url or "")
     if not match:
@@ -35,14 +35,14 @@ def check_sqlite(key: str, url: str | None) -> str | None:
 
 
 def sqlite_folder(key: str, folder: Path) -> Path:
-    """Check that the folder can hold SQLite files.
+    """Check that a folder's path can be part of a SQLite URL, and return it.
 
     Raises:
-        ConfigError: its path has a character with a meaning of its own in a database URL.
+        ConfigError: It has `?` or `%`, which have a special meaning in URLs.
     """
     if marks := [mark for mark in "?%" if mark in str(folder)]:
         raise ConfigError(
-            f"{key}={folder}: {' and '.join(marks)} cannot be part of this path, since database URLs give a meaning to "
-            "it: name another folder"
+            f"{key}={folder}: {' and '.join(marks)} cannot be part of this path, since it has a special meaning in "
+            "database URLs: name another folder"
         )
     return folder

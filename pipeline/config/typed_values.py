@@ -1,4 +1,4 @@
-"""Conversion of values to the type that is wanted of them: paths, the fields of cards, the settings of methods."""
+"""Convert values to types: paths, the fields of cards, the hyperparameters of methods."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.untrusted import text_problem
 
 
 def path(key: str, value: Any) -> Path:
-    """A path as it is typed; a leading ~ or ~USER is that user's home folder."""
-    found = checks.text(key, value)
+    """Return a path; a leading ~ or ~USER is expanded to the user's home folder."""
+    typed = checks.text(key, value)
     try:
-        return Path(found).expanduser() if found.startswith("~") else Path(found)  # a Path forgets the ./ of ./~x
+        return Path(typed).expanduser() if typed.startswith("~") else Path(typed)  # a Path drops the ./ of ./~x
     except RuntimeError as error:
         raise ConfigError(
-            f"{key}={found}: there is no such home folder; for a folder of this name type ./{found}"
+            f"{key}={typed}: there is no such home folder; for a folder of this name type ./{typed}"
         ) from error
 
 
 def of_type(key: str, value: Any, hint: Any) -> Any:
-    """Convert a value of a card to the type of its field; lists become tuples. Other types are left alone.
+    """Convert a value of a card to the type of its field; lists become tuples. Values of other types are unchanged.
 
     Raises:
-        ConfigError: the value is of another type.
+        ConfigError: The value has another type.
     """
     options = [option for option in get_args(hint) if option is not type(None)]
     if isinstance(hint, UnionType):
@@ -46,25 +46,25 @@ def of_type(key: str, value: Any, hint: Any) -> Any:
 
 
 def prose(key: str, value: Any, hint: Any = str) -> Any:
-    """Text that may have several lines."""
+    """Return text that may have several lines."""
     return value if isinstance(value, str) and not text_problem(value, "\n\t") else of_type(key, value, hint)
 
 
-def same_setting(key: str, value: Any, resolved: Any) -> None:
-    """Check that a method's setting was not changed when it was converted to the type of its field.
+def check_unchanged(key: str, value: Any, resolved: Any) -> None:
+    """Check that a hyperparameter was not changed by its conversion to the type of its field.
 
     Raises:
-        ConfigError: it was, as 1_0 to 10 and yes to true; or a number is not finite.
+        ConfigError: It was changed, as 1_0 to 10 and yes to true; or a number is not finite.
     """
     if isinstance(resolved, list | tuple) and isinstance(value, list | tuple):
         for item, of_item in zip(value, resolved, strict=True):
-            same_setting(key, item, of_item)
+            check_unchanged(key, item, of_item)
     elif isinstance(value, bool) or isinstance(resolved, bool):
         if value is not resolved:
-            wanted = "true or false" if isinstance(resolved, bool) else type(resolved).__name__
-            raise ConfigError(f"{key}={value}: expected {wanted}")
+            expected = "true or false" if isinstance(resolved, bool) else type(resolved).__name__
+            raise ConfigError(f"{key}={value}: expected {expected}")
     elif isinstance(resolved, int | float):
         if checks.number(key, value) != resolved:
             raise ConfigError(f"{key}={value}: expected {type(resolved).__name__}")
-    elif str(value) != str(resolved):  # OmegaConf takes ??? for a value that is missing
+    elif str(value) != str(resolved):  # OmegaConf treats ??? as a missing value
         raise ConfigError(f"{key}={value}: expected another value")

@@ -1,4 +1,7 @@
-"""Checks of a configuration's values: each returns the value as its type, or raises ConfigError naming the key."""
+"""Check the values of a configuration.
+
+Each function returns the value with its type, or raises ConfigError with the key in its message.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ from pipeline.untrusted import read_text, text_problem
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
-"""The greatest number that a database column and a random generator's seed can be."""
+"""Largest integer that fits in a database column and in a seed."""
 TRACKING_SCHEMES = frozenset(
     {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
 )
-"""Kinds of tracking URI that MLflow opens without a plugin, apart from plain files."""
+"""Schemes of tracking URIs that MLflow supports without a plugin, apart from plain files."""
 LONGEST_NAME = 200
-"""Bytes of a card's name as part of a file name, percent-encoded."""
+"""Maximum length of a card's name in bytes, percent-encoded, as it is part of file names."""
 
 
 def whole(key: str, value: Any, minimum: int = 1) -> int:
-    """A whole number from `minimum` to 2**63 - 1, typed in decimal digits. Booleans and floats are refused."""
+    """Return an integer from `minimum` to 2**63 - 1. Booleans and floats are rejected."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{key}={value}: expected a whole number of {minimum} or more{_hint(value)}")
     if value > LARGEST:
@@ -40,7 +43,7 @@ def whole(key: str, value: Any, minimum: int = 1) -> int:
 
 
 def _hint(value: Any) -> str:
-    """What to type in the place of text that means a number or a range elsewhere."""
+    """Return what to type instead of text that is a number or a range in other notations."""
     if not isinstance(value, str):
         return ""
     if match := re.fullmatch(r"0+([0-9]{1,18})", value):
@@ -53,17 +56,17 @@ def _hint(value: Any) -> str:
 
 
 def limit(key: str, value: Any) -> int | None:
-    """A whole number of 1 or more, or null for no limit."""
+    """Return an integer of 1 or more, or None for no limit."""
     return None if value is None else whole(key, value)
 
 
 def limits(key: str, values: Mapping[str, Any]) -> Limits:
-    """The limits in `requests` and `images` that stand under this key."""
+    """Return the limits under a key in `requests` and `images`."""
     return Limits(*(limit(f"{key}.{unit}", values[unit]) for unit in LIMITED_UNITS))
 
 
 def tracking_uri(key: str, value: str) -> str:
-    """URI of an MLflow store that outlives the process: a database or a server. MLflow no longer writes plain files."""
+    """Return the URI of an MLflow database or server. MLflow no longer writes to plain files."""
     scheme = value.partition(":")[0].partition("+")[0].lower()
     if scheme == "file" or ("://" not in value and scheme not in TRACKING_SCHEMES):
         if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
@@ -83,38 +86,38 @@ def tracking_uri(key: str, value: str) -> str:
 
 
 def auto(key: str, value: Any) -> int | str:
-    """A whole number of 1 or more, or 'auto'."""
+    """Return an integer of 1 or more, or 'auto'."""
     return "auto" if value == "auto" else whole(key, value)
 
 
 def number(key: str, value: Any) -> float:
-    """A finite number; text such as 1e3 or 0.50 is taken as the number that it writes."""
-    found = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    """Return a finite number. Text such as 1e3 or 0.50 is converted."""
+    converted = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+    if isinstance(converted, bool) or not isinstance(converted, int | float) or not math.isfinite(converted):
         raise ConfigError(f"{key}={value}: expected a finite number in decimal digits")
-    return float(found)
+    return float(converted)
 
 
 def seconds(key: str, value: Any) -> float:
-    """A finite number of 0 or more."""
+    """Return a finite number of 0 or more."""
     try:
-        found = number(key, value)
+        n_seconds = number(key, value)
     except ConfigError:
-        found = -1.0
-    if found < 0:
+        n_seconds = -1.0
+    if n_seconds < 0:
         raise ConfigError(f"{key}={value}: expected a number of seconds, 0 or more")
-    return found
+    return n_seconds
 
 
 def flag(key: str, value: Any) -> bool:
-    """True or false."""
+    """Return true or false."""
     if not isinstance(value, bool):
         raise ConfigError(f"{key}={value}: expected true or false")
     return value
 
 
 def text(key: str, value: Any) -> str:
-    """A name or a path in one line; a number is taken as its digits."""
+    """Return a name or a path of one line. A number is converted to its digits."""
     if value is None or isinstance(value, bool):
         raise ConfigError(f"{key}={value}: expected a name or a path (as a name, write it in quotes)")
     if not isinstance(value, str | int | float) or value == "":
@@ -125,76 +128,75 @@ def text(key: str, value: Any) -> str:
 
 
 def card_name(key: str, value: Any) -> str:
-    """Name of a card: text that can be printed, of at most 200 bytes as a file name."""
+    """Return the name of a card: printable text of at most 200 bytes as a file name."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ConfigError(f"{key}: {value!r}: expected text without control characters, as in name: pets")
     if len(quote(value, safe="")) > LONGEST_NAME:
-        raise ConfigError(f"{key}: {value[:40]!r}... is too long: its file name would pass {LONGEST_NAME} bytes")
+        raise ConfigError(f"{key}: {value[:40]!r}... is too long: its file name would exceed {LONGEST_NAME} bytes")
     if value != value.strip() or value == "all":
         raise ConfigError(f"{key}: {value!r}: expected a name without spaces around it, and other than 'all'")
     return value
 
 
 def lines(key: str, path: Path) -> tuple[str, ...]:
-    """Return the lines of a UTF-8 text file, one name each; empty lines at its end are left out.
+    """Return the lines of a UTF-8 text file, one name each. Empty lines at its end are ignored.
 
     Raises:
-        ConfigError: the file cannot be read, holds no name, or has an empty line between others.
+        ConfigError: The file cannot be read, has no name, or has an empty line between others.
     """
     try:
         content = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(path).rstrip())]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {path} cannot be read ({error}): wanted one name a line") from error
+        raise ConfigError(f"{key}: {path} cannot be read ({error}): expected one name a line") from error
     if "" in content:
         where = f"line {content.index('') + 1} of {path} is empty" if any(content) else f"{path} is empty"
-        raise ConfigError(f"{key}: {where}: wanted one name a line")
+        raise ConfigError(f"{key}: {where}: expected one name a line")
     return tuple(text(f"{key}: {path}", line) for line in content)
 
 
 def maybe_text(key: str, value: Any) -> str | None:
-    """A name or a path, or null."""
+    """Return a name or a path, or None."""
     return None if value is None else text(key, value)
 
 
 def one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """One of a few words."""
+    """Return the value if it is one of the allowed ones."""
     if value not in allowed:
         raise ConfigError(f"{key}: " + did_you_mean("choice", str(value), allowed))
     return str(value)
 
 
-def words(key: str, value: Any) -> tuple[str, ...]:
-    """One name or a list of different ones."""
+def name_list(key: str, value: Any) -> tuple[str, ...]:
+    """Return the names of a list without repetitions, or of one name."""
     return _different(key, [text(key, v) for v in _as_list(value)])
 
 
-def some_words(key: str, value: Any) -> tuple[str, ...]:
-    """Different names, or none: null, an empty list."""
-    return () if value in (None, []) else words(key, value)
+def maybe_names(key: str, value: Any) -> tuple[str, ...]:
+    """Return the names as `name_list` does; none for null and for an empty list."""
+    return () if value in (None, []) else name_list(key, value)
 
 
-def flag_or_words(key: str, value: Any) -> bool | tuple[str, ...]:
-    """True or false, or a list of different names."""
+def flag_or_names(key: str, value: Any) -> bool | tuple[str, ...]:
+    """Return true or false, or the names of a list without repetitions."""
     if isinstance(value, list):
-        return words(key, value)
+        return name_list(key, value)
     if not isinstance(value, bool):
         raise ConfigError(f"{key}={value}: expected true or false, or a list of names")
     return value
 
 
 def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
-    """One whole number or a list of different ones."""
+    """Return the integers of a list without repetitions, or of one integer."""
     return _different(key, [whole(key, v, minimum) for v in _as_list(value)])
 
 
 def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
-    """One allotment; or, where requests or images is a list, every combination: the budget as an axis of the sweep."""
-    points = [
+    """Return the allotments of a sweep: every combination where requests or images is a list."""
+    return tuple(
         Limits(r, i)
         for r in _different("budget.requests", [limit("budget.requests", r) for r in _as_list(requests)])
         for i in _different("budget.images", [limit("budget.images", i) for i in _as_list(images)])
-    ]
-    return tuple(points)
+    )
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A contact sheet: classes with their names and some images of each, to be looked at before anything is paid."""
+"""Draw a contact sheet: the classes of a data set with their names and some images of each."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ PER_PAGE = 40
 EXAMPLES = 6
 SIDE, GAP, NAME_WIDTH, MARGIN, HEAD = 96, 6, 190, 16, 44
 ROWS_A_BLOCK = 20
-"""Classes below each other before the next block begins beside them."""
+"""Number of classes below each other before the next block begins."""
 INK, PALE, PAPER, FRAME = "#1a1a1a", "#707070", "white", "#e4e4e4"
 
 
 def sheet(source: Source, name: str, page: int = 1) -> Image.Image:
-    """Classes of one page in label order: number, name, images in each split, and examples. DataError past the end."""
+    """Draw one page: number, name, images by split and examples of each class, in label order.
+
+    Raises:
+        DataError: There is no such page.
+    """
     n_pages = -(-len(source.classnames) // PER_PAGE)
     if not 1 <= page <= n_pages:
-        raise DataError(f"page {page} asked of {name!r}, which has {len(source.classnames)} classes: 1 to {n_pages}")
+        raise DataError(
+            f"page {page} requested from {name!r}, which has {len(source.classnames)} classes: 1 to {n_pages}"
+        )
     labels = range((page - 1) * PER_PAGE, min(page * PER_PAGE, len(source.classnames)))
     blocks = -(-len(labels) // ROWS_A_BLOCK)
     rows = -(-len(labels) // blocks)
@@ -40,7 +46,7 @@ def sheet(source: Source, name: str, page: int = 1) -> Image.Image:
         left, top = MARGIN + place // rows * width, HEAD + place % rows * height
         of_class = {split: _of(source, split, label) for split in of_split}
         _write(pen, left, top, f"{label}  {source.classnames[label]}", of_class)
-        shown = next((found for found in of_class.values() if len(found)), np.empty(0, np.int64))
+        shown = next((rows_of for rows_of in of_class.values() if len(rows_of)), np.empty(0, np.int64))
         for i, row in enumerate(shown[_spread(len(shown))].tolist()):
             image.paste(_thumbnail(source, row), (left + NAME_WIDTH + i * (SIDE + GAP), top))
     return image
@@ -52,7 +58,7 @@ def _of(source: Source, split: str, label: int) -> np.ndarray:
 
 
 def _spread(n: int) -> np.ndarray:
-    """Places of up to EXAMPLES among n, from the first to the last."""
+    """Return up to EXAMPLES positions among n, from the first to the last."""
     return np.unique(np.linspace(0, n - 1, min(n, EXAMPLES)).astype(int)) if n else np.empty(0, np.int64)
 
 
@@ -64,19 +70,19 @@ def _write(pen: ImageDraw.ImageDraw, left: int, top: int, title: str, of_class: 
 
 
 def _thumbnail(source: Source, row: int) -> Image.Image:
-    """The whole image in a square, or a note that it cannot be read."""
+    """Return the whole image in a square, or a note that it cannot be read."""
     square = Image.new("RGB", (SIDE, SIDE), FRAME)
     try:
-        found = ImageOps.contain(load(source, row), (SIDE, SIDE), Image.Resampling.LANCZOS)
+        image = ImageOps.contain(load(source, row), (SIDE, SIDE), Image.Resampling.LANCZOS)
     except DataError:
         ImageDraw.Draw(square).text((SIDE // 2, SIDE // 2), "unreadable", "#b00020", _font(13), anchor="mm")
         return square
-    square.paste(found, ((SIDE - found.width) // 2, (SIDE - found.height) // 2))
+    square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     return square
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic and more."""
+    """Return DejaVu Sans, which is part of matplotlib and has Latin, Greek, Cyrillic and more."""
     spec = find_spec("matplotlib")
     assert spec is not None and spec.origin is not None
     return ImageFont.truetype(str(Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size)

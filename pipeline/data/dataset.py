@@ -1,20 +1,21 @@
-"""From a data set's card to its images, and whether the two agree."""
+"""Open data sets by their cards, and check that the files are those that the card describes."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.cards import DatasetCard
 from pipeline.data.images import check_readable
-from pipeline.data.index import index_of
+from pipeline.data.index import Index, index_of
 from pipeline.data.indexed_source import FileSource, IndexedSource, TableSource
 from pipeline.data.layouts import registry as layouts
-from pipeline.data.layouts.class_names import same_prompt
+from pipeline.data.layouts.class_names import prompt_note
 from pipeline.data.layouts.coop import COOP
 from pipeline.data.layouts.file_kinds import HIDDEN, SYSTEM
 from pipeline.data.layouts.listing import Manifest, listed
@@ -26,35 +27,84 @@ from pipeline.errors import DataError
 log = logging.getLogger(__name__)
 
 EXPECTED = (SYSTEM, HIDDEN, OUTSIDE, OTHER, UNLISTED)
-"""Reasons for which files are skipped in sound data sets too: logged as information, others as warnings."""
+"""Reasons for which files of intact data sets are skipped too: logged as information, others as warnings."""
+
+_SOURCES: dict[tuple[LayoutSpec, int | None], FileSource | TableSource] = {}
+"""The sources that this process has opened, by layout spec and `bits`."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of a plan: its card and its opened images.
+
+    It is pickled as its card and digest. Where it is unpickled, the source is opened by the card when it is first used.
+    """
+
+    card: DatasetCard
+    digest: str
+    """Digest of the source when the run was planned."""
+
+    @classmethod
+    def of(cls, card: DatasetCard, source: Source) -> Dataset:
+        """Return the data set of a card whose source is open."""
+        dataset = cls(card, source.digest)
+        dataset.__dict__["source"] = source
+        return dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, without the opened source."""
+        return {"card": self.card, "digest": self.digest}
+
+    @property
+    def name(self) -> str:
+        """Name of the card."""
+        return self.card.name
+
+    @cached_property
+    def source(self) -> Source:
+        """The images. Raises DataError when the files were changed after the run was planned."""
+        source = source_of(self.card)
+        if source.digest != self.digest:
+            raise DataError(f"{source.place} was changed after the run was planned: type the same command again")
+        return source
+
+
+def open_dataset(card: DatasetCard) -> Dataset:
+    """Open a data set by its card, without checking its files."""
+    return Dataset.of(card, source_of(card))
 
 
 def source_of(card: DatasetCard) -> Source:
-    """The card's images, opened and checked once a process. DataError when they are not there."""
+    """Open a data set by its card, once a process. Raises DataError when its files are missing."""
     if card.layout == "parquet":
         return opened(ParquetSource(str(card.file), card.sha256, card.bits))
-    return opened(_indexed(recipe(card), card.bits))
+    spec = layout_spec(card)
+    return _SOURCES.get((spec, card.bits)) or _open(spec, card.bits, index_of(spec))
 
 
-def source_anew(card: DatasetCard, listed_anew: bool = False) -> Source:
-    """Open the card's images again; with `listed_anew`, list all files again even if no folder was changed."""
-    _indexed.cache_clear()
-    if listed_anew and card.layout != "parquet":
-        index_of(recipe(card), anew=True)
-    source = source_of(card)
-    if isinstance(source, IndexedSource):
-        source.reopen()
+def reopen(card: DatasetCard, rebuild: bool = False) -> Source:
+    """Open a data set again, with its present files.
+
+    Args:
+        card: Its card.
+        rebuild: List all files again even if no folder was changed, to see files that were overwritten in place.
+    """
+    if card.layout == "parquet":
+        return source_of(card)
+    spec = layout_spec(card)
+    return _open(spec, card.bits, index_of(spec, rebuild))
+
+
+def _open(spec: LayoutSpec, bits: int | None, index: Index) -> FileSource | TableSource:
+    """Open a source over an index that was just read."""
+    kind = TableSource if spec.layout == "table" else FileSource
+    source = _SOURCES[spec, bits] = opened(kind(spec, index.digest, bits))
+    source.use(index)
     return source
 
 
-@lru_cache(maxsize=64)
-def _indexed(recipe: LayoutSpec, bits: int | None) -> Source:
-    kind = TableSource if recipe.layout == "table" else FileSource
-    return kind(recipe, index_of(recipe).digest, bits)
-
-
-def recipe(card: DatasetCard) -> LayoutSpec:
-    """What the listing of a card's files depends on."""
+def layout_spec(card: DatasetCard) -> LayoutSpec:
+    """Return what the index of a card's files depends on."""
     return LayoutSpec(
         layout=card.layout,
         path=card.path,
@@ -67,64 +117,62 @@ def recipe(card: DatasetCard) -> LayoutSpec:
     )
 
 
-def listing(card: DatasetCard) -> Manifest:
-    """The card's rows as they are listed, no image looked for. Not for `layout: parquet`.
+def manifest_of(card: DatasetCard) -> Manifest:
+    """List the rows of a data set without looking for the images. Not for `layout: parquet`.
 
-    The split files of several sets may lie together in `data.root`, where there are no images.
+    The split files of several data sets may be kept together in `data.root`, without images.
     """
-    here, reader = Path(card.path), layouts.READERS[card.layout]
-    if not here.exists() and reader.lists(here.parent):
-        card = replace(card, path=str(here.parent))
-    return listed(layouts.read(recipe(card), images=False))
+    folder, reader = Path(card.path), layouts.READERS[card.layout]
+    if not folder.exists() and reader.lists(folder.parent):
+        card = replace(card, path=str(folder.parent))
+    return listed(layouts.read(layout_spec(card), images=False))
 
 
 def missing(card: DatasetCard) -> tuple[str, ...]:
-    """One line for each thing that is not on this machine; nothing when all is there. Opens no image."""
+    """Return one line for each file or folder that is not on this machine. Opens no image."""
     if card.layout == "parquet":
         return () if card.file.is_file() else (f"no data file at {card.file}",)
     return layouts.missing(card.layout, card.path)
 
 
-def check_card(card: DatasetCard) -> None:
-    """Check that a data set's files are those that its card describes, and that its test images can be read.
-
-    The files are looked at anew: this comes first in every plan.
+def check_card(card: DatasetCard) -> Dataset:
+    """Open a data set, and check that its files match its card and that its test images can be decoded.
 
     Raises:
-        DataError: naming the difference, the image, or a finding about the folder that must be resolved first.
+        DataError: The files differ from the card, an image cannot be decoded, or the folder has a finding that must be
+            resolved first.
     """
-    source = source_anew(card)
+    source = reopen(card)
     if isinstance(source, IndexedSource):
         source.index.contents.check(f"data set {card.name!r}")
     part = ""
     if card.layout in COOP:
         part = f"; a part of the set needs a card of its own: farebox data add NAME {card.path} layout={card.layout}"
-    classes, used = len(source.classnames), set(np.unique(source.labels).tolist())
-    if classes != card.classes or not used <= set(range(card.classes)):
-        found = f"{source.place} has {classes if classes != card.classes else 'others'}"
-        raise DataError(f"data set {card.name!r}: its card says {card.classes} classes, {found}{part}")
-    for split, said in (("test", card.test), ("train", card.train), ("val", card.val)):
+    classes, labels = len(source.classnames), set(np.unique(source.labels).tolist())
+    if classes != card.classes or not labels <= set(range(card.classes)):
+        actual = f"{source.place} has {classes if classes != card.classes else 'others'}"
+        raise DataError(f"data set {card.name!r}: its card says {card.classes} classes, {actual}{part}")
+    for split, expected in (("test", card.test), ("train", card.train), ("val", card.val)):
         count = len(source.rows_of(split))
-        if count != said or (split == "test" and not count):
+        if count != expected or (split == "test" and not count):
             raise DataError(
-                f"data set {card.name!r}: its card says {said:,} {split} images, {source.place} has {count:,}{part}"
+                f"data set {card.name!r}: its card says {expected:,} {split} images, {source.place} has {count:,}{part}"
             )
     if isinstance(source, IndexedSource):
         _log(card.name, source)
     check_readable(source, card.name, source.rows_of("test"))
+    return Dataset.of(card, source)
 
 
 def _log(name: str, source: IndexedSource) -> None:
-    """Log how the split was made, what the folder holds beside the images, and classes with one prompt."""
-    if source.made:
-        log.warning("data set %r: its split was %s", name, source.made)
+    """Log how the split was generated, which files of the folder are not used, and classes with the same prompt."""
+    if source.split_origin:
+        log.warning("data set %r: its split was %s", name, source.split_origin)
     contents = source.index.contents
     for skipped in contents.skipped:
         level = logging.INFO if skipped.reason in EXPECTED else logging.WARNING
         log.log(level, "data set %r: skipped %s", name, skipped)
     for note in contents.notes:
         log.info("data set %r: %s", name, note)
-    if pairs := same_prompt(source.classnames):
-        first, later = (source.classnames[label] for label in pairs[0])
-        shown = f"{first!r} and {later!r}"
-        log.warning("data set %r: pairs of classes with one prompt: %d, the first is %s", name, len(pairs), shown)
+    if note := prompt_note(source.classnames):
+        log.warning("data set %r: %s", name, note)

@@ -26,21 +26,21 @@ from pipeline.errors import DataError, one_line
 T = TypeVar("T")
 
 RULES = 2
-"""Version of what this module accepts and returns. Readable images are remembered under it."""
+"""Version of the decoder: it is part of the cache key of checks (file_keys.py)."""
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are opened, by Pillow's names. Pillow starts Ghostscript for others, such as EPS."""
+"""Allowed formats, by Pillow's names. For others, such as EPS, Pillow would start Ghostscript."""
 MAX_PIXELS = 2**26
-"""8,192 x 8,192. Decoding takes 4 bytes a pixel, and up to three times as much for an image with alpha."""
+"""8,192 x 8,192. Decoding needs 4 bytes per pixel, and up to 12 for an image with alpha."""
 MAX_RATIO = 100
-"""Longer side / shorter side. The model's resize makes the shorter side `size` pixels and keeps the ratio."""
+"""Maximum ratio of the longer side to the shorter one, which the model's resize preserves."""
 MAX_BYTES = 2**29
-"""Size of an encoded image: MAX_PIXELS of 16-bit RGB, uncompressed, fit in it."""
+"""Maximum size of an encoded image: enough for MAX_PIXELS of uncompressed 16-bit RGB."""
 TEXT_BYTES = 2**26
-"""Decompressed text that a PNG may hold; it is read and discarded."""
+"""Maximum size of the decompressed text of a PNG, which is discarded."""
 BITS = range(8, 17)
-"""Values of a card's key `bits`."""
+"""Valid values of the key `bits` of a card."""
 
-# Damaged metadata is no reason to refuse an image whose pixels are complete; sizes are checked below.
+# Images with damaged metadata but complete pixels are accepted; sizes are checked below.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_BYTES
@@ -55,25 +55,25 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by EXIF's orientation."""
+"""Transposition that makes an image upright, by EXIF orientation."""
 TILE_WIDTH, TILE_LENGTH, PHOTOMETRIC = 322, 323, 262
-"""Tags of a TIFF."""
+"""TIFF tags."""
 GREY_STEPS = {"L;2": 85, "L;4": 17}
-"""Difference of two neighbouring greys in 8 bits, by Pillow's raw mode."""
+"""Difference between neighbouring greys after conversion to 8 bits, by Pillow's raw mode."""
 END_OF_IMAGE = b"\xff\xd9"
 PADDING = bytes(16)
-"""What replaces a JPEG's end marker: more bytes than libjpeg reads ahead of the pixels that it decodes."""
+"""Replacement of a JPEG's end marker: more bytes than libjpeg reads ahead."""
 CORNER = 4
-"""Pixels of a side of the corner that is looked at; it lies in the last block of a JPEG."""
+"""Side in pixels of the corner that is examined, which is part of the last block of a JPEG."""
 
 
 class Examined(NamedTuple):
     """The outcome of decoding one image for a check."""
 
     reason: str | None
-    """Why it cannot be used; None for an image that can."""
+    """Why the image cannot be used; None if it can."""
     peak: int = 0
-    """Greatest value of an image that is stored with 16 bits a channel; 0 for an image of 8 bits or fewer."""
+    """Maximum value of an image with 16 bits per channel; 0 for an image with 8 bits or fewer."""
 
 
 def decode(data: bytes, bits: int | None = None) -> Image.Image:
@@ -81,20 +81,19 @@ def decode(data: bytes, bits: int | None = None) -> Image.Image:
 
     Args:
         data: The content of an image file.
-        bits: How many of the 16 bits of 16-bit grey images are used, 8 to 16. None means 16.
+        bits: Number of bits that 16-bit grey images use, 8 to 16. None means 16.
 
     Raises:
-        DataError: The bytes are not an image that can be used. The message is the reason alone: the caller knows the
-            file's name.
+        DataError: The bytes are not an image that can be used. The message is the reason, without the name of the file.
     """
     image, _ = _decoded(data, bits)
     return image
 
 
 def examine(data: bytes, bits: int | None = None) -> Examined:
-    """Decode an image exactly as `decode` does and discard the pixels.
+    """Check an image by decoding it as `decode` does.
 
-    A baseline JPEG whose pixels end early, but which has an end marker, is refused too: libjpeg fills what is missing
+    A baseline JPEG that has an end marker before all of its pixels is rejected too: libjpeg fills the missing pixels
     with one colour and reports no error.
     """
     try:
@@ -105,7 +104,7 @@ def examine(data: bytes, bits: int | None = None) -> Examined:
 
 
 def _decoded(data: bytes, bits: int | None, check_end: bool = False) -> tuple[Image.Image, int]:
-    """The RGB image, and its peak as in `Examined`."""
+    """Return the RGB image, and its peak as in `Examined`."""
     if len(data) > MAX_BYTES:
         raise DataError(f"larger than {MAX_BYTES // 2**20} MiB")
     try:
@@ -119,13 +118,13 @@ def _decoded(data: bytes, bits: int | None, check_end: bool = False) -> tuple[Im
             return _rgb(_upright(image), sixteen, bits)
     except UnidentifiedImageError as error:
         raise DataError("no known image format") from error
-    except Exception as error:  # Pillow's plugins raise exceptions of many types for damaged bytes
+    except Exception as error:  # Pillow's plugins raise many types of exceptions for damaged files
         raise DataError(one_line(error) or type(error).__name__) from error
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this version of Pillow opens."""
+    """Return those of FORMATS that this version of Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -134,7 +133,7 @@ def _check_size(image: Image.Image) -> None:
     width, height = image.size
     size = f"{width:,} x {height:,} pixels"
     if min(image.size) < 1:
-        raise ValueError(f"{size}: wanted at least 1 x 1")
+        raise ValueError(f"{size}: expected at least 1 x 1")
     if width * height > MAX_PIXELS:
         raise ValueError(f"{size}: at most {MAX_PIXELS:,} are read; resize it")
     if max(image.size) > MAX_RATIO * min(image.size):
@@ -144,13 +143,13 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _tag(image: Image.Image, number: int, default: int = 0) -> int:
-    """A TIFF tag that is a number; `default` for other images and other values."""
+    """Return an integer TIFF tag; `default` for other images and other values."""
     value = getattr(image, "tag_v2", {}).get(number, default)
     return value if isinstance(value, int) else default
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Whether channels are stored with more than 8 bits, as the arguments of the decoder say before it runs."""
+    """Return True if channels have more than 8 bits, according to the arguments of the decoder."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True
     for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
@@ -163,7 +162,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """Bring the transparent grey of a PNG of 2 or 4 bits to the 8 bits to which Pillow brings the pixels."""
+    """Scale the transparent grey of a 2-bit or 4-bit PNG to 8 bits, as Pillow scales the pixels."""
     raw = str(image.tile[0].args) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
     if image.format == "PNG" and raw in GREY_STEPS and "transparency" in image.info:
         image.info["transparency"] *= GREY_STEPS[raw]
@@ -172,7 +171,7 @@ def _scale_transparency(image: Image.Image) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # its EXIF is damaged, its pixels are not
+    except Exception:  # damaged EXIF, intact pixels
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -192,18 +191,18 @@ def _rgb(image: Image.Image, sixteen: bool, bits: int | None) -> tuple[Image.Ima
 
 
 def _colour_peak(image: Image.Image) -> int:
-    """The greatest 16-bit value that a colour channel may have: Pillow keeps the upper 8 bits of each."""
+    """Return an upper bound of the 16-bit values: Pillow keeps the upper 8 bits of each channel."""
     extrema: Any = image.getextrema()  # of each channel; a fourth is alpha, except in CMYK
     return max(high for _, high in extrema[: 4 if image.mode == "CMYK" else 3]) * 256 + 255
 
 
 def _grey(image: Image.Image, bits: int) -> tuple[Image.Image, int]:
-    """Reduce `bits` bits a pixel to 8. (Pillow's own conversion makes every value above 255 white.)"""
+    """Reduce pixels from `bits` bits to 8. (Pillow's own conversion makes every value above 255 white.)"""
     if _tag(image, PHOTOMETRIC, default=1) == 0:
         raise ValueError("16 bits a pixel with 0 as white; convert it to 8 bits")
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
-        raise ValueError(f"its pixels are {pixels.dtype.name}: wanted 8 or 16 bits, from black to white")
+        raise ValueError(f"its pixels are {pixels.dtype.name}: expected 8 or 16 bits, from black to white")
     peak = int(pixels.max())
     if peak >= 2**bits:
         raise ValueError(f"it has values up to {peak:,}, more than `bits: {bits}` in the card allows")
@@ -211,10 +210,10 @@ def _grey(image: Image.Image, bits: int) -> tuple[Image.Image, int]:
 
 
 def _check_end(image: Image.Image, data: bytes) -> None:
-    """ValueError for a baseline JPEG with an end marker before all of its pixels.
+    """Raise ValueError for a baseline JPEG that has an end marker before all of its pixels.
 
-    libjpeg gives the missing blocks one colour, so only an image whose last corner has one colour is decoded again,
-    with padding in the place of the end marker: then the decoder asks for more bytes when blocks are missing.
+    libjpeg fills missing blocks with one colour. So an image whose last corner has one colour is decoded again, with
+    padding instead of the end marker: the decoder then fails if blocks are missing.
     """
     width, height = image.size
     corner = np.asarray(image.crop((max(0, width - CORNER), max(0, height - CORNER), width, height)))
@@ -224,7 +223,7 @@ def _check_end(image: Image.Image, data: bytes) -> None:
 
 
 def _decodes_with_padding(data: bytes) -> bool:
-    """False for a baseline JPEG that decodes with its end marker alone; True for all others."""
+    """Return False for a baseline JPEG that can be decoded only with its end marker; True for all others."""
     try:
         with Image.open(io.BytesIO(data[: data.rfind(END_OF_IMAGE)] + PADDING), formats=("JPEG",)) as image:
             if not image.info.get("progressive"):
@@ -236,19 +235,19 @@ def _decodes_with_padding(data: bytes) -> bool:
 
 @cache
 def _padding_works() -> bool:
-    """Whether this version of Pillow decodes a complete JPEG with padding in the place of its end marker."""
+    """Return True if this version of Pillow decodes a complete JPEG with padding instead of its end marker."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), "white").save(buffer, "JPEG")
     return _decodes_with_padding(buffer.getvalue())
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(function: Callable[[int], T], n: int, threads: int, window: int) -> Iterator[T]:
-    """function(0) .. function(n - 1) in order, computed by threads at most `window` beyond what has been taken."""
+    """Yield function(0) to function(n - 1) in order, computed by threads at most `window` results ahead."""
     pool = ThreadPoolExecutor(threads)
     waiting = deque(pool.submit(function, i) for i in range(min(n, window)))
     try:

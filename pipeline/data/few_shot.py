@@ -1,7 +1,7 @@
-"""The few-shot draw, as CoOp's data loader makes it: the same seed gives the same images as the published index files.
+"""Few-shot sampling as in CoOp's data loader: a seed gives the same images as the published index files.
 
 Source: KaiyangZhou/CoOp and Dassl `generate_fewshot_dataset`: Python's `random` is seeded once, then for the train list
-and after it for the val list, classes are taken in order of first appearance and `random.sample` draws from each.
+and then for the val list, `random.sample` draws from each class, in the order of first appearance.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of a few-shot draw, in drawn order, and the digest that names it."""
+    """Row numbers of a few-shot draw, in drawn order."""
 
     train: tuple[int, ...]
     val: tuple[int, ...]
 
     def digest(self, source: Source) -> str:
-        """SHA-256 over the drawn images' content keys and labels."""
+        """Return the SHA-256 of the drawn images' content keys and labels."""
         h = hashlib.sha256()
         for name, rows in (("train", self.train), ("val", self.val)):
             for row, key in zip(rows, source.keys_of(rows), strict=True):
@@ -34,19 +34,28 @@ class Split:
 
 
 def draw(
-    source: LabelledRows, name: str, shots: int, seed: int, validation: str, short_classes: str = "error"
+    source: LabelledRows, name: str, shots: int, seed: int, validation: str, small_classes: str = "error"
 ) -> Split:
-    """`shots` train images a class, then validation images: min(shots, 4) a class (min4), the val split (full) or none.
+    """Draw training and validation images.
 
-    A data set without a val split of its own, as ImageNet, has its min4 drawn from what the shots left of train.
-    Raises DataError when a class has fewer images than asked, unless `short_classes` is take_all.
+    Args:
+        source: The rows to draw from.
+        name: Name of the data set, for messages.
+        shots: Number of training images per class.
+        seed: Seed of the draw.
+        validation: min4: min(shots, 4) images per class; full: the whole val split; none. If a data set has no val
+            split, such as ImageNet, min4 draws from the remaining training images.
+        small_classes: error, or take_all to use all images of classes with too few.
+
+    Raises:
+        DataError: A class has too few images, or the data set has no such split.
     """
-    rng, wanted = random.Random(seed), min(shots, 4)
+    rng, n_val = random.Random(seed), min(shots, 4)
     of_train, of_val = source.rows_of("train"), source.rows_of("val")
     if not len(of_train):
         raise DataError(f"data set {name!r} has no train split (its splits: {', '.join(source.splits)})")
     check_validation(name, validation, len(of_val))
-    train = _sample(rng, source, name, "train", of_train, shots, short_classes)
+    train = _sample(rng, source, name, "train", of_train, shots, small_classes)
     if validation == "none":
         return Split(train, ())
     if validation == "full":
@@ -54,17 +63,20 @@ def draw(
     rest = of_val if len(of_val) else np.setdiff1d(of_train, train)  # sorted: in listed order
     kind = "val" if len(of_val) else "further train"
     taken = 0 if len(of_val) else shots
-    return Split(train, _sample(rng, source, name, kind, rest, wanted, short_classes, taken))
+    return Split(train, _sample(rng, source, name, kind, rest, n_val, small_classes, taken))
 
 
 def check_validation(name: str, validation: str, n_val: int) -> None:
-    """DataError when the whole val split is asked of a data set without one of its own."""
+    """Raise DataError for validation=full when a data set has no val split."""
     if validation == "full" and not n_val:
-        raise DataError(f"data set {name!r} has no val split of its own: type validation=min4 or validation=none")
+        raise DataError(f"data set {name!r} has no val split: type validation=min4 or validation=none")
 
 
 def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:
-    """Positions in `labels` of n drawn from each class, all where there are fewer; classes in order of appearance."""
+    """Return positions in `labels` of n items drawn from each class, in the order in which classes first appear.
+
+    A class with fewer than n items contributes all of them, without a draw.
+    """
     by_class: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         by_class.setdefault(label, []).append(position)
@@ -82,22 +94,23 @@ def _sample(
     kind: str,
     rows: np.ndarray,
     n: int,
-    short_classes: str,
+    small_classes: str,
     taken: int = 0,
 ) -> tuple[int, ...]:
     labels = source.labels[rows].tolist()
     count = np.bincount(labels, minlength=len(source.classnames))
-    if short_classes == "error" and (short := np.flatnonzero(count < n)).size:
+    if small_classes == "error" and (short := np.flatnonzero(count < n)).size:
         label = int(short[0])
         raise DataError(
-            f"{n} {kind} images a class asked of {name!r}, but class {source.classnames[label]!r} has {count[label]}: "
+            f"{n} {kind} images a class requested from {name!r}, but "
+            f"class {source.classnames[label]!r} has {count[label]}: "
             f"{_advice(kind, int(count.min()), taken)}{f' ({short.size:,} such classes)' if short.size > 1 else ''}"
         )
     return tuple(rows[sample(rng, labels, n)].tolist())
 
 
 def _advice(kind: str, least: int, taken: int) -> str:
-    """Return what to type where the smallest class has `least` images beside the `taken` ones; only what will work."""
+    """Return what to type when the smallest class has `least` images besides the `taken` ones."""
     ways = []
     if kind == "further train":  # shots and their validation images, at most 4, come from one split
         least_shots = max((s for s in range(1, taken) if s + min(s, 4) <= least + taken), default=0)
@@ -108,5 +121,5 @@ def _advice(kind: str, least: int, taken: int) -> str:
     if kind != "train":
         ways.append("validation=none")
     if least:
-        ways.append("data.short_classes=take_all")
+        ways.append("data.small_classes=take_all")
     return ", or ".join(ways) or f"add {kind} images, or remove the class (farebox data check names all)"

@@ -1,9 +1,9 @@
-"""What checks learned of images, kept on disk: content keys, and that an image can be decoded.
+"""An on-disk cache of content keys and decoding checks.
 
-Each data set has a folder of files of records. A file is written once and put in place by an atomic rename: a line with
-its checksum (files.py) and the folder's name, then the records. The folder's name holds the version of the decoder, so
-that another version decodes every image again. The record of a file holds as long as its size and time of change are
-those that it was made for. A damaged file is removed, and its images are hashed again.
+Each data set has a folder of record files. A record file is written once and moved into place by an atomic rename: a
+line with its checksum (files.py) and the name of the folder, then the records. The name of the folder contains the
+version of the decoder, so another version decodes every image again. A record is valid while the size and mtime of its
+file are unchanged. A damaged record file is removed, and its images are hashed again.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ RECORD = np.dtype(
 )
 SUFFIX = ".records"
 MANY = 32
-"""Files above which they are merged into one."""
+"""Number of record files above which they are merged into one."""
 FIXED = 1
-"""Time of change in the records of rows whose content is fixed by the data set's digest."""
+"""The mtime in records of rows whose content is fixed by the digest of the data set."""
 
 
 class Checked(NamedTuple):
-    """What a check learned of an image that can be decoded."""
+    """Outcome of the check of an image that can be decoded."""
 
     key: str
     """Content key: 32 hexadecimal digits."""
     peak: int
-    """Greatest value of an image of 16 bits a channel, else 0: see `decode.Examined`."""
+    """Maximum value of an image with 16 bits per channel, else 0: see `decode.Examined`."""
 
 
 def cache_folder() -> Path:
-    """Return the folder of indexes and records: $FAREBOX_CACHE, else farebox/ in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache folder of indexes and records: $FAREBOX_CACHE, else farebox/ in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("FAREBOX_CACHE"):
         return Path(own).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "farebox"
 
 
 def checks_name(bits: int | None) -> str:
-    """Return the end of a folder's name: what the outcome of a check depends on beside the image."""
+    """Return the end of a record folder's name: what the outcome of a check depends on, apart from the image."""
     return f"{RULES}-{PIL.__version__}{'' if bits is None else f'-{bits}'}.known"
 
 
 def records_of(images: Mapping[int, Checked], readable: bool) -> np.ndarray:
-    """Return records [B] of rows, without size and time of change."""
+    """Return records [B] of rows, without size and mtime."""
     records = np.zeros(len(images), RECORD)
     records["row"], records["readable"] = list(images), readable
     records["peak"] = [checked.peak for checked in images.values()]
@@ -67,7 +67,7 @@ def records_of(images: Mapping[int, Checked], readable: bool) -> np.ndarray:
 
 
 class FileKeyCache:
-    """Records [n] by row, as far as they are known. Safe for several processes: files are only added, or merged."""
+    """The known records of the rows of a data set. Processes may share it: files are only added or merged."""
 
     def __init__(self, folder: Path, n: int) -> None:
         self.folder = folder
@@ -81,13 +81,13 @@ class FileKeyCache:
                 file.unlink(missing_ok=True)
 
     def find(self, rows: np.ndarray, sizes: np.ndarray | int, mtimes: np.ndarray | int) -> np.ndarray:
-        """Return the records [B] of these rows; `mtime` is 0 where nothing is known of this size and time."""
-        found = self._records[rows]
-        found["mtime"][(found["size"] != sizes) | (found["mtime"] != mtimes)] = 0
-        return found
+        """Return the records [B] of these rows; `mtime` is 0 where there is no record of this size and mtime."""
+        records = self._records[rows]
+        records["mtime"][(records["size"] != sizes) | (records["mtime"] != mtimes)] = 0
+        return records
 
     def add(self, records: np.ndarray) -> None:
-        """Remember records [B], in this process and in later ones if the folder can be written."""
+        """Add records [B], in this process and, if the folder can be written, on disk."""
         self._take(records)
         self._write(records)
 
@@ -115,11 +115,11 @@ class FileKeyCache:
         return f"{UNSEALED} {self.folder.name}\n".encode()
 
     def _read(self, file: Path) -> np.ndarray:
-        """Records of a file; none when it cannot be used."""
+        """Return the records of a file; none if it cannot be used."""
         try:
             header, _, records = read_sealed(file).partition(b"\n")
             if header.split(b" ")[1:] != self._header.split()[1:]:
-                raise DamagedFile(file, "it is of another data set")
+                raise DamagedFile(file, "it belongs to another data set")
             return np.frombuffer(records, RECORD)
         except FileNotFoundError:  # another process has merged it
             pass
@@ -133,13 +133,13 @@ class FileKeyCache:
 
 
 class KnownRows:
-    """Records of images whose content is fixed by the data set's digest: rows of a table, not files."""
+    """Records of images in tables, whose content is fixed by the digest of the data set."""
 
     def __init__(self, folder: Path, n: int) -> None:
         self._known = FileKeyCache(folder, n)
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Return those of these rows that are not known to be images that can be decoded."""
+        """Return those of these rows whose images were not successfully decoded before."""
         return [int(row) for row in np.asarray(rows, np.int64)[~self._find(rows)["readable"]]]
 
     def peaks(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ class KnownRows:
         return self._find(rows)["peak"]
 
     def add(self, images: Mapping[int, Checked]) -> None:
-        """Remember that the images of these rows can be decoded."""
+        """Record that the images of these rows can be decoded."""
         if images:
             records = records_of(images, readable=True)
             records["mtime"] = FIXED

@@ -1,6 +1,6 @@
-"""An ordered set of images held by reference, and the transforms that turn bytes into pixels.
+"""Ordered sets of images by reference, and the transforms from bytes to pixels.
 
-Every pixel that the endpoint sees is a function of (image bytes, transform name, view number): nothing else.
+Every pixel that the endpoint gets is a function of image bytes, transform name and view number only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pipeline.errors import DataError
 
 PLAIN = 0
 CHECKED_AT_ONCE = 2_000
-"""Images that are decoded by a check before their outcomes are written to disk."""
-_VIEWS_PER_SEED = 10_000  # view numbers: 0 is the plain image, then 1 + seed * 10,000 + v
+"""Number of images that a check decodes before it writes the outcomes to disk."""
+_VIEWS_PER_SEED = 10_000  # the plain image is view 0, others are 1 + seed * 10,000 + v
 
 AUGMENTATIONS = {
     "crop_flip": "random resized crop (area 0.5 to 1, bicubic) and horizontal flip, as in CraFT and Tip-Adapter",
@@ -33,7 +33,7 @@ AUGMENTATIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """An ImageSet (see methods.base) over rows of a source. `split` decides the phase that its calls are billed to."""
+    """An ImageSet (see methods.base) over rows of a source. Requests are billed to the phase of its `split`."""
 
     source: Source
     split: str
@@ -44,7 +44,7 @@ class Images:
 
     @classmethod
     def plain(cls, source: Source, split: str, rows: np.ndarray, augment: str) -> Images:
-        """The images as they are."""
+        """Return plain images: no views."""
         return cls(source, split, np.asarray(rows), np.full(len(rows), PLAIN), augment)
 
     def __len__(self) -> int:
@@ -55,11 +55,11 @@ class Images:
         return Images(self.source, self.split, self.rows[index], self.views_of[index], self.augment)
 
     def views(self, n: int, seed: int = 0) -> Images:
-        """n augmented copies of each image, view-major."""
+        """Return n augmented views of each image, view-major."""
         return Images(self.source, self.split, *view_rows(self.rows, self.views_of, n, seed), self.augment)
 
     def pixels(self, size: int) -> Tensor:
-        """Grey thumbnails [B, size * size] in [0, 1] of the plain images."""
+        """Return grey thumbnails [B, size * size] of the plain images, in [0, 1]."""
         thumbs = [
             np.asarray(self.decoded(i).convert("L").resize((size, size), Image.Resampling.BOX), np.float32)
             for i in range(len(self))
@@ -67,21 +67,21 @@ class Images:
         return torch.from_numpy(np.stack(thumbs)).flatten(1) / 255
 
     def bytes_of(self, i: int) -> bytes:
-        """Encoded bytes of the i-th image."""
+        """Return the encoded bytes of the i-th image."""
         return opened(self.source).image_bytes(self.rows[i])
 
     def decoded(self, i: int) -> Image.Image:
-        """Upright RGB image of the i-th row, without its view's augmentation."""
+        """Return the i-th image as upright RGB, without the augmentation of its view."""
         return load(self.source, int(self.rows[i]))
 
     def where(self, i: int) -> str:
-        """File or table row of the i-th image, and its view, for messages."""
+        """Return the file or table row of the i-th image, and its view, for messages."""
         view = int(self.views_of[i])
         return opened(self.source).where(self.rows[i]) + (f" (view {view})" if view != PLAIN else "")
 
     @property
     def keys(self) -> list[str]:
-        """Content key of each row's view: image key, the card's `bits` if it states them, augmentation and view."""
+        """Content key of each row: key of the image, `bits` of the card if given, augmentation and view."""
         contents = opened(self.source).keys_of(self.rows)
         if self.source.bits is not None:
             contents = [f"{key}/bits{self.source.bits}" for key in contents]
@@ -91,12 +91,12 @@ class Images:
         ]
 
     def key_of(self, i: int) -> str:
-        """Content key of the i-th row's view."""
+        """Return the content key of the i-th row."""
         return self[[i]].keys[0]
 
     @property
     def digest(self) -> str:
-        """Digest of what is referred to, in order."""
+        """Digest of the referenced images and views, in order."""
         h = hashlib.sha256(f"{self.source.digest}/{self.augment}/".encode())
         h.update(np.ascontiguousarray(self.rows, dtype="<i8").tobytes())
         h.update(np.ascontiguousarray(self.views_of, dtype="<i8").tobytes())
@@ -107,7 +107,7 @@ def load(source: Source, row: int) -> Image.Image:
     """Decode the image of one row to upright RGB.
 
     Raises:
-        DataError: the image cannot be decoded; the message names its file, or its row of a table.
+        DataError: The image cannot be decoded; the message has its file, or its row of a table.
     """
     source = opened(source)
     data = source.image_bytes(row)
@@ -118,34 +118,34 @@ def load(source: Source, row: int) -> Image.Image:
 
 
 def row_index(rows: slice | Sequence[int] | Tensor) -> slice | np.ndarray:
-    """What selects these rows of an array; an empty list selects none."""
+    """Return the index that selects these rows of an array; an empty list selects none."""
     return rows if isinstance(rows, slice) else np.asarray(rows) if len(rows) else np.empty(0, np.int64)
 
 
 def view_rows(rows: np.ndarray, views_of: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and view numbers of n augmented copies of each row, view-major.
+    """Return rows and view numbers of n augmented views of each row, view-major.
 
     Raises:
-        ValueError: n is out of range, or the rows are views already.
+        ValueError: n is out of range, or the rows are already views.
     """
     if not 0 < n < _VIEWS_PER_SEED:
-        raise ValueError(f"{n} views asked, 1 to {_VIEWS_PER_SEED - 1} can be given")
+        raise ValueError(f"{n} views requested, 1 to {_VIEWS_PER_SEED - 1} are possible")
     if (views_of != PLAIN).any():
-        raise ValueError("these images are views already: take views of the plain images")
+        raise ValueError("these images are already views: take views of the plain images")
     numbers = 1 + seed * _VIEWS_PER_SEED + np.arange(n)
     return np.tile(rows, n), np.repeat(numbers, len(rows))
 
 
 def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) -> None:
-    """Decode the images of these rows that were not decoded before.
+    """Check that the images of these rows can be decoded. Images that were checked before are not decoded again.
 
     Raises:
-        DataError: an image cannot be decoded, or the set's 16-bit images use fewer bits than 16 and its card is silent.
+        DataError: An image cannot be decoded, or 16-bit images use fewer than 16 bits and the card has no `bits`.
     """
     for row, size, reason in not_readable(source, rows):
-        found = _unreadable(opened(source), row, size, reason)
-        raise DataError(f"data set {name!r}: {found}: repair the file or remove it")
-    if _uses_few_bits(source, rows):  # of these rows: a brighter image may be among the others
+        problem = _unreadable(opened(source), row, size, reason)
+        raise DataError(f"data set {name!r}: {problem}: repair the file or remove it")
+    if unused_bits(source, rows):  # images of other rows may be brighter
         everything = np.arange(len(opened(source).labels))
         for _ in not_readable(source, everything):
             pass
@@ -154,10 +154,11 @@ def check_readable(source: Source, name: str, rows: Sequence[int] | np.ndarray) 
 
 
 def unused_bits(source: Source, rows: Sequence[int] | np.ndarray) -> str:
-    """Return a line that says that the 16-bit images among these rows use fewer bits; an empty string if not."""
-    if not _uses_few_bits(source, rows):
+    """Return a finding if the 16-bit images among these rows use fewer bits and the card has no `bits`, else ""."""
+    source = opened(source)
+    peak = int(source.peaks_of(rows).max(initial=0))
+    if source.bits is not None or not 0 < peak.bit_length() < BITS[-1]:
         return ""
-    peak = int(opened(source).peaks_of(rows).max())
     bits = max(BITS[0], peak.bit_length())
     return (
         f"the greatest value of its 16-bit images is {peak:,} of 65,535, so they would be decoded too dark: set "
@@ -165,21 +166,15 @@ def unused_bits(source: Source, rows: Sequence[int] | np.ndarray) -> str:
     )
 
 
-def _uses_few_bits(source: Source, rows: Sequence[int] | np.ndarray) -> bool:
-    source = opened(source)
-    peak = int(source.peaks_of(rows).max(initial=0))
-    return source.bits is None and 0 < peak.bit_length() < BITS[-1]
-
-
 def not_readable(
-    source: Source, rows: Sequence[int] | np.ndarray, seen: Callable[[int, int], None] | None = None
+    source: Source, rows: Sequence[int] | np.ndarray, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[int, int, str]]:
-    """Decode the images of these rows as a run does, except those that were decoded before.
+    """Decode the images of these rows as a run does, except those that were checked before.
 
     Args:
         source: The data set.
         rows: Row numbers.
-        seen: Called with the number of images decoded and the number of all, every CHECKED_AT_ONCE images.
+        progress: Called every CHECKED_AT_ONCE images with the number of decoded images and the number of all.
 
     Yields:
         (row, size in bytes, reason) of each image that cannot be used.
@@ -195,12 +190,12 @@ def not_readable(
                 else:
                     readable[row] = Checked(key, outcome.peak)
             source.mark_checked(readable)
-            if seen:
-                seen(start + len(some), len(todo))
+            if progress:
+                progress(start + len(some), len(todo))
 
 
 def _examined(source: Source, row: int) -> tuple[int, str, Examined]:
-    """Size, content key and outcome of one image."""
+    """Return size, content key and outcome of one image."""
     data = source.image_bytes(row)
     return len(data), content_key(data), examine(data, source.bits)
 
@@ -211,23 +206,23 @@ def _unreadable(source: Source, row: int, size: int, reason: str) -> str:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A model's own input rule: resize the short side and crop the centre (or squash), then normalise."""
+    """The input rule of a model: resize the short side and crop the centre (or squash), then normalise."""
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mode: str = "shortest"
-    """shortest, or squash: both sides to `size`, whatever the shape."""
+    """shortest, or squash: resize both sides to `size`."""
     filter: str = "bicubic"
 
     @property
     def name(self) -> str:
-        """Written into cache keys."""
+        """Name of the rule, part of cache keys."""
         return f"resize{self.size}-{self.filter}-{self.mode}-{self.mean}-{self.std}"
 
     @property
     def summary(self) -> str:
-        """The same for people: size, shape, interpolation, mean and standard deviation."""
+        """Description of the rule: size, shape, interpolation, mean and standard deviation."""
         shape = "squashed" if self.mode == "squash" else "cropped"
         mean, std = (", ".join(f"{n:.4g}" for n in numbers) for numbers in (self.mean, self.std))
         return f"{shape} to {self.size}x{self.size} ({self.filter}), mean {mean}, std {std}"
@@ -237,11 +232,11 @@ class Preprocess:
         return Image.Resampling[self.filter.upper()]
 
     def pixels(self, images: Images) -> Tensor:
-        """[B, 3, size, size]"""
+        """Return the pixels [B, 3, size, size] of the images."""
         return torch.stack([self.one(images, i) for i in range(len(images))])
 
     def one(self, images: Images, i: int) -> Tensor:
-        """[3, size, size] of the i-th image; safe to call from several threads."""
+        """Return the pixels [3, size, size] of the i-th image. Thread-safe."""
         image, view = images.decoded(i), int(images.views_of[i])
         image = self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
@@ -250,7 +245,7 @@ class Preprocess:
 
     def _centre(self, image: Image.Image) -> Image.Image:
         short = min(image.size)
-        width, height = (self.size * side // short for side in image.size)  # cut and rounded as torchvision does
+        width, height = (self.size * side // short for side in image.size)  # as in torchvision, including the rounding
         if self.mode == "squash":
             width = height = self.size
         if image.size != (width, height):
@@ -271,7 +266,7 @@ class Preprocess:
 
 
 def as_images(images: object) -> Images:
-    """The boundary's type check: a method must hand back an ImageSet that it was given, or part of one."""
+    """Return the images if they are `Images`. Raises TypeError otherwise."""
     if not isinstance(images, Images):
         raise TypeError(f"expected the task's images, got {type(images).__name__}")
     return images

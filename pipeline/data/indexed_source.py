@@ -1,4 +1,4 @@
-"""Sources over an index: images that are files, and images that lie in tables."""
+"""Sources over an index: images in files, and images in tables."""
 
 from __future__ import annotations
 
@@ -28,52 +28,52 @@ _REBUILDING = threading.Lock()
 
 @dataclass(frozen=True)
 class IndexedSource:
-    """A listed data set. It travels as its recipe and digest; where it is opened it must list the same."""
+    """An indexed data set. It is pickled as its spec and digest. Another process must list the same rows."""
 
-    recipe: LayoutSpec
+    spec: LayoutSpec
     listed: str
-    """Digest of what is listed."""
+    """Digest of the listed rows."""
     bits: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields: nothing that was opened in this process."""
-        return {"recipe": self.recipe, "listed": self.listed, "bits": self.bits}
+        """Return the fields, without anything that was opened in this process."""
+        return {"spec": self.spec, "listed": self.listed, "bits": self.bits}
 
     @property
     def digest(self) -> str:
-        """Digest of what is listed, with `bits` if the card states them."""
+        """Digest of the listed rows, and of `bits` if the card has it."""
         return with_bits(self.listed, self.bits)
 
     @cached_property
     def index(self) -> Index:
-        """The rows. DataError when the files here are not those of the digest."""
-        found = index_of(self.recipe)
-        if found.digest != self.listed:
-            raise DataError(f"{self.place} is not what it was when the run was planned: type the same command again")
-        return found
+        """The rows. Raises DataError when the files were changed after the run was planned."""
+        index = index_of(self.spec)
+        if index.digest != self.listed:
+            raise DataError(f"{self.place} was changed after the run was planned: type the same command again")
+        return index
 
-    def reopen(self) -> None:
-        """Forget the opened rows: findings about the folder may have changed while the rows have not."""
-        self.__dict__.pop("index", None)
+    def use(self, index: Index) -> None:
+        """Use an index that was just read, whose findings may be newer than those of the present one."""
+        self.__dict__["index"] = index
 
     @property
     def place(self) -> str:
-        """Where it lies."""
-        return self.recipe.path
+        """Its path."""
+        return self.spec.path
 
     @property
-    def made(self) -> str:
-        """How the split was made, where it is not the published one."""
-        return self.index.made
+    def split_origin(self) -> str:
+        """How the split was generated; empty if it is the published one."""
+        return self.index.split_origin
 
     @property
     def classnames(self) -> tuple[str, ...]:
-        """Class names in label order, as prompts have them: CoOp reads underscores as spaces."""
+        """Class names in label order, as in prompts: like CoOp, with underscores replaced by spaces."""
         return tuple(name.replace("_", " ") for name in self.index.classnames)
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """What tells classes apart, in label order."""
+        """Identifiers of the classes, in label order."""
         return self.index.class_ids
 
     @property
@@ -99,11 +99,11 @@ class TableSource(IndexedSource):
     """Images of Parquet or Arrow files, copied once into the index."""
 
     def where(self, row: int) -> str:
-        """A row's name, for messages."""
+        """Return the name of a row, for messages."""
         return f"{self.index.path(row)} of {self.place}"
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row, verified by its content key. An index with a damaged image is made again."""
+        """Return the encoded image of one row, verified by its content key. A damaged index is rebuilt."""
         try:
             return self._verified(int(row))
         except DamagedFile:
@@ -118,18 +118,18 @@ class TableSource(IndexedSource):
 
     def _after_rebuild(self, row: int) -> bytes:
         try:
-            return self._verified(row)  # another thread has made the index again
+            return self._verified(row)  # another thread may have rebuilt the index
         except DamagedFile as error:
-            log.warning("%s: the index is made again", error)
+            log.warning("%s: the index is rebuilt", error)
             self.index.forget()
             self.__dict__.pop("index")
         try:
             return self._verified(row)
         except DamagedFile as error:
-            raise DataError(f"{error}, though it was made again: check the disk, or set FAREBOX_CACHE=DIR") from error
+            raise DataError(f"{error}, though it was rebuilt: check the disk, or set FAREBOX_CACHE=DIR") from error
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The content key of each of these rows."""
+        """Return the content key of each of these rows."""
         keys = self.index.table["key"]
         return [str(keys[int(row)]) for row in rows]
 
@@ -138,11 +138,11 @@ class TableSource(IndexedSource):
         return KnownRows(self._known_folder(), len(self.labels))
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Return those of these rows that are not known to be images that can be decoded."""
+        """Return those of these rows whose images were not successfully decoded before."""
         return self._known.unchecked(rows)
 
     def mark_checked(self, images: Mapping[int, Checked]) -> None:
-        """Remember that the images of these rows can be decoded."""
+        """Record that the images of these rows can be decoded."""
         self._known.add(images)
 
     def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -152,17 +152,17 @@ class TableSource(IndexedSource):
 
 @dataclass(frozen=True)
 class FileSource(IndexedSource):
-    """Images that are files. A file is read when its bytes are asked for; its content key is remembered."""
+    """Images in files. A file is read on demand, and its content key is cached."""
 
     def where(self, row: int) -> str:
-        """A row's file."""
+        """Return the file of a row."""
         return str(self._path(row))
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row.
+        """Return the encoded image of one row.
 
         Raises:
-            DataError: the file has gone, or its content does not match the key that this process knows it by.
+            DataError: The file cannot be read, or its content does not match its cached key.
         """
         try:
             image = read_regular(self._path(row), MAX_BYTES)
@@ -177,28 +177,28 @@ class FileSource(IndexedSource):
         return image
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The content key of each of these rows; a file is read once for each size and time of change."""
+        """Return the content key of each of these rows. A file is read again only after its size or mtime changed."""
         keys = self._keys
-        if asked := [row for row in dict.fromkeys(map(int, rows)) if row not in keys]:
-            found = self._found(asked)
-            rest = found["row"][found["mtime"] == 0].tolist()
+        if unknown := [row for row in dict.fromkeys(map(int, rows)) if row not in keys]:
+            records = self._records(unknown)
+            rest = records["row"][records["mtime"] == 0].tolist()
             unread = {row: Checked(content_key(self.image_bytes(row)), 0) for row in rest}
             self._remember(unread, readable=False)
         return [keys[int(row)] for row in rows]
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Those of these rows that were not found readable since their files were last changed."""
-        found = self._found(rows)
-        return list(map(int, found["row"][(found["mtime"] == 0) | ~found["readable"]]))
+        """Return those of these rows whose files were not decoded since they were last changed."""
+        records = self._records(rows)
+        return list(map(int, records["row"][(records["mtime"] == 0) | ~records["readable"]]))
 
     def mark_checked(self, images: Mapping[int, Checked]) -> None:
-        """Remember that the images of these rows can be decoded, for as long as their files are not changed."""
+        """Record that the images of these rows can be decoded, until their files change."""
         self._remember(images, readable=True)
 
     def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the peak [B] of each of these rows, 0 for rows that were not checked."""
-        found = self._found(rows)
-        return np.where(found["mtime"] == 0, 0, found["peak"])
+        records = self._records(rows)
+        return np.where(records["mtime"] == 0, 0, records["peak"])
 
     def _path(self, row: int) -> Path:
         return self.index.root / self.index.path(row)
@@ -209,36 +209,36 @@ class FileSource(IndexedSource):
 
     @cached_property
     def _keys(self) -> dict[int, str]:
-        """Keys of the files that this process has looked at."""
+        """Content keys of the files that this process has examined."""
         return {}
 
-    def _found(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """What is known of the files as they are now; `mtime` is 0 where nothing is."""
+    def _records(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the records [B] of the present files; `mtime` is 0 where there is none."""
         rows = np.asarray(rows, np.int64)
-        found = self._known.find(rows, *self._stamps(rows))
-        found["row"] = rows
-        for row, key, mtime in zip(rows.tolist(), found["key"], found["mtime"], strict=True):
+        records = self._known.find(rows, *self._stamps(rows))
+        records["row"] = rows
+        for row, key, mtime in zip(rows.tolist(), records["key"], records["mtime"], strict=True):
             if mtime:
                 self._keys[row] = key.tobytes().hex()
             else:
                 self._keys.pop(row, None)
-        return found
+        return records
 
     def _stamps(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes and times of change [B] of the files as they are now. DataError where one is not as it was listed."""
+        """Return sizes and mtimes [B] of the files. Raises DataError when a size is not the listed one."""
         listed = self.index.table.select(["path", "size"]).take(rows).to_pydict()
         stamps = np.empty((2, len(rows)), np.int64)
         root = str(self.index.root)
         for i, (path, size) in enumerate(zip(listed["path"], listed["size"], strict=True)):
             try:
-                found = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path costs more than the look itself)
-                check_regular(found, path)
+                status = os.stat(f"{root}/{path}")  # noqa: PTH116 (building a Path takes longer than the call itself)
+                check_regular(status, path)
             except OSError as error:
                 raise self._gone(rows[i], error) from error
-            if found.st_size != size:
+            if status.st_size != size:
                 self.index.forget()
                 raise DataError(f"{root}/{path} was changed since it was indexed: type the same command again")
-            stamps[:, i] = found.st_size, found.st_mtime_ns
+            stamps[:, i] = status.st_size, status.st_mtime_ns
         return stamps[0], stamps[1]
 
     def _remember(self, images: Mapping[int, Checked], readable: bool) -> None:

@@ -1,79 +1,79 @@
-"""What is known of a data set without asking a model: is it there, is it whole, is it what its card says?"""
+"""Examine a data set: whether its files are there, whether they can be read, and whether they match its card."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline.cards import DatasetCard
-from pipeline.data import dataset as cards
+from pipeline.data.dataset import missing, reopen
 from pipeline.data.images import not_readable, unused_bits
-from pipeline.data.indexed_source import IndexedSource
-from pipeline.data.layouts.class_names import ends, same_prompt
+from pipeline.data.indexed_source import FileSource, IndexedSource
+from pipeline.data.layouts.class_names import ends, prompt_note
 from pipeline.data.layouts.coop import COOP, SplitFile
+from pipeline.data.layouts.file_kinds import POINTER_SIZES, is_pointer
 from pipeline.data.layouts.listing import SPLITS
 from pipeline.data.layouts.skipped import Skipped
 from pipeline.data.repeats import repeats
 from pipeline.data.source import Source
 from pipeline.errors import DataError, one_line
-from pipeline.untrusted import LFS_POINTER
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 EVERY_S = 5.0
-"""Seconds between two lines about progress."""
+"""Seconds between two progress lines."""
 NAMED = 5
-"""Images that a text names before it counts the rest."""
+"""Number of images that a text lists by name."""
 
 
 @dataclass
 class Report:
-    """One data set. `findings` is what is wrong with a set that can be read, one line each."""
+    """The report on one data set. `findings` are the problems of a data set that can be read, one line each."""
 
     name: str
     place: str
     url: str
     missing: tuple[str, ...] = ()
-    """What is not on this machine; the rest is empty then."""
+    """What is not on this machine; the other fields are empty then."""
     unusable: str = ""
-    """Why it cannot be read, though it is there; the rest is empty then."""
+    """Why the files cannot be read; the other fields are empty then."""
     classes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
-    """Images by split."""
+    """Number of images by split."""
     balance: dict[str, tuple[int, float, int]] = field(default_factory=dict)
-    """Images a class by split: least, median, most."""
+    """Minimum, median and maximum number of images per class, by split."""
     split: str = ""
-    """How it was made."""
+    """How the split was made."""
     looked_at: int = 0
-    """Images that were opened."""
+    """Number of images that were decoded."""
     unreadable: list[str] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """(test image, train image) of the same content."""
+    """Pairs (test image, train image) with the same content."""
     conflicting: list[tuple[str, str]] = field(default_factory=list)
-    """(image, image) of the same content and different labels."""
+    """Pairs of images with the same content and different labels."""
     repeated: int = 0
-    """Images that their split holds before, with the same label."""
+    """Number of images that occur earlier in their split with the same label."""
     order: str = ""
-    """What decides the order of the labels, and the labels at both ends."""
+    """How the labels are ordered, and the labels at both ends of the list."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Files that are not used, by reason."""
+    """Skipped files, by reason."""
     notes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
 
     @property
     def state(self) -> str:
-        """missing, unusable, findings or fine."""
+        """One of missing, unusable, findings and fine."""
         return "missing" if self.missing else "unusable" if self.unusable else "findings" if self.findings else "fine"
 
     def record(self) -> dict[str, Any]:
-        """For JSON: every field, the state first."""
+        """Return all fields for JSON, the state first."""
         return {"name": self.name, "state": self.state, **vars(self), "skipped": [s._asdict() for s in self.skipped]}
 
     def text(self) -> str:
-        """For people, several lines."""
+        """Return the report as text of several lines."""
         lines = [f"{self.name}: {self.state.replace('missing', 'not here')}"]
         if self.missing:
             lines += [*self.missing, *([f"published at {self.url}"] if self.url else [])]
@@ -98,21 +98,28 @@ class Report:
         return "\n  ".join(lines)
 
 
-def _some(lines: Any) -> list[str]:
-    found = list(lines)
-    more = [f"... and {len(found) - NAMED:,} more (--json lists all)"] if len(found) > NAMED else []
-    return [f"  {line}" for line in found[:NAMED] + more]
+def _some(lines: Iterable[str]) -> list[str]:
+    """Return the first lines, and the number of the others."""
+    everything = list(lines)
+    more = [f"... and {len(everything) - NAMED:,} more (--json lists all)"] if len(everything) > NAMED else []
+    return [f"  {line}" for line in everything[:NAMED] + more]
 
 
-def look(card: DatasetCard, images: bool, say: Say) -> Report:
-    """Examine a data set; with `images`, every image of it is read. Raises nothing that is the data set's fault."""
+def examine(card: DatasetCard, images: bool, echo: Echo) -> Report:
+    """Examine a data set. Problems of the data set are reported, not raised.
+
+    Args:
+        card: Its card.
+        images: Decode every image.
+        echo: Called with progress lines.
+    """
     report = None
-    for _ in range(2):  # where a file was changed since it was indexed, the second look sees it as it is now
+    for _ in range(2):  # if a file was changed after it was indexed, the second attempt sees its present state
         report = Report(card.name, card.path if card.layout != "parquet" else str(card.file), card.url)
         try:
-            report.missing = cards.missing(card)
+            report.missing = missing(card)
             if not report.missing:
-                _fill(report, card, cards.source_anew(card, listed_anew=True), images, say)
+                _fill(report, card, reopen(card, rebuild=True), images, echo)
             break
         except DataError as error:
             report.unusable = one_line(error)
@@ -120,15 +127,15 @@ def look(card: DatasetCard, images: bool, say: Say) -> Report:
     return report
 
 
-def _fill(report: Report, card: DatasetCard, source: Source, images: bool, say: Say) -> None:
+def _fill(report: Report, card: DatasetCard, source: Source, images: bool, echo: Echo) -> None:
     report.classes = len(source.classnames)
-    report.split = how_split(card, source)
+    report.split = _split_text(card, source)
     if report.classes != card.classes:
         report.findings.append(f"{report.classes:,} classes, its card says {card.classes:,}")
-    for split, said in zip(SPLITS, (card.train, card.val, card.test), strict=True):
+    for split, expected in zip(SPLITS, (card.train, card.val, card.test), strict=True):
         labels = source.labels[source.rows_of(split)]
-        if len(labels) != said:
-            report.findings.append(f"{len(labels):,} {split} images, its card says {said:,}")
+        if len(labels) != expected:
+            report.findings.append(f"{len(labels):,} {split} images, its card says {expected:,}")
         if not len(labels):
             continue
         of_class = np.bincount(labels, minlength=report.classes)
@@ -142,56 +149,58 @@ def _fill(report: Report, card: DatasetCard, source: Source, images: bool, say: 
         report.order = f"{index.order}: {ends(index.class_ids, source.classnames)}"
         report.skipped, report.notes = list(index.contents.skipped), list(index.contents.notes)
         report.findings += index.contents.findings
-    if pairs := same_prompt(source.classnames):
-        first, later = (source.classnames[label] for label in pairs[0])
-        report.notes.append(f"pairs of classes with one prompt: {len(pairs):,}, the first is {first!r} and {later!r}")
+    if note := prompt_note(source.classnames):
+        report.notes.append(note)
     if images:
-        _read_images(report, source, say)
+        _read_images(report, source, echo)
 
 
-def _read_images(report: Report, source: Source, say: Say) -> None:
-    rows = np.array([row for row in range(len(source.labels)) if not _is_pointer(source, row)], np.int64)
+def _read_images(report: Report, source: Source, echo: Echo) -> None:
+    rows = np.setdiff1d(np.arange(len(source.labels)), _pointers(source))
     report.looked_at = len(rows)
     bad = {}
-    for row, size, reason in not_readable(source, rows, _progress(report.name, say)):
+    for row, size, reason in not_readable(source, rows, _progress(report.name, echo)):
         bad[row] = f"{source.where(row)} ({size:,} bytes, {reason})"
     report.unreadable = list(bad.values())
     if bad:
         report.findings.append(f"{len(bad):,} images cannot be decoded")
     if finding := unused_bits(source, rows):
         report.findings.append(finding)
-    found = repeats(source, np.setdiff1d(rows, list(bad)))
-    report.duplicates = [(source.where(test), source.where(train)) for test, train in found.across]
-    report.conflicting = [(source.where(one), source.where(other)) for one, other in found.conflicting]
-    report.repeated = found.within
-    if found.across:
-        report.findings.append(f"{len(found.across):,} test images are in train too")
-    if found.conflicting:
-        report.findings.append(f"images with another label elsewhere in the set: {len(found.conflicting):,}")
+    repeated = repeats(source, np.setdiff1d(rows, list(bad)))
+    report.duplicates = [(source.where(test), source.where(train)) for test, train in repeated.across]
+    report.conflicting = [(source.where(one), source.where(other)) for one, other in repeated.conflicting]
+    report.repeated = repeated.within
+    if repeated.across:
+        report.findings.append(f"{len(repeated.across):,} test images are in train too")
+    if repeated.conflicting:
+        report.findings.append(f"images with another label elsewhere in the set: {len(repeated.conflicting):,}")
 
 
-def _is_pointer(source: Source, row: int) -> bool:
-    """Return True for a Git LFS pointer, which the account of the folder reports already."""
-    has_pointers = isinstance(source, IndexedSource) and source.index.contents.findings
-    return bool(has_pointers) and source.image_bytes(row).startswith(LFS_POINTER)
+def _pointers(source: Source) -> list[int]:
+    """Return the rows whose files are Git LFS pointers. The findings of the index report them already."""
+    if not isinstance(source, FileSource):
+        return []
+    index, sizes = source.index, source.index.sizes
+    rows = np.flatnonzero((sizes >= POINTER_SIZES.start) & (sizes < POINTER_SIZES.stop)).tolist()
+    return [row for row in rows if is_pointer(index.root / index.path(row))]
 
 
-def _progress(name: str, say: Say) -> Callable[[int, int], None]:
-    began = said = time.monotonic()
+def _progress(name: str, echo: Echo) -> Callable[[int, int], None]:
+    started = last = time.monotonic()
 
-    def seen(done: int, n: int) -> None:
-        nonlocal said
+    def progress(done: int, n: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - said > EVERY_S and done < n:
-            said, left = now, (now - began) / done * (n - done)
-            say(f"{name}: {done:,} of {n:,} images read, about {left:,.0f} s left")
+        if now - last > EVERY_S and done < n:
+            last, left = now, (now - started) / done * (n - done)
+            echo(f"{name}: {done:,} of {n:,} images read, about {left:,.0f} s left")
 
-    return seen
+    return progress
 
 
-def how_split(card: DatasetCard, source: Source) -> str:
-    """For people: how train, val and test came about."""
-    if isinstance(source, IndexedSource) and source.made:
-        return source.made
+def _split_text(card: DatasetCard, source: Source) -> str:
+    """Describe how the split was made."""
+    if isinstance(source, IndexedSource) and source.split_origin:
+        return source.split_origin
     reader = COOP.get(card.layout)
     return f"published, {reader.split}" if isinstance(reader, SplitFile) else "as its files have it"

@@ -1,4 +1,4 @@
-"""Files that a data set lists: regular files, which are inside its folder where a file states their paths."""
+"""Check the files that a data set lists: they must be regular files, and listed paths must stay in its folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import DataError
 
 FOLLOW_LINKS = "FAREBOX_FOLLOW_LINKS"
-"""Environment variable; 1 allows stated paths to lead out of the data set's folder by links."""
+"""Environment variable; 1 allows links that lead out of the data set's folder."""
 
 
 class ListedFiles:
-    """Sizes of the files of one data set.
+    """Return the sizes of the files of a data set, after checking their paths.
 
     Args:
-        root: Folder that the paths are relative to. It may be a link itself.
-        stated: Whether the paths are taken from a split file or list, rather than found by listing folders.
-        folders: Other folders that a link may lead to.
+        root: Folder that the paths are relative to. It may itself be a link.
+        stated: Whether the paths were read from a split file or list, not found by listing folders.
+        folders: Other folders to which links may lead.
     """
 
     def __init__(self, root: Path, stated: bool, folders: Iterable[Path] = ()) -> None:
@@ -27,33 +27,33 @@ class ListedFiles:
         self._confined = stated and os.environ.get(FOLLOW_LINKS) != "1"
         self._allowed = [Path(os.path.realpath(folder)) for folder in (root, *folders)]
         self._checked: set[str] = set()
-        """Folders that were found to be inside."""
+        """Folders that were checked to be inside."""
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes.
 
         Raises:
-            OSError: there is no such file.
-            DataError: the path leads out of the data set's folder, or to something that is not a file.
+            OSError: The file does not exist.
+            DataError: The path leads out of the data set's folder, or to something that is not a file.
         """
         if self.stated:
             self._check_path(path)
-        whole = f"{self.root}/{path}"
-        found = os.lstat(whole)
-        if stat.S_ISLNK(found.st_mode):
+        full = f"{self.root}/{path}"
+        status = os.lstat(full)
+        if stat.S_ISLNK(status.st_mode):
             if self._confined:
-                self._check_inside(path, whole)
-            found = os.stat(whole)  # noqa: PTH116
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a FIFO, a device or a socket"
-            raise DataError(f"{whole} is {kind}: wanted an image file")
-        return found.st_size
+                self._check_inside(path, full)
+            status = os.stat(full)  # noqa: PTH116
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, a device or a socket"
+            raise DataError(f"{full} is {kind}: expected an image file")
+        return status.st_size
 
     def _check_path(self, path: str) -> None:
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
             raise DataError(
-                f"{self.root}: the path {path!r} leads out of the data set's folder: wanted a path inside it"
+                f"{self.root}: the path {path!r} leads out of the data set's folder: expected a path inside it"
             )
         folder = str(parts.parent)
         if self._confined and folder not in self._checked:

@@ -1,4 +1,4 @@
-"""Images that occur more than once in a data set: in train and test, under two labels, or twice in one split."""
+"""Find images that occur more than once in a data set: in train and test, with two labels, or twice in a split."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pipeline.data.source import Source
 
 
 class Repeats(NamedTuple):
-    """Pairs of row numbers whose images have the same bytes."""
+    """Pairs of rows whose images have the same bytes."""
 
     across: list[tuple[int, int]]
-    """(test row, train row), one pair for each test image that is in train too."""
+    """Pairs (test row, train row), one for each test image that is in train too."""
     conflicting: list[tuple[int, int]]
-    """(first row, later row) of images that have two labels."""
+    """Pairs (first row, later row) of images with different labels."""
     within: int
-    """Images that are in their split before, with the same label."""
+    """Number of images that occur earlier in their split with the same label."""
 
 
 def repeats(source: Source, rows: Sequence[int] | np.ndarray) -> Repeats:
-    """Find the repeated images among these rows, by their content keys."""
+    """Find repeated images among these rows by their content keys."""
     rows = np.asarray(rows, np.int64)
     split_of = {int(row): split for split in source.splits for row in source.rows_of(split)}
     labels = source.labels
     rows_of_key: dict[str, list[int]] = {}
     for row, key in zip(rows.tolist(), source.keys_of(rows), strict=True):
         rows_of_key.setdefault(key, []).append(row)
-    found = Repeats([], [], sum(_within(same, split_of, labels) for same in rows_of_key.values()))
+    result = Repeats([], [], sum(_within(same, split_of, labels) for same in rows_of_key.values()))
     for same in rows_of_key.values():
         in_train = [row for row in same if split_of[row] == "train"]
-        found.across.extend((row, in_train[-1]) for row in same if in_train and split_of[row] == "test")
-        found.conflicting.extend((same[0], row) for row in same[1:] if labels[row] != labels[same[0]])
-    return found
+        result.across.extend((row, in_train[-1]) for row in same if in_train and split_of[row] == "test")
+        result.conflicting.extend((same[0], row) for row in same[1:] if labels[row] != labels[same[0]])
+    return result
 
 
 def _within(same: Sequence[int], split_of: dict[int, str], labels: np.ndarray) -> int:

@@ -1,6 +1,6 @@
-"""Where image bytes come from: a `Source` knows a data set's images, labels and splits.
+"""Sources of images: a `Source` provides the images, labels and splits of a data set.
 
-A source is a small value (a path and a digest) that travels in requests; the bytes are opened where they are needed.
+A source is a small value (a path and a digest) that is part of requests. Files are opened in the process that uses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESTORE = "restore the file (one of the package: pip install --force-reinstall f
 
 
 class LabelledRows(Protocol):
-    """Listed images with labels and splits: what a few-shot draw needs, no image opened."""
+    """Rows with labels and splits, without images: what a few-shot draw needs."""
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -44,53 +44,53 @@ class LabelledRows(Protocol):
         ...
 
     def rows_of(self, split: str) -> np.ndarray:
-        """Row numbers of a split, in listed order."""
+        """Return the row numbers of a split, in listed order."""
         ...
 
 
 class Source(LabelledRows, Protocol):
-    """A data set's images by row number. Hashable and small to pickle; what it opens stays in the process."""
+    """The images of a data set by row number. Hashable and small to pickle: opened files are not pickled."""
 
     def __hash__(self) -> int: ...
 
     @property
     def digest(self) -> str:
-        """Digest of what is listed: another digest is another data set."""
+        """Digest of the content: a data set with another digest is another data set."""
         ...
 
     @property
     def bits(self) -> int | None:
-        """How many of the 16 bits of 16-bit grey images are used; None where the card does not say."""
+        """Number of bits that 16-bit grey images use; None if the card does not say."""
         ...
 
     @property
     def place(self) -> str:
-        """Where it lies, for messages."""
+        """Its path, for messages."""
         ...
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """What tells classes apart, in label order: a class of another set with the same id is the same class."""
+        """Identifiers of the classes, in label order. Classes of two data sets with the same id are the same class."""
         ...
 
     def where(self, row: int) -> str:
-        """Where one row lies, for messages."""
+        """Return the file or table row of a row, for messages."""
         ...
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row."""
+        """Return the encoded image of one row."""
         ...
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The content key of each of these rows: the first 16 bytes of its image's SHA-256, as hex."""
+        """Return the content key of each of these rows: the first 16 bytes of the image's SHA-256, as hex."""
         ...
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Return those of these rows that are not known to be images that can be decoded."""
+        """Return those of these rows whose images were not successfully decoded before."""
         ...
 
     def mark_checked(self, images: Mapping[int, Checked]) -> None:
-        """Remember that the images of these rows can be decoded."""
+        """Record that the images of these rows can be decoded."""
         ...
 
     def peaks_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -107,17 +107,17 @@ class ParquetSource:
     bits: int | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the fields: not the table, nor anything else that was opened in this process."""
+        """Return the fields, without anything that was opened in this process."""
         return {"path": self.path, "sha256": self.sha256, "bits": self.bits}
 
     @property
     def digest(self) -> str:
-        """The file's SHA-256, with `bits` if the card states them."""
+        """SHA-256 of the file, and of `bits` if the card has it."""
         return with_bits(self.sha256, self.bits)
 
     @property
     def place(self) -> str:
-        """The file."""
+        """Path of the file."""
         return self.path
 
     @cached_property
@@ -125,9 +125,9 @@ class ParquetSource:
         path = Path(self.path)
         if not path.is_file():
             raise DataError(f"no data file at {path}: reinstall, or set `path` in the data set's card")
-        found = file_sha256(path)
-        if found != self.sha256:
-            raise DataError(f"{path} has SHA-256 {found[:12]}, the card says {self.sha256[:12]}: {RESTORE}")
+        actual = file_sha256(path)
+        if actual != self.sha256:
+            raise DataError(f"{path} has SHA-256 {actual[:12]}, the card says {self.sha256[:12]}: {RESTORE}")
         try:
             table = pq.read_table(path, memory_map=True)
         except (pa.ArrowException, OSError) as error:
@@ -135,8 +135,8 @@ class ParquetSource:
         lacks = [name for name in COLUMNS if name not in table.column_names or table[name].null_count]
         if lacks or b"classes" not in (table.schema.metadata or {}):
             raise DataError(
-                f"{path} lacks {' and '.join(lacks) or 'class names'}: wanted the columns {', '.join(COLUMNS)} without "
-                "gaps, and the class names as a JSON list under `classes` in the file's metadata"
+                f"{path} lacks {' and '.join(lacks) or 'class names'}: expected the columns {', '.join(COLUMNS)} "
+                "without gaps, and the class names as a JSON list under `classes` in the file's metadata"
             )
         return table
 
@@ -155,7 +155,7 @@ class ParquetSource:
         return self.classnames
 
     def where(self, row: int) -> str:
-        """A row, and the file that it is of."""
+        """Return the row number and the file, for messages."""
         return f"row {int(row)} of {self.path}"
 
     @cached_property
@@ -173,11 +173,11 @@ class ParquetSource:
         return tuple(np.unique(self._split_of_row).tolist())
 
     def rows_of(self, split: str) -> np.ndarray:
-        """Row numbers of a split, in file order."""
+        """Return the row numbers of a split, in file order."""
         return np.flatnonzero(self._split_of_row == split)
 
     def image_bytes(self, row: int) -> bytes:
-        """The encoded image of one row."""
+        """Return the encoded image of one row."""
         return cast(bytes, self._table["image"][int(row)].as_py())
 
     @cached_property
@@ -185,7 +185,7 @@ class ParquetSource:
         return {}
 
     def keys_of(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The content key of each of these rows; a row's bytes are hashed once a process."""
+        """Return the content key of each of these rows. An image is hashed once a process."""
         known = self._keys
         for row in map(int, rows):
             if row not in known:
@@ -197,11 +197,11 @@ class ParquetSource:
         return KnownRows(cache_folder() / "index" / f"{self.sha256}.{checks_name(self.bits)}", len(self.labels))
 
     def unchecked(self, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """Return those of these rows that are not known to be images that can be decoded."""
+        """Return those of these rows whose images were not successfully decoded before."""
         return self._known.unchecked(rows)
 
     def mark_checked(self, images: Mapping[int, Checked]) -> None:
-        """Remember that the images of these rows can be decoded."""
+        """Record that the images of these rows can be decoded."""
         self._known.add(images)
         self._keys.update((row, checked.key) for row, checked in images.items())
 
@@ -219,15 +219,15 @@ def _opened(source: Source) -> Source:
 
 
 def opened(source: S) -> S:
-    """The process's one open copy of a source, so that a file is read and checked once."""
+    """Return this process's opened instance of a source, so that a file is read and verified once."""
     return cast(S, _opened(source))
 
 
 def with_bits(digest: str, bits: int | None) -> str:
-    """Return the digest of a data set whose card states `bits`: with others, its 16-bit images are other pixels."""
+    """Return the digest of a data set with `bits`, which changes the pixels of its 16-bit images."""
     return digest if bits is None else hashlib.sha256(f"{digest} bits={bits}".encode()).hexdigest()
 
 
 def content_key(data: bytes) -> str:
-    """What names an image's content: the first 16 bytes of its SHA-256, as hex."""
+    """Return the content key of an image: the first 16 bytes of its SHA-256, as hex."""
     return hashlib.sha256(data).hexdigest()[:32]

@@ -89,11 +89,11 @@ def cells(rows: pa.Table) -> Cells:
 def partner(methods: dict[str, list[Row]], row: Row, name: str) -> list[Row]:
     """Return the rows of reference `name` that a method's row is compared with; an empty list if there are none.
 
-    If the reference ran under several settings that agree with those of the method, equal `settings` are preferred,
+    If the reference ran under several settings that agree with those of the method, equal `hparams` are preferred,
     then the newest rows.
     """
     found = [rows for rows in methods.values() if rows[0]["method"] == name and _same_fit(row, rows[0])]
-    return max(found, key=lambda rows: (rows[0]["settings"] == row["settings"], _age(rows)), default=[])
+    return max(found, key=lambda rows: (rows[0]["hparams"] == row["hparams"], _age(rows)), default=[])
 
 
 def may_pair(row: Row, other: Row) -> bool:
@@ -142,17 +142,17 @@ def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
     def spec(row: Row) -> Row:
         if row["method"] in FREE:
             return {}
-        fixed = {k: row[k] for k in (*FIT_SETTINGS, "settings")}
+        fixed = {k: row[k] for k in (*FIT_SETTINGS, "hparams")}
         return {k: json.dumps(v) for k, v in json.loads(row["config"]).items()} | fixed
 
     first: dict[Any, Row] = {}
     varying: dict[str, set[str]] = defaultdict(set)
     for row, section in zip(rows, sections, strict=True):
         mine, method = spec(row), row["method"]
-        where = section if row["settings"] == "paper" else None
+        where = section if row["hparams"] == "paper" else None
         for key, part in (
-            ((method,), {k: v for k, v in mine.items() if k in (*FIT_SETTINGS, "settings")}),
-            ((method, row["settings"], where), mine),
+            ((method,), {k: v for k, v in mine.items() if k in (*FIT_SETTINGS, "hparams")}),
+            ((method, row["hparams"], where), mine),
         ):
             other = first.setdefault(key, part)
             varying[method] |= {k for k in part.keys() | other.keys() if part.get(k) != other.get(k)}

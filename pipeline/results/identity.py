@@ -69,7 +69,7 @@ ENVIRONMENT = {"cpu": "CPU", "device": "device", "threads": "threads", "torch_ve
 """Columns of the machine. Results are bit-identical per value; a mixture is reported, and no row is left out."""
 _CELL = (
     *("access", "model", "precision", "kind", "dataset", "test_set", "shots", "seed"),
-    *("budget_requests", "budget_images", "method", "config", "settings", *FIT_SETTINGS),
+    *("budget_requests", "budget_images", "method", "config", "hparams", *FIT_SETTINGS),
 )
 _READ = tuple(
     dict.fromkeys(
@@ -161,7 +161,7 @@ def _differing(row: Row, current: Mapping[tuple[Any, ...], Any], kept: set[str])
 
 
 def _cell(row: Row) -> tuple[Any, ...]:
-    unused = (*FIT_SETTINGS, "settings") if row["method"] in FREE else ()
+    unused = (*FIT_SETTINGS, "hparams") if row["method"] in FREE else ()
     return tuple(row[name] for name in _CELL if name not in unused)
 
 

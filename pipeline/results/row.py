@@ -25,7 +25,7 @@ TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
     *("model_digest", "code_digest", "precision", "transform", "dataset", "data_digest", "template"),
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
-    *("settings", "budget_requests", "budget_images", "status", "config"),
+    *("hparams", "budget_requests", "budget_images", "status", "config"),
 )
 """Columns that describe the trial; they are equal in all of its rows."""
 
@@ -91,8 +91,8 @@ class ResultRow:
     """Number of augmented views per image, or 'fresh'; empty if the method uses no views."""
     validation: str = ""
     """Validation rule, e.g. 'min4'."""
-    settings: str
-    """'default', or 'paper' for per-dataset settings."""
+    hparams: str
+    """'default', or 'paper' for the per-dataset settings of its paper."""
     budget_requests: int | None
     """Allotment in requests; null without a limit."""
     budget_images: int | None

@@ -36,7 +36,7 @@ RAW = (
     *("paper_queries", "error", "kind", "validation", "split_digest", "test_label_reads"),
     *("template", "templates_digest", "classnames_digest", "augment", "data_digest", "test_digest"),
     *("model_digest", "precision", "transform", "code_digest", "method_version", "method_digest"),
-    *("views", "settings", "config", "cpu", "device", "threads", "torch_version", "farebox_version", "created"),
+    *("views", "hparams", "config", "cpu", "device", "threads", "torch_version", "farebox_version", "created"),
 )
 """Columns of a row in `--raw`; `left_out` follows them."""
 LEGEND = {

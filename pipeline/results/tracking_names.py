@@ -19,7 +19,7 @@ from pipeline.results.row import ResultRow
 
 PARAMS = (
     *("method", "dataset", "shots", "seed", "model", "access", "status", "budget_requests", "budget_images", "views"),
-    *("validation", "settings", "precision", "base_method", "method_version", "split_digest", "model_digest"),
+    *("validation", "hparams", "precision", "base_method", "method_version", "split_digest", "model_digest"),
     *("template", "templates_digest", "classnames_digest", "data_digest", "test_digest", "augment"),
     *("transform", "code_digest", "method_digest"),
 )

@@ -89,7 +89,7 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
     for line in (*announcements(plan), *store.recomputed({t.trial_id for t in todo})):
         echo(line)
     if stale:
-        echo(reservations.stale_line(stale, config.stale == "rerun"))
+        echo(reservations.stale_line(stale, config.on_code_change == "rerun"))
     if not todo:
         echo(f"nothing to run: all {len(plan.trials)} trials of this sweep are done")
     elif not config.partial:
@@ -110,7 +110,7 @@ def _reserve_and_run(
     config, kept = plan.config, len(plan.trials) - len(todo)
     reservations.release_left_over(ledger, storage.id, todo)
     funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
-    add_run(config.storage, [t.trial_id for t in plan.trials], config.stale == "keep", echo)
+    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo)
     for spec in todo:
         if spec.trial_id in unfunded:
             store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])

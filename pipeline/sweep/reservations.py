@@ -25,8 +25,8 @@ def pending(plan: SweepPlan, store: ResultStore) -> tuple[list[TrialSpec], dict[
     A trial with a damaged file is selected too; `store.damaged` has the file.
 
     Returns:
-        The trials without a finished result (with `stale=rerun`, also those with a stale one), and, by trial id of each
-        stale result, what changed since: the method's name or "pipeline".
+        The trials without a finished result (with `on_code_change=rerun`, also those with a stale one), and, by trial
+        id of each stale result, what changed since: the method's name or "pipeline".
     """
     done, stale = store.finished({t.trial_id for t in plan.trials}), dict[str, str]()
     for spec in plan.trials:
@@ -35,7 +35,7 @@ def pending(plan: SweepPlan, store: ResultStore) -> tuple[list[TrialSpec], dict[
             stale[spec.trial_id] = spec.choice.name
         elif code_digest != spec.code_digest:
             stale[spec.trial_id] = "pipeline"
-    rerun = stale if plan.config.stale == "rerun" else {}
+    rerun = stale if plan.config.on_code_change == "rerun" else {}
     return [t for t in plan.trials if t.trial_id not in done or t.trial_id in rerun], stale
 
 
@@ -44,7 +44,7 @@ def stale_line(stale: Mapping[str, str], rerun: bool) -> str:
     changed = ", ".join(sorted(set(stale.values()) - {"pipeline"}))
     parts = [f"method {changed}"] if changed else []
     parts += ["the pipeline"] if "pipeline" in stale.values() else []
-    doing = "run again" if rerun else "kept as they are (stale=keep)"
+    doing = "run again" if rerun else "kept as they are (on_code_change=keep)"
     return f"{len(stale)} finished trials are stale, the code changed since ({' and '.join(parts)}): {doing}"
 
 

@@ -21,7 +21,7 @@ from pipeline.data.dataset import missing
 from pipeline.data.few_shot import check_validation
 from pipeline.errors import DataError
 from pipeline.trials.plan import Cell, TrialSpec, cells, make_plan, predicted, shape_of
-from pipeline.trials.protocol import check_eval_names, eval_cards
+from pipeline.trials.protocol import check_eval_names, eval_cards, leave_out
 
 
 class MissingAsset(NamedTuple):
@@ -159,7 +159,7 @@ def _missing_assets(config: Config) -> Iterator[MissingAsset]:
         if card.layout != "parquet" and not Path(card.path).is_absolute():
             what = f"no data.root=DIR is set, DIR holding {card.path}/"
         if kind:
-            what += f" (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})"
+            what += f" (or leave it out: {leave_out(kind)})"
         yield MissingAsset("data set", card.name, what, card.url or card.source)
     if weights := architecture.missing(config.model):
         yield MissingAsset("weights", config.model.name, *weights, fetched=architecture.has_tag(config.model))

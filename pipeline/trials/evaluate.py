@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy, one_hot, softmax
 
 from methods.base import Classes, Method
 from pipeline.budget import Phase
-from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 from pipeline.errors import MethodError
 from pipeline.trials.protocol import EvalSet
@@ -27,7 +26,7 @@ def eval_labels(test: EvalSet, reads: Counter[str]) -> Tensor:
     The first class of the set has label 0.
     """
     reads[test.name] += 1
-    return torch.from_numpy(source_of(test.card).labels[test.rows] - test.labels.start)
+    return torch.from_numpy(test.dataset.source.labels[test.rows] - test.labels.start)
 
 
 def predict(
@@ -50,7 +49,7 @@ def predict(
         NonFiniteError: a logit is NaN or infinite.
     """
     session, classes = supervisor.session, test.classes
-    images = Images.plain(source_of(test.card), "test", test.rows, test.card.augment)
+    images = Images.plain(test.dataset.source, "test", test.rows, test.dataset.card.augment)
     order = torch.from_numpy(np.random.default_rng(supervisor.seed).permutation(len(images)))
     subject, new = supervisor.copy(method), (classes,) if test.columns is None else ()
     n_classes, parts = len(classes if test.columns is None else fitted), []

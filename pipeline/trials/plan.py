@@ -11,15 +11,17 @@ from typing import NamedTuple
 from methods.base import Bill, TaskShape
 from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.budget import Limits, total
-from pipeline.config.compose import Config, DatasetCard, MethodChoice, ModelCard
-from pipeline.data.dataset import check_card, source_of
+from pipeline.cards import DatasetCard, ModelCard
+from pipeline.config.compose import Config
+from pipeline.config.method_choice import MethodChoice
+from pipeline.data.dataset import Dataset, check_card
 from pipeline.data.few_shot import Split, draw
 from pipeline.data.images import check_readable
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
 from pipeline.trials.prompts import check_prompts
-from pipeline.trials.protocol import EvalSet, check_eval_names, eval_cards, eval_sets, fitted, unable, within
+from pipeline.trials.protocol import EvalSet, check_eval_names, eval_cards, eval_sets, fitted, leave_out, unable, within
 
 _RULES = 1
 """Version of the evaluation protocol (batches of predictions, augmentation, scoring); part of the trial id."""
@@ -37,7 +39,7 @@ class TrialSpec:
     model: ModelCard
     model_identity: str
     transform: str
-    dataset: DatasetCard
+    dataset: Dataset
     data_digest: str
     classnames_digest: str
     protocol: str
@@ -51,7 +53,7 @@ class TrialSpec:
     views: int
     fresh_views: bool
     validation: str
-    settings: str
+    hparams: str
     curve: int
     predicted: Bill
 
@@ -65,7 +67,7 @@ class TrialSpec:
     @property
     def cell(self) -> Cell:
         """The trial's cell in the table of the sweep."""
-        return Cell(self.choice, self.dataset, self.allotment, self.shots, self.seed)
+        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed)
 
     @property
     def account(self) -> str:
@@ -166,24 +168,37 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
     facts = describe(config.model, fetch and config.address is None)
     config = replace(config, model=facts.card)
     to_run, left_out = cells(config)
-    tests, others = {}, eval_cards(config)
-    for card in config.datasets:
-        check_card(card)
-        for kind, other in others[card.name]:
-            try:
-                check_card(other)
-            except DataError as error:
-                raise DataError(f"{error} (or leave it out: {kind}={'false' if kind == 'shift' else '[]'})") from error
-        tests[card.name] = eval_sets(config.protocol, card, others[card.name])
+    tests = _eval_sets(config)
     if note := check_prompts(facts, tests, {cell.choice for cell in to_run}, fetch):
         facts = replace(facts, notes=(*facts.notes, note))
-    draws = {card.name: _draws(config, card, tests[card.name][0].labels) for card in config.datasets}
+    draws = {name: _draws(config, sets[0].dataset, sets[0].labels) for name, sets in tests.items()}
     trials = [
         _trial(config, cell, tests[cell.dataset.name], draws[cell.dataset.name][cell.shots, cell.seed], facts)
         for cell in to_run
     ]
-    cards = {test.card.name: test.card for some in tests.values() for test in some}
-    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(cards.values())))
+    datasets = {test.dataset.name: test.dataset for sets in tests.values() for test in sets}
+    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(datasets.values())))
+
+
+def _eval_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
+    """Return the test sets of each fitted data set. Each data set is opened and checked once."""
+    checked: dict[DatasetCard, Dataset] = {}
+
+    def dataset_of(card: DatasetCard) -> Dataset:
+        if card not in checked:
+            checked[card] = check_card(card)
+        return checked[card]
+
+    tests, others = {}, eval_cards(config)
+    for card in config.datasets:
+        dataset, opened = dataset_of(card), []
+        for kind, other in others[card.name]:
+            try:
+                opened.append((kind, dataset_of(other)))
+            except DataError as error:
+                raise DataError(f"{error} (or leave it out: {leave_out(kind)})") from error
+        tests[card.name] = eval_sets(config.protocol, dataset, opened)
+    return tests
 
 
 def announcements(plan: SweepPlan) -> list[str]:
@@ -197,25 +212,26 @@ def announcements(plan: SweepPlan) -> list[str]:
     ]
 
 
-def _same_data(cards: Iterable[DatasetCard]) -> Iterator[str]:
-    """Yield a line for each group of data sets with different names and the same content."""
+def _same_data(datasets: Iterable[Dataset]) -> Iterator[str]:
+    """Yield a line for each group of data sets that have different names and the same content."""
     names: dict[str, list[str]] = {}
-    for card in cards:
-        names.setdefault(source_of(card).digest, []).append(repr(card.name))
+    for dataset in datasets:
+        names.setdefault(dataset.digest, []).append(repr(dataset.name))
     for group in names.values():
         if len(group) > 1:
             yield f"note: data sets {' and '.join(group)} have the same content under different names"
 
 
-def _draws(config: Config, card: DatasetCard, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
+def _draws(config: Config, dataset: Dataset, labels: range) -> dict[tuple[int, int], tuple[Split, str]]:
     """Return the few-shot draw of these classes and its digest, by (shots, seed). As in CoOp, draw over all classes."""
-    source, draws = source_of(card), {}
+    source, draws = dataset.source, {}
     for shots in config.shots:
         for seed in config.seeds:
-            split = draw(source, card.name, shots, seed, config.validation, config.data.short_classes)
+            split = draw(source, dataset.name, shots, seed, config.validation, config.data.small_classes)
             split = within(split, source, labels)
             draws[shots, seed] = split, split.digest(source)
-    check_readable(source, card.name, sorted({row for split, _ in draws.values() for row in split.train + split.val}))
+    rows = sorted({row for split, _ in draws.values() for row in split.train + split.val})
+    check_readable(source, dataset.name, rows)
     return draws
 
 
@@ -226,7 +242,8 @@ def _trial(
     drawn: tuple[Split, str],
     facts: ModelFacts,
 ) -> TrialSpec:
-    choice, card, shots, seed = cell.choice, cell.dataset, cell.shots, cell.seed
+    choice, dataset, shots, seed = cell.choice, tests[0].dataset, cell.shots, cell.seed
+    card = dataset.card
     split, split_digest = drawn
     shape = shape_of(config, card, shots, facts.feature_dim, split)
     if not choice.info.uses_views:
@@ -235,8 +252,8 @@ def _trial(
         "rules": _RULES,
         "model": [facts.identity, config.model.precision, facts.transform],
         "method": [choice.info.name, choice.info.version, choice.config],
-        "dataset": [card.name, source_of(card).digest, card.template, card.templates, card.augment],
-        "tests": [(t.card.name, source_of(t.card).digest) for t in tests if t.kind == "shift"],
+        "dataset": [card.name, dataset.digest, card.template, card.templates, card.augment],
+        "tests": [(t.dataset.name, t.dataset.digest) for t in tests if t.kind == "shift"],
         "split": split_digest,
         "task": [shots, seed, shape.views, shape.fresh_views, config.validation, config.curve],
         "allotment": [cell.allotment.requests, cell.allotment.images],
@@ -244,8 +261,8 @@ def _trial(
     if config.protocol != "all_to_all":
         resolved["protocol"] = config.protocol
     if config.transfer:
-        others = [t.card for t in tests if t.kind == "transfer"]
-        resolved["transfer"] = [(o.name, source_of(o).digest, o.template, o.templates) for o in others]
+        others = [t.dataset for t in tests if t.kind == "transfer"]
+        resolved["transfer"] = [(o.name, o.digest, o.card.template, o.card.templates) for o in others]
     trial_id = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=list).encode()).hexdigest()[:16]
     return TrialSpec(
         trial_id=trial_id,
@@ -256,8 +273,8 @@ def _trial(
         model=config.model,
         model_identity=facts.identity,
         transform=facts.transform,
-        dataset=card,
-        data_digest=source_of(card).digest,
+        dataset=dataset,
+        data_digest=dataset.digest,
         classnames_digest=texts_digest(tests[0].classes.names),
         protocol=config.protocol,
         eval_sets=tests,
@@ -269,7 +286,7 @@ def _trial(
         views=shape.views,
         fresh_views=shape.fresh_views,
         validation=config.validation,
-        settings=config.settings,
+        hparams=config.hparams,
         curve=config.curve,
         predicted=predicted(cell, shape),
     )

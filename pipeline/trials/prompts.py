@@ -9,7 +9,7 @@ from typing import Any
 from methods.base import Access, Classes
 from pipeline.blackbox import architecture
 from pipeline.blackbox.facts import ModelFacts
-from pipeline.config.compose import MethodChoice
+from pipeline.config.method_choice import MethodChoice
 from pipeline.errors import ConfigError, DataError, one_line
 from pipeline.trials.protocol import EvalSet
 
@@ -47,9 +47,9 @@ def check_prompts(
     done = set[tuple[str, Classes]]()
     for test in (test for sets in tests.values() for test in sets):
         classes = test.classes
-        if (test.card.name, classes) in done:
+        if (test.dataset.name, classes) in done:
             continue
-        done.add((test.card.name, classes))
+        done.add((test.dataset.name, classes))
         check = _Check(tokenizer, facts.context_length, facts.card.name, test.name, classes)
         for template in dict.fromkeys((classes.template, *classes.templates)):
             check([template.format(name) for name in classes.names], 0, f"with template {_short(template)!r}")

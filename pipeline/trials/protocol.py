@@ -20,8 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods.base import Classes, MethodInfo
-from pipeline.config.compose import Config, DatasetCard, dataset_card, names, refuse_same_names
-from pipeline.data.dataset import source_of
+from pipeline.cards import DatasetCard
+from pipeline.config.card_files import dataset_card, refuse_same_names
+from pipeline.config.compose import Config
+from pipeline.config.files import names
+from pipeline.data.dataset import Dataset
 from pipeline.data.few_shot import Split
 from pipeline.data.layouts.class_names import prompt_form
 from pipeline.data.source import Source
@@ -34,7 +37,7 @@ class EvalSet:
 
     kind: str
     """source, shift, transfer, base or new."""
-    card: DatasetCard
+    dataset: Dataset
     labels: range
     """Labels of its classes in the data set; in scoring they are 0, 1, ..."""
     columns: Sequence[int] | None
@@ -43,29 +46,28 @@ class EvalSet:
     @property
     def name(self) -> str:
         """Name of the data set, with the half of its classes if it is one: 'icons', 'icons:new'."""
-        return f"{self.card.name}:{self.kind}" if self.kind in ("base", "new") else self.card.name
+        return f"{self.dataset.name}:{self.kind}" if self.kind in ("base", "new") else self.dataset.name
 
     @property
     def classes(self) -> Classes:
         """Names of its classes, with the card's templates."""
-        names = source_of(self.card).classnames
-        return Classes(tuple(names[label] for label in self.labels), self.card.template, self.card.templates)
+        classnames, card = self.dataset.source.classnames, self.dataset.card
+        return Classes(tuple(classnames[label] for label in self.labels), card.template, card.templates)
 
     @property
     def digest(self) -> str:
         """Digest of the data and, if the classes were not fitted, of the names and templates given to `predict`."""
-        data = source_of(self.card).digest
         if self.columns is not None:
-            return data
-        given = [data, self.classes.names, self.classes.template, self.classes.templates]
+            return self.dataset.digest
+        given = [self.dataset.digest, self.classes.names, self.classes.template, self.classes.templates]
         return hashlib.sha256(json.dumps(given).encode()).hexdigest()
 
     @property
     def rows(self) -> np.ndarray:
         """Rows [B] of its test images in the data set, in file order."""
-        source = source_of(self.card)
+        source = self.dataset.source
         rows = source.rows_of("test")
-        if len(self.labels) == self.card.classes:
+        if len(self.labels) == self.dataset.card.classes:
             return rows
         return rows[np.isin(source.labels[rows], self.labels)]
 
@@ -100,7 +102,7 @@ def eval_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
     if config.protocol == "base_to_new":
         refuse_same_names(config.datasets)
         return {card.name: () for card in config.datasets}
-    shift_names = names("dataset") if config.shift is True else config.shift or ()
+    shift_names = names("dataset") if config.eval_shift is True else config.eval_shift or ()
     shifts, others = (
         [dataset_card(name, config.data.root) for name in some] for some in (shift_names, config.transfer)
     )
@@ -111,7 +113,7 @@ def eval_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
         if other.name in {shift.name for shift in shifts}:
             raise ConfigError(
                 f"transfer: {other.name!r} is a shift set of {other.shift_of!r}, which this run scores as one already: "
-                "leave it out of transfer, or set shift=false"
+                "leave it out of transfer, or set eval_shift=false"
             )
     return {
         card.name: (
@@ -122,30 +124,36 @@ def eval_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]
     }
 
 
-def eval_sets(protocol: str, card: DatasetCard, others: Sequence[tuple[str, DatasetCard]]) -> tuple[EvalSet, ...]:
-    """Open the data sets and return the test sets that a fit on `card` is scored on, its own first.
+def eval_sets(protocol: str, dataset: Dataset, others: Sequence[tuple[str, Dataset]]) -> tuple[EvalSet, ...]:
+    """Return the test sets on which a fit on this data set is scored, its own first.
+
+    Args:
+        protocol: all_to_all or base_to_new.
+        dataset: The data set that is fitted.
+        others: (shift or transfer, data set) of each other test set.
 
     Raises:
         DataError: a shift set has a class that is not fitted, or a half of the classes has no test image.
     """
-    mine = fitted(protocol, card.classes)
+    n_classes = dataset.card.classes
+    mine = fitted(protocol, n_classes)
     if protocol == "base_to_new":
-        rest = range(len(mine), card.classes)
-        return _not_empty(EvalSet("base", card, mine, mine)), _not_empty(EvalSet("new", card, rest, None))
-    sets = [EvalSet("source", card, mine, mine)]
+        rest = range(len(mine), n_classes)
+        return _not_empty(EvalSet("base", dataset, mine, mine)), _not_empty(EvalSet("new", dataset, rest, None))
+    sets = [EvalSet("source", dataset, mine, mine)]
     for kind, other in others:
-        columns = fitted_columns(card, other) if kind == "shift" else None
-        sets.append(EvalSet(kind, other, range(other.classes), columns))
+        columns = fitted_columns(dataset, other) if kind == "shift" else None
+        sets.append(EvalSet(kind, other, range(other.card.classes), columns))
     return tuple(sets)
 
 
 def _not_empty(half: EvalSet) -> EvalSet:
     if not len(half.rows):
-        raise DataError(f"data set {half.card.name!r} has no test image of {half.kind} classes: it cannot be halved")
+        raise DataError(f"data set {half.dataset.name!r} has no test image of {half.kind} classes: it cannot be halved")
     return half
 
 
-def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
+def fitted_columns(dataset: Dataset, shift: Dataset) -> Sequence[int]:
     """Return the fitted class that each class of a shift set is.
 
     Classes are matched by their ids (folders, WordNet ids, names in the files). Where that leaves one unmatched, or
@@ -154,7 +162,7 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
     Raises:
         DataError: a class of the shift set is none of the fitted ones, or ids and names contradict each other.
     """
-    fitted_source, shift_source = source_of(card), source_of(shift)
+    fitted_source, shift_source = dataset.source, shift.source
     names, shift_names = ([prompt_form(name) for name in source.classnames] for source in (fitted_source, shift_source))
     by_id, by_name = _places(fitted_source.class_ids, shift_source.class_ids), _places(names, shift_names)
     named_alike = [place is None or names[place] == name for place, name in zip(by_id, shift_names, strict=True)]
@@ -168,15 +176,15 @@ def fitted_columns(card: DatasetCard, shift: DatasetCard) -> Sequence[int]:
     if None in places:
         label = places.index(None)
         raise DataError(
-            f"data set {shift.name!r} has other classes than {card.name!r}, which methods are fitted on: "
+            f"data set {shift.name!r} has other classes than {dataset.name!r}, which methods are fitted on: "
             f"{_both(shift_source.class_ids[label], shift_source.classnames[label])} is not among them (name it alike: "
             "classnames=FILE)"
         )
     columns = [place for place in places if place is not None]
     if len(set(columns)) < len(columns):
-        raise DataError(f"data set {shift.name!r} has two classes that are one class of {card.name!r}")
-    same = columns == list(range(card.classes))
-    return range(card.classes) if same else tuple(columns)
+        raise DataError(f"data set {shift.name!r} has two classes that are one class of {dataset.name!r}")
+    n_classes = dataset.card.classes
+    return range(n_classes) if columns == list(range(n_classes)) else tuple(columns)
 
 
 def _places(known: Sequence[str], values: Sequence[str]) -> list[int | None]:
@@ -190,14 +198,19 @@ def _both(identity: str, name: str) -> str:
 
 
 def check_eval_names(config: Config) -> None:
-    """Raise ConfigError if `shift` or `transfer` names a data set that this sweep cannot score."""
-    listed = {"shift": config.shift if isinstance(config.shift, tuple) else (), "transfer": config.transfer}
-    for key, value in listed.items():
+    """Raise ConfigError if `eval_shift` or `transfer` names a data set that this sweep cannot score."""
+    shifts = config.eval_shift if isinstance(config.eval_shift, tuple) else ()
+    for key, value in (("eval_shift", shifts), ("transfer", config.transfer)):
         if value and config.protocol == "base_to_new":
             raise ConfigError(f"{key}: protocol=base_to_new scores base and new classes alone; leave {key} out")
     fits = [card.name for card in config.datasets]
-    for name in listed["shift"]:
+    for name in shifts:
         card = dataset_card(name)
         if card.shift_of not in fits:
             remedy = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
-            raise ConfigError(f"shift: {name!r} is no shift of {', '.join(fits)}: use {remedy}")
+            raise ConfigError(f"eval_shift: {name!r} is no shift of {', '.join(fits)}: use {remedy}")
+
+
+def leave_out(kind: str) -> str:
+    """Return the override by which a run scores no test sets of this kind (shift or transfer)."""
+    return "eval_shift=false" if kind == "shift" else "transfer=[]"

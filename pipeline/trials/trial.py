@@ -20,7 +20,6 @@ from torch import Tensor
 from methods.base import Bill, FewShotTask, LabelledImages, Method
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.budget import Phase, row_columns
-from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 from pipeline.errors import ENDS_A_RUN, BudgetExceeded, DataError, FareboxError, MethodError
 from pipeline.files import strict_json
@@ -58,7 +57,7 @@ class State:
 
 def few_shot_task(spec: TrialSpec) -> FewShotTask:
     """Return the task of a trial. It contains train and val images only."""
-    source, card = source_of(spec.dataset), spec.dataset
+    source, card = spec.dataset.source, spec.dataset.card
 
     def images(split: str, rows: tuple[int, ...]) -> LabelledImages:
         chosen = np.asarray(rows, dtype=np.int64)
@@ -195,7 +194,7 @@ def _record_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None
     planned, spent = getattr(spec.predicted, unit), getattr(state.meter.paid, unit)
     if not spec.curve or not planned or spent * spec.curve < planned * (len(state.curve) + 1):
         return
-    if spec.dataset.test > LARGEST_CURVE:
+    if spec.dataset.card.test > LARGEST_CURVE:
         return
     test = spec.eval_sets[0]
     logits, _ = predict(state.method, supervisor, test, test.classes, Phase.CURVE)

@@ -14,7 +14,7 @@ from pipeline.bench import cost, craft, features, harness
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.cli import main
-from pipeline.config.compose import model_card
+from pipeline.config.card_files import model_card
 from pipeline.data.images import Images
 from pipeline.errors import ConfigError
 from tests.support.lab import Lab

@@ -30,7 +30,8 @@ from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import device_for
 from pipeline.blackbox.request import Kind, Request, Response, price
 from pipeline.budget import Limits, Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.data.images import Images
 from pipeline.data.source import ParquetSource
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, EndpointRefused

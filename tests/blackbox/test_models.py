@@ -27,8 +27,9 @@ from pipeline.blackbox import model as models
 from pipeline.blackbox.checkpoint_files import read_weights
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.facts import describe, load_network
+from pipeline.cards import ModelCard
 from pipeline.cli import main
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.config.card_files import model_card
 from pipeline.errors import ConfigError, DataError, EndpointRefused, shortened
 from pipeline.trials.plan import announcements, make_plan
 from pipeline.trials.rows import spec_columns
@@ -285,7 +286,7 @@ def test_the_command_refuses_it_before_anything_is_made(
     weights = saved({f"text_model.{'x' * 200}.{n}": torch.zeros(1) for n in range(300)}, tmp_path / f"{'long' * 40}.pt")
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"kind: open_clip\narch: small\nweights: {weights}\n")
-    words = [f"model={mine}", f"datasets=[{lab.card}]", f"storage={tmp_path / 's'}", "shift=false"]
+    words = [f"model={mine}", f"datasets=[{lab.card}]", f"storage={tmp_path / 's'}", "eval_shift=false"]
     assert main(["plan", *words]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and len(error) <= 301 and error.endswith("name a file in open_clip's layout\n")

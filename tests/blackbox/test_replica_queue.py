@@ -18,7 +18,7 @@ from pipeline.blackbox.ray_pool import gpu_share
 from pipeline.blackbox.replica_queue import MAX_BUFFERED, ReplicaQueue
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase
-from pipeline.config.compose import ModelCard
+from pipeline.cards import ModelCard
 from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointRefused, LedgerError
 from pipeline.ledger.records import Charge, Receipt
 

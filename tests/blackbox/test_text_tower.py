@@ -21,7 +21,7 @@ from pipeline.blackbox import model as models
 from pipeline.blackbox import text_tower as text
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.text_tower import SharedPrefixTower, fits
-from pipeline.config.compose import model_card
+from pipeline.config.card_files import model_card
 from pipeline.errors import EndpointRefused
 
 WORDS = ("cat", "star", "house", "umbrella", "telephone", "2", "hand-drawn", "arrow", "left", "café")

@@ -30,7 +30,7 @@ HOME = Path("/home") / USER
 STORAGE = HOME / "runs/loop"
 WORDS = (
     *("sweep=smoke", f"storage={STORAGE}", "model=tiny", "datasets=[icons]", "methods=[zero_shot,craft]"),
-    *("budget.requests=3000", "checkpoint_s=1", "replicas=1", "concurrency=1", "shift=false"),
+    *("budget.requests=3000", "checkpoint_s=1", "replicas=1", "concurrency=1", "eval_shift=false"),
 )
 TIMEOUT_S = patience(300)
 

@@ -15,7 +15,10 @@ from methods import all_methods
 from methods.base import Access
 from pipeline.budget import Limits
 from pipeline.config import renamed
-from pipeline.config.compose import Config, compose, dataset_card, method_choice, model_card, names
+from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.compose import Config, compose
+from pipeline.config.files import RENAMED_KEYS, names
+from pipeline.config.method_choice import method_choice
 from pipeline.errors import ConfigError
 from pipeline.trials.protocol import eval_cards
 from tests.support.lab import write_card, write_source
@@ -40,15 +43,25 @@ def smoke(*words: str) -> Config:
         ("sweep=smok", "no sweep named 'smok'; did you mean 'smoke'?"),
         ("method.taskrse.alpha=1", "method.taskrse: no method in this sweep named 'taskrse'; did you mean 'taskres'?"),
         ("method.bbt.sigma=1", "no method in this sweep named 'bbt'"),
-        ("settings=papers", "settings: no choice named 'papers'; did you mean 'paper'?"),
+        ("hparams=papers", "hparams: no choice named 'papers'; did you mean 'paper'?"),
         ("validation=min5", "validation: no choice named 'min5'; did you mean 'min4'?"),
-        ("stale=keeps", "stale: no choice named 'keeps'; did you mean 'keep'?"),
+        ("on_code_change=keeps", "on_code_change: no choice named 'keeps'; did you mean 'keep'?"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(word: str, message: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest_one(word: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         compose(["sweep=smoke", word] if not word.startswith("sweep=") else [word])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_former_key_is_rejected_with_its_present_name(old: str, new: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^command: {old} was renamed to {new}$"):
+        compose(["sweep=smoke", f"{old}=x"])
+    sweep = tmp_path / "mine.yaml"
+    sweep.write_text(f"{{{old.replace('.', ': {')}: x{'}' * (1 + old.count('.'))}")
+    with pytest.raises(ConfigError, match=f"mine.yaml': {old} was renamed to {new}$"):
+        compose([f"sweep={sweep}"])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +137,7 @@ def test_a_sweep_file_of_ones_own_is_read_and_named_after_its_file(tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "a: &b *c"])
-def test_a_file_that_is_not_yaml_or_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_yaml_mapping_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
@@ -138,8 +151,8 @@ def test_a_file_that_is_not_yaml_or_no_mapping_is_named(tmp_path: Path, text: st
     "value", ["0", "-5", "1.5", "1e3", "true", "many", "[1,0]", "[10,-1]", "[true]", "99999999999999999999"]
 )
 @pytest.mark.parametrize("key", ["budget.requests", "budget.images"])
-def test_a_budget_that_is_no_whole_number_of_one_or_more_is_refused(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=r"budget|limit of 99,999"):
+def test_a_budget_must_be_a_whole_number_of_one_or_more(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"budget|a limit of 99,999"):
         smoke(f"{key}={value}")
 
 
@@ -166,7 +179,7 @@ def test_a_ceiling_is_one_whole_number(key: str, value: str) -> None:
         ("threads=0", "threads=0: expected a whole number of 1 or more"),
         ("replicas=0", "replicas=0: expected a whole number of 1 or more"),
         ("concurrency=half", "concurrency=half: expected a whole number"),
-        ("shift=maybe", "shift=maybe: expected true or false"),
+        ("eval_shift=maybe", "eval_shift=maybe: expected true or false"),
         ("budget.partial=1", "budget.partial=1: expected true or false"),
         ("checkpoint_s=soon", "checkpoint_s=soon: expected a number of seconds"),
         ("checkpoint_s=-1", "checkpoint_s=-1: expected a number of seconds"),
@@ -190,13 +203,13 @@ def test_a_wrong_value_is_named_with_what_was_expected(word: str, message: str) 
     assert "\n" not in str(error.value)
 
 
-def test_one_value_stands_for_a_list_of_one() -> None:
+def test_a_single_value_is_read_as_a_list_of_one() -> None:
     config = smoke("shots=4", "seeds=0", "methods=taskres", "datasets=digits")
     assert (config.shots, config.seeds, config.methods) == ((4,), (0,), ("taskres",))
     assert [card.name for card in config.datasets] == ["digits"]
 
 
-def test_later_words_win_over_earlier_ones_and_both_over_the_sweep() -> None:
+def test_later_overrides_take_precedence_over_earlier_ones_and_over_the_sweep() -> None:
     config = smoke("shots=[1,2]", "shots=[4]", "budget.images=7")
     assert config.shots == (4,)
     assert config.allotments == (Limits(300, 7),)
@@ -229,7 +242,7 @@ def test_an_axis_without_points_or_with_one_twice_is_refused(key: str) -> None:
         smoke(f"{key}=[100,7,100]")
 
 
-def test_a_shared_ledger_is_named_by_url_and_else_lies_in_the_storage(tmp_path: Path) -> None:
+def test_the_ledger_is_in_the_storage_unless_a_url_names_a_shared_one(tmp_path: Path) -> None:
     assert smoke(f"storage={tmp_path}").ledger_url == f"sqlite:///{tmp_path}/ledger.db"
     shared = smoke("budget.global.url=sqlite:////srv/ledger.db", "budget.global.name=team", "budget.global.images=9")
     assert shared.ledger_url == "sqlite:////srv/ledger.db"
@@ -247,7 +260,7 @@ def test_settings_are_typed_by_the_methods_config() -> None:
     assert isinstance(built.config, all_methods()["taskres"].cls.Config) and built.config.alpha == 1.0
 
 
-def test_per_dataset_settings_hold_only_where_the_papers_are_asked_for() -> None:
+def test_per_dataset_settings_apply_only_with_hparams_paper() -> None:
     plain = all_methods()["taskres"].cls.Config()
     for dataset, settings, alpha in (
         ("oxford_flowers", "paper", 1.0),
@@ -296,7 +309,7 @@ def test_a_sweep_may_define_variants_of_its_own() -> None:
         ("variants={mine: {method: taskres, config: {alhpa: 1}}}", "no setting named 'alhpa'; did you mean 'alpha'?"),
     ],
 )
-def test_a_variant_that_cannot_be_is_refused(word: str, message: str) -> None:
+def test_an_invalid_variant_is_rejected(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         smoke(word, "methods=[mine]").choice("mine", "digits")
 
@@ -372,11 +385,11 @@ def test_a_union_joins_lists_and_its_own_keys_override(tmp_path: Path) -> None:
     assert compose([f"sweep={above}"]).methods == config.methods, "a union of a union"
 
 
-def test_a_union_that_comes_back_to_itself_or_names_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_union_that_is_circular_or_names_an_unknown_sweep_is_rejected(tmp_path: Path) -> None:
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text(f"union: [{two}]\n")
     two.write_text(f"union: [{one}]\n")
-    with pytest.raises(ConfigError, match=r"its union comes back to itself \(.*one.yaml -> .*two.yaml -> .*one.yaml\)"):
+    with pytest.raises(ConfigError, match=r"its union is circular \(.*one.yaml -> .*two.yaml -> .*one.yaml\)"):
         compose([f"sweep={one}"])
     one.write_text("union: [demoo]\n")
     with pytest.raises(ConfigError, match="no sweep named 'demoo'; did you mean 'demo'"):
@@ -416,7 +429,7 @@ def test_a_papers_sweep_is_its_grid(
     config = compose([f"sweep={sweep}"])
     assert (config.methods, config.shots, config.seeds, config.allotments) == (methods, shots, seeds, limits)
     assert tuple(card.name for card in config.datasets) == ELEVEN
-    assert (config.model.name, config.settings, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
+    assert (config.model.name, config.hparams, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
     for name in methods[1:]:
         if name != "taskres":
             assert dict(config.choice(name, "dtd").config)["paper_init"] is True
@@ -446,7 +459,7 @@ def named(folder: Path, file: str, name: str, **changes: Any) -> Path:
     return folder / file
 
 
-@pytest.mark.parametrize("words", [["datasets=[{a},{b}]"], ["transfer=[{b}]"], ["transfer=[{c}]", "shift=[{s}]"]])
+@pytest.mark.parametrize("words", [["datasets=[{a},{b}]"], ["transfer=[{b}]"], ["transfer=[{c}]", "eval_shift=[{s}]"]])
 @pytest.mark.parametrize("second", ["mine", "Mine"])
 def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
     tmp_path: Path, words: list[str], second: str
@@ -457,7 +470,7 @@ def test_two_cards_of_one_name_are_refused_and_both_files_are_named(
         "s": named(tmp_path, "s.yaml", "other", shift_of="mine"),
         "c": named(tmp_path, "c.yaml", "other"),
     }
-    config = smoke(f"datasets=[{files['a']}]", "shift=false", *(word.format(**files) for word in words))
+    config = smoke(f"datasets=[{files['a']}]", "eval_shift=false", *(word.format(**files) for word in words))
     with pytest.raises(ConfigError) as error:
         eval_cards(config)
     assert ".yaml and /" in str(error.value) and "change the `name:` of one card" in str(error.value)
@@ -480,16 +493,16 @@ def test_an_own_file_with_the_name_of_a_shipped_one_is_refused_not_ignored(
 
 def test_a_card_may_be_named_once_in_a_list_and_again_in_another(tmp_path: Path) -> None:
     a, b = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "b.yaml", "other")
-    eval_cards(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "shift=false"))
+    eval_cards(smoke(f"datasets=[{a},{b}]", f"transfer=[{a},{b}]", "eval_shift=false"))
     with pytest.raises(ConfigError, match="'mine' is listed twice"):
-        eval_cards(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "shift=false"))
+        eval_cards(smoke(f"datasets=[{a},{tmp_path}/../{tmp_path.name}/a.yaml]", "eval_shift=false"))
 
 
 def test_a_set_that_a_fit_would_score_twice_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
     a, s = named(tmp_path, "a.yaml", "mine"), named(tmp_path, "s.yaml", "shifted", shift_of="mine")
-    with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* shift=false"):
-        eval_cards(smoke(f"datasets=[{a}]", f"shift=[{s}]", f"transfer=[{s}]"))
-    (other,) = eval_cards(smoke(f"datasets=[{a}]", "shift=false", f"transfer=[{s}]"))["mine"]
+    with pytest.raises(ConfigError, match=r"transfer: 'shifted' is a shift set of 'mine'.* eval_shift=false"):
+        eval_cards(smoke(f"datasets=[{a}]", f"eval_shift=[{s}]", f"transfer=[{s}]"))
+    (other,) = eval_cards(smoke(f"datasets=[{a}]", "eval_shift=false", f"transfer=[{s}]"))["mine"]
     assert other[0] == "transfer"
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from pipeline.config import typed_values
-from pipeline.config.compose import compose, dataset_card, method_choice, model_card, notes
+from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.compose import compose
+from pipeline.config.files import notes
+from pipeline.config.method_choice import method_choice
 from pipeline.config.plain_yaml import read_file, read_value, scalar
 from pipeline.errors import ConfigError
 
@@ -37,7 +40,7 @@ TEXT = [
 
 
 @pytest.mark.parametrize("text", TEXT)
-def test_what_is_no_plain_number_is_text(tmp_path: Path, text: str) -> None:
+def test_other_notations_of_numbers_are_text(tmp_path: Path, text: str) -> None:
     assert scalar(text) == read_value("key", text) == text
     path = tmp_path / "file.yaml"
     if text[0] not in "!=?" and len(text) < 1000:
@@ -126,7 +129,7 @@ def test_lists_mappings_and_quoted_text_are_yaml(text: str, value: object) -> No
         ("[" * 1000, "nested more than"),
     ],
 )
-def test_what_is_half_understood_is_refused(text: str, reason: str) -> None:
+def test_ambiguous_yaml_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_value("key", text)
     assert reason in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
@@ -148,7 +151,7 @@ def test_what_is_half_understood_is_refused(text: str, reason: str) -> None:
         ("budget.requests=1e3", "budget.requests=1e3: expected a whole number"),
         ("views=0x10", "views=0x10: expected a whole number"),
         ("checkpoint_s=.inf", "checkpoint_s=.inf: expected a number of seconds"),
-        ("shift=off", "shift=off: expected true or false"),
+        ("eval_shift=off", "eval_shift=off: expected true or false"),
         ("datasets=[null]", "datasets=None: expected a name"),
         ("datasets=[true]", "datasets=True: expected a name or a path (as a name, write it in quotes)"),
         ("datasets=[1.10]", "no dataset named '1.10'"),

@@ -35,7 +35,7 @@ APART = [("box", "boxes"), ("hot dog", "hotdog"), ("C", "C++"), ("1", "11"), ("i
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
-def test_names_with_one_prompt_have_one_form(one: str, other: str) -> None:
+def test_names_with_the_same_prompt_have_the_same_form(one: str, other: str) -> None:
     assert prompt_form(one) == prompt_form(other)
     prompts = [f"a photo of a {name.replace('_', ' ')}." for name in (one, other)]
     assert tokenize(prompts)[0].tolist() == tokenize(prompts)[1].tolist()
@@ -47,10 +47,10 @@ def test_names_with_different_prompts_have_different_forms(one: str, other: str)
     assert tokenize([one])[0].tolist() != tokenize([other])[0].tolist()
 
 
-def test_two_classes_with_one_prompt_are_refused_unless_allowed() -> None:
+def test_two_classes_with_the_same_prompt_are_rejected_unless_allowed() -> None:
     names = ("missile", "sunglasses", "Missile", "sunglasses")
     assert same_prompt(names) == [(0, 2), (1, 3)]
-    with pytest.raises(DataError, match=r"'missile' and 'Missile', which have one prompt \(2 such pairs\)"):
+    with pytest.raises(DataError, match=r"'missile' and 'Missile', which have the same prompt \(2 such pairs\)"):
         check_prompts("here", names, allow=False)
     check_prompts("here", names, allow=True)
     with pytest.raises(DataError, match=r"the name of class 1 \('_ '\) has no text"):
@@ -67,7 +67,7 @@ def test_two_classes_with_one_prompt_are_refused_unless_allowed() -> None:
         (["10", "9", "cat"], ["10", "9", "cat"], "folders in text order (2 of 3 are numbered)"),
         (["a1", "b10", "a9"], ["a1", "a9", "b10"], "folders in text order (3 of 3 are numbered)"),
         (["10_dog", "1_cat", "2_fox"], ["1_cat", "2_fox", "10_dog"], "folders in numeric order"),
-        (["7-2", "1", "7-1"], ["1", "7-1", "7-2"], "folders in text order ('7-1' and '7-2' have one number)"),
+        (["7-2", "1", "7-1"], ["1", "7-1", "7-2"], "folders in text order ('7-1' and '7-2' have the same number)"),
         (["dog", "Cat"], ["Cat", "dog"], "folders in text order"),
         ([], [], "folders in text order"),
     ],
@@ -79,7 +79,7 @@ def test_whole_numbers_are_sorted_by_number_and_everything_else_as_text(
 
 
 @pytest.mark.parametrize("names", [("1", "01"), ("c07", "c7")])
-def test_two_names_of_one_number_are_refused(names: tuple[str, str]) -> None:
+def test_two_names_with_the_same_number_are_rejected(names: tuple[str, str]) -> None:
     with pytest.raises(DataError, match="are the same number: rename or merge one of them"):
         in_order(names, "folders")
 
@@ -87,17 +87,17 @@ def test_two_names_of_one_number_are_refused(names: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (("cat", "dog"), "2 class names are given, here has 3 classes: wanted one for each"),
+        (("cat", "dog"), "2 class names are given, here has 3 classes: expected one for each"),
         (("Dog", "cat", "red fox"), "class name 'Dog' is given to the class 'cat', but is the name of label 1"),
         (("aardvark", "cat", "dog"), "class name 'cat' is given to the class 'dog', but is the name of label 0"),
-        (("0 tabby", "1 corgi", "2 red"), "begin with numbers or ids ('0 tabby'): wanted the names alone"),
+        (("0 tabby", "1 corgi", "2 red"), "begin with numbers or ids ('0 tabby'): expected only names"),
         (('"tabby"', "'corgi'", '"red"'), "have quotes, commas or dashes"),
-        (("- tabby", "- corgi", "- red"), "have quotes, commas or dashes ('- tabby'): wanted names alone"),
+        (("- tabby", "- corgi", "- red"), "have quotes, commas or dashes ('- tabby'): expected only names"),
         (("tabby,", "corgi,", "red,"), "have quotes, commas or dashes"),
-        (("1, tabby", "2, corgi", "3, red"), "begin with numbers or ids ('1, tabby'): wanted the names alone"),
+        (("1, tabby", "2, corgi", "3, red"), "begin with numbers or ids ('1, tabby'): expected only names"),
     ],
 )
-def test_names_that_do_not_fit_the_classes_are_refused(names: tuple[str, ...], line: str) -> None:
+def test_class_names_that_do_not_match_the_classes_are_rejected(names: tuple[str, ...], line: str) -> None:
     with pytest.raises(DataError) as caught:
         check_names("here", ("cat", "dog", "red_fox"), names)
     assert line in str(caught.value)
@@ -112,11 +112,11 @@ def test_names_that_do_not_fit_the_classes_are_refused(names: tuple[str, ...], l
         (("a320", "b747", "c150"), ("2012 Audi", "2011 BMW", "2010 Fiat")),
     ],
 )
-def test_names_that_fit_are_accepted(ids: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_class_names_that_match_are_accepted(ids: tuple[str, ...], names: tuple[str, ...]) -> None:
     check_names("here", ids, names)
 
 
-def test_ids_in_front_of_the_names_are_refused() -> None:
+def test_class_names_that_begin_with_ids_are_rejected() -> None:
     with pytest.raises(DataError, match="begin with numbers or ids"):
         check_names("here", ("n01440764", "n01443537"), ("n01440764 tench", "n01443537 goldfish"))
 

@@ -41,7 +41,7 @@ def drawn_digest(rng: random.Random, items: list[list[Any]], n: int) -> str:
 
 @needs_coop
 @pytest.mark.parametrize("name", ["DescribableTextures", "EuroSAT", "OxfordFlowers", "OxfordPets"])
-def test_the_draw_is_that_of_the_published_index_files(name: str) -> None:
+def test_the_draw_equals_the_published_index_files(name: str) -> None:
     published = json.loads((COOP / "few_shot_digests.json").read_text())[name]["few_shot"]
     items = json.loads((COOP / f"split_zhou_{name}.json").read_text())
     assert len(published) == 15
@@ -69,25 +69,25 @@ def test_a_split_draws_train_first_and_val_after_it_from_one_generator(icons: Pa
         assert len(labels) == len(icons.classnames) and set(counts) == {n}
 
 
-def test_validation_changes_nothing_about_the_training_images(icons: ParquetSource) -> None:
+def test_validation_does_not_change_the_training_images(icons: ParquetSource) -> None:
     with_val, without = (draw(icons, "icons", 4, 1, rule) for rule in ("min4", "none"))
     assert with_val.train == without.train and without.val == ()
     assert with_val.digest(icons) != without.digest(icons)
 
 
-def test_another_seed_or_shot_count_is_another_split(icons: ParquetSource) -> None:
+def test_another_seed_or_shot_count_gives_another_split(icons: ParquetSource) -> None:
     digests = {draw(icons, "icons", shots, seed, "min4").digest(icons) for shots in (1, 4) for seed in (0, 1, 2)}
     assert len(digests) == 6
     assert draw(icons, "icons", 4, 1, "min4").digest(icons) == draw(icons, "icons", 4, 1, "min4").digest(icons)
 
 
-def test_more_shots_than_a_class_has_names_the_class(tmp_path: Path) -> None:
+def test_a_class_with_too_few_images_is_named(tmp_path: Path) -> None:
     image = encoded(Image.new("RGB", (4, 4)))
     splits = ["train"] * 5 + ["val"] * 2
     source = write_source(tmp_path / "d.parquet", [image] * 7, [0, 0, 0, 1, 1, 0, 1], splits, ["ant", "bee"])
-    with pytest.raises(DataError, match=r"3 train images a class asked of 'd', but class 'bee' has 2: set shots to 2"):
+    with pytest.raises(DataError, match=r"3 train images a class requested from 'd', but class 'bee' has 2: set"):
         draw(source, "d", 3, 1, "min4")
-    with pytest.raises(DataError, match=r"2 val images a class asked of 'd', but class 'ant' has 1"):
+    with pytest.raises(DataError, match=r"2 val images a class requested from 'd', but class 'ant' has 1"):
         draw(source, "d", 2, 1, "min4")
     assert len(draw(source, "d", 2, 1, "none").train) == 4
 
@@ -95,17 +95,17 @@ def test_more_shots_than_a_class_has_names_the_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "val", "shots", "wanted"),
     [
-        ([3, 2], [3, 3], 3, "'b' has 2: set shots to 2 or fewer, or data.short_classes=take_all"),
+        ([3, 2], [3, 3], 3, "'b' has 2: set shots to 2 or fewer, or data.small_classes=take_all"),
         ([3, 0], [3, 3], 1, "'b' has 0: add train images, or remove the class (farebox data check names all)"),
         ([1, 2, 0], [1, 1, 1], 3, "'a' has 1: add train images, or remove the class (far"),
-        ([4, 4], [2, 1], 2, "'b' has 1: set shots to 1 or fewer, or validation=none, or data.short_classes=take_all"),
+        ([4, 4], [2, 1], 2, "'b' has 1: set shots to 1 or fewer, or validation=none, or data.small_classes=take_all"),
         ([4, 4], [2, 0], 2, "'b' has 0: validation=none"),
-        ([6, 5], [0, 0], 4, "'a' has 2: set shots to 2 or fewer, or validation=none, or data.short"),
+        ([6, 5], [0, 0], 4, "'a' has 2: set shots to 2 or fewer, or validation=none, or data.small"),
         ([4, 4], [0, 0], 4, "'a' has 0: set shots to 2 or fewer, or validation=none"),
         ([1, 1], [0, 0], 1, "'a' has 0: validation=none (2 such classes)"),
     ],
 )  # fmt: skip
-def test_advice_about_classes_with_too_few_images_is_what_works(
+def test_the_advice_about_classes_with_too_few_images_works(
     tmp_path: Path, train: list[int], val: list[int], shots: int, wanted: str
 ) -> None:
     labels = [y for counts in (train, val) for y, n in enumerate(counts) for _ in range(n)]
@@ -144,7 +144,7 @@ def test_a_missing_or_changed_or_damaged_file_is_named(tmp_path: Path) -> None:
         ParquetSource(str(path), hashlib.sha256(b"not parquet").hexdigest()).labels  # noqa: B018
 
 
-def test_images_travel_by_reference_whatever_was_opened_here(icons: ParquetSource) -> None:
+def test_images_are_pickled_by_reference(icons: ParquetSource) -> None:
     images = plain(icons, "test", 100)
     assert len(images.keys) == 100  # opens the file
     payload = pickle.dumps(images)
@@ -156,7 +156,7 @@ def test_images_travel_by_reference_whatever_was_opened_here(icons: ParquetSourc
 # --- images and views ----------------------------------------------------------------------------------------------
 
 
-def test_rows_are_taken_in_the_order_asked_for(icons: ParquetSource) -> None:
+def test_rows_are_selected_in_the_given_order(icons: ParquetSource) -> None:
     images = plain(icons, "test", 20)
     order = torch.tensor([7, 0, 7, 19])
     for rows in (order, order.tolist(), order.numpy()):
@@ -176,7 +176,7 @@ def test_views_are_view_major_and_different_from_each_other(icons: ParquetSource
     assert len({p.numpy().tobytes() for p in pixels}) == 18
 
 
-def test_views_of_another_seed_are_other_views_and_of_the_same_seed_the_same(icons: ParquetSource) -> None:
+def test_views_depend_on_the_seed(icons: ParquetSource) -> None:
     images = plain(icons, "train", 4)
     assert not set(images.views(5, seed=0).keys) & set(images.views(5, seed=1).keys)
     assert images.views(5, seed=1).keys == images.views(5, seed=1).keys
@@ -184,7 +184,7 @@ def test_views_of_another_seed_are_other_views_and_of_the_same_seed_the_same(ico
     assert images.views(2).digest != images.views(2, seed=1).digest != images.digest
 
 
-def test_a_view_is_the_same_whatever_stands_beside_it(icons: ParquetSource) -> None:
+def test_a_view_does_not_depend_on_other_images(icons: ParquetSource) -> None:
     rule = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
     views = plain(icons, "train", 5).views(4, seed=1)
     whole = rule.pixels(views)
@@ -211,11 +211,11 @@ def test_only_crop_flip_flips(tmp_path: Path) -> None:
     assert 5 < sum(darker_left["crop_flip"]) < 35
 
 
-def test_views_of_views_and_no_views_are_refused(icons: ParquetSource) -> None:
+def test_views_of_views_and_zero_views_are_rejected(icons: ParquetSource) -> None:
     images = plain(icons, "train", 2)
-    with pytest.raises(ValueError, match="views already"):
+    with pytest.raises(ValueError, match="already views"):
         images.views(2).views(2)
-    with pytest.raises(ValueError, match="0 views asked"):
+    with pytest.raises(ValueError, match="0 views requested"):
         images.views(0)
 
 
@@ -240,7 +240,7 @@ def resized(icons: ParquetSource, folder: Path) -> ParquetSource:
     return write_source(folder / "sizes.parquet", images, [0] * len(SIZES), ["test"] * len(SIZES), ["thing"])
 
 
-def test_the_tiny_models_transform_is_open_clips_own(tiny: Endpoint, icons: ParquetSource, tmp_path: Path) -> None:
+def test_the_tiny_models_transform_equals_open_clips(tiny: Endpoint, icons: ParquetSource, tmp_path: Path) -> None:
     rule = tiny.model.preprocess  # type: ignore[attr-defined]
     _, _, theirs = open_clip.create_model_and_transforms("tiny", pretrained=None)
     source = resized(icons, tmp_path)
@@ -251,7 +251,7 @@ def test_the_tiny_models_transform_is_open_clips_own(tiny: Endpoint, icons: Parq
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_other_models_transforms_are_open_clips_own(
+def test_other_models_transforms_equal_those_of_open_clip(
     icons: ParquetSource, tmp_path: Path, mode: str, interpolation: str
 ) -> None:
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

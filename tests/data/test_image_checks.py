@@ -13,11 +13,11 @@ from PIL import Image
 
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.cards import DatasetCard
-from pipeline.config.compose import dataset_card
+from pipeline.config.card_files import dataset_card
 from pipeline.data import images, source
-from pipeline.data.dataset import check_card, source_anew, source_of
+from pipeline.data.dataset import check_card, reopen, source_of
 from pipeline.data.images import Images
-from pipeline.data.inspect import look
+from pipeline.data.inspect import examine
 from pipeline.data.source import Source
 from pipeline.errors import ConfigError, DataError
 from tests.support.lab import encoded, write_card, write_source
@@ -79,13 +79,13 @@ def test_an_image_is_decoded_by_the_first_check_only(
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
-def test_an_image_that_cannot_be_decoded_is_refused_by_name_and_found_again(tmp_path: Path, kind: str) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_by_every_check(tmp_path: Path, kind: str) -> None:
     card = make(tmp_path, kind, [GOOD] * 11 + [CUT])
     name = "images/test/class1/11.png" if kind == "folder" else "images.parquet#11 of"
     for _ in range(2):
         with pytest.raises(DataError, match=rf"data set 'own': .*{name}.* is not a readable image \(.*truncated"):
             check_card(card)
-    report = look(card, True, print)
+    report = examine(card, True, print)
     assert report.state == "findings" and len(report.unreadable) == 1 and name in report.unreadable[0]
 
 
@@ -107,31 +107,31 @@ def deep(peak: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
 @pytest.mark.parametrize(("peak", "bits"), [(1023, 10), (4000, 12), (16_383, 14), (32_767, 15), (200, 8), (90, 8)])
-def test_a_set_of_16_bit_images_that_use_fewer_bits_is_refused(tmp_path: Path, kind: str, peak: int, bits: int) -> None:
+def test_16_bit_images_that_use_fewer_bits_are_rejected(tmp_path: Path, kind: str, peak: int, bits: int) -> None:
     card = make(tmp_path, kind, [deep(peak)] + [deep(peak // 2)] * 11)
     with pytest.raises(DataError, match=rf"'own': the greatest value of its 16-bit images is {peak:,} of 65,535.*"):
         check_card(card)
-    report = look(card, True, print)
+    report = examine(card, True, print)
     assert f"set bits: {bits} in its card" in report.findings[0]
     for stated in (bits, 16):
         said = dataclasses.replace(card, bits=stated)
         check_card(said)
-        assert not any("16-bit" in finding for finding in look(said, True, print).findings)
+        assert not any("16-bit" in finding for finding in examine(said, True, print).findings)
 
 
-def test_the_greatest_value_is_that_of_the_whole_set_not_of_the_test_images(tmp_path: Path) -> None:
+def test_the_maximum_value_is_that_of_the_whole_data_set(tmp_path: Path) -> None:
     check_card(make(tmp_path, "folder", [deep(60_000)] + [deep(4000)] * 11))
 
 
-def test_images_of_8_bits_do_not_make_16_bit_images_bright(tmp_path: Path) -> None:
+def test_8_bit_images_do_not_count_towards_the_maximum_value(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is 4,000 of 65,535"):
         check_card(make(tmp_path, "folder", [GOOD] * 11 + [deep(4000)]))
 
 
-def test_bits_are_part_of_what_names_the_data_and_the_features(tmp_path: Path) -> None:
+def test_bits_are_part_of_the_digest_and_of_feature_keys(tmp_path: Path) -> None:
     found: list[tuple[Source, Images]] = []
     for bits in (None, 12, 16):
-        own = source_anew(make(tmp_path, "folder", [deep(4000)] * 12, bits))
+        own = reopen(make(tmp_path, "folder", [deep(4000)] * 12, bits))
         found.append((own, Images.plain(own, "test", own.rows_of("test"), "crop")))
     assert len({own.digest for own, _ in found}) == 3
     assert len({key for _, of in found for key in of.keys}) == 3
@@ -140,7 +140,7 @@ def test_bits_are_part_of_what_names_the_data_and_the_features(tmp_path: Path) -
     assert peaks == [4000 >> 8, 4000 >> 4, 4000 >> 8]
 
 
-def test_a_card_states_bits_from_8_to_16(tmp_path: Path) -> None:
+def test_bits_must_be_from_8_to_16(tmp_path: Path) -> None:
     own = write_source(tmp_path / "own.parquet", [deep(4000)] * 12, [0, 1] * 6, SPLITS, ["a", "b"])
     sizes = {"classes": 2, "train": 4, "val": 4, "test": 4}
     card = dataset_card(str(write_card(tmp_path, own, bits=12, **sizes)))

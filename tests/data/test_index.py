@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cards import DatasetCard
-from pipeline.config.compose import dataset_card
+from pipeline.config.card_files import dataset_card
 from pipeline.data import index
-from pipeline.data.dataset import _indexed, check_card, source_of
+from pipeline.data.dataset import _SOURCES, check_card, reopen, source_of
 from pipeline.data.few_shot import draw
 from pipeline.data.file_keys import MANY, RECORD, FileKeyCache
 from pipeline.data.indexed_source import FileSource
@@ -42,8 +42,8 @@ def made(root: Path, name: str) -> DatasetCard:
 
 def fresh(card: DatasetCard) -> FileSource:
     """The source as another process opens it."""
-    recipe = LayoutSpec(card.layout, card.path, card.classnames, card.split_seed)
-    return FileSource(recipe, index.index_of(recipe).digest)
+    spec = LayoutSpec(card.layout, card.path, card.classnames, card.split_seed)
+    return FileSource(spec, index.index_of(spec).digest)
 
 
 class Counter:
@@ -71,7 +71,7 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first.labels.tolist() == second.labels.tolist()
 
 
-def test_the_digest_is_that_of_the_files_wherever_they_lie(tmp_path: Path) -> None:
+def test_the_digest_does_not_depend_on_the_path(tmp_path: Path) -> None:
     card = made(tmp_path / "here", "imagenet")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     moved = dataset_card(str(tmp_path / "there/card.yaml"), str(tmp_path / "there"))
@@ -90,21 +90,21 @@ def test_the_digest_is_that_of_the_files_wherever_they_lie(tmp_path: Path) -> No
     ],
     ids=["image added", "image removed", "class renamed", "split file", "official list"],
 )  # fmt: skip
-def test_a_change_is_seen(tmp_path: Path, name: str, change: object) -> None:
+def test_a_change_is_detected(tmp_path: Path, name: str, change: object) -> None:
     card = made(tmp_path, name)
     before = fresh(card)
     change(Path(card.path))  # type: ignore[operator]
     after = fresh(card)
     assert after.digest != before.digest
-    with pytest.raises(DataError, match="is not what it was when the run was planned: type the same command again"):
-        FileSource(before.recipe, before.digest).labels  # noqa: B018
+    with pytest.raises(DataError, match="was changed after the run was planned: type the same command again"):
+        FileSource(before.spec, before.digest).labels  # noqa: B018
 
 
 OTHER = miniature.split_of(lambda c, i, _: f"{c}/{i}.jpg", ["banded", "dotted"])
 
 
 @pytest.mark.parametrize("suffix", [".json", ".arrow"])
-def test_a_flipped_byte_of_an_index_is_found_and_the_index_is_made_again(
+def test_an_index_with_a_flipped_byte_is_rebuilt(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, suffix: str
 ) -> None:
     card = made(tmp_path, "dtd")
@@ -118,7 +118,7 @@ def test_a_flipped_byte_of_an_index_is_found_and_the_index_is_made_again(
         after = fresh(card)
         assert after == before and after.labels.tolist() == labels
         (line,) = caplog.messages
-        assert str(path) in line and line.endswith("the index is made again")
+        assert str(path) in line and line.endswith("the index is rebuilt")
         assert path.read_bytes() == data or suffix == ".json"
     for damaged in (b"", b"damage", data[:-1]):
         path.write_bytes(damaged)
@@ -135,11 +135,11 @@ def table(root: Path) -> DatasetCard:
     )  # fmt: skip
 
 
-def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
+def test_a_damaged_image_of_a_table_is_detected_when_it_is_read(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = table(tmp_path)
-    _indexed.cache_clear()
+    _SOURCES.clear()
     source = source_of(card)
     images = [source.image_bytes(row) for row in range(12)]
     (path,) = (cache / "index").glob("*.images")
@@ -149,11 +149,11 @@ def test_a_damaged_image_in_the_index_of_a_table_is_found_when_it_is_read(
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         assert [source.image_bytes(row) for row in range(12)] == images
         assert path.read_bytes() == data
-    assert caplog.text.count("the index is made again") == 3
+    assert caplog.text.count("the index is rebuilt") == 3
     path.write_bytes(data[: len(data) // 2])  # cut under a reader
     assert [source.image_bytes(row) for row in range(12)] == images
     path.unlink()
-    _indexed.cache_clear()
+    _SOURCES.clear()
     assert source_of(card).image_bytes(3) == images[3]
 
 
@@ -165,14 +165,14 @@ def test_the_index_of_another_data_set_is_not_used(tmp_path: Path, cache: Path) 
     assert fresh(one).labels.tolist() == wanted
 
 
-def test_a_folder_that_cannot_hold_an_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = made(tmp_path, "dtd")
     monkeypatch.setenv("FAREBOX_CACHE", "/dev/null/cache")
-    with pytest.raises(DataError, match=r"/dev/null/cache cannot hold the index of .*: set FAREBOX_CACHE=DIR"):
+    with pytest.raises(DataError, match=r"index of .* cannot be written to /dev/null/cache .*: set FAREBOX_CACHE="):
         fresh(card)
 
 
-def test_a_source_travels_small_whatever_was_opened_here(tmp_path: Path) -> None:
+def test_a_source_is_small_when_it_is_pickled(tmp_path: Path) -> None:
     source = fresh(made(tmp_path, "imagenet"))
     source.keys_of(source.rows_of("test"))
     sent = pickle.dumps(source)
@@ -204,7 +204,7 @@ def test_an_image_is_read_once_for_its_key_and_again_after_a_change(
     assert reads.calls == 1 and [a == b for a, b in zip(keys, changed, strict=True)] == [True, False, True, True]
 
 
-def test_an_image_that_changed_without_a_trace_is_not_served_under_its_old_key(tmp_path: Path) -> None:
+def test_an_image_that_changed_under_the_same_size_and_mtime_is_rejected(tmp_path: Path) -> None:
     card = made(tmp_path, "dtd")
     old = fresh(card).keys_of([0])
     path = Path(fresh(card).where(0))
@@ -218,7 +218,7 @@ def test_an_image_that_changed_without_a_trace_is_not_served_under_its_old_key(t
     assert fresh(card).keys_of([0]) == [content_key(path.read_bytes())]
 
 
-def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
+def test_a_plan_reads_only_used_images_and_the_next_plan_reads_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = made(tmp_path, "dtd")
@@ -232,7 +232,28 @@ def test_a_plan_reads_the_images_that_are_used_and_the_next_plan_none(
     assert reads.calls == 8
 
 
-def test_a_file_of_another_size_than_indexed_is_named_and_listed_again(tmp_path: Path) -> None:
+def test_reopening_a_data_set_reads_its_index_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = made(tmp_path, "dtd")
+    builds, readings = Counter(monkeypatch, index, "_build"), Counter(monkeypatch, index, "_cached")
+    source = reopen(card)
+    assert (builds.calls, readings.calls) == (1, 2)  # the cached index, and the one that was built
+    assert reopen(card) is source is source_of(card)
+    assert (builds.calls, readings.calls) == (1, 3)
+
+
+def test_a_dataset_is_pickled_as_its_card_and_rejected_after_a_change(tmp_path: Path) -> None:
+    card = made(tmp_path, "dtd")
+    dataset = check_card(card)
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 2_000 and pickle.loads(sent) == dataset
+    assert pickle.loads(sent).source is dataset.source
+    miniature.with_split_file(Path(card.path), "images", "split_zhou_DescribableTextures.json", OTHER)
+    _SOURCES.clear()
+    with pytest.raises(DataError, match="was changed after the run was planned: type the same command again"):
+        pickle.loads(sent).source  # noqa: B018
+
+
+def test_a_file_with_another_size_than_indexed_is_named_and_listed_again(tmp_path: Path) -> None:
     card = made(tmp_path, "dtd")
     source = fresh(card)
     path = Path(source.where(0))
@@ -245,7 +266,7 @@ def test_a_file_of_another_size_than_indexed_is_named_and_listed_again(tmp_path:
         source.image_bytes(0)
 
 
-def test_what_is_known_is_merged_into_one_file_and_outlives_damage(tmp_path: Path) -> None:
+def test_record_files_are_merged_and_a_damaged_one_is_ignored(tmp_path: Path) -> None:
     folder = tmp_path / "known"
     records = np.zeros(MANY + 2, RECORD)
     records["row"], records["size"], records["mtime"] = np.arange(MANY + 2), 5, 9
@@ -258,7 +279,7 @@ def test_what_is_known_is_merged_into_one_file_and_outlives_damage(tmp_path: Pat
     assert (FileKeyCache(folder, 100).find(records["row"], sizes + 1, mtimes)["mtime"] == 0).all()
 
 
-def test_a_flipped_byte_of_what_is_known_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_file_with_a_flipped_byte_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "known"
     record = np.array([(1, 5, 9, True, 0, 0)], RECORD)
     FileKeyCache(folder, 3).add(record)
@@ -271,7 +292,7 @@ def test_a_flipped_byte_of_what_is_known_is_found(tmp_path: Path, caplog: pytest
     assert "removed, its images are hashed again" in caplog.text
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_memory(
+def test_records_are_kept_in_memory_if_their_folder_cannot_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = FileKeyCache(Path("/dev/null/known"), 3)
@@ -316,9 +337,7 @@ def work(card: DatasetCard, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, 
     return first, looks.calls + sizes.calls, peak
 
 
-def test_the_first_start_is_linear_and_the_second_looks_at_no_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listing_is_linear_and_a_cached_index_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (work(many(tmp_path / str(n), n), monkeypatch) for n in (2_000, 20_000))
     assert large[0] - small[0] == pytest.approx(18_000, abs=10)  # one look a file
     assert large[1] == small[1] < 100

@@ -15,7 +15,7 @@ import pytest
 from pipeline.cards import DatasetCard
 from pipeline.data.dataset import check_card, source_of
 from pipeline.data.indexed_source import IndexedSource
-from pipeline.data.inspect import look
+from pipeline.data.inspect import examine
 from pipeline.errors import DataError
 from tests.support.miniature import picture, put
 
@@ -70,7 +70,7 @@ def test_all_endings_of_images_are_read_in_any_case(tmp_path: Path) -> None:
     assert not skipped(card(tmp_path / "own", test=12))
 
 
-def test_files_that_are_no_images_are_counted_by_reason(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted_by_reason(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     for path in (".DS_Store", "test/Thumbs.db", "test/cat/._0.png", "train/cat/desktop.ini"):
         (root / path).write_bytes(b"\0\5\x16\7")
@@ -92,19 +92,19 @@ def test_files_that_are_no_images_are_counted_by_reason(tmp_path: Path) -> None:
         "archives": (1, "all.zip"),
         "files outside the class folders": (1, "notes.md"),
         "images outside the class folders": (1, "cover.png"),
-        "images in folders that are no split": (1, "unlabelled/1.png"),
+        "images in folders that are not a split": (1, "unlabelled/1.png"),
         "folders below a class folder, without images": (1, "train/dog/empty"),
     }
     assert not opened(card(root)).index.contents.findings
 
 
-def test_what_is_skipped_is_kept_with_the_index_and_logged_with_each_plan(
+def test_skipped_files_are_cached_with_the_index_and_logged_by_each_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = own(tmp_path / "own")
     put(root / "cover.png")
     check_card(card(root))
-    monkeypatch.setattr("pipeline.data.index._make", lambda *_: pytest.fail("the folder was listed again"))
+    monkeypatch.setattr("pipeline.data.index._build", lambda *_: pytest.fail("the folder was listed again"))
     caplog.clear()
     check_card(card(root))
     assert [record.getMessage() for record in caplog.records] == [
@@ -112,17 +112,17 @@ def test_what_is_skipped_is_kept_with_the_index_and_logged_with_each_plan(
     ]
 
 
-def test_empty_class_folders_are_no_classes(tmp_path: Path) -> None:
+def test_empty_class_folders_are_not_classes(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     for split in COUNTS:
         (root / split / "bird").mkdir()
     source = opened(card(root))
     assert source.classnames == ("cat", "dog")
     notes = source.index.contents.notes
-    assert notes[0] == f"1 folders in {root}/test hold no images and are no classes: bird" and len(notes) == 3
+    assert notes[0] == f"1 folders in {root}/test contain no images and are not classes: bird" and len(notes) == 3
     put(root / "test/bird/0.png")
     said = refused(card(root))
-    assert said.endswith(f"/test has the class 'bird', which {root}/train has not (its folder there is empty)")
+    assert said.endswith(f"/test has the class 'bird', which {root}/train does not have (its folder there is empty)")
 
 
 # --- findings -------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ FINDINGS: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "line"), FINDINGS, ids=[damage.__name__ for damage, _ in FINDINGS])
-def test_a_finding_is_refused_by_a_plan_reported_by_check_and_forgotten_once_it_is_resolved(
+def test_a_finding_is_rejected_by_a_plan_and_reported_by_check_until_it_is_resolved(
     tmp_path: Path, damage: Callable[[Path], None], line: str
 ) -> None:
     root = own(tmp_path / "own")
@@ -193,7 +193,7 @@ def test_a_finding_is_refused_by_a_plan_reported_by_check_and_forgotten_once_it_
     assert line in refused(card(root))
     if damage is not all_too_deep:  # which leaves no training image to describe
         for images in (False, True):
-            report = look(card(root), images, lambda _: None)
+            report = examine(card(root), images, lambda _: None)
             assert report.state == "findings" and any(line in finding for finding in report.findings)
             assert not report.unreadable
     shutil.rmtree(root)
@@ -212,12 +212,12 @@ def test_a_mounted_target_resolves_a_broken_link_without_a_change_of_the_folder(
 
 def test_check_sees_files_that_were_overwritten_in_place(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
-    assert look(card(root), False, lambda _: None).state == "fine"
+    assert examine(card(root), False, lambda _: None).state == "fine"
     (root / "test/cat/0.png").write_text(POINTER)
-    assert "1 of 14 images are Git LFS pointers" in look(card(root), False, lambda _: None).findings[0]
+    assert "1 of 14 images are Git LFS pointers" in examine(card(root), False, lambda _: None).findings[0]
 
 
-def test_unknown_endings_are_sniffed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_unknown_endings_are_examined_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = own(tmp_path / "own")
     for kind in ("cat", "dog"):
         for i in range(5):
@@ -236,20 +236,20 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         for i in range(10):
             put(tmp_path / "own" / kind / f"{i}.png")
     source = opened(card(tmp_path / "own", classes=4, train=20, val=8, test=12))
-    assert source.classnames == ("bus", "car", "test", "train") and "made here" in source.made
+    assert source.classnames == ("bus", "car", "test", "train") and "generated with" in source.split_origin
 
 
-def test_images_directly_in_a_split_are_refused(tmp_path: Path) -> None:
+def test_images_directly_in_a_split_folder_are_rejected(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     shutil.rmtree(root / "test")
     put(root / "test/1.png")
-    assert "/test holds images but no class folders: wanted test/CLASS/IMAGE (if test is a class" in refused(card(root))
+    assert "/test contains images but no class folders: expected test/CLASS/IMAGE" in refused(card(root))
     scored = card(root, test_split="val", val=0, test=4)
     check_card(scored)
-    assert skipped(scored) == {"images in folders that are no split": (1, "test/1.png")}
+    assert skipped(scored) == {"images in folders that are not a split": (1, "test/1.png")}
 
 
-def test_val_is_scored_where_the_card_says_so(tmp_path: Path) -> None:
+def test_val_is_scored_if_the_card_says_so(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     scored = card(root, test_split="val", val=0, test=4)
     check_card(scored)
@@ -281,9 +281,9 @@ def test_numbered_class_folders_are_in_numeric_order(tmp_path: Path) -> None:
     assert "class folders '01' and '1' are the same number" in refused(card(root, classes=11))
 
 
-def test_class_folders_that_differ_in_case_are_refused(tmp_path: Path) -> None:
+def test_class_folders_that_differ_only_in_case_are_rejected(tmp_path: Path) -> None:
     root = own(tmp_path / "own", ("Box", "box"))
-    assert "has the classes 'Box' and 'box', which have one prompt: rename or merge one, or type" in refused(card(root))
+    assert "has the classes 'Box' and 'box', which have the same prompt: rename or merge one" in refused(card(root))
     check_card(card(root, duplicates="allow"))
 
 
@@ -314,27 +314,27 @@ def test_a_split_file_may_have_a_byte_order_mark_and_unlisted_images_are_counted
     [
         ([["test/cat/0.png", 0, "cat"]] * 2, "lists test/cat/0.png more than once under test: remove the repetitions"),
         ([["test/cat/0.png", 0, "cat"], ["test/./cat/0.png", 0, "cat"]], "more than once under test"),
-        ([["train/cat/0.png", 1, "dog"]], "lists train/cat/0.png with the labels 0 and 1: leave one"),
+        ([["train/cat/0.png", 1, "dog"]], "lists train/cat/0.png with the labels 0 and 1: remove one"),
     ],
 )
-def test_an_image_that_is_listed_twice_is_refused(tmp_path: Path, rows: list[list[Any]], line: str) -> None:
+def test_an_image_that_is_listed_twice_is_rejected(tmp_path: Path, rows: list[list[Any]], line: str) -> None:
     assert line in refused(split_file(tmp_path / "own", test=rows))
 
 
-def test_two_folders_that_hold_the_listed_images_are_refused(tmp_path: Path) -> None:
+def test_two_folders_with_the_listed_images_are_rejected(tmp_path: Path) -> None:
     found = split_file(tmp_path / "own")
     own(tmp_path / "own/copy")
-    assert "copy/ and images/ beside it both hold train/cat/0.png: move one of them out" in refused(found)
+    assert "copy/ and images/ beside it both contain train/cat/0.png: move one of them out" in refused(found)
 
 
 # --- the same image twice -------------------------------------------------------------------------------------------
 
 
-def test_check_finds_one_image_under_two_labels_and_in_train_and_test(tmp_path: Path) -> None:
+def test_check_reports_images_with_two_labels_and_images_in_train_and_test(tmp_path: Path) -> None:
     root = own(tmp_path / "own")
     for copy in ("test/dog/0.png", "test/cat/1.png", "train/cat/2.png"):
         shutil.copy(root / "test/cat/0.png", root / copy)
-    report = look(card(root), True, lambda _: None)
+    report = examine(card(root), True, lambda _: None)
     assert "3 test images are in train too" in report.findings
     assert "images with another label elsewhere in the set: 1" in report.findings
     assert report.repeated == 1

@@ -74,7 +74,7 @@ def refused(found: DatasetCard) -> str:
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_file_is_read_by_its_own_class_names(tmp_path: Path) -> None:
+def test_each_table_file_is_read_with_its_own_class_names(tmp_path: Path) -> None:
     root = three(tmp_path / "own", ("cow", "ant", "bee"))
     write(root / "test-00000-of-00001.parquet", encoded(NAMES), class_label(list(NAMES)))
     write(root / "val-00000-of-00001.parquet", list(NAMES))  # text
@@ -83,14 +83,14 @@ def test_each_file_is_read_by_its_own_class_names(tmp_path: Path) -> None:
     assert source_of(found).classnames == ("cow", "ant", "bee"), "the order of the training file"
 
 
-def test_dictionary_columns_are_read_by_their_own_dictionaries(tmp_path: Path) -> None:
+def test_dictionary_columns_are_read_with_their_own_dictionaries(tmp_path: Path) -> None:
     for split, order in zip(SPLITS, (NAMES, NAMES[::-1], ("bee", "cow", "ant")), strict=True):
         column = pa.DictionaryArray.from_arrays(pa.array(encoded(order), pa.int8()), pa.array(order))
         write(tmp_path / f"own/{split}.parquet", column)
     assert names_by_image(card(tmp_path / "own")) == list(NAMES) * 3
 
 
-def test_a_file_may_know_fewer_classes_than_the_training_file(tmp_path: Path) -> None:
+def test_a_file_may_have_fewer_classes_than_the_training_file(tmp_path: Path) -> None:
     root = three(tmp_path / "own")
     write(root / "test-00000-of-00001.parquet", [1, 0, 0], class_label(["bee", "ant"]))
     assert names_by_image(card(root))[:3] == ["ant", "bee", "bee"]
@@ -107,18 +107,18 @@ def test_text_labels_that_are_numbers_are_in_numeric_order(tmp_path: Path) -> No
     [
         ([0, 1, 2], class_label(["ant", "bee", "horse"]), "has the class 'horse', which {root}/train-00000-of"),
         ([0, 1, 2], None, "has numbers as labels and no class names, {root}/train-00000-of-00001.parquet has cl"),
-        ([0, 1, 3], class_label(NAMES), "row 2 of {file} has the label 3: wanted one of 3 classes"),
-        ([0, -1, 1], class_label(NAMES), "row 1 of {file} has the label -1: wanted one of 3 classes (images with"),
-        ([0, None, 1], class_label(NAMES), "row 1 of {file} has the label None: wanted one of 3 classes (images witho"),
-        (["ant", "bee", "Ant"], None, "row 2 of {file} has the label 'Ant': wanted one of 3 classes"),
+        ([0, 1, 3], class_label(NAMES), "row 2 of {file} has the label 3: expected one of 3 classes"),
+        ([0, -1, 1], class_label(NAMES), "row 1 of {file} has the label -1: expected one of 3 classes (images with"),
+        ([0, None, 1], class_label(NAMES), "row 1 of {file} has the label None: expected one of 3 classes (images"),
+        (["ant", "bee", "Ant"], None, "row 2 of {file} has the label 'Ant': expected one of 3 classes"),
         ([0, 1, 2], class_label({"0": "ant"}), "{file} has class names in its metadata that are not a list of text"),
-        ([[0], [1], [2]], class_label(NAMES), "{file} has labels of type list<element: int64> in 'label': wanted whol"),
-        ([{"a": 1}] * 3, None, "{file} has labels of type struct<a: int64> in 'label': wanted whole numbers or text"),
-        ([0.0, 1.0, 2.0], class_label(NAMES), "{file} has labels of type double in 'label': wanted whole numbers or "),
-        ([True, False, True], class_label(NAMES), "{file} has labels of type bool in 'label': wanted whole numbers"),
+        ([[0], [1], [2]], class_label(NAMES), "{file} has labels of type list<element: int64> in 'label': expected wh"),
+        ([{"a": 1}] * 3, None, "{file} has labels of type struct<a: int64> in 'label': expected whole numbers or text"),
+        ([0.0, 1.0, 2.0], class_label(NAMES), "{file} has labels of type double in 'label': expected whole numbers"),
+        ([True, False, True], class_label(NAMES), "{file} has labels of type bool in 'label': expected whole numbers"),
     ],
 )  # fmt: skip
-def test_labels_without_a_meaning_are_refused(tmp_path: Path, labels: Any, metadata: Any, line: str) -> None:
+def test_invalid_labels_are_rejected(tmp_path: Path, labels: Any, metadata: Any, line: str) -> None:
     root = three(tmp_path / "own")
     file = write(root / "test-00000-of-00001.parquet", labels, metadata)
     assert line.format(root=root, file=file) in refused(card(root))
@@ -128,13 +128,13 @@ def test_plain_numbers_must_be_whole_and_not_negative(tmp_path: Path) -> None:
     for split in SPLITS:
         write(tmp_path / f"own/{split}.parquet", [0, 1, 2] if split == "train" else [-1, -1, -1])
     said = refused(card(tmp_path / "own", classnames=NAMES))
-    assert "test.parquet has the label -1: wanted 0, 1, 2, ... (images without labels: move the file out, or" in said
+    assert "test.parquet has the label -1: expected 0, 1, 2, ... (images without labels: move the file out, or" in said
     for split in ("val", "test"):
         write(tmp_path / f"own/{split}.parquet", list(NAMES))
     assert "has labels of text" in refused(card(tmp_path / "own", classnames=NAMES))
 
 
-def test_test_images_without_labels_are_left_out_where_val_is_scored(tmp_path: Path) -> None:
+def test_test_images_without_labels_are_not_used_if_val_is_scored(tmp_path: Path) -> None:
     root = three(tmp_path / "own")
     write(root / "test-00000-of-00001.parquet", [-1, -1, -1], class_label(NAMES))
     assert names_by_image(card(root, test_split="val", val=0)) == list(NAMES) * 2
@@ -144,11 +144,11 @@ def test_test_images_without_labels_are_left_out_where_val_is_scored(tmp_path: P
     assert [len(source.rows_of(split)) for split in SPLITS] == [1, 0, 1]
 
 
-def test_two_classes_of_one_name_are_told_apart_by_position(tmp_path: Path) -> None:
+def test_two_classes_with_the_same_name_are_identified_by_position(tmp_path: Path) -> None:
     names = ["crane", "bee", "crane"]
     for split in SPLITS:
         write(tmp_path / f"own/{split}.parquet", [0, 1, 2], class_label(names))
-    assert "has the classes 'crane' and 'crane', which have one prompt" in refused(card(tmp_path / "own"))
+    assert "has the classes 'crane' and 'crane', which have the same prompt" in refused(card(tmp_path / "own"))
     found = card(tmp_path / "own", duplicates="allow")
     check_card(found)
     assert source_of(found).class_ids == ("crane#0", "bee", "crane#2")
@@ -188,18 +188,18 @@ def test_files_and_folders_that_are_named_by_their_split_are_read(tmp_path: Path
             "test-0.parquet and test-00000-of-00001.parquet in {root} both mean the test split: mo",
         ),
         ("TEST-00000-of-00001.parquet", "both mean the test split"),
-        ("other/test-00000-of-00001.parquet", "both mean the test split: move one of them out, or give the one folder"),
+        ("other/test-00000-of-00001.parquet", "both mean the test split: move one of them out, or use the path"),
         ("test/0000.parquet", "both mean the test split"),
         ("validation-00000-of-00001.parquet", "both mean the val split"),
     ],
 )
-def test_two_names_of_one_split_are_refused(tmp_path: Path, name: str, line: str) -> None:
+def test_two_tables_of_one_split_are_rejected(tmp_path: Path, name: str, line: str) -> None:
     root = three(tmp_path / "own")
     write(root / name, [0, 1, 2], class_label(NAMES))
     assert line.format(root=root) in refused(card(root))
 
 
-def test_a_missing_part_is_refused(tmp_path: Path) -> None:
+def test_a_missing_shard_is_rejected(tmp_path: Path) -> None:
     root = three(tmp_path / "own")
     (root / "train-00000-of-00001.parquet").rename(root / "train-00001-of-00002.parquet")
     parts = f"train-00001-of-00002.parquet in {root} says 2 parts, 1 are there (part 0 is missing)"
@@ -216,10 +216,10 @@ def test_a_split_column_and_the_names_of_files_must_agree(tmp_path: Path) -> Non
     assert "has a column `split`, " in refused(card(tmp_path / "own"))
     (tmp_path / "own/all.parquet").unlink()
     assert "row 0 of " in (said := refused(card(tmp_path / "own")))
-    assert said.endswith("has the split 'train', but the name of the file says test: rename the file")
+    assert said.endswith("has the split 'train', but the name of the file means test: rename the file")
 
 
-def test_files_that_are_no_tables_are_counted_and_a_pointer_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_tables_are_counted_and_a_pointer_is_named(tmp_path: Path) -> None:
     root = three(tmp_path / "own")
     write(root / ".cache/test-00000-of-00001.parquet", [0, 1, 2])
     write(root / "cache-1.arrow", [0, 1, 2])

@@ -67,7 +67,7 @@ def test_train_val_and_test_folders(tmp_path: Path, val: str) -> None:
     check(card(image_folder(tmp_path, val=val), "folder"))
 
 
-def test_one_folder_of_class_folders_is_split_by_the_cards_seed(tmp_path: Path) -> None:
+def test_a_folder_of_class_folders_is_split_with_the_seed_of_the_card(tmp_path: Path) -> None:
     for kind in ("big_cat", "dog"):
         for i in range(10):
             put(tmp_path / kind / f"{i}.jpg")
@@ -75,27 +75,29 @@ def test_one_folder_of_class_folders_is_split_by_the_cards_seed(tmp_path: Path) 
     check(found, ("big cat", "dog"))
     again, other = (card(tmp_path, "folder", train=10, val=4, test=6, split_seed=seed) for seed in (1, 2))
     assert source_of(again).digest == source_of(found).digest != source_of(other).digest
-    assert "made here with split_seed 1" in source_of(found).index.made  # type: ignore[attr-defined]
+    assert "generated with split_seed 1" in source_of(found).index.split_origin  # type: ignore[attr-defined]
 
 
-def test_class_names_of_the_card_stand_in_for_the_folders(tmp_path: Path) -> None:
+def test_class_names_of_the_card_replace_folder_names(tmp_path: Path) -> None:
     image_folder(tmp_path)
     named = card(tmp_path, "folder", classnames=("tabby cat", "corgi"))
     check(named, ("tabby cat", "corgi"))
     assert source_of(named).class_ids == ("cat", "dog")
     assert source_of(named).digest != source_of(card(tmp_path, "folder")).digest, "they are in the prompts"
     assert "1 class names are given, " in refused(card(tmp_path, "folder", classnames=("one",)))
-    assert "has the classes 'x' and 'x', which have one prompt: rename or merge one" in refused(
+    assert "has the classes 'x' and 'x', which have the same prompt: rename or merge one" in refused(
         card(tmp_path, "folder", classnames=("x", "x"))
     )
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_data_folder_is_named(tmp_path: Path) -> None:
     assert refused(card(tmp_path / "gone", "folder")) == f"nothing at {tmp_path / 'gone'}"
-    assert f"holds no images in class folders: wanted {tmp_path}/CLASS/IMAGE" in refused(card(tmp_path, "folder"))
+    assert f"contains no images in class folders: expected {tmp_path}/CLASS/IMAGE" in refused(card(tmp_path, "folder"))
     image_folder(tmp_path)
     put(tmp_path / "test/horse/1.jpg")
-    assert refused(card(tmp_path, "folder")).endswith(f"/test has the class 'horse', which {tmp_path}/train has not")
+    assert refused(card(tmp_path, "folder")).endswith(
+        f"/test has the class 'horse', which {tmp_path}/train does not have"
+    )
     few = tmp_path / "few"
     for kind in ("cat", "dog"):
         put(few / kind / "1.jpg")
@@ -168,7 +170,7 @@ def test_hugging_faces_parquet_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "file"])
-def test_what_save_to_disk_writes(tmp_path: Path, stream: bool) -> None:
+def test_the_output_of_save_to_disk_is_read(tmp_path: Path, stream: bool) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation", "test"]}')
     for split, name in (("train", "train"), ("val", "validation"), ("test", "test")):
         write_arrow(tmp_path / name / "data-00000-of-00001.arrow", hugging_face(split), stream)
@@ -192,17 +194,17 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
     [
         (
             pa.table({"picture": [b""]}),
-            "has the columns picture: wanted image, label and split (or a file ",
+            "has the columns picture: expected image, label and split (or a file ",
         ),
-        (plain_table(None), "says no class names: type classnames=FILE (`classnames` in the card), or give text"),
-        (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: wanted one of 1 classes"),
+        (plain_table(None), "has no class names: type classnames=FILE (`classnames` in the card), or give text"),
+        (plain_table({"classes": '["cat"]'}), "row 1 of {path} has the label 1: expected one of 1 classes"),
         (
             plain_table({"classes": '["cat", "cat"]'}),
-            "has the classes 'cat' and 'cat', which have one prompt: ",
+            "has the classes 'cat' and 'cat', which have the same prompt: ",
         ),
         (
             plain_table({"classes": '["cat", "dog"]'}).set_column(2, "split", pa.array(["train"] * 13 + ["probe"])),
-            "row 13 of {path} has the split 'probe': wanted train, val or test",
+            "row 13 of {path} has the split 'probe': expected train, val or test",
         ),
         (
             plain_table({"classes": '["cat", "dog"]'}).set_column(0, "image", pa.nulls(14, pa.binary())),
@@ -215,20 +217,20 @@ def test_a_table_is_read_again_when_it_changes(tmp_path: Path) -> None:
     ],
     ids=["columns", "names", "label gap", "one name twice", "split", "no bytes", "empty"],
 )
-def test_a_table_that_is_wrong_is_named(tmp_path: Path, table: pa.Table, line: str) -> None:
+def test_an_invalid_table_is_rejected(tmp_path: Path, table: pa.Table, line: str) -> None:
     path = tmp_path / "own.parquet"
     pq.write_table(table, path)
     assert line.format(path=path) in refused(card(path, "table"))
 
 
-def test_files_that_are_no_tables_are_named(tmp_path: Path) -> None:
-    assert refused(card(tmp_path, "table")) == f"{tmp_path} holds no .parquet or .arrow file"
+def test_files_that_are_not_tables_are_named(tmp_path: Path) -> None:
+    assert refused(card(tmp_path, "table")) == f"{tmp_path} contains no .parquet or .arrow file"
     for name in ("own.parquet", "own.arrow"):
         (tmp_path / name).write_bytes(b"neither one nor the other")
         assert f"{tmp_path / name} is not a readable {name[4:]} file: " in refused(card(tmp_path / name, "table"))
 
 
-def test_rows_are_mapped_not_held(tmp_path: Path) -> None:
+def test_rows_are_memory_mapped(tmp_path: Path) -> None:
     pq.write_table(plain_table({"classes": '["cat", "dog"]'}), tmp_path / "own.parquet")
     source = source_of(card(tmp_path, "table"))
     before = pa.total_allocated_bytes()

@@ -83,7 +83,7 @@ def test_a_folder_is_added_planned_checked_and_shown(data: Data) -> None:
     assert "mine: fine\n" in data("check", "mine")
     data("show", "mine", "--out", "sheet.png")
     assert Image.open("sheet.png").format == "PNG"
-    assert "replace it by --force" in data.refused("add", "mine", data.root / "own")
+    assert "replace it with --force" in data.refused("add", "mine", data.root / "own")
     data("add", "mine", data.root / "own", "template={} photo", "--force")
     assert 'template: "{} photo"' in (data.root / "conf/dataset/mine.yaml").read_text()
 
@@ -155,7 +155,7 @@ def test_a_shift_set_of_class_folders_has_test_images_alone_and_the_classes_of_i
             put(data.root / "shift" / kind / f"{i}.jpg")
     said = data("add", "moved", "shift", "shift_of=mine")
     assert "0 train, 0 val, 20 test images" in said
-    assert "note: all images are test images, since nothing is fitted on a shift set" in said
+    assert "note: all images are test images, since methods are not fitted on a shift set" in said
     put(data.root / "shift/horse/0.jpg")
     said = data.refused("add", "other", "shift", "shift_of=mine")
     assert "'other' has other classes than 'mine'" in said and "'horse' is not among them" in said
@@ -173,7 +173,7 @@ def test_a_part_of_a_published_set_gets_a_card_of_its_own(data: Data) -> None:
     said = data("add", "part", folder, "layout=imagenet")
     assert "found: imagenet, 4 classes, 24 train, 0 val, 8 test images" in said
     assert 'template: "a photo of a {}."' in (data.root / "conf/dataset/part.yaml").read_text()
-    assert cli.main(["plan", "sweep=smoke", "datasets=[part]", "shots=[2]", "shift=false"]) == 0
+    assert cli.main(["plan", "sweep=smoke", "datasets=[part]", "shots=[2]", "eval_shift=false"]) == 0
     assert "no layout named 'imagnet'; did you mean 'imagenet'" in data.refused("add", "x", folder, "layout=imagnet")
     assert "test=val is for layouts folder" in data.refused("add", "x", folder, "layout=imagenet", "test=val")
 
@@ -181,10 +181,10 @@ def test_a_part_of_a_published_set_gets_a_card_of_its_own(data: Data) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"cat\n\ndog\n", "line 2 of names.txt is empty: wanted one name a line"),
-        (b"\n\n", "names.txt is empty: wanted one name a line"),
+        (b"cat\n\ndog\n", "line 2 of names.txt is empty: expected one name a line"),
+        (b"\n\n", "names.txt is empty: expected one name a line"),
         (b"cat\n", "1 class names are given, "),
-        (b"cat\nCAT\n", "has the classes 'cat' and 'CAT', which have one prompt"),
+        (b"cat\nCAT\n", "has the classes 'cat' and 'CAT', which have the same prompt"),
         ("cat\ndog".encode("utf-16"), "cannot be read (it is UTF-16 or binary: save it as UTF-8)"),
         (b"caf\xe9\ndog", "cannot be read ("),
         (b"tabby cat\ndog\n", "class name 'tabby cat' is given to the class 'dog'"),
@@ -201,7 +201,7 @@ def test_class_names_are_refused_for_other_classes_than_they_were_written_for(da
     data("add", "mine", folder, "classnames=names.txt")
     for split in ("Train", "val", "test"):
         (folder / split / "dog").rename(folder / split / "zebra")
-    assert "has other classes, or another order of them, than when its card was written" in data(
+    assert "has other classes, or a different class order, than when its card was written" in data(
         "check", "mine", expect=2
     )
 
@@ -210,7 +210,7 @@ def test_classes_with_one_prompt_are_added_where_that_is_allowed(data: Data) -> 
     (data.root / "names.txt").write_text("missile\nmissile\n")
     words = ("add", "mine", own(data.root), "classnames=names.txt")
     assert "or type duplicates=allow" in data.refused(*words)
-    assert "note: pairs of classes with one prompt: 1, the first is 'missile' and 'missile'" in data(
+    assert "note: pairs of classes with the same prompt: 1, the first is 'missile' and 'missile'" in data(
         *words, "duplicates=allow"
     )
     assert cli.main(["plan", "sweep=smoke", "datasets=[mine]", "shots=[2]"]) == 0
@@ -218,16 +218,16 @@ def test_classes_with_one_prompt_are_added_where_that_is_allowed(data: Data) -> 
 
 def test_what_cannot_be_added_is_named(data: Data) -> None:
     folder = own(data.root)
-    assert f"but {folder} can be read: give that one" in data.refused("add", "x", data.root)
+    assert f"but {folder} can be read: use that one" in data.refused("add", "x", data.root)
     assert data.refused("add", "x", "gone") == f"nothing at {data.root}/gone"
     assert "comes with Farebox" in data.refused("add", "dtd", folder)
     assert "expected NAME PATH" in data.refused("add", "x")
     assert "expected one {}" in data.refused("add", "x", folder, "template=a photo")
     assert not (data.root / "conf/dataset/x.yaml").exists()
     (data.root / "notes.txt").write_text("words")
-    assert "neither a table nor a split file: wanted train/CLASS" in data.refused("add", "x", data.root / "notes.txt")
+    assert "neither a table nor a split file: expected train/CLASS" in data.refused("add", "x", data.root / "notes.txt")
     (folder / "valid").mkdir()
-    assert "which both mean val: leave one" in data.refused("add", "x", folder)
+    assert "which both mean val: remove one" in data.refused("add", "x", folder)
 
 
 def test_check_names_what_is_wrong_and_tells_it_by_its_exit_code(data: Data) -> None:

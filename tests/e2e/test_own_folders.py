@@ -77,7 +77,7 @@ def test_a_broken_split_file_is_refused(refusal: Refusal) -> None:
         ({"train": [[splits["train"][0][0], 9, "spots"]]}, "has 3 labels but no label 2"),
         (
             {"train": [[splits["train"][0][0], 2, "banded"]]},
-            "has the classes 'banded' and 'banded', which have one prompt",
+            "has the classes 'banded' and 'banded', which have the same prompt",
         ),
     ):
         path.write_text(json.dumps(splits | change))
@@ -98,10 +98,10 @@ def test_a_class_with_too_few_images_is_refused(refusal: Refusal) -> None:
     ]
     assert cli.main(["plan", *words]) == 2
     assert (
-        "class 'banded' has 3: set shots to 3 or fewer, or data.short_classes=take_all"
+        "class 'banded' has 3: set shots to 3 or fewer, or data.small_classes=take_all"
         in refusal.capsys.readouterr()[1]
     )
-    assert cli.main(["plan", *words, "data.short_classes=take_all"]) == 0
+    assert cli.main(["plan", *words, "data.small_classes=take_all"]) == 0
 
 
 def test_an_unknown_class_is_refused(refusal: Refusal) -> None:
@@ -111,4 +111,4 @@ def test_an_unknown_class_is_refused(refusal: Refusal) -> None:
             put(folder / split / kind / "1.jpg")
     card = refusal.root / "own.yaml"
     card.write_text("layout: folder\npath: own\nclasses: 2\ntrain: 2\nval: 2\ntest: 2\ntemplate: 'a {}'\n")
-    assert refusal(card).endswith(f"{folder}/test has the class 'horse', which {folder}/train has not")
+    assert refusal(card).endswith(f"{folder}/test has the class 'horse', which {folder}/train does not have")

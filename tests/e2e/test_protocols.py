@@ -79,7 +79,7 @@ def test_every_format_shows_base_new_and_their_harmonic_mean(base_to_new: Path) 
 
 
 def test_domain_generalisation_is_one_fit_scored_on_several_test_sets(tmp_path: Path) -> None:
-    words = ("sweep=domain_generalization", *SMALL, "shift=[icons_outline]", "methods=[zero_shot,logit_head]")
+    words = ("sweep=domain_generalization", *SMALL, "eval_shift=[icons_outline]", "methods=[zero_shot,logit_head]")
     farebox("run", *words, f"storage={tmp_path}")
     rows = records(tmp_path)
     assert [(r["kind"], r["test_set"]) for r in rows] == [("source", "icons"), ("shift", "icons_outline")] * 4

@@ -27,7 +27,8 @@ from pipeline.blackbox.ray_actors import NAMESPACE, LedgerActor, RemoteLedger, R
 from pipeline.blackbox.ray_pool import RayPool, wait_for_resources
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Limits, Phase
-from pipeline.config.compose import ModelCard, model_card
+from pipeline.cards import ModelCard
+from pipeline.config.card_files import model_card
 from pipeline.errors import BudgetExceeded, ConfigError, DataError, EndpointBusy, LedgerError
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Charge

@@ -12,7 +12,8 @@ from methods.base import Bill, Classes, SoftPrompts
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.request import Kind, Request
 from pipeline.budget import Phase
-from pipeline.config.compose import file_of, model_card
+from pipeline.config.card_files import model_card
+from pipeline.config.files import file_of
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.ledger.records import Charge

@@ -45,7 +45,6 @@ from pipeline.data.images import Images
 from pipeline.results.row import ResultRow
 from pipeline.trials import watchdog
 from pipeline.trials.boundary import ImageHandle, Session
-from pipeline.trials.plan import source_of
 from pipeline.trials.trial import run_recorded, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 from tests.support.patience import patience
@@ -149,7 +148,7 @@ def test_nothing_that_a_method_is_given_leads_to_a_label_or_to_the_machinery(
 
     monkeypatch.setattr("pipeline.trials.supervisor.outside_state", lambda cls: {})
     spec = spec_of(lab, Collector)
-    source = source_of(spec.dataset)
+    source = spec.dataset.source
     done(lab, Collector)
     MAX_BUFFERED.clear()
     kinds = {type(value) for value in found}
@@ -168,7 +167,7 @@ def test_image_sets_and_box_cannot_be_changed_and_the_box_not_kept(lab: Lab) -> 
     spec = spec_of(lab, Honest)
     box = MeteredBox(lab.pool, STORAGE, spec.account, TS, spec.allotment)
     with Session(box, "m") as session:
-        handle = session._open("train", Images.plain(source_of(spec.dataset), "train", np.arange(5), "crop"))
+        handle = session._open("train", Images.plain(spec.dataset.source, "train", np.arange(5), "crop"))
         with pytest.raises(AttributeError, match="cannot be changed"):
             handle._positions = np.arange(3)
         with pytest.raises(ValueError, match="read-only"):

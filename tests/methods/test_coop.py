@@ -22,7 +22,8 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import OpenClipModel
 from pipeline.budget import Limits
-from pipeline.config.compose import model_card, names
+from pipeline.config.card_files import model_card
+from pipeline.config.files import names
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.ledger.ledger import Ledger

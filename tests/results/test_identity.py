@@ -266,8 +266,8 @@ def test_a_reference_of_another_validation_rule_or_draw_is_no_partner() -> None:
 
 
 def test_a_mean_over_data_sets_holds_one_configuration_or_says_so() -> None:
-    def craft(dataset: str, popsize: int, settings: str) -> ResultRow:
-        return trial("craft", dataset=dataset, settings=settings, config=json.dumps({"popsize": popsize}))
+    def craft(dataset: str, popsize: int, hparams: str) -> ResultRow:
+        return trial("craft", dataset=dataset, hparams=hparams, config=json.dumps({"popsize": popsize}))
 
     changed = [craft("icons", 20, "default"), craft("digits", 40, "default")]
     assert {r["label"]: r["datasets"] for r in report_of(changed).summary.to_pylist()} == {

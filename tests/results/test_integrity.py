@@ -17,7 +17,8 @@ from pipeline.blackbox.facts import describe
 from pipeline.cards import EMBEDDED
 from pipeline.cli import main
 from pipeline.commands.leaderboard import leaderboard
-from pipeline.config.compose import compose, model_card
+from pipeline.config.card_files import model_card
+from pipeline.config.compose import compose
 from pipeline.data.source import ParquetSource
 from pipeline.errors import DamagedFile, DataError
 from pipeline.files import DIGESTS, UNSEALED, verified

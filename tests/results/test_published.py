@@ -15,7 +15,9 @@ import pytest
 
 from methods import all_methods
 from pipeline.commands.leaderboard import leaderboard
-from pipeline.config.compose import compose, dataset_card, names
+from pipeline.config.card_files import dataset_card
+from pipeline.config.compose import compose
+from pipeline.config.files import names
 from pipeline.errors import ConfigError
 from pipeline.results.published import EVIDENCE, FILE, ORIGIN, beside, printed, unmatched
 from pipeline.results.published.tables import TITLE, counted, with_printed

@@ -18,13 +18,16 @@ from methods.base import Access, Bill, Method, MethodInfo, TaskShape
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.budget import BUDGETED_PHASES, Limits, Phase, total
-from pipeline.config.compose import MethodChoice, compose, dataset_card
+from pipeline.config.card_files import dataset_card
+from pipeline.config.compose import compose
+from pipeline.config.method_choice import MethodChoice
+from pipeline.data.dataset import source_of
 from pipeline.data.source import ParquetSource
 from pipeline.files import file_sha256
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
-from pipeline.trials.plan import SweepPlan, TrialSpec, make_plan, source_of
+from pipeline.trials.plan import SweepPlan, TrialSpec, make_plan
 from pipeline.trials.trial import few_shot_task, run_trial
 
 STORAGE = "lab"

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline.config.compose import dataset_card
-from pipeline.data.dataset import listing
+from pipeline.config.card_files import dataset_card
+from pipeline.data.dataset import manifest_of
 from pipeline.data.layouts.listing import SPLITS
 
 Splits = Mapping[str, Sequence[tuple[str, int, str]]]
@@ -180,7 +180,7 @@ def make(root: Path, name: str) -> Path:
 def card(root: Path, name: str, file: Path | None = None) -> Path:
     """A card like the published one, with the counts of what was made under the root; the counts are read from it."""
     published = dataset_card(name, str(root))
-    rows = listing(published)
+    rows = manifest_of(published)
     fields = {
         "name": name,
         "layout": published.layout,

@@ -57,7 +57,7 @@ def make(**changes: Any) -> ResultRow:
         "seed": 1,
         "views": "10",
         "validation": "min4",
-        "settings": "default",
+        "hparams": "default",
         "budget_requests": 8000,
         "budget_images": None,
         "status": "done",

@@ -70,9 +70,9 @@ def test_a_missing_test_set_is_named_with_the_key_that_leaves_it_out(lab: Lab, t
     card.write_text(
         lab.card.read_text().replace("small.parquet", "gone.parquet") + "name: elsewhere\nshift_of: small\n"
     )
-    made = estimate(compose([*lab.words, f"shift=[{card}]", "methods=[taskres]"]))
+    made = estimate(compose([*lab.words, f"eval_shift=[{card}]", "methods=[taskres]"]))
     (absent,) = made.missing
-    assert absent.name == "elsewhere" and "gone.parquet (or leave it out: shift=false)" in absent.what
+    assert absent.name == "elsewhere" and "gone.parquet (or leave it out: eval_shift=false)" in absent.what
     (trial,) = made.trials
     assert (trial.trial_id, trial.test_sets) == (None, ("small", "elsewhere"))
     assert trial.bill == lab.spec("taskres").predicted
@@ -88,7 +88,7 @@ def test_base_to_new_is_priced_by_its_base_classes(lab: Lab) -> None:
 
 
 def test_a_whole_val_split_that_would_be_the_test_split_is_refused_without_data() -> None:
-    with pytest.raises(DataError, match="'imagenet' has no val split of its own: type validation=min4"):
+    with pytest.raises(DataError, match="'imagenet' has no val split: type validation=min4"):
         estimate(compose(["sweep=coop", "validation=full"]))
 
 

@@ -27,15 +27,15 @@ from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.request import Request, Response
 from pipeline.blackbox.weights import check_finite
 from pipeline.budget import Limits
-from pipeline.cards import EMBEDDED
-from pipeline.config.compose import ModelCard, compose, model_card
+from pipeline.cards import EMBEDDED, ModelCard
+from pipeline.config.card_files import model_card
+from pipeline.config.compose import compose
 from pipeline.data.images import Images
 from pipeline.data.source import Source
 from pipeline.errors import ConfigError, DataError, EndpointRefused, NonFiniteError
 from pipeline.files import strict_json
 from pipeline.results.row import to_table
 from pipeline.results.store import ResultStore
-from pipeline.trials.plan import source_of
 from pipeline.trials.trial import run_trial
 from tests.support.lab import STORAGE, Lab
 from tests.support.synthetic import make
@@ -277,7 +277,7 @@ def test_a_store_neither_takes_nor_serves_a_row_that_is_not_finite(tmp_path: Pat
 
 def test_a_trial_on_a_model_that_gives_nan_is_a_failed_row(lab: Lab, tmp_path: Path) -> None:
     spec = lab.spec("zero_shot")
-    key = Images.plain(source_of(spec.dataset), "test", spec.eval_sets[0].rows, "crop").keys[7]
+    key = Images.plain(spec.dataset.source, "test", spec.eval_sets[0].rows, "crop").keys[7]
     bad = Lab(tmp_path / "bad", broken(tmp_path, image=key), lab.card)
     (row,) = bad.run(bad.spec("zero_shot"))
     assert (row.status, row.accuracy) == ("failed", None)

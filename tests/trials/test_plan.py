@@ -36,7 +36,14 @@ def test_an_id_does_not_depend_on_sweep_storage_or_order(lab: Lab, tmp_path: Pat
     for words in (
         [f"sweep={mine}"],
         [f"storage={tmp_path / 'elsewhere'}"],
-        ["label=something", "checkpoint_s=1", "threads=2", "concurrency=3", "stale=keep", "budget.sweep.requests=9999"],
+        [
+            "label=something",
+            "checkpoint_s=1",
+            "threads=2",
+            "concurrency=3",
+            "on_code_change=keep",
+            "budget.sweep.requests=9999",
+        ],
         ["method.taskres.alpha=0.5"],  # its default
     ):
         assert ids(lab, *words) == [wanted], words
@@ -92,7 +99,9 @@ def test_the_methods_version_the_precision_and_the_rules_change_the_id(
 
 
 def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
-    with_shift, without = (lab.plan("methods=[zero_shot]", "datasets=[icons]", f"shift={s}") for s in ("true", "false"))
+    with_shift, without = (
+        lab.plan("methods=[zero_shot]", "datasets=[icons]", f"eval_shift={s}") for s in ("true", "false")
+    )
     assert [(t.kind, t.name) for t in with_shift.trials[0].eval_sets] == [
         ("source", "icons"),
         ("shift", "icons_outline"),
@@ -100,7 +109,7 @@ def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
     assert [(t.kind, t.name) for t in without.trials[0].eval_sets] == [("source", "icons")]
     assert with_shift.trials[0].trial_id != without.trials[0].trial_id
     assert estimate(with_shift.config).records()[0]["test_sets"] == ["icons", "icons_outline"]
-    listed = lab.plan("methods=[zero_shot]", "datasets=[icons]", "shift=[icons_outline]")
+    listed = lab.plan("methods=[zero_shot]", "datasets=[icons]", "eval_shift=[icons_outline]")
     assert listed.trials[0].trial_id == with_shift.trials[0].trial_id, "however it was said"
 
 
@@ -133,7 +142,7 @@ def test_a_method_that_the_model_does_not_grant_is_listed_and_not_planned(lab: L
 
 def test_an_impossible_draw_is_refused_before_any_request(lab: Lab) -> None:
     with pytest.raises(
-        DataError, match=r"9 train images a class asked of 'small', but class '.*' has 8: set shots to 8"
+        DataError, match=r"9 train images a class requested from 'small', but class '.*' has 8: set shots to 8"
     ):
         lab.plan("shots=[1,9]")
 

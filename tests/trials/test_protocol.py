@@ -6,7 +6,7 @@ import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -15,12 +15,14 @@ import torch
 import pipeline
 from methods import all_methods
 from methods.base import Bill, FewShotTask, ImageSet, TaskShape
-from pipeline.config.compose import compose, dataset_card
-from pipeline.data.source import Source, opened
+from pipeline.config.card_files import dataset_card
+from pipeline.config.compose import compose
+from pipeline.data.dataset import Dataset, source_of
+from pipeline.data.source import Source
 from pipeline.errors import ConfigError, DataError
 from pipeline.trials import plan as planning
 from pipeline.trials import protocol
-from pipeline.trials.plan import make_plan, source_of
+from pipeline.trials.plan import make_plan
 from pipeline.trials.protocol import within
 from pipeline.trials.trial import few_shot_task
 from tests.support.lab import Lab, plain_bill, write_card, write_source
@@ -38,12 +40,12 @@ def halves(lab: Lab, method: str, *words: str) -> Any:
 
 def test_the_first_half_rounded_up_is_base_and_the_rest_is_new(lab: Lab) -> None:
     spec = halves(lab, "zero_shot")
-    source = source_of(spec.dataset)
+    source = spec.dataset.source
     base, new = spec.eval_sets
     assert (base.name, new.name) == ("small:base", "small:new")
     assert base.classes.names + new.classes.names == source.classnames
     assert (len(base.classes), len(new.classes)) == (3, 2)
-    assert (base.classes.template, new.classes.templates) == (spec.dataset.template, spec.dataset.templates)
+    assert (base.classes.template, new.classes.templates) == (spec.dataset.card.template, spec.dataset.card.templates)
     test = source.rows_of("test")
     assert base.rows.tolist() == [r for r in test if source.labels[r] < 3]
     assert new.rows.tolist() == [r for r in test if source.labels[r] >= 3]
@@ -52,7 +54,7 @@ def test_the_first_half_rounded_up_is_base_and_the_rest_is_new(lab: Lab) -> None
 
 def test_the_shots_are_drawn_over_all_classes_before_half_of_them_is_kept(lab: Lab) -> None:
     everything, half = lab.spec("zero_shot"), halves(lab, "zero_shot")
-    labels = source_of(half.dataset).labels
+    labels = half.dataset.source.labels
     for part in ("train", "val"):
         drawn = getattr(everything.split, part)
         assert getattr(half.split, part) == tuple(row for row in drawn if labels[row] < 3)
@@ -137,7 +139,7 @@ def mixed(folder: Path, name: str, order: Sequence[int], tested: Sequence[int] |
 def test_a_shift_set_of_some_classes_in_another_order_is_scored_on_their_columns(lab: Lab, tmp_path: Path) -> None:
     # the lab's set has the icons 0 to 4: as its own shift, three of them in another order
     card = mixed(tmp_path, "some", [4, 0, 2], shift_of="small")
-    spec = lab.spec("logit_head", f"shift=[{card}]")
+    spec = lab.spec("logit_head", f"eval_shift=[{card}]")
     _, shift = spec.eval_sets
     assert (shift.kind, shift.name, list(shift.columns or ())) == ("shift", "some", [4, 0, 2])
     whole, some = lab.run(spec)
@@ -156,7 +158,7 @@ def test_a_shift_set_with_a_foreign_class_is_refused_by_name(lab: Lab, tmp_path:
     card = mixed(tmp_path, "foreign", [0, 7], shift_of="small")
     name = source_of(dataset_card("icons")).classnames[7]
     with pytest.raises(DataError, match=f"'foreign' has other classes than 'small', .* '{name}' is not among them"):
-        lab.plan("methods=[zero_shot]", f"shift=[{card}]")
+        lab.plan("methods=[zero_shot]", f"eval_shift=[{card}]")
 
 
 class Named(NamedTuple):
@@ -164,6 +166,13 @@ class Named(NamedTuple):
 
     class_ids: tuple[str, ...]
     classnames: tuple[str, ...]
+    digest: str = ""
+
+
+def dataset(name: str, source: Named) -> Dataset:
+    """A data set with these classes."""
+    card = dataclasses.replace(dataset_card(name), classes=len(source.class_ids))
+    return Dataset.of(card, cast(Source, source))
 
 
 WORDS = Named(("cat", "tabby_cat", "dog"), ("cat", "tabby cat", "dog"))
@@ -185,12 +194,8 @@ WNIDS = Named(("n1", "n2", "n3"), ("crane", "crane", "dog"))
         (WNIDS, Named(("n3", "n2"), ("dog", "crane")), [2, 1]),
     ],
 )
-def test_shift_classes_are_found_by_id_and_else_by_name(
-    monkeypatch: pytest.MonkeyPatch, own: Named, other: Named, wanted: list[int]
-) -> None:
-    card = dataclasses.replace(dataset_card("icons"), classes=len(own.class_ids))
-    monkeypatch.setattr(protocol, "source_of", lambda found: own if found is card else other)
-    assert list(protocol.fitted_columns(card, dataset_card("icons_outline"))) == wanted
+def test_shift_classes_are_found_by_id_and_else_by_name(own: Named, other: Named, wanted: list[int]) -> None:
+    assert list(protocol.fitted_columns(dataset("icons", own), dataset("icons_outline", other))) == wanted
 
 
 @pytest.mark.parametrize(
@@ -204,24 +209,23 @@ def test_shift_classes_are_found_by_id_and_else_by_name(
         (WORDS, Named(("Cat", "cat "), ("Cat", "cat ")), "has two classes that are one class of 'icons'"),
     ],
 )
-def test_shift_classes_whose_meaning_is_not_certain_are_refused(
-    monkeypatch: pytest.MonkeyPatch, own: Named, other: Named, foreign: str
-) -> None:
-    card = dataclasses.replace(dataset_card("icons"), classes=len(own.class_ids))
-    monkeypatch.setattr(protocol, "source_of", lambda found: own if found is card else other)
+def test_shift_classes_whose_meaning_is_not_certain_are_refused(own: Named, other: Named, foreign: str) -> None:
     with pytest.raises(DataError) as caught:
-        protocol.fitted_columns(card, dataset_card("icons_outline"))
+        protocol.fitted_columns(dataset("icons", own), dataset("icons_outline", other))
     assert foreign in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["shift=[digits]"], r"shift: 'digits' is no shift of icons: use transfer=\[digits\]"),
-        (["shift=[emoji_contrast]"], r"shift: 'emoji_contrast' is no shift of icons: use datasets=\[emoji\]"),
-        (["shift=[icons_outlin]"], "no dataset named 'icons_outlin'; did you mean 'icons_outline'"),
+        (["eval_shift=[digits]"], r"eval_shift: 'digits' is no shift of icons: use transfer=\[digits\]"),
+        (["eval_shift=[emoji_contrast]"], r"eval_shift: 'emoji_contrast' is no shift of icons: use datasets=\[emoji\]"),
+        (["eval_shift=[icons_outlin]"], "no dataset named 'icons_outlin'; did you mean 'icons_outline'"),
         (["transfer=[digit]"], "no dataset named 'digit'; did you mean 'digits'"),
-        (["protocol=base_to_new", "shift=[icons_outline]"], "shift: protocol=base_to_new scores base and new classes"),
+        (
+            ["protocol=base_to_new", "eval_shift=[icons_outline]"],
+            "eval_shift: protocol=base_to_new scores base",
+        ),
         (["protocol=base_to_new", "transfer=[digits]"], "transfer: protocol=base_to_new scores base and new classes"),
     ],
 )
@@ -236,9 +240,9 @@ def test_eval_sets_are_all_shifts_none_or_the_listed_ones(lab: Lab) -> None:
         return [(t.kind, t.name) for spec in plan.trials for t in spec.eval_sets if t.kind != "source"]
 
     assert tested() == [("shift", "icons_outline"), ("shift", "emoji_contrast")]
-    assert tested("shift=false") == []
-    assert tested("shift=[emoji_contrast]") == [("shift", "emoji_contrast")]
-    assert tested("shift=false", "transfer=[emoji,digits]") == [
+    assert tested("eval_shift=false") == []
+    assert tested("eval_shift=[emoji_contrast]") == [("shift", "emoji_contrast")]
+    assert tested("eval_shift=false", "transfer=[emoji,digits]") == [
         *(("transfer", "emoji"), ("transfer", "digits")),  # of icons
         ("transfer", "digits"),  # of emoji, which is no transfer set of itself
     ]
@@ -262,8 +266,8 @@ def test_the_digest_of_a_test_set_covers_the_names_and_templates_given_to_predic
     card = mixed(tmp_path, "other", [4, 0, 2], shift_of="small")
 
     def digests() -> tuple[str, str]:
-        shift = lab.spec("zero_shot", f"shift=[{card}]").eval_sets[-1]
-        transfer = lab.spec("zero_shot", "shift=false", f"transfer=[{card}]").eval_sets[-1]
+        shift = lab.spec("zero_shot", f"eval_shift=[{card}]").eval_sets[-1]
+        transfer = lab.spec("zero_shot", "eval_shift=false", f"transfer=[{card}]").eval_sets[-1]
         assert (shift.kind, transfer.kind) == ("shift", "transfer")
         return shift.digest, transfer.digest
 
@@ -291,7 +295,7 @@ def test_bills_are_predicted_from_the_card_alone(monkeypatch: pytest.MonkeyPatch
     asked = [f"methods=[{','.join(ABLE)}]", "shots=[1,4]", *words]
     plan = lab.plan(*asked)
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "source_of", None)  # no file is opened
+        patch.setattr("pipeline.data.dataset.source_of", None)  # no file is opened
         config = compose([*lab.words, *asked])
         cells, left_out = planning.cells(config)
         width = planning.describe(config.model).feature_dim
@@ -324,7 +328,7 @@ def test_classes_with_fewer_images_than_shots_are_billed_as_they_are_drawn(
     card = write_card(tmp_path, source, classes=3, **sizes)
     with pytest.raises(DataError, match="has 2"):
         lab.spec(method, f"datasets=[{card}]")
-    spec = lab.spec(method, f"datasets=[{card}]", "data.short_classes=take_all")
+    spec = lab.spec(method, f"datasets=[{card}]", "data.small_classes=take_all")
     (row,) = lab.run(spec)
     assert (row.status, row.error) == ("done", None)
     assert len(spec.split.train) == 4 + 2 + 4 and plain_bill(row) == spec.predicted
@@ -352,7 +356,7 @@ class Noting(np.ndarray):  # type: ignore[type-arg]
 def test_every_read_of_test_labels_is_counted_in_the_row(lab: Lab, words: list[str]) -> None:
     spec = lab.spec("bbt", *words, "budget.requests=200")
     reads: dict[str, int] = {}
-    sources: dict[str, Source] = {t.card.name: opened(source_of(t.card)) for t in spec.eval_sets}
+    sources: dict[str, Source] = {t.dataset.name: t.dataset.source for t in spec.eval_sets}
     for source in sources.values():
         noting = source.labels.view(Noting)
         noting.noted = []
@@ -366,7 +370,7 @@ def test_every_read_of_test_labels_is_counted_in_the_row(lab: Lab, words: list[s
         for source in sources.values():
             vars(source)["labels"] = np.asarray(source.labels)
     counted = {name: sum(r.test_label_reads for r in rows if r.test_set.split(":")[0] == name) for name in sources}
-    assert counted[spec.dataset.name] == sum(t.card is spec.dataset for t in spec.eval_sets) + spec.curve
+    assert counted[spec.dataset.name] == sum(t.dataset is spec.dataset for t in spec.eval_sets) + spec.curve
     if spec.protocol == "all_to_all":  # halves are chosen by label as well, each time they are listed
         assert reads == counted
     assert all(reads[name] >= counted[name] for name in sources)
@@ -410,7 +414,7 @@ def test_a_split_is_kept_in_drawn_order_within_some_classes() -> None:
     spec = make_plan(compose(["sweep=smoke", "datasets=[icons]", "methods=[zero_shot]", "shots=4", "seeds=1"])).trials[
         0
     ]
-    source = source_of(spec.dataset)
+    source = spec.dataset.source
     some = within(spec.split, source, range(2, 5))
     assert some.train == tuple(r for r in spec.split.train if 2 <= source.labels[r] < 5) and len(some.train) == 12
     assert within(spec.split, source, range(16)) == spec.split
@@ -420,5 +424,5 @@ def test_the_shape_of_a_base_to_new_task_is_the_base_classes(lab: Lab) -> None:
     spec = halves(lab, "bbt")
     shape = TaskShape.of(few_shot_task(spec), lab.pool.info.feature_dim)
     config = compose([*lab.words, "protocol=base_to_new"])
-    assert planning.shape_of(config, spec.dataset, spec.shots, shape.feature_dim) == shape
+    assert planning.shape_of(config, spec.dataset.card, spec.shots, shape.feature_dim) == shape
     assert (shape.n_classes, shape.n_train, shape.n_val) == (3, 12, 12)

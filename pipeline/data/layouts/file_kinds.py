@@ -1,8 +1,9 @@
-"""Kinds of files by name and by first bytes: images, archives, files of operating systems, Git LFS pointers."""
+"""Classify files by name and by first bytes: images, archives, system files, Git LFS pointers."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import DataError
@@ -12,9 +13,9 @@ IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"),
     *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Endings of files that are taken for images, in lower case."""
+"""Endings of image files, in lower case."""
 NOT_DECODED = (".heic", ".heif", ".jxl", ".svg", ".tga", ".dng", ".cr2", ".nef", ".arw", ".exr", ".dcm")
-"""Endings of image formats that are not decoded here."""
+"""Endings of image formats that cannot be decoded."""
 TABLES = (".parquet", ".arrow")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 SYSTEM_FILES = {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
@@ -24,32 +25,32 @@ _MAGIC = (
     *(b"P5\n", b"P6\n", b"P4\n", b"qoif", b"8BPS"),
 )
 POINTER_SIZES = range(120, 200)
-"""Bytes of a Git LFS pointer."""
+"""Possible sizes of a Git LFS pointer in bytes."""
 SYSTEM = "system files (.DS_Store, Thumbs.db, ._*, __MACOSX, @eaDir)"
 HIDDEN = "hidden files and folders"
 
 
 def hidden_reason(name: str, is_folder: bool) -> str:
-    """Return why an entry of this name is never used; an empty string for all others."""
+    """Return the reason to skip an entry with this name; an empty string for other names."""
     system = name.startswith("._") or name.lower() in (SYSTEM_FOLDERS if is_folder else SYSTEM_FILES)
     return SYSTEM if system else HIDDEN if name.startswith(".") else ""
 
 
-def entries(where: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder.
+def entries(where: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder.
 
     Raises:
-        DataError: the folder cannot be listed.
+        DataError: The folder cannot be listed.
     """
     try:
-        with os.scandir(where) as found:
-            return list(found)
+        with os.scandir(where) as scan:
+            yield from scan
     except OSError as error:
         raise DataError(f"{where} cannot be listed ({error.strerror})") from error
 
 
 def has_images(where: Path) -> bool:
-    """Return True when a folder holds an image directly, or a link with an image's name."""
+    """Return True when a folder directly contains an image, or a link with the name of an image."""
     return any(
         ends_in(entry.name, IMAGES) and not hidden_reason(entry.name, False) and (entry.is_file() or entry.is_symlink())
         for entry in entries(where)
@@ -57,7 +58,7 @@ def has_images(where: Path) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """Return True when a file's first bytes are those of an image format."""
+    """Return True when the first bytes of a file are those of an image format."""
     head = _head(path)
     return (
         head.startswith(_MAGIC)
@@ -68,7 +69,7 @@ def is_image(path: Path) -> bool:
 
 
 def is_pointer(path: Path) -> bool:
-    """Return True when a file is a Git LFS pointer; its size is one of POINTER_SIZES then."""
+    """Return True when a file is a Git LFS pointer. Call it only for files whose size is in POINTER_SIZES."""
     return _head(path).startswith(LFS_POINTER)
 
 
@@ -81,5 +82,5 @@ def _head(path: Path) -> bytes:
 
 
 def ends_in(name: str, endings: tuple[str, ...]) -> bool:
-    """Return True when a file name has one of these endings, in any case."""
+    """Return True when a file name has one of these endings, ignoring case."""
     return name.lower().endswith(endings)

@@ -1,4 +1,4 @@
-"""What a layout's reader finds: the images of a folder with labels and splits, before any of them is opened."""
+"""What a layout's reader returns: the rows of a data set with labels and splits, before any image is opened."""
 
 from __future__ import annotations
 
@@ -19,65 +19,64 @@ from pipeline.untrusted import check_texts
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, int, str]
-"""Path under the listing's root, label, split."""
+"""Path relative to the listing's root, label, split."""
 SCHEMA = pa.schema([("path", pa.string()), ("label", pa.int32()), ("split", pa.int8())])
-"""`split` is its place in SPLITS."""
+"""`split` is the position in SPLITS."""
 BATCH = 65_536
-"""Rows that are held in memory at a time while a folder is listed."""
-
+"""Maximum number of rows in memory while a folder is listed."""
 
 T = TypeVar("T")
 
 
 class Options(NamedTuple):
-    """What a data set's card says about its splits."""
+    """Options of a card that concern splits."""
 
     split_seed: int = 1
-    """Of a split that is made here."""
+    """Seed of a split that is generated."""
     test_split: str = ""
-    """The split that is scored, where it is not `test`: val."""
+    """The split that is scored instead of test: val, or empty for test."""
     test_only: bool = False
-    """The set is the shift of another one: nothing is fitted on it."""
+    """Whether the data set is a shift set, on which methods are not fitted."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set as its folder lists it. Its rows may be walked more than once."""
+    """A data set as a reader lists it. The rows may be iterated more than once."""
 
     root: Path
     classnames: tuple[str, ...]
-    """As the files write them, in label order."""
+    """Class names in label order, as the files write them."""
     class_ids: tuple[str, ...]
-    """What tells classes apart, and says which are the same in another set: WordNet ids, or the names in the files."""
+    """Identifiers by which the classes of two data sets are matched: WordNet ids, or the names in the files."""
     batches: Callable[[], Iterator[pa.RecordBatch]]
-    """The rows, some at a time: the columns of SCHEMA, and `image` (binary) where images are not files."""
+    """The rows in batches: the columns of SCHEMA, and `image` (binary) if the images are not files."""
     watched: tuple[Path, ...]
-    """Files and folders that the rows were read from: when one of them changes, they are read again."""
-    made: str = ""
-    """How the split was made, where it is not the published one."""
+    """Files and folders that the rows were read from. The rows are read again when one of them changes."""
+    split_origin: str = ""
+    """How the split was generated; empty if it is the published one."""
     order: str = ""
     """What decides the order of the labels."""
     contents: Callable[[], Contents] = Contents
-    """What else the folder holds; complete once the rows have been walked."""
+    """The other content of the folder; complete after the rows have been iterated."""
     stated: bool = False
-    """Whether the paths are taken from a split file or list, rather than found by listing folders."""
+    """Whether the paths were read from a split file or list, not found by listing folders."""
 
 
 class Manifest:
-    """Listed rows [N]: enough to draw from and to name images by."""
+    """The rows [N] of a listing, without images."""
 
     def __init__(self, table: pa.Table, listing: Listing) -> None:
         self.table, self.classnames, self.class_ids = table, listing.classnames, listing.class_ids
-        self.made, self.order = listing.made, listing.order
+        self.split_origin, self.order = listing.split_origin, listing.order
 
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels [N], int64."""
-        return _numbers(self.table["label"], np.int64)
+        return numbers(self.table["label"], np.int64)
 
     @cached_property
     def _split(self) -> np.ndarray:
-        return _numbers(self.table["split"], np.int8)
+        return numbers(self.table["split"], np.int8)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -89,17 +88,17 @@ class Manifest:
         return np.flatnonzero(self._split == SPLITS.index(split))
 
     def path(self, row: int) -> str:
-        """A row's path, as listed."""
+        """Path of a row, as listed."""
         return str(self.table["path"][int(row)])
 
 
-def _numbers(column: pa.ChunkedArray, kind: type) -> np.ndarray:
-    """A column as one array; Arrow's own to_numpy loads pandas."""
+def numbers(column: pa.ChunkedArray, kind: type) -> np.ndarray:
+    """Return a column as one array. (Arrow's own to_numpy imports pandas.)"""
     return np.concatenate([np.empty(0, kind), *(np.from_dlpack(chunk) for chunk in column.chunks)], dtype=kind)
 
 
 def batches(rows: Callable[[], Iterable[Row]]) -> Callable[[], Iterator[pa.RecordBatch]]:
-    """Rows as Arrow, BATCH at a time."""
+    """Convert rows to Arrow batches of BATCH rows."""
     return lambda: _batches(rows())
 
 
@@ -112,15 +111,15 @@ def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
 
 
 def listed(listing: Listing) -> Manifest:
-    """All rows in memory, no image looked for."""
+    """Return all rows of a listing. The images need not exist."""
     return Manifest(pa.Table.from_batches((batch.select(SCHEMA.names) for batch in listing.batches()), SCHEMA), listing)
 
 
 def scored(splits: dict[str, T], options: Options, where: Path) -> dict[str, T]:
-    """Return the splits with the one that the card names as `test_split` in the place of test.
+    """Return the splits after `test_split` replaces the test split.
 
     Raises:
-        DataError: there is no such split.
+        DataError: There is no such split.
     """
     if not options.test_split:
         return splits
@@ -131,12 +130,12 @@ def scored(splits: dict[str, T], options: Options, where: Path) -> dict[str, T]:
 
 
 def folders(where: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted; hidden ones and those of operating systems left out."""
+    """Return the sorted names of the folders in a folder, without hidden and system folders."""
     return sorted(entry.name for entry in entries(where) if entry.is_dir() and not hidden_reason(entry.name, True))
 
 
 def files(where: Path, endings: tuple[str, ...] = ("",)) -> list[str]:
-    """Return the names of the files in a folder that end so, sorted; hidden ones and system files left out."""
+    """Return the sorted names of the files in a folder with these endings, without hidden and system files."""
     return sorted(
         entry.name
         for entry in entries(where)

@@ -1,4 +1,4 @@
-"""The layouts that a card can name, and the listing of a data set by its layout."""
+"""The registry of layouts, and the function that lists a data set by its layout."""
 
 from __future__ import annotations
 
@@ -17,85 +17,85 @@ from pipeline.untrusted import check_texts
 
 
 class Reader(Protocol):
-    """Lists one kind of data set, without opening an image."""
+    """Lists the rows of data sets with one layout, without opening images."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Files and folders in it without which nothing can be read."""
+        """Files and folders without which nothing can be read."""
         ...
 
     def lists(self, folder: Path) -> bool:
-        """True when the rows can be listed though the images are not there."""
+        """Return True when the rows can be listed without the images."""
         ...
 
     def read(self, folder: Path, options: Options) -> Listing:
-        """List all images. DataError when the files are not laid out so."""
+        """List all rows. Raises DataError when the files have another layout."""
         ...
 
 
 READERS: dict[str, Reader] = {**COOP, "folder": ImageFolder(), "table": Tables(), "split_file": OwnSplitFile()}
 LAYOUTS = ("parquet", *READERS)
-"""All layouts: `parquet` is one file that is named by its digest, read by ParquetSource."""
+"""All layouts. `parquet` is one file that is identified by its digest and read by ParquetSource."""
 
 
 class LayoutSpec(NamedTuple):
-    """All that a listing depends on beside the files themselves."""
+    """Everything that a listing depends on, apart from the files themselves."""
 
     layout: str
     path: str
     classnames: tuple[str, ...] = ()
-    """In place of the files' own."""
+    """Class names in label order, instead of those in the files."""
     split_seed: int = 1
     test_split: str = ""
     test_only: bool = False
     classes_digest: str = ""
-    """Of the ids of the classes that `classnames` was written for, if that is known."""
+    """Digest of the ids of the classes that `classnames` was written for; empty if unknown."""
     duplicates: bool = False
     """Classes may have the same prompt."""
 
 
-def read(recipe: LayoutSpec, images: bool = True) -> Listing:
-    """List a data set; with images=False it is enough that its split file or lists are there.
+def read(spec: LayoutSpec, images: bool = True) -> Listing:
+    """List a data set. With images=False, its split file or lists are enough.
 
     Raises:
-        DataError: the files are not there or not laid out so, or the class names do not fit.
+        DataError: Files are missing or have another layout, or the class names do not match.
     """
-    where, reader = Path(recipe.path), READERS[recipe.layout]
-    if (absent := missing(recipe.layout, recipe.path)) and (images or not reader.lists(where)):
+    where, reader = Path(spec.path), READERS[spec.layout]
+    if (absent := missing(spec.layout, spec.path)) and (images or not reader.lists(where)):
         raise DataError(absent[0])
-    if recipe.test_split and recipe.layout in COOP:
-        raise DataError(f"test={recipe.test_split} is for layouts folder, table and split_file, not {recipe.layout}")
-    listing = reader.read(where, Options(recipe.split_seed, recipe.test_split, recipe.test_only))
-    check_texts(recipe.path, (*listing.classnames, *listing.class_ids))
-    if recipe.classnames:
-        check_names(recipe.path, listing.class_ids, recipe.classnames)
-        if recipe.classes_digest not in ("", ids_digest(listing.class_ids)):
+    if spec.test_split and spec.layout in COOP:
+        raise DataError(f"test={spec.test_split} is for layouts folder, table and split_file, not {spec.layout}")
+    listing = reader.read(where, Options(spec.split_seed, spec.test_split, spec.test_only))
+    check_texts(spec.path, (*listing.classnames, *listing.class_ids))
+    if spec.classnames:
+        check_names(spec.path, listing.class_ids, spec.classnames)
+        if spec.classes_digest not in ("", ids_digest(listing.class_ids)):
             raise DataError(
-                f"{recipe.path} has other classes, or another order of them, than when its card was written: type "
+                f"{spec.path} has other classes, or a different class order, than when its card was written: type "
                 "farebox data add again, with --force"
             )
-        listing = dataclasses.replace(listing, classnames=recipe.classnames)
+        listing = dataclasses.replace(listing, classnames=spec.classnames)
     if not listing.classnames:
         raise DataError(
-            f"{recipe.path} says no class names: type classnames=FILE (`classnames` in the card), or give text labels, "
+            f"{spec.path} has no class names: type classnames=FILE (`classnames` in the card), or give text labels, "
             "Hugging Face's ClassLabel, or a JSON list under `classes` in the schema's metadata"
         )
-    check_prompts(recipe.path, listing.classnames, recipe.duplicates or isinstance(reader, ImageNet))
-    contents, notes = listing.contents, _notes(recipe)
+    check_prompts(spec.path, listing.classnames, spec.duplicates or isinstance(reader, ImageNet))
+    contents, notes = listing.contents, _notes(spec)
     return dataclasses.replace(
         listing, class_ids=distinct_ids(listing.class_ids), contents=lambda: contents().plus(notes=notes)
     )
 
 
-def _notes(recipe: LayoutSpec) -> list[str]:
-    """Return what the recipe changes about the splits that the files have."""
-    if not recipe.test_split:
+def _notes(spec: LayoutSpec) -> list[str]:
+    """Return notes on how the spec changes the splits of the files."""
+    if not spec.test_split:
         return []
-    return [f"the {recipe.test_split} images are the test images, and nothing is left in {recipe.test_split}"]
+    return [f"the {spec.test_split} images are the test images, and nothing is left in {spec.test_split}"]
 
 
 def missing(layout: str, path: str) -> tuple[str, ...]:
-    """One line for each thing that is not where this layout has it; nothing when all is there."""
+    """Return one line for each file or folder that this layout needs and that is missing."""
     where, needs = Path(path), READERS[layout].needs
     if not where.is_absolute():
         return (f"no folder for data sets is set: type data.root=DIR (or set FAREBOX_DATA), DIR holding {path}/",)
@@ -103,12 +103,12 @@ def missing(layout: str, path: str) -> tuple[str, ...]:
         return (f"nothing at {where}{_elsewhere(where, needs)}",)
     lines = tuple(f"{where} has no {name}" for name in needs if not (where / name).exists())
     if len(lines) == len(needs) and (inside := _nested(where, needs)):
-        return (f"{where} has no {needs[0]}, but {inside} has: move what is in it up one level",)
+        return (f"{where} has no {needs[0]}, but {inside} has: move its content up one level",)
     return lines
 
 
 def _elsewhere(where: Path, needs: tuple[str, ...]) -> str:
-    """Where it seems to be, when `data.root` is one level too deep or too high."""
+    """Return a hint for a message when `data.root` is one level too low or too high."""
     root = where.parent
     if needs and all((root / name).exists() for name in needs):
         return f": {root} is the data set itself; set data.root={root.parent}, the folder above it"

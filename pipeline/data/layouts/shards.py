@@ -1,7 +1,7 @@
-"""Names of table files: which split each file belongs to, and whether the files of a split belong together.
+"""Determine the split of each table file from its name, and check that the files of a split form one table.
 
 Accepted names are SPLIT.parquet, SPLIT-N.parquet and SPLIT-N-of-M.parquet (or .arrow), and any one such name inside a
-folder called SPLIT. Other files that begin with the name of a split, as train_unlabeled.parquet, are refused.
+folder called SPLIT. Other files that begin with the name of a split, as train_unlabeled.parquet, are rejected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SPARK = re.compile(r"part-(\d+)-[0-9a-f]{8}-.*")
 
 
 class Shard(NamedTuple):
-    """What a file's name says: shards with equal fields but for the number are parts of one table."""
+    """The parts of a file name. Shards that differ only in their number are parts of one table."""
 
     folder: Path
     stem: str
@@ -31,7 +31,7 @@ class Shard(NamedTuple):
 
 
 def tables_below(where: Path) -> list[Path]:
-    """Return the tables below a folder in the order of their paths, without those that Hugging Face's `map` left."""
+    """Return the tables below a folder, sorted by path, without the cache files of Hugging Face's `map`."""
     return sorted(
         path
         for path, reason in walk(where)
@@ -40,7 +40,7 @@ def tables_below(where: Path) -> list[Path]:
 
 
 def shard_of(path: Path) -> Shard:
-    """Split a file's name into its parts."""
+    """Parse a file name."""
     stem = path.stem.lower()
     if match := _SPARK.fullmatch(stem):
         return Shard(path.parent, "part", path.suffix.lower(), None, int(match[1]))
@@ -51,10 +51,10 @@ def shard_of(path: Path) -> Shard:
 
 
 def split_of(path: Path, root: Path, has_column: bool) -> str | None:
-    """Return the split that a file's name says, or that of its nearest folder; None when neither says one.
+    """Return the split that the name of a file or of its nearest folder means; None if neither means one.
 
     Raises:
-        DataError: a name begins with that of a split, but has more in it, and the file has no split column.
+        DataError: A name begins with the name of a split but is longer, and the file has no split column.
     """
     for name in (shard_of(path).stem, *(parent.name.lower() for parent in path.relative_to(root).parents)):
         if name in NAMES_OF_SPLITS:
@@ -71,7 +71,7 @@ def check_shards(root: Path, split_of_path: Mapping[Path, str | None]) -> None:
     """Check that the files of each split are the parts of one table, and that no part is missing.
 
     Raises:
-        DataError: naming two files that mean one split, or the missing part.
+        DataError: Naming two tables of one split, or the missing part.
     """
     by_split: dict[str | None, list[Path]] = {}
     for path, split in split_of_path.items():
@@ -96,7 +96,7 @@ def _check_split(root: Path, meaning: str, paths: Sequence[Path]) -> None:
         if other != path:
             raise DataError(
                 f"{other.relative_to(root)} and {path.relative_to(root)} in {root} both {meaning}: move one of them "
-                "out, or give the one folder or file that is meant"
+                "out, or use the path of one of them"
             )
     if first.total is not None:
         numbers = {number for number in seen if number is not None}

@@ -1,7 +1,7 @@
-"""Which files of a data folder are used, and which are skipped and why.
+"""Record which files of a data folder are used, and which are skipped for what reason.
 
-Skipped files are counted by reason. Some reasons are findings: files that were probably meant to be used, such as links
-to images that are not there. `farebox data add` and `farebox run` refuse a data set with findings, `farebox data check`
+Skipped files are counted by reason. Some reasons are findings: files that were probably meant to be used, such as
+broken links to images. `farebox data add` and `farebox run` reject a data set with findings; `farebox data check`
 reports them.
 """
 
@@ -27,11 +27,11 @@ from pipeline.data.layouts.file_kinds import (
 from pipeline.errors import DataError
 
 SNIFFED = 2_000
-"""Files with unknown endings that are opened for their first bytes, at most."""
+"""Maximum number of files with unknown endings whose first bytes are read."""
 SNIFFED_OF_FOLDER = 2
-"""Of those with one ending in one folder."""
+"""The same for each ending in each folder."""
 WALKED = 1_000_000
-"""Files below a folder that are counted, at most."""
+"""Maximum number of files below a folder that are counted."""
 BROKEN = "links to files that are not there"
 SPECIAL = "FIFOs, devices or sockets"
 NESTED = "images in a folder below a class folder"
@@ -47,33 +47,33 @@ ADVICE = {
     SPECIAL: "remove them",
     NESTED: "move them into the class folder, or make each folder a class",
 }
-"""What to do about the reasons that are findings."""
+"""What to do about a reason that is a finding."""
 
 
 class Skipped(NamedTuple):
-    """Files that are not used for one reason."""
+    """The files that are skipped for one reason."""
 
     reason: str
     files: int
     first: str
-    """Path of the first of them, under the data set's folder."""
+    """Path of the first one, relative to the data set's folder."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.files:,}, the first is {self.first}"
 
 
 class Contents(NamedTuple):
-    """What a data folder holds beside the images that are used."""
+    """Content of a data folder other than the images that are used."""
 
     skipped: tuple[Skipped, ...] = ()
     findings: tuple[str, ...] = ()
-    """One line for each thing that must be resolved before the data set is used."""
+    """One line for each problem that must be resolved before the data set can be used."""
     notes: tuple[str, ...] = ()
-    """One line for each choice that was made while listing."""
+    """One line for each decision that the reader took."""
 
     @classmethod
     def of(cls, record: Any) -> Contents:
-        """Build from the lists that JSON returns."""
+        """Convert from the lists of a JSON file."""
         skipped, findings, notes = record
         return cls(tuple(Skipped(*one) for one in skipped), tuple(findings), tuple(notes))
 
@@ -90,11 +90,11 @@ class Contents(NamedTuple):
 
 @dataclass
 class _Folder:
-    """What was skipped in one folder, by reason; files with unknown endings by their ending."""
+    """Skipped files of one folder by reason, and files with unknown endings by ending."""
 
     reasons: dict[str, tuple[int, str]] = field(default_factory=dict)
     endings: dict[str, list[str]] = field(default_factory=dict)
-    """Paths of the first files with each unknown ending."""
+    """Paths of the first files with each unknown ending, SNIFFED_OF_FOLDER at most."""
     of_ending: Counter[str] = field(default_factory=Counter)
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
@@ -109,9 +109,9 @@ class _Folder:
 
 
 class Inventory:
-    """Lists class folders and their images, and keeps account of every other entry.
+    """List class folders and their images, and record every other entry.
 
-    A folder may be listed more than once; the last account of it counts.
+    When a folder is listed more than once, the last record counts.
     """
 
     def __init__(self, root: Path) -> None:
@@ -120,7 +120,7 @@ class Inventory:
         self._accounts: dict[Path, _Folder] = {}
 
     def folders(self, where: Path) -> list[str]:
-        """Return the names of the folders in a folder that holds class folders, sorted."""
+        """Return the sorted names of the class folders in a folder."""
         account = self._accounts[where] = _Folder()
         names = []
         for entry in entries(where):
@@ -134,7 +134,7 @@ class Inventory:
         return sorted(names)
 
     def images(self, where: Path) -> list[str]:
-        """Return the names of the images in a class folder, sorted."""
+        """Return the sorted names of the images in a class folder."""
         account = self._accounts[where] = _Folder()
         names = []
         for entry in entries(where):
@@ -143,7 +143,7 @@ class Inventory:
             elif self._is_system(entry, account) or self._is_broken(entry, account):
                 continue
             elif entry.is_dir():
-                self._count_below(entry, account)
+                self._add_folder(Path(entry.path), account, NESTED, BELOW)
             elif not entry.is_file():
                 account.add(SPECIAL, self._path(entry))
             else:
@@ -151,16 +151,12 @@ class Inventory:
         return sorted(names)
 
     def skip_folder(self, where: Path, reason: str) -> None:
-        """Account for a whole folder that is not used."""
+        """Record a whole folder that is not used."""
         account = self._accounts[where] = _Folder()
-        images = [path for path, hidden in walk(where) if not hidden and ends_in(path.name, IMAGES)]
-        if images:
-            account.add(f"images in {reason}", os.path.relpath(images[0], self.root), len(images))
-        else:
-            account.add(f"{reason}, without images", str(where.relative_to(self.root)))
+        self._add_folder(where, account, f"images in {reason}", f"{reason}, without images")
 
     def unused(self, where: Path, used: set[str], images: str) -> None:
-        """Account for all files below a folder whose paths under the root are not in `used`."""
+        """Record all files below a folder whose paths relative to the root are not in `used`."""
         account = self._accounts[where] = _Folder()
         for number, (path, reason) in enumerate(walk(where)):
             if number == WALKED:
@@ -171,7 +167,7 @@ class Inventory:
                 account.add(reason or kind, name)
 
     def contents(self) -> Contents:
-        """Return the account of all folders that were listed. Opens files with unknown endings, SNIFFED at most."""
+        """Return the record of all folders that were listed. Reads the first bytes of files with unknown endings."""
         reasons: dict[str, tuple[int, str]] = {}
         endings: dict[str, list[str]] = {}
         of_ending: Counter[str] = Counter()
@@ -191,15 +187,15 @@ class Inventory:
         for ending, paths in endings.items():
             count, name = of_ending[ending], ending or "no ending"
             opened, left = paths[:left], max(0, left - len(paths))
-            found = [path for path in opened if is_image(self.root / path)]
+            images = [path for path in opened if is_image(self.root / path)]
             if ending in NOT_DECODED:
                 findings.append(
                     f"images that cannot be read ({name}): {count:,}, the first is {paths[0]}: convert them to PNG"
                 )
-            elif found:
+            elif images:
                 findings.append(
-                    f"images by content, but not by their ending ({name}): {count:,} ({len(found)} of {len(opened)} "
-                    f"examined), the first is {found[0]}: rename them (.jpg, .png, ...)"
+                    f"images by content, but not by their ending ({name}): {count:,} ({len(images)} of {len(opened)} "
+                    f"examined), the first is {images[0]}: rename them (.jpg, .png, ...)"
                 )
             kind = "archives" if ending in ARCHIVES else "files that are not images by their ending"
             reasons[f"{kind} ({name})"] = count, paths[0]
@@ -220,16 +216,17 @@ class Inventory:
             account.add(BROKEN, self._path(entry))
         return broken
 
-    def _count_below(self, entry: os.DirEntry[str], account: _Folder) -> None:
-        below = [path for path, reason in walk(Path(entry.path)) if not reason and ends_in(path.name, IMAGES)]
-        if below:
-            account.add(NESTED, os.path.relpath(below[0], self.root), len(below))
+    def _add_folder(self, where: Path, account: _Folder, with_images: str, without_images: str) -> None:
+        """Record a folder by the images below it, or as one entry if there are none."""
+        images = [path for path, hidden in walk(where) if not hidden and ends_in(path.name, IMAGES)]
+        if images:
+            account.add(with_images, os.path.relpath(images[0], self.root), len(images))
         else:
-            account.add(BELOW, self._path(entry))
+            account.add(without_images, os.path.relpath(where, self.root))
 
 
 def walk(where: Path) -> Iterator[tuple[Path, str]]:
-    """Yield every file below a folder with the reason why it is never used, if any; such folders count as one."""
+    """Yield every file below a folder with the reason to skip it, if any. A skipped folder counts as one file."""
     for folder, below, names in os.walk(where):
         here = Path(folder)
         for name in [name for name in below if hidden_reason(name, True)]:

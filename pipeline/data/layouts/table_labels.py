@@ -1,4 +1,4 @@
-"""Labels of tables: each file's labels by its own class names, and one order of the classes for all files."""
+"""Map the labels of table files, each with its own class names, to one order of the classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.errors import DataError, one_line
 from pipeline.untrusted import parse_json
 
 SHOWN = 60
-"""Characters of a column's type that a message shows."""
+"""Maximum number of characters of a column's type in a message."""
 
 
 class LabelColumn(Protocol):
-    """One file's label column."""
+    """The label column of one file."""
 
     @property
     def path(self) -> Path:
@@ -26,17 +26,17 @@ class LabelColumn(Protocol):
 
     @property
     def split(self) -> str | None:
-        """Split of all its rows, if its name says one."""
+        """Split of all rows, if the name of the file means one."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Class names of its metadata, by label."""
+        """Class names of the file's metadata, by label."""
         ...
 
     @property
     def is_text(self) -> bool:
-        """Labels are text."""
+        """Whether labels are text."""
         ...
 
     def labels(self) -> Iterable[Any]:
@@ -45,16 +45,16 @@ class LabelColumn(Protocol):
 
 
 def check_type(path: Path, column: str, kind: pa.DataType) -> bool:
-    """Return True when a label column holds text, False when it holds whole numbers.
+    """Return True when a label column contains text, False when it contains integers.
 
     Raises:
-        DataError: it holds anything else.
+        DataError: It contains anything else.
     """
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
     if not is_text and not pa.types.is_integer(value):
         shown = text if len(text := one_line(kind)) <= SHOWN else f"{text[:SHOWN]}..."
-        raise DataError(f"{path} has labels of type {shown} in {column!r}: wanted whole numbers or text")
+        raise DataError(f"{path} has labels of type {shown} in {column!r}: expected whole numbers or text")
     return bool(is_text)
 
 
@@ -62,7 +62,7 @@ def class_names_of(path: Path, schema: pa.Schema, column: str) -> tuple[str, ...
     """Return the class names in a file's metadata: Hugging Face's ClassLabel, or a JSON list under `classes`.
 
     Raises:
-        DataError: the metadata is not JSON, or its names are not a list of text.
+        DataError: The metadata is not JSON, or the names are not a list of text.
     """
     metadata = schema.metadata or {}
     where = f"the metadata of {path}"
@@ -83,11 +83,11 @@ def class_names_of(path: Path, schema: pa.Schema, column: str) -> tuple[str, ...
 def class_ids(files: Sequence[LabelColumn]) -> tuple[tuple[str, ...], str]:
     """Return the classes of all files in label order, and a description of the order.
 
-    The order is that of the names in the first training file. Text labels without such names are sorted; plain numbers
-    are their own order.
+    The order is that of the class names in the first training file. Text labels without class names are sorted, and
+    plain numbers are the labels themselves.
 
     Raises:
-        DataError: naming a file with other classes or another kind of labels.
+        DataError: Naming a file with other classes or another kind of labels.
     """
     named = [file for file in files if file.names]
     if named:
@@ -97,7 +97,7 @@ def class_ids(files: Sequence[LabelColumn]) -> tuple[tuple[str, ...], str]:
         return first.names, f"class names in the metadata of {first.path.name}"
     kinds = {file.is_text: file for file in files}
     if len(kinds) > 1:
-        raise DataError(f"{kinds[True].path} has labels of text, {kinds[False].path} whole numbers: wanted one kind")
+        raise DataError(f"{kinds[True].path} has labels of text, {kinds[False].path} whole numbers: expected one kind")
     if True in kinds:
         texts = {label for file in files for label in file.labels()} - {None}
         ids, order = in_order(texts, "text labels")
@@ -110,10 +110,10 @@ def _check_known(file: LabelColumn, first: LabelColumn) -> None:
         return
     if not file.names:
         raise DataError(
-            f"{file.path} has numbers as labels and no class names, {first.path} has class names: wanted them in both"
+            f"{file.path} has numbers as labels and no class names, {first.path} has class names: expected them in both"
         )
     if foreign := [name for name in file.names if name not in first.names]:
-        raise DataError(f"{file.path} has the class {foreign[0]!r}, which {first.path} has not")
+        raise DataError(f"{file.path} has the class {foreign[0]!r}, which {first.path} does not have")
     if len(set(first.names)) < len(first.names):
         raise DataError(
             f"{file.path} has its class names in another order than {first.path}, where one name occurs twice"
@@ -124,26 +124,24 @@ def _numbered(files: Sequence[LabelColumn]) -> tuple[str, ...]:
     labels = {label for file in files for label in file.labels()} - {None}
     if labels and min(labels) < 0:
         file = next(file for file in files if any(label is not None and label < 0 for label in file.labels()))
-        raise DataError(f"{file.path} has the label {min(labels)}: wanted 0, 1, 2, ...{unlabelled(min(labels))}")
+        raise DataError(f"{file.path} has the label {min(labels)}: expected 0, 1, 2, ...{unlabelled(min(labels))}")
     if gaps := set(range(len(labels))) - labels:
-        raise DataError(f"{files[0].path} has {len(labels)} labels but no label {min(gaps)}: wanted 0, 1, 2, ...")
+        raise DataError(f"{files[0].path} has {len(labels)} labels but no label {min(gaps)}: expected 0, 1, 2, ...")
     return tuple(map(str, range(len(labels))))
 
 
 def unlabelled(label: Any) -> str:
-    """Return what to do about a label that stands for images without one; an empty string for other labels."""
+    """Return a hint for a label that marks images without one; an empty string for other labels."""
     if label is None or label == -1:
         return " (images without labels: move the file out, or type test=val if they are the test split)"
     return ""
 
 
 def labels_by_value(file: LabelColumn, ids: Sequence[str]) -> dict[Any, int]:
-    """Return the label of each value that one file's label column may hold."""
-    if file.names == tuple(ids) and not file.is_text:  # of names that occur twice, the position counts
-        return {label: label for label in range(len(ids))}
+    """Return the label of each value that the label column of one file may contain."""
     label_of = {name: label for label, name in enumerate(ids)}
     if file.is_text:
         return dict(label_of)
-    return {value: label_of[name] for value, name in enumerate(file.names)} if file.names else {
-        label: label for label in range(len(ids))
-    }  # fmt: skip
+    if not file.names or file.names == tuple(ids):  # a name may occur twice: the position counts
+        return {label: label for label in range(len(ids))}
+    return {value: label_of[name] for value, name in enumerate(file.names)}

@@ -1,8 +1,9 @@
-"""Parquet and Arrow files of any origin: image bytes, label and split in columns, Hugging Face's layouts too.
+"""Read Parquet and Arrow files with columns for image bytes, label and split, including Hugging Face's layouts.
 
-A folder may hold Parquet files of a data set's repository (data/train-00000-of-00001.parquet), or what `save_to_disk`
-writes (dataset_info.json, state.json, data-00000-of-00001.arrow, in a folder for each split or one folder). The split
-is a column, or else the name of the file or of its folder. Each file's labels are read with its own class names.
+A folder may contain Parquet files of a data set's repository (data/train-00000-of-00001.parquet), or the output of
+`save_to_disk` (dataset_info.json, state.json, data-00000-of-00001.arrow, in a folder for each split or one folder). The
+split is a column, or else the name of the file or of its folder. The labels of each file are read with its own class
+names.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pipeline.untrusted import check_texts
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 ROWS_AT_ONCE = 256
-"""Rows that are held in memory while a table is copied into the index."""
+"""Maximum number of rows in memory while a table is copied into the index."""
 _WITH_IMAGE = SCHEMA.append(pa.field("image", pa.large_binary()))
 
 
@@ -38,21 +39,21 @@ class _File:
     image: str
     label: str
     split: str | None
-    """The split of all its rows; None: the column `split` says."""
+    """Split of all rows; None: the column `split` has it."""
     names: tuple[str, ...]
-    """Class names of its metadata, by label; empty: labels are text or plain numbers."""
+    """Class names of the metadata, by label; empty: labels are text or plain numbers."""
     is_text: bool
-    """Labels are text."""
+    """Whether labels are text."""
     test_split: str
-    """The split that is scored in the place of `test`, whose rows are then not used; empty: `test` itself."""
+    """The split that is scored instead of `test`, whose rows are then not used; empty: `test` itself."""
 
     @property
     def split_column(self) -> list[str]:
-        """Name of its split column, if it has one."""
+        """Name of the split column, if there is one."""
         return ["split"] if "split" in self.schema.names else []
 
     def labels(self) -> Iterator[Any]:
-        """Yield the labels that are used, read without the images."""
+        """Yield the labels of the rows that are used, without reading images."""
         for batch in self.batches([self.label, *self.split_column]):
             labels = batch[self.label].to_pylist()
             if self.test_split and self.split_column:
@@ -61,7 +62,7 @@ class _File:
             yield from labels
 
     def batches(self, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield its image, label and split columns (or those named), some rows at a time. DataError when damaged."""
+        """Yield batches of the image, label and split columns, or of those named. Raises DataError when damaged."""
         names = names or [self.image, self.label, *self.split_column]
         try:
             if self.path.suffix.lower() == ".parquet":
@@ -77,12 +78,12 @@ class _File:
 
 @dataclass(frozen=True)
 class Tables:
-    """One file, or a folder of files that are taken in the order of their names."""
+    """Reader of one table file, or of a folder of table files in the order of their names."""
 
     needs: tuple[str, ...] = ()
 
     def lists(self, where: Path) -> bool:
-        """Return False: images are rows."""
+        """Return False: the images are in the tables."""
         return False
 
     def read(self, where: Path, options: Options) -> Listing:
@@ -90,7 +91,7 @@ class Tables:
         root = where.parent if where.is_file() else where
         paths = [where] if where.is_file() else tables_below(where)
         if not paths:
-            raise DataError(f"{where} holds no .parquet or .arrow file")
+            raise DataError(f"{where} contains no .parquet or .arrow file")
         check_texts("a table's file", map(str, paths))
         inventory = Inventory(root)
         schemas = {path: _schema(path) for path in paths}
@@ -120,7 +121,7 @@ class Tables:
 
 
 def _arrow(source: Any) -> Any:
-    """Return a reader of either of Arrow's formats: the file, or the stream that `save_to_disk` writes."""
+    """Return a reader of an Arrow file, or of an Arrow stream as `save_to_disk` writes it."""
     try:
         return pa.ipc.open_file(source)
     except pa.ArrowInvalid:
@@ -149,7 +150,7 @@ def _open(path: Path, schema: pa.Schema, split: str | None, test_split: str) -> 
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if image is None or label is None or (split is None and "split" not in schema.names):
         raise DataError(
-            f"{path} has the columns {', '.join(schema.names)}: wanted image, label and split (or a file named "
+            f"{path} has the columns {', '.join(schema.names)}: expected image, label and split (or a file named "
             "train, validation or test, as train-0.parquet)"
         )
     is_text = check_type(path, label, schema.field(label).type)
@@ -158,30 +159,34 @@ def _open(path: Path, schema: pa.Schema, split: str | None, test_split: str) -> 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Turns the rows of one file into those of the index."""
+    """Converts the rows of one file to rows of the index."""
 
     file: _File
     label_of: dict[Any, int]
     root: Path
 
     def plain(self, batch: pa.RecordBatch, number: int) -> pa.RecordBatch:
-        """Return a batch as the index has it; its first row has this number in the file.
+        """Return a batch with the columns of the index.
+
+        Args:
+            batch: Rows of the file.
+            number: Number of the first of them in the file.
 
         Raises:
-            DataError: naming the first row that cannot be used.
+            DataError: Naming the first row that cannot be used.
         """
         file, prefix = self.file, f"{self.file.path.relative_to(self.root)}#"
         splits = batch["split"].to_pylist() if file.split_column else [file.split] * len(batch)
         labels = batch[file.label].to_pylist()
         images = [image.get("bytes") if isinstance(image, dict) else image for image in batch[file.image].to_pylist()]
         columns: tuple[list[Any], ...] = ([], [], [], [])
-        for row, (image, label, said) in enumerate(zip(images, labels, splits, strict=True), start=number):
-            split = as_split(said)
+        for row, (image, label, value) in enumerate(zip(images, labels, splits, strict=True), start=number):
+            split = as_split(value)
             if split is None:
-                raise DataError(f"row {row} of {file.path} has the split {said!r}: wanted train, val or test")
+                raise DataError(f"row {row} of {file.path} has the split {value!r}: expected train, val or test")
             if file.split and split != file.split:
                 raise DataError(
-                    f"row {row} of {file.path} has the split {said!r}, but the name of the file says {file.split}: "
+                    f"row {row} of {file.path} has the split {value!r}, but the name of the file means {file.split}: "
                     "rename the file"
                 )
             if file.test_split and split in ("test", file.test_split):
@@ -192,10 +197,10 @@ class _Rows:
                 raise DataError(f"row {row} of {file.path} has no image bytes (only a path, or nothing)")
             if label not in self.label_of:
                 raise DataError(
-                    f"row {row} of {file.path} has the label {label!r}: wanted one of {len(self.label_of)} classes"
+                    f"row {row} of {file.path} has the label {label!r}: expected one of {len(self.label_of)} classes"
                     + unlabelled(label)
                 )
-            values = f"{prefix}{row}", self.label_of[label], SPLITS.index(split), image
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
+            fields = f"{prefix}{row}", self.label_of[label], SPLITS.index(split), image
+            for column, field in zip(columns, fields, strict=True):
+                column.append(field)
         return pa.record_batch(list(columns), schema=_WITH_IMAGE)

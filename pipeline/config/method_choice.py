@@ -1,0 +1,98 @@
+"""Resolve a method's name to a registered method and its hyperparameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from methods import all_methods
+from methods.base import Method, MethodInfo
+from pipeline.config import typed_values
+from pipeline.config.files import file_of, load
+from pipeline.config.renamed import unknown_method, unknown_setting
+from pipeline.errors import ConfigError, did_you_mean, first_line
+
+METHOD_KEYS = {"method": str, "config": dict, "per_dataset": dict}
+"""Keys of a conf/method file and the types of their values."""
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """A registered method with its resolved hyperparameters."""
+
+    name: str
+    info: MethodInfo
+    config: tuple[tuple[str, Any], ...]
+
+    def build(self) -> Method:
+        """Return a new instance of the method."""
+        return self.info.cls(self.info.cls.Config(**dict(self.config)))
+
+
+def method_choice(
+    name: str, dataset: str, hparams: str, overrides: Mapping[str, Any], variant: Mapping[str, Any] | None = None
+) -> MethodChoice:
+    """Resolve a method's hyperparameters.
+
+    Later sources override earlier ones: the defaults of the class, `config` of the method's file, with
+    hparams="paper" the entry of `per_dataset` for this data set, and `overrides`.
+
+    Args:
+        name: A file in conf/method, a registered name, or a variant.
+        dataset: Name of the data set that is fitted.
+        hparams: "default" or "paper".
+        overrides: Values of method.NAME.KEY.
+        variant: What replaces the method's file when the sweep itself defines `name`.
+
+    Raises:
+        ConfigError: An unknown method or key, or a value of the wrong type.
+    """
+    file = check_method_file(str(file_of("method", name)), load("method", name)) if variant is None else variant
+    registered = all_methods()
+    base = file.get("method", name)
+    if base not in registered:
+        raise ConfigError(unknown_method(base, registered))
+    info = registered[base]
+    values = dict(file.get("config") or {})
+    if hparams == "paper":
+        values |= (file.get("per_dataset") or {}).get(dataset, {})
+    values |= overrides
+    fields = {f.name: f for f in dataclasses.fields(info.cls.Config)}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"method {name!r}: " + unknown_setting(base, key, fields))
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(info.cls.Config), values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"method {name!r}: {first_line(error)} (setting {error.full_key})") from error
+    resolved = cast(dict[str, Any], OmegaConf.to_container(typed))
+    for key, value in values.items():
+        typed_values.check_unchanged(f"method {name!r}: {key}", value, resolved[key])
+    config = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(resolved.items()))
+    for key, value in config:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"method.{name}.{key}={number}: expected a finite number")
+    return MethodChoice(name, info, config)
+
+
+def check_method_file(where: str, file: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check the content of a conf/method file or of a variant, and return it.
+
+    Raises:
+        ConfigError: An unknown key, or a value of the wrong type.
+    """
+    for key, value in file.items():
+        if key not in METHOD_KEYS:
+            raise ConfigError(f"{where}: " + did_you_mean("key", key, METHOD_KEYS))
+        empty = value is None and key != "method"  # `config:` with nothing under it
+        if not empty and not isinstance(value, METHOD_KEYS[key]):
+            expected = "a method's name" if key == "method" else "SETTING=VALUE under it"
+            raise ConfigError(f"{where}.{key}={value}: expected {expected}")
+    return file
