@@ -162,7 +162,10 @@ def methods(arguments: argparse.Namespace) -> int:
     """List the methods, with the access that they need and their paper."""
     from pipeline.commands import catalog
 
-    return print_table(catalog.methods(), arguments.json)
+    code = print_table(catalog.methods(), arguments.json)
+    for line in catalog.broken():
+        log(f"farebox: {line}")
+    return code
 
 
 def datasets(arguments: argparse.Namespace) -> int:

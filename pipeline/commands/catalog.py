@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods import all_methods
+from methods import BROKEN, all_methods
 from pipeline.config.card_files import dataset_card, model_card
 from pipeline.config.files import load, names
 
@@ -40,3 +40,10 @@ def models() -> list[dict[str, Any]]:
     keys = ("kind", "arch", "weights", "grant", "licence", "note")
     cards = {name: model_card(name) for name in names("model")}
     return [{"model": name, **{key: getattr(card, key) for key in keys}} for name, card in cards.items()]
+
+
+def broken() -> list[str]:
+    """Return one line per module that cannot be imported."""
+    return [
+        f"{module} cannot be imported ({reason}): its methods are not available" for module, reason in BROKEN.items()
+    ]

@@ -19,6 +19,7 @@ from methods import all_methods
 from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.config.plain_yaml import read_file, read_value
+from pipeline.config.plugins import with_methods_of_files
 from pipeline.config.renamed import unknown_method
 from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.untrusted import text_problem
@@ -185,6 +186,7 @@ def merged(overrides: Sequence[str]) -> dict[str, Any]:
     if os.environ.get(ALLOW_ENV) != "1":
         _check_references(f"sweep {sweep!r}", file, {key: value for key, value in file.items() if key not in typed})
     raw = _resolved(result)
+    raw["methods"] = with_methods_of_files(checks.name_list("methods", raw["methods"]))
     raw["method"] = _method_overrides(raw, file, typed)
     return raw
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,6 +15,7 @@ from methods import all_methods
 from methods.base import Method, MethodInfo
 from pipeline.config import typed_values
 from pipeline.config.files import file_of, load
+from pipeline.config.plugins import Rebuild, portable
 from pipeline.config.renamed import unknown_method, unknown_setting
 from pipeline.errors import ConfigError, did_you_mean, first_line
 
@@ -33,6 +34,17 @@ class MethodChoice:
     def build(self) -> Method:
         """Return a new instance of the method."""
         return self.info.cls(self.info.cls.Config(**dict(self.config)))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        rebuild = portable(self.info)
+        if rebuild is None:
+            return super().__reduce_ex__(protocol)
+        return _rebuilt, (self.name, rebuild, self.config)
+
+
+def _rebuilt(name: str, rebuild: Rebuild, config: tuple[tuple[str, Any], ...]) -> MethodChoice:
+    function, arguments = rebuild
+    return MethodChoice(name, function(*arguments), config)
 
 
 def method_choice(

@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from methods import BROKEN, all_methods
 from methods.base import REGISTRY, MethodInfo
+from pipeline.config.typed_values import path as path_of
 from pipeline.errors import ConfigError, first_line
 from pipeline.untrusted import read_text
 
+Rebuild = tuple[Callable[..., MethodInfo], tuple[Any, ...]]
+"""A function and its arguments."""
 PREFIX = "farebox_method_file_"
 """Start of the names of modules that are loaded from files."""
 
@@ -30,13 +34,14 @@ def load_method_file(path: Path) -> tuple[str, ...]:
         ConfigError: the file cannot be read or imported, or defines no method.
     """
     path = path.absolute()
+    all_methods()  # first: a name that is taken is refused here
     try:
         source = read_text(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"methods: {path} cannot be read ({error}): expected a Python file") from error
     try:
         module = _module(str(path), source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"methods: {path} cannot be imported ({line[:160]})") from error
     names = tuple(name for name, info in REGISTRY.items() if info.cls.__module__ == module.__name__)
@@ -45,8 +50,28 @@ def load_method_file(path: Path) -> tuple[str, ...]:
     return names
 
 
-def portable(info: MethodInfo) -> tuple[Callable[..., MethodInfo], tuple[Any, ...]] | None:
-    """How to rebuild a method of a file in another process; None for a method that is imported by name."""
+def with_methods_of_files(names: Sequence[str]) -> list[str]:
+    """Replace each `.py` file in a list of methods by the names of the methods that it registers.
+
+    A file that cannot be imported is kept as it is and recorded in `methods.BROKEN`: a sweep that names it can be read,
+    but not planned.
+    """
+    found: list[str] = []
+    for name in names:
+        if name.endswith(".py"):
+            try:
+                found += load_method_file(path_of("methods", name))
+                BROKEN.pop(name, None)
+            except ConfigError as error:
+                BROKEN[name] = str(error).removeprefix("methods: ")
+                found.append(name)
+        else:
+            found.append(name)
+    return found
+
+
+def portable(info: MethodInfo) -> Rebuild | None:
+    """Return how another process rebuilds a method of a file; None for a method that is imported by name."""
     name = info.cls.__module__
     if not name.startswith(PREFIX):
         return None

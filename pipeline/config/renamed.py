@@ -37,7 +37,9 @@ def unknown_method(name: str, known: Iterable[str], kind: str = "method") -> str
     """Return the error message for an unknown method name."""
     if name in METHODS:
         return f"method {name!r} was renamed: use {METHODS[name]!r}"
-    broken = "; ".join(f"{module} cannot be imported ({reason})" for module, reason in BROKEN.items())
+    broken = "; ".join(
+        why if file.endswith(".py") else f"{file} cannot be imported ({why})" for file, why in BROKEN.items()
+    )
     return f"no method named {name!r}: {broken}" if broken else did_you_mean(kind, name, known)
 
 
