@@ -201,7 +201,7 @@ def test_a_data_file_of_another_make_is_refused(command: Command, tmp_path: Path
     path = tmp_path / "own.parquet"
     for write, line in (
         (lambda: path.write_bytes(b"PAR1 is not all"), "is not a readable Parquet file"),
-        (lambda: pq.write_table(pa.table({"picture": [GOOD]}), path), "lacks image and label and split: wanted the"),
+        (lambda: pq.write_table(pa.table({"picture": [GOOD]}), path), "lacks image and label and split: expected"),
         (lambda: pq.write_table(pq.read_table(path).replace_schema_metadata(None), path), "lacks "),
     ):
         write()
