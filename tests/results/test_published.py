@@ -20,7 +20,7 @@ from pipeline.config.compose import compose
 from pipeline.config.files import names
 from pipeline.errors import ConfigError
 from pipeline.results.published import EVIDENCE, FILE, ORIGIN, beside, printed, unmatched
-from pipeline.results.published.tables import TITLE, counted, with_printed
+from pipeline.results.published.tables import TITLE, counted, html, with_printed
 from pipeline.results.report import page
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import text_table, to_csv, to_json, to_latex, to_md
@@ -188,7 +188,7 @@ def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.
 
 
 def test_the_page_has_a_section_of_its_own() -> None:
-    plain, text = page(report_of(ROWS)), page(report_of(ROWS, published=True))
+    plain, text = page(report_of(ROWS)), page(report_of(ROWS), html(report_of(ROWS).board))
     assert "printed" not in plain.split("</style>")[1]
     section = text.split("<h2 id=printed>")[1].split("<h2 id=terms>")[0]
     assert text.replace(f"<h2 id=printed>{section}", "").count("printed_") == 0
