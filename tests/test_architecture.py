@@ -143,7 +143,14 @@ def test_listing_what_exists_loads_neither_ray_nor_mlflow_nor_open_clip() -> Non
 ORDER = (
     *("pipeline.errors", "methods", "pipeline.untrusted", "pipeline.files", "pipeline.budget", "pipeline.cards"),
     *("pipeline.source_code", "pipeline.console", "pipeline.data.layouts", "pipeline.data", "pipeline.ledger"),
-    *("pipeline.config", "pipeline.results", "pipeline.blackbox", "pipeline.trials", "pipeline.sweep"),
+    *(
+        "pipeline.config",
+        "pipeline.results",
+        "pipeline.results.published",
+        "pipeline.blackbox",
+        "pipeline.trials",
+        "pipeline.sweep",
+    ),
     *("pipeline.commands", "pipeline.bench", "pipeline.claims", "pipeline.cli", "pipeline.submit"),
 )
 """Packages and single modules: each imports those before it only."""
