@@ -165,7 +165,7 @@ def _read(storage: str | os.PathLike[str]) -> tuple[ResultStore, Selection]:
     from pipeline.results.store import ResultStore
 
     store = ResultStore(Path(storage))
-    if not (store.storage / "results").is_dir():
+    if not any((store.storage / name).exists() for name in ("storage_id", "results")):
         raise ConfigError(f"no results in {storage}: name the storage of a run, as in load_results('runs/demo')")
     selection = read_selection(store)
     for line in store.damage():

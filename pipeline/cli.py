@@ -288,17 +288,17 @@ DATA_COMMANDS = {
 
 def _data_parsers(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
-    made = {}
+    parsers = {}
     for name, (usage, what) in DATA_COMMANDS.items():
-        made[name] = commands.add_parser(name, help=what, description=f"{name} {usage}: {what}. See docs/data.md.")
-        made[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
-    made["add"].add_argument("--force", action="store_true", help="replace an existing card of this name")
-    made["add"].add_argument("--json", action="store_true", help="print what was found, used and skipped as JSON")
-    made["check"].add_argument("--json", action="store_true", help="print one JSON record per data set")
-    made["check"].add_argument("--quick", action="store_true", help="do not open images")
-    made["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
-    made["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
-    made["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+        parsers[name] = commands.add_parser(name, help=what, description=f"{name} {usage}: {what}. See docs/data.md.")
+        parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
+    parsers["add"].add_argument("--force", action="store_true", help="replace an existing card of this name")
+    parsers["add"].add_argument("--json", action="store_true", help="print what was found, used and skipped as JSON")
+    parsers["check"].add_argument("--json", action="store_true", help="print one JSON record per data set")
+    parsers["check"].add_argument("--quick", action="store_true", help="do not open images")
+    parsers["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
+    parsers["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
+    parsers["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,14 @@ def test_listing_what_exists_loads_neither_ray_nor_mlflow_nor_open_clip() -> Non
 ORDER = (
     *("pipeline.errors", "methods", "pipeline.untrusted", "pipeline.files", "pipeline.budget", "pipeline.cards"),
     *("pipeline.source_code", "pipeline.console", "pipeline.data.layouts", "pipeline.data", "pipeline.ledger"),
-    *("pipeline.config", "pipeline.results", "pipeline.blackbox", "pipeline.trials", "pipeline.sweep"),
+    *(
+        "pipeline.config",
+        "pipeline.results",
+        "pipeline.results.published",
+        "pipeline.blackbox",
+        "pipeline.trials",
+        "pipeline.sweep",
+    ),
     *("pipeline.commands", "pipeline.bench", "pipeline.claims", "pipeline.cli", "pipeline.submit"),
 )
 """Packages and single modules: each imports those before it only."""
@@ -230,6 +237,22 @@ def test_no_module_passes_on_what_it_imports() -> None:
             for target in node.targets
             if isinstance(target, ast.Name)
         }, label(path)
+
+
+def drawn_modules() -> set[str]:
+    """The modules that the tree of docs/design.md names. A line that starts with a folder sets the folder."""
+    (tree,) = re.findall(r"## 2\. Where things are\n\n```\n(.*?)```", (ROOT / "docs/design.md").read_text(), re.DOTALL)
+    modules, folder = set[str](), ""
+    for line in tree.splitlines():
+        if match := re.match(r"(\S+/) ", line):
+            folder = match[1]
+        modules |= {f"{folder}{name}" for name in re.findall(r"\w+\.py", line)}
+    return modules
+
+
+def test_the_tree_of_the_design_page_names_every_module_and_no_other() -> None:
+    code = {label(path) for path in (*METHODS, *PIPELINE) if path.name != "__init__.py"} | {"farebox.py"}
+    assert drawn_modules() == code
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------------

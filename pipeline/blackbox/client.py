@@ -104,7 +104,7 @@ class MeteredBox:
         return self._send(Request("text_features", None, prompts, self._charge("text_features", None, prompts)))
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """Return the gradient [P, L, E] in the context, given that in the text features [P, C, D]; white box."""
+        """Backpropagate a gradient [P, C, D] of the text features to the contexts [P, L, E]; white box."""
         plain, upstream_PCD = _plain(prompts), upstream_PCD.detach().float().contiguous()
         charge = self._charge("text_gradients", None, plain, upstream_PCD)
         return self._send(Request("text_gradients", None, plain, charge, upstream_PCD))

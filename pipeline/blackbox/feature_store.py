@@ -187,7 +187,7 @@ def _sum(key: bytes, feature_D: np.ndarray) -> int:
 
 
 def _finite(features: np.ndarray) -> bool:
-    """Return whether all float32 values are finite: their sum in float64 is then finite too, and only then."""
+    """Return whether all float32 values are finite, by their sum in float64, which cannot overflow."""
     return bool(np.isfinite(features.sum(dtype=np.float64)))
 
 

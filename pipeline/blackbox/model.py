@@ -55,7 +55,7 @@ class Model(Protocol):
         ...
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        """Return the gradient [P, L, E] in the context, given that in the text features [P, C, D]; on the CPU."""
+        """Backpropagate a gradient [P, C, D] of the text features to the contexts [P, L, E]; on the CPU."""
         ...
 
     def embed_text(self, text: str) -> Tensor:

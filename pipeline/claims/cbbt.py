@@ -35,9 +35,9 @@ def gradients(e: Evidence) -> dict[str, Any]:
 def approximation(e: Evidence) -> Finding:
     """Perturbed prompts approximate the gradient well."""
     values = gradients(e)
-    found = Measured.over_seeds(values["by_directions"]["256"], "cosine")
+    measured = Measured.over_seeds(values["by_directions"]["256"], "cosine")
     means = {q: Measured.over_seeds(v).value for q, v in values["by_directions"].items()}
-    return judge(found, above=0.5, ours=f"{found}; by directions {each(means, 2)}")
+    return judge(measured, above=0.5, ours=f"{measured}; by directions {each(means, 2)}")
 
 
 @claim(
@@ -49,17 +49,17 @@ def approximation(e: Evidence) -> Finding:
 def step_size(e: Evidence) -> Finding:
     """The step h = max(1/d, 0.001) is small enough."""
     by_step = gradients(e)["by_step"]
-    found = Measured.over_seeds([a - b for a, b in zip(by_step["1.0"], by_step["0.1"], strict=True)], "cosine")
+    measured = Measured.over_seeds([a - b for a, b in zip(by_step["1.0"], by_step["0.1"], strict=True)], "cosine")
     means = {h: Measured.over_seeds(v).value for h, v in by_step.items()}
-    return judge(found, above=-0.05, ours=f"{found}; by h d {each(means, 2)}")
+    return judge(measured, above=-0.05, ours=f"{measured}; by h d {each(means, 2)}")
 
 
 @claim("cbbt", "released code", "256 directions over 4 at the same 8,000 requests above 0", COMMAND)
 def directions(e: Evidence) -> Finding:
     """256 directions a step are worth their queries."""
-    found = _over(e, "cbbt_q256", "cbbt_q4")
+    measured = _over(e, "cbbt_q256", "cbbt_q4")
     means = {str(q): e.mean(SWEEP, name).value for q, name in DIRECTIONS.items()}
-    return judge(found, above=0, ours=f"{found}; {each(means)}")
+    return judge(measured, above=0, ours=f"{measured}; {each(means)}")
 
 
 @claim("cbbt", "abstract", "cbbt over cbbt_prompt above 0", COMMAND)
@@ -71,19 +71,19 @@ def adapter(e: Evidence) -> Finding:
 @claim("cbbt", "abstract", "cbbt over cbbt_adapter above 0", COMMAND)
 def both(e: Evidence) -> Finding:
     """Prompt and adapter together are better than the adapter alone."""
-    found, alone = _over(e, "cbbt", "cbbt_adapter"), _over(e, "cbbt_adapter", "zero_shot")
+    measured, alone = _over(e, "cbbt", "cbbt_adapter"), _over(e, "cbbt_adapter", "zero_shot")
     both_steps, steps = (
         e.mean(SWEEP, method, lambda row: json.loads(row.notes)["steps"]).value for method in ("cbbt", "cbbt_adapter")
     )
-    beside = f"the adapter alone makes {steps:.0f} steps, {alone} over zero_shot; both make {both_steps:.0f} steps"
-    return judge(found, above=0, ours=f"{found}; {beside}")
+    alone_text = f"the adapter alone makes {steps:.0f} steps, {alone} over zero_shot; both make {both_steps:.0f} steps"
+    return judge(measured, above=0, ours=f"{measured}; {alone_text}")
 
 
 @claim("cbbt", "abstract", "cbbt over bbt above 0", COMMAND)
 def over_bbt(e: Evidence) -> Finding:
     """Better than the black-box rivals of its time (BBT)."""
-    found, prompt = _over(e, "cbbt", "bbt"), _over(e, "cbbt_prompt", "bbt")
-    return judge(found, above=0, ours=f"{found}; the prompt alone {prompt}")
+    measured, prompt = _over(e, "cbbt", "bbt"), _over(e, "cbbt_prompt", "bbt")
+    return judge(measured, above=0, ours=f"{measured}; the prompt alone {prompt}")
 
 
 @claim("cbbt", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=cbbt_paper")
@@ -100,8 +100,8 @@ def eleven_data_sets(e: Evidence) -> Finding:
 )
 def test_set_choice(e: Evidence) -> Finding:
     """Its epoch is the one that is best on the test set."""
-    found = e.mean(SWEEP, "cbbt_prompt", leak)
-    return judge(found, above=0, ours=f"{found}; cbbt {e.mean(SWEEP, 'cbbt', leak)}")
+    measured = e.mean(SWEEP, "cbbt_prompt", leak)
+    return judge(measured, above=0, ours=f"{measured}; cbbt {e.mean(SWEEP, 'cbbt', leak)}")
 
 
 def leak(row: ResultRow) -> float | None:

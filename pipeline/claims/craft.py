@@ -29,9 +29,9 @@ def _over(e: Evidence, reference: str) -> Measured:
 )
 def gain(e: Evidence) -> Finding:
     """+12 points over zero-shot with 16 shots and 8,000 queries."""
-    found = _over(e, "zero_shot")
-    reached = found.high is not None and found.low is not None and found.low <= 12 <= found.high
-    return judge(found, above=0, ours=f"{found}; 12 is {'inside' if reached else 'outside'} the interval")
+    measured = _over(e, "zero_shot")
+    reached = measured.high is not None and measured.low is not None and measured.low <= 12 <= measured.high
+    return judge(measured, above=0, ours=f"{measured}; 12 is {'inside' if reached else 'outside'} the interval")
 
 
 @claim("craft", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=craft_paper")
@@ -86,8 +86,8 @@ def faster(e: Evidence) -> Finding:
         white, black = whole_fit(e, "coop", arch), whole_fit(e, "craft", arch)
         ratios.append(white / black)
         texts.append(f"{arch} {white:,.0f} s against {black:,.0f}")
-    found = Measured.of_runs(ratios, "times")
-    return judge(found, above=1, ours=f"{found}: {'; '.join(texts)}")
+    measured = Measured.of_runs(ratios, "times")
+    return judge(measured, above=1, ours=f"{measured}: {'; '.join(texts)}")
 
 
 @claim(
@@ -105,8 +105,8 @@ def memory(e: Evidence) -> Finding:
         ratios.append(white["endpoint_mib"] / black["client_mib"])
         texts.append(f"{arch} {white['endpoint_mib']:,.0f} MiB against {black['client_mib']:,.1f}")
     kept = tiny(e, "craft")[0]["client_bytes"]
-    found = Measured.of_runs(ratios, "times")
-    return judge(found, above=80, ours=f"{found}: {'; '.join(texts)}; CraFT keeps {kept:,} bytes when deployed")
+    measured = Measured.of_runs(ratios, "times")
+    return judge(measured, above=80, ours=f"{measured}: {'; '.join(texts)}; CraFT keeps {kept:,} bytes when deployed")
 
 
 def tiny(e: Evidence, method: str) -> list[dict[str, float]]:

@@ -41,9 +41,9 @@ def _parts(e: Evidence) -> Figure:
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     ax = figure.add_subplot()
     for i, (method, text) in enumerate(PARTS.items()):
-        found = e.gain(craft.SWEEP, method, "zero_shot")
-        ax.barh(i, found.value, color=colour(method) if method in ("bbt", "craft") else "#b8c4cc", height=0.65)
-        ax.errorbar(found.value, i, xerr=_bars([found]), color="black", capsize=3)
+        measured = e.gain(craft.SWEEP, method, "zero_shot")
+        ax.barh(i, measured.value, color=colour(method) if method in ("bbt", "craft") else "#b8c4cc", height=0.65)
+        ax.errorbar(measured.value, i, xerr=_bars([measured]), color="black", capsize=3)
         ax.text(0.2, i, text, va="center", fontsize=8)
     ax.set_yticks([])
     ax.invert_yaxis()
@@ -58,10 +58,10 @@ def _alpha(e: Evidence) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for ax, kind, title in zip(axes, ("source", "shift"), ("own test sets", "shift test sets"), strict=True):
         for shots, dashes in ((16, "-"), (1, "--")):
-            found = [
+            measured = [
                 e.gain(taskres.SWEEP, name, "zero_shot", shots=shots, kind=kind) for name in taskres.ALPHAS.values()
             ]
-            _line(ax, list(taskres.ALPHAS), found, f"{shots} shots" if shots > 1 else "1 shot", dashes)
+            _line(ax, list(taskres.ALPHAS), measured, f"{shots} shots" if shots > 1 else "1 shot", dashes)
         ax.axhline(0, color="#999999", linewidth=0.8)
         ax.set_xlabel("alpha")
         ax.set_title(title, fontsize=10)
@@ -76,8 +76,8 @@ def _gradients(e: Evidence) -> Figure:
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for ax, points, axis in ((left, DIRECTIONS, "by_directions"), (right, STEPS, "by_step")):
-        found = [Measured.over_seeds(values[axis][str(x)]) for x in points]
-        _line(ax, points, found, "measured", "-")
+        measured = [Measured.over_seeds(values[axis][str(x)]) for x in points]
+        _line(ax, points, measured, "measured", "-")
         ax.set_xscale("log", base=4 if ax is left else 10)
         ax.set_ylim(0, 1)
         _style(ax)
@@ -93,14 +93,16 @@ def _gradients(e: Evidence) -> Figure:
     return figure
 
 
-def _line(ax: Axes, x: Sequence[float], found: Sequence[Measured], label: str, dashes: str) -> None:
-    ax.errorbar(x, [m.value for m in found], yerr=_bars(found), label=label, linestyle=dashes, marker="o", capsize=3)
+def _line(ax: Axes, x: Sequence[float], measured: Sequence[Measured], label: str, dashes: str) -> None:
+    ax.errorbar(
+        x, [m.value for m in measured], yerr=_bars(measured), label=label, linestyle=dashes, marker="o", capsize=3
+    )
 
 
-def _bars(found: Sequence[Measured]) -> list[list[float]]:
+def _bars(measured: Sequence[Measured]) -> list[list[float]]:
     """Return the lengths of the error bars below and above each value, 0 without an interval."""
-    below = [m.value - (m.value if m.low is None else m.low) for m in found]
-    return [below, [(m.value if m.high is None else m.high) - m.value for m in found]]
+    below = [m.value - (m.value if m.low is None else m.low) for m in measured]
+    return [below, [(m.value if m.high is None else m.high) - m.value for m in measured]]
 
 
 def _style(ax: Axes) -> None:

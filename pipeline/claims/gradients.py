@@ -75,7 +75,7 @@ def cosines(overrides: Sequence[str]) -> dict[str, Any]:
         endpoint = Endpoint(config.model, Path(folder) / "features")
         starts = [(spec.seed, Start(spec, endpoint)) for spec in make_plan(config).trials]
     d = starts[0][1].d
-    found: dict[str, dict[str, dict[int, list[float]]]] = {"by_directions": {}, "by_step": {}}
+    cosines_of: dict[str, dict[str, dict[int, list[float]]]] = {"by_directions": {}, "by_step": {}}
     for seed, start in starts:
         generator, true_E = torch_generator(np.random.default_rng(seed)), start.gradient()
         for axis, points in (
@@ -84,9 +84,9 @@ def cosines(overrides: Sequence[str]) -> dict[str, Any]:
         ):
             for label, q, h in points:
                 cosine = cosine_similarity(start.estimates(q, h, REPEATS, generator), true_E[None]).mean()
-                found[axis].setdefault(label, {}).setdefault(seed, []).append(float(cosine))
+                cosines_of[axis].setdefault(label, {}).setdefault(seed, []).append(float(cosine))
     by_seed = {
         axis: {label: [float(np.mean(v)) for v in seeds.values()] for label, seeds in points.items()}
-        for axis, points in found.items()
+        for axis, points in cosines_of.items()
     }
     return {"d": d, **by_seed}

@@ -36,16 +36,16 @@ def eleven_data_sets(e: Evidence) -> Finding:
 def over_prompt_tuning(e: Evidence) -> Finding:
     """Better than prompt tuning (CoOp)."""
     one = _over(e, "coop", shots=1)
-    found = _over(e, "coop")
-    return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
+    measured = _over(e, "coop")
+    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}")
 
 
 @claim("taskres", "abstract", "taskres over tip_adapter_f above 0, 16 shots", COMMAND)
 def over_adapter_tuning(e: Evidence) -> Finding:
     """Better than adapter tuning (Tip-Adapter-F)."""
     one = _over(e, "tip_adapter_f", shots=1)
-    found = _over(e, "tip_adapter_f")
-    return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
+    measured = _over(e, "tip_adapter_f")
+    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}")
 
 
 @claim(
@@ -56,15 +56,15 @@ def over_adapter_tuning(e: Evidence) -> Finding:
 )
 def prior_at_one_shot(e: Evidence) -> Finding:
     """Keeps prior knowledge: a residual beside it, not in its place."""
-    found, probe = _over(e, "zero_shot", shots=1), _over(e, "zero_shot", "linear_probe", shots=1)
-    return judge(found, above=0, ours=f"{found}; linear_probe, which keeps none, {probe}")
+    measured, probe = _over(e, "zero_shot", shots=1), _over(e, "zero_shot", "linear_probe", shots=1)
+    return judge(measured, above=0, ours=f"{measured}; linear_probe, which keeps none, {probe}")
 
 
 @claim("taskres", "experiments", "taskres over zero_shot above 0 on the shift sets, 16 shots", COMMAND)
 def shift(e: Evidence) -> Finding:
     """Generalises under a shift of domain."""
-    found, coop = _over(e, "zero_shot", kind="shift"), _over(e, "zero_shot", "coop", kind="shift")
-    return judge(found, above=0, ours=f"{found}; coop {coop}")
+    measured, coop = _over(e, "zero_shot", kind="shift"), _over(e, "zero_shot", "coop", kind="shift")
+    return judge(measured, above=0, ours=f"{measured}; coop {coop}")
 
 
 @claim("taskres", "ablation", "alpha 0.5 over the better of 0.1 and 1.0 above -1 point, 16 shots", COMMAND)
@@ -72,16 +72,16 @@ def alpha(e: Evidence) -> Finding:
     """The scale alpha = 0.5 is a good default."""
     rivals = [e.by_seed(SWEEP, ALPHAS[a]) for a in (0.1, 1.0)]
     ours = e.by_seed(SWEEP, "taskres")
-    found = Measured.over_seeds([ours[s] - max(r[s] for r in rivals) for s in ours])
+    measured = Measured.over_seeds([ours[s] - max(r[s] for r in rivals) for s in ours])
     means = {f"{a:g}": e.mean(SWEEP, name).value for a, name in ALPHAS.items()}
-    return judge(found, above=-1, ours=f"{found}; {each(means)}")
+    return judge(measured, above=-1, ours=f"{measured}; {each(means)}")
 
 
 @claim("taskres", "experiments", "taskres_enhanced over taskres above 0, 16 shots", COMMAND)
 def enhanced_base(e: Evidence) -> Finding:
     """An enhanced base raises it further."""
-    found, one = _over(e, "taskres", "taskres_enhanced"), _over(e, "taskres", "taskres_enhanced", shots=1)
-    return judge(found, above=0, ours=f"{found}; at 1 shot {one}")
+    measured, one = _over(e, "taskres", "taskres_enhanced"), _over(e, "taskres", "taskres_enhanced", shots=1)
+    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}")
 
 
 @claim("taskres", "ablation", "taskres over taskres_image_side above 0, 16 shots", COMMAND)
@@ -108,9 +108,11 @@ def distance(e: Evidence) -> Finding:
             if row.method == "zero_shot" and row.accuracy is not None:
                 accuracy[row.dataset].append(row.accuracy)
     order = sorted(accuracy, key=lambda name: sum(accuracy[name]) / len(accuracy[name]))
-    found = Measured.over_seeds([by_set[order[0]] - by_set[order[-1]] for by_set in angles.values()], "degrees")
+    measured = Measured.over_seeds([by_set[order[0]] - by_set[order[-1]] for by_set in angles.values()], "degrees")
     means = {name: sum(by_set[name] for by_set in angles.values()) / len(angles) for name in order}
-    return judge(found, above=0, ours=f"{found}; hardest first: " + ", ".join(f"{n} {m:.1f}" for n, m in means.items()))
+    return judge(
+        measured, above=0, ours=f"{measured}; hardest first: " + ", ".join(f"{n} {m:.1f}" for n, m in means.items())
+    )
 
 
 def turned(row: ResultRow) -> float:

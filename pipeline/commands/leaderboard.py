@@ -13,7 +13,9 @@ from pipeline.console import short_path
 from pipeline.errors import ConfigError, did_you_mean, masked
 from pipeline.results import tracking
 from pipeline.results.mirroring import open_mirror
-from pipeline.results.report import FORMATS, WITHOUT_NOTES, formatted, make_report, read_selection, write_report
+from pipeline.results.published.tables import html as printed_html
+from pipeline.results.published.tables import with_printed
+from pipeline.results.report import FORMATS, WITHOUT_NOTES, Report, make_report, page, read_selection, write_report
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import raw_records, to_csv, to_json
 from pipeline.sweep.preflight import check_free_port
@@ -53,12 +55,18 @@ def leaderboard(
     if raw:
         notes, text = selection.notes, RAW_FORMATS[form](raw_records(selection))
     else:
-        report = make_report(selection, store.reader(selection.rows), config.sweep, config.label, published)
-        notes, text = report.notes, formatted(report, form)
+        report = make_report(selection, store.reader(selection.rows), config.sweep, config.label)
+        notes, text = report.notes, _with_printed(report, form) if published else FORMATS[form](report)
     if raw or form in WITHOUT_NOTES:
         for note in notes:
             log(note)
     return text, store.damage()
+
+
+def _with_printed(report: Report, form: str) -> str:
+    if form == "html":
+        return page(report, printed_html(report.board))
+    return with_printed(form, FORMATS[form](report), report.board)
 
 
 def sync(config: Config, echo: Callable[[str], None]) -> list[str]:

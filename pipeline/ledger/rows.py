@@ -203,7 +203,7 @@ def members(db: sa.Connection, nos: Iterable[int]) -> dict[int, set[str]]:
 
 
 def member_columns(no: int, account: str) -> dict[str, Any]:
-    """Return a new record of the member table."""
+    """Return a record that makes a trial a member of an account (the trial is paid from it)."""
     return sealed(MEMBER, (no, account))
 
 

@@ -41,7 +41,7 @@ Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows onl
 
 
 def bucket(phase: Phase, diverged: bool) -> str:
-    """Return the bucket of a charge in this phase."""
+    """Return the column group of a trial to which a charge is added: its phase, or a replay group if it diverged."""
     if not diverged:
         return phase.value
     return "replay" if phase in BUDGETED_PHASES else "replay_unlimited"

@@ -92,8 +92,8 @@ def partner(methods: dict[str, list[Row]], row: Row, name: str) -> list[Row]:
     If the reference ran under several settings that agree with those of the method, equal `hparams` are preferred,
     then the newest rows.
     """
-    found = [rows for rows in methods.values() if rows[0]["method"] == name and _same_fit(row, rows[0])]
-    return max(found, key=lambda rows: (rows[0]["hparams"] == row["hparams"], _age(rows)), default=[])
+    candidates = [rows for rows in methods.values() if rows[0]["method"] == name and _same_fit(row, rows[0])]
+    return max(candidates, key=lambda rows: (rows[0]["hparams"] == row["hparams"], _age(rows)), default=[])
 
 
 def may_pair(row: Row, other: Row) -> bool:
@@ -188,9 +188,9 @@ def _with_references(
             for label, rows in native[other].items():
                 if rows[0]["method"] == name and label not in methods:
                     candidates[label].append((other, rows))
-        for label, found in candidates.items():
-            if any(_same_fit(row, found[0][1][0]) for row in alone):
-                result[label] = min(found, key=lambda c: distance(*c))[1]
+        for label, options in candidates.items():
+            if any(_same_fit(row, options[0][1][0]) for row in alone):
+                result[label] = min(options, key=lambda c: distance(*c))[1]
     return result
 
 

@@ -51,10 +51,10 @@ def draw_labels(ax: Axes, points: list[Point]) -> None:
 
 def spread_out(ys: Iterable[float], gap: float, low: float, high: float) -> list[float]:
     """Move heights as little as needed to lie `gap` apart within [low, high], in the same order."""
-    wanted = np.asarray(list(ys), dtype=float)
-    order = np.argsort(wanted, kind="stable")
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    placed = wanted[order]
+    heights = np.asarray(list(ys), dtype=float)
+    order = np.argsort(heights, kind="stable")
+    gap = min(gap, (high - low) / max(1, len(heights) - 1))
+    placed = heights[order]
     for _ in range(200):
         for i in range(len(placed) - 1):
             short = gap - (placed[i + 1] - placed[i])

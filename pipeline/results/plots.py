@@ -75,8 +75,8 @@ def _draw(everything: list[Record], pooled: list[Record]) -> dict[str, bytes]:
 def _by_shots(board: list[Record]) -> Figure:
     records = _largest_budget(board)
 
-    def panel(ax: Axes, found: list[Record]) -> None:
-        lines = _grouped(found)
+    def panel(ax: Axes, in_panel: list[Record]) -> None:
+        lines = _grouped(in_panel)
         ax.set_xscale("log", base=2)
         for i, (label, line) in enumerate(lines.items()):
             nudge = 2 ** (0.035 * (i - len(lines) / 2))  # so that intervals do not hide each other
@@ -101,11 +101,11 @@ def _by_bill(board: list[Record], unit: str) -> Figure:
     low, top = min(r[unit] for r in records if r[unit]) / 2, max(r[unit] for r in records)
     ticks = [10.0**k for k in range(13) if low <= 10.0**k <= 2 * top]
 
-    def panel(ax: Axes, found: list[Record]) -> None:
+    def panel(ax: Axes, in_panel: list[Record]) -> None:
         ax.set_xscale("log")
         ax.set_xlim(low / (top / low) ** 0.6, top * (top / low) ** 0.85)  # room for names on both sides
         points = []
-        for label, line in _grouped(found).items():
+        for label, line in _grouped(in_panel).items():
             paid = sorted((r for r in line if r[unit]), key=lambda r: r[unit])
             if paid:
                 _series(ax, label, [r[unit] for r in paid], paid)
@@ -140,9 +140,9 @@ def _gains(overall: list[Record], board: list[Record]) -> Figure:
     for row, name in enumerate(classes):
         for column, kind in enumerate(kinds):
             ax, labels = axes[row][column], order[name]
-            found = {r["label"]: r for r in records if r["access_class"] == name and r["kind"] == kind}
+            by_label = {r["label"]: r for r in records if r["access_class"] == name and r["kind"] == kind}
             ax.axvline(0, color="black", dashes=DASHES["zero_shot"], lw=1)
-            for y, r in [(y, found[label]) for y, label in enumerate(labels) if label in found]:
+            for y, r in [(y, by_label[label]) for y, label in enumerate(labels) if label in by_label]:
                 paint, marker, bar = colour(r["label"]), MARKERS.get(r["access"], "*"), r["gain_zero_shot_ci95"] or 0
                 each = [b["gain_zero_shot"] for b in board if all(b[k] == r[k] for k in key)]
                 single = [gain for gain in each if gain is not None]
@@ -178,7 +178,7 @@ def _grid(records: list[Record], panel: Callable[[Axes, list[Record]], None], ti
             if column >= len(some):
                 ax.remove()
                 continue
-            found = [r for r in records if r["access_class"] == name and r["dataset"] == some[column]]
+            in_panel = [r for r in records if r["access_class"] == name and r["dataset"] == some[column]]
             spread = [r["accuracy"] for r in records if r["dataset"] == some[column]]
             ax.set_ylim(min(spread) - 4, max(spread) + 4)  # a data set has one scale in all access classes
             ax.set_title(f"{plain(some[column], LONGEST_NAME)}   ({name})", fontsize=9.5, loc="left")
@@ -188,13 +188,13 @@ def _grid(records: list[Record], panel: Callable[[Axes, list[Record]], None], ti
             if column == 0:
                 ax.set_ylabel("accuracy (%)", fontsize=8.5)
             _style(ax)
-            filled.append((ax, found))
+            filled.append((ax, in_panel))
     figure.suptitle(title, fontsize=11)
     _marker_legend(figure, records)
     figure.draw_without_rendering()  # fixes the panels' sizes, so that labels can be kept apart in pixels
     figure.set_layout_engine("none")
-    for ax, found in filled:
-        panel(ax, found)
+    for ax, in_panel in filled:
+        panel(ax, in_panel)
     return figure
 
 

@@ -22,8 +22,6 @@ from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
 from pipeline.results.mirroring import open_mirror
-from pipeline.results.published.tables import html as printed_html
-from pipeline.results.published.tables import with_printed
 from pipeline.results.runs import read_runs
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
@@ -43,8 +41,6 @@ class Report:
     title: str = "Leaderboard"
     label: str = ""
     """The sweep's own description, shown at the top."""
-    published: bool = False
-    """Whether printed accuracies of papers follow the leaderboard."""
 
     @cached_property
     def figures(self) -> dict[str, bytes]:
@@ -59,12 +55,11 @@ def make_report(
     predictions: ReadPredictions | None = None,
     title: str = "Leaderboard",
     label: str = "",
-    published: bool = False,
 ) -> Report:
     """Compute the leaderboard of a selection; `predictions` reads what the bootstrap over test images needs."""
     board, summary = leaderboard(selection.rows, predictions)
     notes = (*selection.notes, *missing_references(board))
-    return Report(selection, board, summary, notes, title, label, published)
+    return Report(selection, board, summary, notes, title, label)
 
 
 def read_selection(store: ResultStore) -> Selection:
@@ -72,8 +67,8 @@ def read_selection(store: ResultStore) -> Selection:
     return select(store.read(), read_runs(store.storage))
 
 
-def page(report: Report) -> str:
-    """Return a report as a self-contained HTML page."""
+def page(report: Report, printed: str = "") -> str:
+    """Return a report as a self-contained HTML page; `printed` is HTML that follows the leaderboard."""
     return html(
         report.board,
         report.summary,
@@ -82,7 +77,7 @@ def page(report: Report) -> str:
         title=report.title,
         label=report.label,
         notes=report.notes,
-        printed=printed_html(report.board) if report.published else "",
+        printed=printed,
     )
 
 
@@ -107,12 +102,6 @@ FILES: Mapping[str, Callable[[Report], str]] = {
     "trials.csv": lambda report: to_csv(raw_records(report.selection)),
 }
 """Files of a report, beside its figures."""
-
-
-def formatted(report: Report, form: str) -> str:
-    """Return the leaderboard in one of `FORMATS`, followed by printed accuracies if the report has them."""
-    text = FORMATS[form](report)
-    return with_printed(form, text, report.board) if report.published and form != "html" else text
 
 
 def report_files(report: Report) -> dict[str, bytes]:

@@ -241,11 +241,11 @@ def _read_rows(path: Path) -> pa.Table:
 def _read_predictions(path: Path, digest: str | None) -> Predictions:
     """Read a file of predictions. Raises DamagedFile if it is missing or damaged, or if the digest differs."""
     try:
-        found = unpack(read_sealed(path))
+        predictions = unpack(read_sealed(path))
     except FileNotFoundError as error:
         raise DamagedFile(path, "the file is missing") from error
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DamagedFile(path, first_line(error)) from error
-    if digest is not None and found.digest != digest:
+    if digest is not None and predictions.digest != digest:
         raise DamagedFile(path, f"its predictions are not those of the row (digest {digest[:12]}...)")
-    return found
+    return predictions

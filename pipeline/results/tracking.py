@@ -95,9 +95,9 @@ class Mirror:
             board: Records of the leaderboard, which MLflow shows as a table.
         """
         with _mapped("the leaderboard was not mirrored to MLflow"):
-            found = self._search(f"tags.`{KIND}` = 'leaderboard'")
-            if found:
-                run_id = found[0].info.run_id
+            runs = self._search(f"tags.`{KIND}` = 'leaderboard'")
+            if runs:
+                run_id = runs[0].info.run_id
                 self._clear(run_id)
             else:
                 tags = {KIND: "leaderboard", ROOT: str(self.root), "mlflow.source.name": "farebox"}
@@ -142,27 +142,27 @@ class Mirror:
         renamed if that folder is gone, or if the MLflow store belongs to this storage: the storage was moved or copied.
         In an MLflow store that several storages share, the new experiment's name includes this storage's folder.
         """
-        found = self._find()
-        if found is not None and location not in (None, found.artifact_location):
-            if own or _gone(found.artifact_location):
-                self.client.rename_experiment(found.experiment_id, f"{self.experiment} (moved, {found.experiment_id})")
-                self.client.delete_experiment(found.experiment_id)
-                found = None
+        old = self._find()
+        if old is not None and location not in (None, old.artifact_location):
+            if own or _gone(old.artifact_location):
+                self.client.rename_experiment(old.experiment_id, f"{self.experiment} (moved, {old.experiment_id})")
+                self.client.delete_experiment(old.experiment_id)
+                old = None
             else:
                 self.experiment = f"{self.experiment} in {self.root.parent}"
-                found = self._find()
-        if found is not None:
-            return str(found.experiment_id)
+                old = self._find()
+        if old is not None:
+            return str(old.experiment_id)
         self.root.mkdir(parents=True, exist_ok=True)
-        made = str(self.client.create_experiment(self.experiment, artifact_location=location))
-        self.client.set_experiment_tag(made, "mlflow.experimentKind", "custom_model_development")
-        return made
+        experiment_id = str(self.client.create_experiment(self.experiment, artifact_location=location))
+        self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+        return experiment_id
 
     def _find(self) -> Any:
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return found
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return experiment
 
     def _search(self, query: str) -> list[Any]:
         runs, token = [], None

@@ -64,12 +64,12 @@ class DriverPath(JobConfig):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def ray_session(address: str | None, echo: Echo, **options: Any) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start a Ray on this machine, and disconnect or stop it at the end.
+    """Connect to the cluster at `address`, or start Ray on this machine, and disconnect or stop it at the end.
 
-    A Ray that is started here listens on the loopback interface only, and its session folder is removed at the end.
+    Ray started here listens on the loopback interface only, and its session folder is removed at the end.
 
     Args:
-        address: HOST:PORT or "auto"; None starts a Ray.
+        address: HOST:PORT or "auto"; None starts Ray here.
         echo: prints a line.
         **options: further arguments of `ray.init`.
 
@@ -194,7 +194,7 @@ def _end(line: str, folder: Path | None) -> None:
 
 
 def _start(echo: Echo, options: dict[str, Any]) -> Path:
-    """Start a Ray on this machine and return its session folder."""
+    """Start Ray on this machine and return its session folder."""
     if (mode := os.environ.get("RAY_AUTH_MODE", "token")) != "token":
         echo(f"RAY_AUTH_MODE={mode}: any user of this machine can run code as you during the run")
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE, **options}

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from methods.base import Bill, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
 from pipeline.blackbox.client import MeteredBox, wrong_plan
-from pipeline.blackbox.request import check_shapes, prompt_counts, prompts_digest
+from pipeline.blackbox.request import check_shapes
 from pipeline.budget import Phase
 from pipeline.data.images import PLAIN, Images, row_index, view_rows
 from pipeline.errors import AccessDenied, BudgetExceeded, FareboxError, MethodError, NonFiniteError
+from pipeline.trials.one_pass import OnePass
 from pipeline.trials.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -164,36 +165,6 @@ def _session(box: MethodBox) -> Session:
     return session
 
 
-@dataclass
-class _Prediction:
-    """The calls made so far while one test set is predicted."""
-
-    phase: Phase
-    most_sets: int
-    """Number of different prompt sets that one pass may use."""
-    prompts: set[str] = field(default_factory=set)
-    n_sets: int = 0
-    batch: str = ""
-    seen: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
-    """Whether each image of the present batch was part of a call."""
-
-    def covers(self, positions: np.ndarray, prompts: Prompts | None) -> bool:
-        """Return whether a call belongs to one pass over the batch with at most `most_sets` prompt sets, and record it.
-
-        Other calls are not recorded; they are charged to adapt.
-        """
-        if self.seen[positions].any() or len(np.unique(positions)) < len(positions):
-            return False
-        if prompts is not None and (digest := prompts_digest(prompts)) not in self.prompts:
-            n_sets = self.n_sets + prompt_counts(prompts)[0]
-            if n_sets > self.most_sets:
-                return False
-            self.n_sets = n_sets
-            self.prompts.add(digest)
-        self.seen[positions] = True
-        return True
-
-
 class Session:
     """The box of one trial and the image sets that the method may use at the moment.
 
@@ -212,7 +183,7 @@ class Session:
         """First error that fails the trial even if the method catches it."""
         self._name = hashlib.sha256(box.trial.encode()).hexdigest()[:16]  # the same in every process
         self._sets: dict[str, Images] = {}
-        self._prediction: _Prediction | None = None
+        self._prediction: OnePass | None = None
         self._batches = 0
 
     def __enter__(self) -> Session:
@@ -233,7 +204,7 @@ class Session:
     @contextlib.contextmanager
     def predicting(self, phase: Phase, most_sets: int) -> Iterator[None]:
         """Charge the calls in the block to `phase`, as far as they are one pass over each `batch` of a test set."""
-        self._prediction = _Prediction(phase, most_sets)
+        self._prediction = OnePass(phase, most_sets)
         try:
             yield
         finally:

@@ -70,12 +70,12 @@ def test_every_format_shows_base_new_and_their_harmonic_mean(base_to_new: Path) 
     assert [float(r["accuracy"]) for r in read if r["method"] == "cbbt"] == [found[k]["accuracy"] for k in found]
     for form in ("table", "md", "latex", "html"):
         text = board(base_to_new, form)
-        assert "icons, base to new, 2 shots" in text, form
+        assert "icons, base-to-new, 2 shots" in text, form
         lines = [line for line in text.splitlines() if "cbbt" in line and "cbbt_prompt" not in line]
         assert any(all(f"{number} " in line for number in shown) for line in lines), form
     assert max(map(len, board(base_to_new, "table").splitlines())) <= 120
     page = (base_to_new / "leaderboard" / "leaderboard.html").read_text()
-    assert "mean of 1 data set, base to new" in page and "data:image/png" in page
+    assert "mean of 1 data set, base-to-new" in page and "data:image/png" in page
 
 
 def test_domain_generalisation_is_one_fit_scored_on_several_test_sets(tmp_path: Path) -> None:

@@ -536,7 +536,7 @@ CAUGHT: list[tuple[type[Honest], str]] = [
         f"MethodError: KeepsStateInItsModule: changed {__name__}.MEMORY: state outside",
     ),
     (KeepsStateInADefault, "MethodError: KeepsStateInADefault: changed KeepsStateInADefault.predict.__defaults__"),
-    (IsItsOwnCopy, "MethodError: IsItsOwnCopy: copy.deepcopy gives the method itself"),
+    (IsItsOwnCopy, "MethodError: IsItsOwnCopy: copy.deepcopy returns the method itself"),
     (CannotBeCopied, "MethodError: CannotBeCopied: its state cannot be copied (cannot pickle"),
     (predicting(lambda x: x[:-1]), "MethodError: Predicts: predict returned float32 on cpu of shape (59, 5), expected"),
     (

@@ -19,8 +19,8 @@ from pipeline.config.card_files import dataset_card
 from pipeline.config.compose import compose
 from pipeline.config.files import names
 from pipeline.errors import ConfigError
-from pipeline.results.published import EVIDENCE, FILE, ORIGIN, beside, printed, unmatched
-from pipeline.results.published.tables import TITLE, counted, with_printed
+from pipeline.results.published import EVIDENCE, FILE, ORIGIN, matches, printed, unmatched
+from pipeline.results.published.tables import TITLE, counted, html, with_printed
 from pipeline.results.report import page
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import text_table, to_csv, to_json, to_latex, to_md
@@ -122,7 +122,7 @@ def test_the_odd_cells_that_the_readme_names_are_there(
     )
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="the list that this file was made from is not beside this checkout")
+@pytest.mark.skipif(not SHARED.is_file(), reason="the list that this file was made from is not matches this checkout")
 def test_the_file_is_the_list_that_was_read_less_what_are_no_accuracies() -> None:
     with SHARED.open(newline="", encoding="utf-8") as file:
         read = [r for r in csv.DictReader(file) if not re.search(r"\b(gain|gap)\b", r["method"])]
@@ -137,11 +137,11 @@ def test_the_file_is_the_list_that_was_read_less_what_are_no_accuracies() -> Non
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
-# --- beside ours ---------------------------------------------------------------------------------------------------
+# --- matches ours ---------------------------------------------------------------------------------------------------
 
 
 def test_cells_are_matched_by_method_backbone_data_set_and_shots(board: pa.Table) -> None:
-    found = beside(board)
+    found = matches(board)
     assert {r["method"] for r in found} == {"zero_shot", "craft", "bbt", "taskres"}, "nothing is printed about cbbt"
     for r in found:
         assert (r["printed_backbone"], r["printed_dataset"]) == (r["model"], r["test_set"])
@@ -171,7 +171,7 @@ def test_no_printed_number_enters_ours(board: pa.Table) -> None:
 
 def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.Table) -> None:
     (craft,) = (
-        r for r in beside(board) if r["printed_paper"] == "CraFT (exp.log)" and r["label"] == "craft"
+        r for r in matches(board) if r["printed_paper"] == "CraFT (exp.log)" and r["label"] == "craft"
         and r["budget_requests"] == 8000
     )  # fmt: skip
     number = f"{craft['printed_accuracy']:.2f}"
@@ -184,11 +184,11 @@ def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.
     assert max(len(line) for line in text.splitlines() if "github" not in line and "http" not in line) <= 120
     json.loads(with_printed("json", to_json(board), board))
     rest = with_printed("csv", to_csv(board), board).removeprefix(to_csv(board)).lstrip("\n")
-    assert len(list(csv.DictReader(io.StringIO(rest)))) == len(beside(board))
+    assert len(list(csv.DictReader(io.StringIO(rest)))) == len(matches(board))
 
 
 def test_the_page_has_a_section_of_its_own() -> None:
-    plain, text = page(report_of(ROWS)), page(report_of(ROWS, published=True))
+    plain, text = page(report_of(ROWS)), page(report_of(ROWS), html(report_of(ROWS).board))
     assert "printed" not in plain.split("</style>")[1]
     section = text.split("<h2 id=printed>")[1].split("<h2 id=terms>")[0]
     assert text.replace(f"<h2 id=printed>{section}", "").count("printed_") == 0
@@ -198,7 +198,7 @@ def test_the_page_has_a_section_of_its_own() -> None:
 
 def test_a_leaderboard_about_nothing_that_is_printed_says_so() -> None:
     board = report_of([make(accuracy=40.0), make(method="craft", access="SOFT+SCORES", accuracy=50.0)]).board
-    assert beside(board) == []
+    assert matches(board) == []
     assert counted([]).startswith(f"None of the {len(printed()):,} printed accuracies matches")
     for form, render in FORMATS.items():
         assert with_printed(form, render(board), board)

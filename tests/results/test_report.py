@@ -12,7 +12,7 @@ from pipeline.commands.leaderboard import leaderboard
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 from pipeline.results.predictions import Predictions
-from pipeline.results.report import FILES, FORMATS, formatted, report_files, write_report
+from pipeline.results.report import FILES, FORMATS, report_files, write_report
 from pipeline.sweep.storage_id import new_id, write_id
 from tests.support.synthetic import make, report_of, write_store
 
@@ -37,13 +37,13 @@ def test_board_and_summary_are_computed_once_and_predictions_read_once(
     report = report_of(store.read(), read)
     report_files(report)
     for form in FORMATS:
-        formatted(report, form)
+        FORMATS[form](report)
     assert calls == {"leaderboard": 1} and reads and set(reads.values()) == {1}
 
 
 def test_every_format_and_file_has_every_method(tmp_path: Path) -> None:
     report = report_of([make(accuracy=40.0), make(method="craft", access="SOFT+SCORES", accuracy=50.0)])
-    assert all("craft" in formatted(report, form) for form in FORMATS)
+    assert all("craft" in FORMATS[form](report) for form in FORMATS)
     folder = write_report(report, tmp_path)
     assert all("craft" in (folder / name).read_text() for name in FILES)
 
@@ -59,5 +59,5 @@ def test_an_unknown_format_is_an_error_before_rows_are_read(tmp_path: Path) -> N
 
 def test_statuses_are_shown_as_text() -> None:
     failed = [make(seed=1, status="unfunded"), make(seed=2, status="budget_exhausted", accuracy=30.0)]
-    text = formatted(report_of(failed), "table")
+    text = FORMATS["table"](report_of(failed))
     assert "1 budget exhausted (30.0), 1 unfunded (no budget)" in text

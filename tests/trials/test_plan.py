@@ -255,6 +255,7 @@ def package(tmp_path: Path) -> Path:
 def test_the_digest_covers_a_method_and_all_that_it_imports(
     package: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    monkeypatch.setattr("pipeline.source_code.ROOT", package.parent)
     mine = package / "mine.py"
     mine.write_text(f"import methods.base\n\n\nclass Mine:\n    def later(self):\n        {how}\n")
     info = load(mine, monkeypatch)

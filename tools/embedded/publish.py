@@ -34,13 +34,13 @@ class Origin:
 
 ORIGINS = {
     "icons": Origin(
-        "Icons of everyday things and interface signs, one class a thing.",
+        "Icons of everyday things and interface symbols; one class for each thing.",
         "Apache-2.0",
         "Material Design Icons 6.9.96, from qtawesome 1.4.2 (PyPI)",
         "Pictogrammers, Material Design Icons",
     ),
     "icons_outline": Origin(
-        "The classes of icons in another hand: thin outlines. A shift test set.",
+        "The classes of icons in another style: thin outlines. A shift test set.",
         "MIT",
         "Tabler Icons (outline), from pytablericons 1.0.1 (PyPI)",
         "P. Kuna, Tabler Icons",

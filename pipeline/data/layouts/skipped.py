@@ -73,7 +73,7 @@ class Contents(NamedTuple):
 
     @classmethod
     def of(cls, record: Any) -> Contents:
-        """Convert from the lists of a JSON file."""
+        """Rebuild the value from the lists that JSON stores for tuples."""
         skipped, findings, notes = record
         return cls(tuple(Skipped(*one) for one in skipped), tuple(findings), tuple(notes))
 

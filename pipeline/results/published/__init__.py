@@ -79,7 +79,7 @@ def _typed(row: Record) -> Printed:
     return Printed(**row | numbers | {"queries": int(row["queries"]) if row["queries"] else None})
 
 
-def beside(board: pa.Table) -> list[Record]:
+def matches(board: pa.Table) -> list[Record]:
     """Return one record per pair of a leaderboard cell and a matching printed row, by model, test set and shots.
 
     Only a data set's own test set and its shift sets are matched. Zero-shot is printed at 0 shots and has no allotment,
@@ -88,7 +88,7 @@ def beside(board: pa.Table) -> list[Record]:
     about: dict[tuple[str, str, str, int], list[Printed]] = defaultdict(list)
     for row in printed():
         about[row.farebox_method, row.backbone, row.dataset, row.shots].append(row)
-    found: dict[tuple[Any, ...], Record] = {}
+    records: dict[tuple[Any, ...], Record] = {}
     for cell in board.to_pylist():
         if cell["kind"] not in ("source", "shift") or cell["accuracy"] is None:
             continue
@@ -98,8 +98,8 @@ def beside(board: pa.Table) -> list[Record]:
             theirs = {f"printed_{k}": v for k, v in row._asdict().items() if k not in ("farebox_method", "shots")}
             difference = ours["accuracy"] - row.accuracy
             key = *(ours[k] for k in OURS if k not in ("seeds", "accuracy", "accuracy_ci95")), row
-            found.setdefault(key, ours | theirs | {"ours_minus_printed": difference})
-    return sorted(found.values(), key=_order)
+            records.setdefault(key, ours | theirs | {"ours_minus_printed": difference})
+    return sorted(records.values(), key=_order)
 
 
 def _order(record: Record) -> tuple[Any, ...]:

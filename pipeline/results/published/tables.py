@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.files import strict_json
 from pipeline.results.escape import markdown
-from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, beside, unmatched
+from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, matches, unmatched
 from pipeline.results.tables import WIDTH, aligned, allotment, latex_table, md_grid, plus_minus, to_csv
 
 TITLE = "Comparison with printed numbers"
@@ -29,7 +29,7 @@ MEANING = (
 
 def with_printed(form: str, table: str, board: pa.Table) -> str:
     """Return the leaderboard in a format other than HTML, followed by the comparison."""
-    records = beside(board)
+    records = matches(board)
     if form == "json":
         return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
     if form == "csv":
@@ -81,7 +81,7 @@ def _latex(records: Sequence[Record]) -> str:
 
 def html(board: pa.Table) -> str:
     """Return the section of the HTML page."""
-    records = beside(board)
+    records = matches(board)
     parts = [f"<h2 id=printed>{TITLE}</h2><p>{escape(counted(records))}</p>"]
     parts += [f"<p>{escape(MEANING)}</p>"] if records else []
     for head, group in _sections(records):
