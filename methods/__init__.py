@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from functools import cache
 from importlib.metadata import entry_points
 
 from methods.base import REGISTRY, MethodInfo
@@ -27,9 +29,15 @@ def all_methods() -> dict[str, MethodInfo]:
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_") and module.name not in _NOT_METHODS:
             _import(f"methods.{module.name}")
-    for name in sorted({entry.module for entry in entry_points(group=GROUP)}):
+    for name in _plug_ins(tuple(sys.path)):
         _import(name)
     return dict(sorted(REGISTRY.items()))
+
+
+@cache
+def _plug_ins(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules of the plug-ins on this path. Cached, as it reads the metadata of every package."""
+    return tuple(sorted({entry.module for entry in entry_points(group=GROUP)}))
 
 
 def _import(name: str) -> None:
