@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import random
 import sys
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,14 @@ def contents(value: Any) -> bytes:
     buffer = io.BytesIO()
     _ContentPickler(buffer).dump(value)
     return buffer.getvalue()
+
+
+def global_state() -> tuple[bytes, ...]:
+    """Return the random states and settings that all trials of a process share."""
+    settings = torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state(), settings, deterministic
+    return tuple(contents(state) for state in states)
 
 
 def outside_state(method: type[Method]) -> dict[str, bytes]:

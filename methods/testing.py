@@ -1,349 +1,200 @@
-"""What a method can be proved with: a toy black box that counts and refuses, a toy task, and the contract suite.
+"""Contract tests: what a method promises, by the capabilities that it declares.
 
-An outsider's method passes the contract by subclassing `MethodContract` in a test file and returning its name from the
-fixture `name`; the project's own tests run it over every registered method.
+`contract(name)` returns the tests that apply to a method. For a method of your own, write in a test file:
+
+    import my_package.my_method  # registers "mine"; not needed for a method of an installed plug-in
+    from methods.testing import contract
+
+    TestMine = contract("mine")
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
+import math
 import pickle
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from itertools import product
+from typing import ClassVar
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
 
+from methods import _toy_task as toy
 from methods import all_methods
-from methods._state import contents, outside_state
-from methods._toy import ToyTowers
-from methods.base import (
-    Access,
-    Bill,
-    BlackBox,
-    Classes,
-    FewShotTask,
-    ImageSet,
-    LabelledImages,
-    Method,
-    Prompts,
-    Remaining,
-    SoftPrompts,
-    TaskShape,
-)
+from methods._state import contents, global_state, outside_state
+from methods._toy_box import ToyBox
+from methods.base import Bill, LabelledImages, Method, MethodInfo, Remaining
 
-
-class ToyImages:
-    """An ImageSet over a tensor [B, X] of pixels in [0, 1]; a view adds seeded noise.
-
-    numbers_B: what tells the images of a split apart; a view has the number of its image.
-    """
-
-    def __init__(self, pixels_BX: Tensor, split: str, numbers_B: Tensor | None = None) -> None:
-        self.pixels_BX, self.split = pixels_BX, split
-        self.numbers_B = torch.arange(len(pixels_BX)) if numbers_B is None else numbers_B
-
-    def __len__(self) -> int:
-        return len(self.pixels_BX)
-
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> ToyImages:
-        return ToyImages(self.pixels_BX[rows], self.split, self.numbers_B[rows])
-
-    def views(self, n: int, seed: int = 0) -> ToyImages:
-        def one(v: int) -> Tensor:
-            g = torch.Generator().manual_seed(1000 * seed + v)
-            return (self.pixels_BX + 0.05 * torch.randn(self.pixels_BX.shape, generator=g)).clamp(0, 1)
-
-        return ToyImages(torch.cat([one(v) for v in range(n)]), self.split, self.numbers_B.repeat(n))
-
-    def pixels(self, size: int) -> Tensor:
-        side = int(self.pixels_BX.shape[1] ** 0.5)
-        grid = self.pixels_BX.view(-1, 1, side, side)
-        return torch.nn.functional.adaptive_avg_pool2d(grid, size).flatten(1)
-
-
-class ToyBox:
-    """A BlackBox over `ToyTowers`: bills every call, remembers the calls, and refuses what a trial refuses.
-
-    That is what is not granted or not paid, and within `predicting` what is not one pass over the given images.
-    """
-
-    __slots__ = (
-        *("_batch", "_prompts", "_sets", "_unseen"),
-        *("access", "allotment", "bill", "calls", "feature_dim", "logit_scale", "token_dim", "towers"),
-    )
-
-    def __init__(self, access: Access, allotment: Remaining | None = None) -> None:
-        self.towers = ToyTowers()
-        self.access = access
-        self.allotment = allotment or Remaining()
-        self.bill = Bill()
-        self.calls: list[str] = []
-        self.logit_scale = self.towers.logit_scale
-        self.token_dim, self.feature_dim = self.towers.E, self.towers.D
-        self._batch: ToyImages | None = None
-        self._unseen, self._prompts, self._sets = set[int](), set[bytes](), 0
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise AssertionError("the method keeps the box: use the box that each call is given, do not store it")
-
-    @property
-    def remaining(self) -> Remaining:
-        return self.allotment.minus(self.bill)
-
-    @contextlib.contextmanager
-    def predicting(self, images: ImageSet, most_sets: int) -> Iterator[None]:
-        """Let a block ask about these images once, with at most `most_sets` different prompt sets, free of the
-        allotment.
-        """
-        assert isinstance(images, ToyImages)
-        self._batch, self._unseen = images, set(images.numbers_B.tolist())
-        self._prompts, self._sets = set(), most_sets
-        before, self.allotment = self.allotment, Remaining()
-        try:
-            yield
-        finally:
-            self._batch, self.allotment = None, before
-
-    def _check_pass(self, what: str, images: ToyImages | None, prompts: Prompts | None) -> None:
-        if self._batch is None:
-            return
-        if images is not None:
-            numbers = images.numbers_B.tolist()
-            known = images.split == self._batch.split and set(numbers) <= set(self._batch.numbers_B.tolist())
-            assert known, f"{what} in predict asks about images that predict was not given"
-            once = len(set(numbers)) == len(numbers) and set(numbers) <= self._unseen
-            assert once, f"{what} in predict asks about an image twice: a trial charges that to adapt"
-            self._unseen -= set(numbers)
-        if prompts is not None and (content := contents(prompts)) not in self._prompts:
-            self._prompts.add(content)
-            self._sets -= len(prompts.ctx_PLE if isinstance(prompts, SoftPrompts) else prompts.texts)
-            assert self._sets >= 0, f"{what} in predict sends more prompt sets than the ensemble has: charged to adapt"
-
-    def _pay(self, what: str, bill: Bill, *needed: Access) -> None:
-        for access in needed:
-            assert self.access.covers(access), f"{what} needs {access.label}, declared {self.access.label}"
-        self.bill += bill
-        self.calls.append(what)
-        assert min(self.remaining) >= 0, f"{what} passes the allotment {self.allotment}: {self.bill}"
-
-    @staticmethod
-    def _kind(prompts: Prompts) -> Access:
-        return Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT
-
-    def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        assert isinstance(images, ToyImages)
-        self._check_pass("scores", images, prompts)
-        text_PCD = self.towers.text_features(prompts)
-        scores_PBC = self.logit_scale * self.towers.image_features(images.pixels_BX) @ text_PCD.transpose(1, 2)
-        p, b, c = scores_PBC.shape
-        self._pay("scores", Bill.scores(p, b, c), Access.SCORES, self._kind(prompts))
-        return scores_PBC
-
-    def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
-        scores_PBC = self.scores(images, prompts)
-        half = max(1, scores_PBC.shape[1] // 2)
-        for start in range(0, scores_PBC.shape[1], half):
-            rows = slice(start, min(start + half, scores_PBC.shape[1]))
-            yield rows, scores_PBC[:, rows]
-
-    def image_features(self, images: ImageSet) -> Tensor:
-        assert isinstance(images, ToyImages)
-        self._check_pass("image_features", images, None)
-        self._pay("image_features", Bill.image_features(len(images), self.feature_dim), Access.FEATURES)
-        return self.towers.image_features(images.pixels_BX)
-
-    def text_features(self, prompts: Prompts) -> Tensor:
-        self._check_pass("text_features", None, prompts)
-        text_PCD = self.towers.text_features(prompts)
-        self._pay("text_features", Bill.text_features(*text_PCD.shape), Access.FEATURES, self._kind(prompts))
-        return text_PCD
-
-    def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
-        assert self._batch is None, "text_gradients in predict: a trial charges that to adapt"
-        self._pay("text_gradients", Bill.text_features(*upstream_PCD.shape), Access.GRADIENTS, Access.SOFT)
-        return self.towers.text_gradients(prompts, upstream_PCD)
-
-    def embed_text(self, text: str) -> Tensor:
-        assert self.access.covers(Access.SOFT), "embed_text needs SOFT"
-        return self.towers.embed_text(text)
-
-
-TOY_NAMES = ("ant", "bee", "cat", "dog", "elk")
-
-
-def toy_task(shots: int = 4, views: int = 3, fresh_views: bool = False) -> tuple[FewShotTask, LabelledImages]:
-    """A five-class task on `ToyTowers` that zero-shot does not solve, and its test set (20 a class)."""
-    towers = ToyTowers()
-
-    def draw(n: int, seed: int, split: str) -> LabelledImages:
-        pixels = torch.cat([towers.pixels_of(name, n, seed + 100 * c) for c, name in enumerate(TOY_NAMES)])
-        return LabelledImages(ToyImages(pixels, split), torch.arange(len(TOY_NAMES)).repeat_interleave(n))
-
-    task = FewShotTask(
-        dataset="toy",
-        classes=Classes(TOY_NAMES, "a photo of a {}.", ("a photo of a {}.", "the {}.", "art of a {}.")),
-        shots=shots,
-        train=draw(shots, 1, "train"),
-        val=draw(min(shots, 4), 2, "val"),
-        views=views,
-        fresh_views=fresh_views,
-    )
-    return task, draw(20, 3, "test")
-
-
-def fit(method: Method, task: FewShotTask, box: BlackBox, seed: int = 0) -> int:
-    """Start and step to the end; the number of steps taken."""
-    method.begin(task, box, np.random.default_rng(seed))
-    steps = 1
-    while method.step(box):
-        steps += 1
-    return steps
-
-
-def _global_state() -> tuple[bytes, ...]:
-    """Random state and settings that every trial of a process shares."""
-    settings = torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled()
-    deterministic = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state(), settings, deterministic
-    return tuple(contents(state) for state in states)
+_TRAINED: dict[type[MethodContract], Method] = {}
 
 
 class MethodContract:
-    """What every method promises. Subclass, and return a registered name from `name`."""
+    """Promises of every method."""
 
-    allotment = Remaining(requests=400, images=40_000)
+    info: ClassVar[MethodInfo]
 
-    @pytest.fixture
-    def name(self) -> str:
-        raise TypeError("override this fixture: return the method's registered name")
+    def build(self) -> Method:
+        """Return a new method with its default settings. Override to test other settings."""
+        return self.info.cls()
 
-    @pytest.fixture
-    def build(self, name: str) -> Method:
-        return all_methods()[name].cls()
+    def trained(self) -> Method:
+        """Return a new copy of a method that is fitted once for all tests."""
+        if type(self) not in _TRAINED:
+            toy.fitted(method := self.build(), toy.toy_task()[0])
+            _TRAINED[type(self)] = method
+        return copy.deepcopy(_TRAINED[type(self)])
 
-    def box(self, method: Method, allotment: Remaining | None = None) -> ToyBox:
-        return ToyBox(method.info.access, allotment or self.allotment)
+    def test_same_seed_gives_same_logits_and_bill(self) -> None:
+        task, test = toy.toy_task()
+        results = []
+        for n in range(2):
+            for seed in (torch.manual_seed, np.random.seed, random.seed):
+                seed(n)  # the generator given to `start` is the only source of randomness
+            results.append(toy.result(self.build(), task, test.images, seed=5))
+        assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
 
-    def predict(self, method: Method, images: ImageSet, box: ToyBox, *classes: Classes) -> Tensor:
-        """The method's own prediction, within the rules of a trial."""
-        ensembles = (toy_task()[0].classes, *classes)
-        with box.predicting(images, max(1, *(len(c.templates) for c in ensembles))):
-            return method.predict(images, box, *classes)
+    def test_bill_is_exact_from_the_smallest_allotment_up(self) -> None:
+        task = toy.toy_task(shots=2)[0]
+        without_val = replace(task, val=LabelledImages(task.val.images[:0], task.val.labels[:0]))
+        for case in ((task, 0, 0), (without_val, 0, 0), (task, 2, 45), (without_val, 50, math.inf), (task, 150, 3000)):
+            toy.check_bill(self.build(), *case)
+        toy.check_bill(self.build(), toy.toy_task(shots=1)[0], *toy.ALLOTMENT)
 
-    def logits(self, method: Method, images: ImageSet, box: ToyBox, *classes: Classes) -> Tensor:
-        return self.predict(copy.deepcopy(method), images, box, *classes)
+    def test_plan_stays_within_every_allotment_from_the_smallest_up(self) -> None:
+        method, requests = self.build(), (0, 1, 2, 3, 9, 10, 57, 400, 8000, 192_750, 192_900, 500_000)
+        for shape in toy.SHAPES:
+            least = method.bill(shape, Remaining(0, 0))
+            for more in product(requests, (0, 159, 160, 1599, 3000, 10_000_000)):
+                allotment = Remaining(least.requests + more[0], least.images + more[1])
+                assert min(allotment.minus(method.bill(shape, allotment))) >= 0, (shape, allotment)
 
-    def test_same_seed_same_logits(self, build: Method) -> None:
-        task, test = toy_task()
-        runs = []
-        for n, method in enumerate((build, type(build)())):
-            box = self.box(method)
-            torch.manual_seed(n)  # the rng that start is given is the only source of randomness
-            np.random.seed(n)
-            random.seed(n)
-            fit(method, task, box, seed=5)
-            runs.append((self.logits(method, test.images, box), box.bill))
-        assert torch.equal(runs[0][0], runs[1][0])
-        assert runs[0][1] == runs[1][1]
+    def test_each_row_of_finite_logits_depends_on_its_own_image(self) -> None:
+        method, (task, test) = self.trained(), toy.toy_task()
+        logits = toy.logits_of(method, test.images)
+        toy.check_logits(logits, len(test.labels), len(task.classes))
+        rows = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:7]
+        assert_close(toy.logits_of(method, test.images[rows]), logits[rows], rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("shots", [1, 4])
-    @pytest.mark.parametrize("fresh", [False, True])
-    def test_bill_is_predicted_exactly_and_within_the_allotment(self, build: Method, shots: int, fresh: bool) -> None:
-        task, _ = toy_task(shots=shots, fresh_views=fresh)
-        box = self.box(build)
-        predicted = build.bill(TaskShape.of(task, box.feature_dim), self.allotment)
-        fit(build, task, box)
-        assert box.bill == predicted
-        assert self.allotment.affords(box.bill) != 0
+    def test_pickled_method_predicts_the_same(self) -> None:
+        method, images = self.trained(), toy.toy_task()[1].images
+        assert torch.equal(toy.logits_of(pickle.loads(pickle.dumps(method)), images), toy.logits_of(method, images))
 
-    @pytest.mark.parametrize("allotment", [Remaining(requests=60), Remaining(images=3000), Remaining(90, 5000)])
-    def test_never_beyond_a_small_allotment(self, build: Method, allotment: Remaining) -> None:
-        task, _ = toy_task()
-        box = self.box(build, allotment)
-        predicted = build.bill(TaskShape.of(task, box.feature_dim), allotment)
-        fit(build, task, box)
-        assert min(box.remaining) >= 0
-        assert box.bill == predicted
+    def test_predict_does_not_change_the_method(self) -> None:
+        method = self.trained()
+        before = contents(method)
+        toy.predict(method, toy.toy_task()[1].images)
+        assert contents(method) == before
 
-    def test_shape_finiteness_and_rows_alone(self, build: Method) -> None:
-        task, test = toy_task()
-        box = self.box(build)
-        fit(build, task, box)
-        whole = self.logits(build, test.images, box)
-        assert whole.shape == (len(test.labels), len(task.classes))
-        assert whole.dtype == torch.float32 and torch.isfinite(whole).all()
-        order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:7]
-        torch.testing.assert_close(self.logits(build, test.images[order], box), whole[order], rtol=1e-4, atol=1e-4)
+    def test_nothing_outside_the_method_changes(self) -> None:
+        method, (task, test), (original, _) = self.build(), toy.toy_task(), toy.toy_task()
+        before = outside_state(type(method)), global_state()
+        toy.result(method, task, test.images)
+        assert outside_state(type(method)) == before[0], "state in a class or a module outlives the trial"
+        assert global_state() == before[1], "global random state or a global setting of torch was changed"
+        assert task.classes == original.classes
+        for part, expected in ((task.train, original.train), (task.val, original.val)):
+            assert torch.equal(part.labels, expected.labels), "labels were changed in place: work on a copy"
+            assert torch.equal(part.images.pixels(8), expected.images.pixels(8))
 
-    def test_pickles_at_every_step_and_continues_to_the_same_result(self, build: Method) -> None:
-        task, test = toy_task()
-        box = self.box(build)
-        fit(build, task, box, seed=2)
-        spent = box.bill
-        straight = self.logits(build, test.images, box)
+    def test_reported_values_are_finite(self) -> None:
+        method = self.trained()
+        assert all(torch.isfinite(tensor).all() for tensor in method.deployed().values())
+        assert method.trainable_params >= 0 and json.dumps(method.notes, allow_nan=False)
 
-        method: Method = type(build)()
-        box2 = self.box(method)
-        method.begin(task, box2, np.random.default_rng(2))
-        more = True
-        while more:
+
+class IterativeContract(MethodContract):
+    """Promises of methods that define `step`."""
+
+    def test_method_pickled_before_every_step_gives_the_same_result(self) -> None:
+        method, (task, test) = self.build(), toy.toy_task()
+        logits, bill = toy.result(self.build(), task, test.images, seed=2)
+        box = ToyBox(self.info.access, toy.ALLOTMENT)
+        method.begin(task, box, np.random.default_rng(2))
+        running = True
+        while running:
             method = pickle.loads(pickle.dumps(method))
-            more = method.step(box2)
-        assert box2.bill == spent
-        assert torch.equal(self.logits(method, test.images, box2), straight)
+            running = method.step(box)
+        assert box.bill == bill and torch.equal(toy.logits_of(method, test.images), logits)
 
-    def test_predict_leaves_the_method_alone(self, build: Method) -> None:
-        task, test = toy_task()
-        box = self.box(build)
-        fit(build, task, box)
-        before = contents(build)
-        self.predict(build, test.images, box)
-        assert contents(build) == before
 
-    def test_leaves_everything_outside_itself_alone(self, build: Method) -> None:
-        task, test = toy_task()
-        kept, _ = toy_task()
-        box = self.box(build)
-        before = outside_state(type(build)), _global_state()
-        fit(build, task, box)
-        self.logits(build, test.images, box)
-        assert outside_state(type(build)) == before[0], "state in a class or a module outlives a prediction and a trial"
-        assert _global_state() == before[1], "global random state or a global setting of torch was changed"
-        assert task.classes == kept.classes
-        for given, own in ((task.train, kept.train), (task.val, kept.val)):
-            assert torch.equal(given.labels, own.labels), "labels were changed in place: work on a copy"
-            assert torch.equal(given.images.pixels(8), own.images.pixels(8))
+class LearningContract(MethodContract):
+    """Promises of methods that send requests before they predict."""
 
-    def test_new_classes_are_predicted_by_name_when_declared(self, build: Method) -> None:
-        if not build.info.new_classes:
-            return
-        task, test = toy_task()
-        box = self.box(build)
-        fit(build, task, box)
-        own, before = self.logits(build, test.images, box), contents(build)
+    def test_learns_the_toy_task(self) -> None:
+        task, test = toy.toy_task(shots=16)
+        (after, _), before = toy.result(self.build(), task, test.images), toy.zero_shot(task, test.images)
+        assert cross_entropy(after, test.labels) < cross_entropy(before, test.labels)
+        assert (after.argmax(1) == test.labels).sum() >= (before.argmax(1) == test.labels).sum()
+
+
+class NoBudgetContract(MethodContract):
+    """Promises of methods whose schedule can be cut to no request at all."""
+
+    def test_predicts_as_zero_shot_without_budget(self) -> None:
+        task, test = toy.toy_task()
+        logits, bill = toy.result(self.build(), task, test.images, Remaining(0, 0))
+        assert bill == Bill()
+        assert_close(logits, toy.zero_shot(task, test.images), rtol=1e-4, atol=1e-4)
+
+
+class NewClassesContract(MethodContract):
+    """Promises of methods that declare `new_classes`."""
+
+    def test_new_classes_are_predicted_by_name(self) -> None:
+        method, (task, test) = self.trained(), toy.toy_task()
         new = replace(task.classes, names=("fox", "gnu", "hen"))
-        logits = self.predict(build, test.images, box, new)
-        assert contents(build) == before
-        assert logits.shape == (len(test.labels), 3)
-        assert logits.dtype == torch.float32 and torch.isfinite(logits).all()
-        for classes, expected in (
-            (task.classes, own),  # the fitted classes, asked for by name
-            (replace(new, names=new.names[::-1]), logits.flip(1)),  # a class is its name, not its place
+        own, before = toy.logits_of(method, test.images), contents(method)
+        logits = toy.predict(method, test.images, new)
+        assert contents(method) == before
+        toy.check_logits(logits, len(test.labels), len(new))
+        reversed_names = replace(new, names=new.names[::-1])
+        for rows, classes, expected in (
+            (slice(None), task.classes, own),
+            (slice(None), reversed_names, logits.flip(1)),
+            ([3, 1], new, logits[[3, 1]]),
         ):
-            torch.testing.assert_close(self.logits(build, test.images, box, classes), expected, rtol=1e-4, atol=1e-4)
-        some = self.logits(build, test.images[[3, 1]], box, new)
-        torch.testing.assert_close(some, logits[[3, 1]], rtol=1e-4, atol=1e-4)
+            assert_close(toy.logits_of(method, test.images[rows], classes), expected, rtol=1e-4, atol=1e-4)
 
-    def test_reports_what_stays_on_the_client(self, build: Method) -> None:
-        task, _ = toy_task()
-        fit(build, task, self.box(build))
-        assert all(isinstance(t, Tensor) and torch.isfinite(t).all() for t in build.deployed().values())
-        assert build.trainable_params >= 0
-        json.dumps(build.notes, allow_nan=False)
+
+class ViewsContract(MethodContract):
+    """Promises of methods that may query augmented views."""
+
+    def test_bill_is_exact_with_fixed_fresh_and_no_views(self) -> None:
+        toy.check_bill(self.build(), toy.toy_task(views=2)[0], 1, 45)
+        toy.check_bill(self.build(), toy.toy_task(views=10)[0], 150, 3000)
+        toy.check_bill(self.build(), toy.toy_task(views=2, fresh_views=True)[0], 7, 145)
+        toy.check_bill(self.build(), toy.toy_task(views=0, fresh_views=True)[0], 60, 3000)
+        toy.check_bill(self.build(), toy.plain_only(toy.toy_task(views=0)[0]), 150, 3000)
+
+
+class PlainImagesContract(MethodContract):
+    """Promises of methods that declare `uses_views=False`."""
+
+    def test_result_does_not_depend_on_the_views_of_the_task(self) -> None:
+        images = toy.toy_task()[1].images
+        logits, bill = toy.result(self.build(), toy.toy_task(views=0)[0], images)
+        for fresh in (False, True):
+            task = toy.plain_only(toy.toy_task(views=3, fresh_views=fresh)[0])
+            again = toy.result(self.build(), task, images)
+            assert torch.equal(again[0], logits) and again[1] == bill
+
+
+def contract(name: str) -> type[MethodContract]:
+    """Return a class with all tests that apply to a registered method."""
+    info = all_methods()[name]
+    least, most = (info.cls().bill(toy.SHAPES[0], allotment) for allotment in (Remaining(0, 0), Remaining()))
+    contracts = {
+        PlainImagesContract: not info.uses_views,
+        ViewsContract: info.uses_views,
+        NewClassesContract: info.new_classes,
+        NoBudgetContract: least == Bill() != most,
+        LearningContract: most != Bill(),
+        IterativeContract: info.cls.step is not Method.step,
+        MethodContract: True,
+    }
+    return type(f"Test_{name}", tuple(cls for cls, applies in contracts.items() if applies), {"info": info})

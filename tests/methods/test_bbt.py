@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from methods._prompt_search import Evolution, PromptSearch, eigh, n_generations
+from methods._toy_box import ToyBox
+from methods._toy_task import toy_task
 from methods.base import Bill, Remaining, TaskShape
 from methods.bbt import BBT
-from methods.testing import ToyBox, fit, toy_task
 
 TARGET = torch.linspace(-1, 1, 10)
 
@@ -152,27 +153,6 @@ def test_generations_can_be_capped() -> None:
     one = Bill.scores(config.popsize, shape.n_train, shape.n_classes)
     assert n_generations(config, shape, one, Remaining()) == 3
     assert n_generations(config, shape, one, Remaining(requests=81)) == 2
-
-
-def test_with_no_generation_it_is_zero_shot_and_with_many_it_lowers_the_loss() -> None:
-    task, test = toy_task()
-    box = ToyBox(BBT.info.access, Remaining(requests=10))
-    poor = BBT()
-    fit(poor, task, box)
-    assert box.bill.requests == 0
-    box.allotment = Remaining()
-    zero_shot = box.scores(test.images, task.classes.soft(box.embed_text("a photo of a").unsqueeze(0)))[0]
-    assert torch.equal(poor.predict(test.images, box), zero_shot)
-
-    rich, box = BBT(BBT.Config(intrinsic_dim=20)), ToyBox(BBT.info.access, Remaining(requests=1200))
-    fit(rich, task, box)
-    box.allotment = Remaining()
-
-    def loss(method: BBT) -> float:
-        scores = method.predict(task.train.images, box)
-        return torch.nn.functional.cross_entropy(scores, task.train.labels).item()
-
-    assert loss(rich) < 0.8 * loss(poor)
 
 
 def test_the_start_is_the_template_or_one_with_a_context_or_the_papers() -> None:

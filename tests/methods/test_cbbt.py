@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+from methods._toy import ToyTowers
+from methods._toy_box import ToyBox
+from methods._toy_task import TOY_NAMES, fit, toy_task
 from methods.base import Remaining, SoftPrompts, TaskShape
 from methods.cbbt import CBBT
 from methods.cbbt_prompt import CBBTPrompt, estimated_gradient, sphere
-from methods.testing import TOY_NAMES, ToyBox, ToyTowers, fit, toy_task
 
 
 def shape(n_train: int = 160, fresh: bool = False, views: int = 10) -> TaskShape:
@@ -107,15 +109,6 @@ def test_the_scaling_rule(remaining: Remaining, steps_and_directions: tuple[int,
     assert (plan.steps, plan.directions) == steps_and_directions
 
 
-@pytest.mark.parametrize("requests", [0, 1, 2, 3, 9, 10, 57, 400, 8000, 192_750, 192_751, 192_900, 500_000])
-@pytest.mark.parametrize("images", [0, 159, 160, 1599, 3000, 10_000_000])
-@pytest.mark.parametrize("fresh", [False, True])
-def test_plans_stay_within_any_allotment(requests: int, images: int, fresh: bool) -> None:
-    for method in (CBBTPrompt(), CBBT()):
-        remaining = Remaining(requests, images)
-        assert min(remaining.minus(method.bill(shape(fresh=fresh), remaining))) >= 0
-
-
 def test_the_adapters_bill() -> None:
     bill = CBBT().bill(shape(), Remaining())
     assert bill.requests == 192_751
@@ -167,17 +160,6 @@ def test_the_papers_start_is_one_token(flag: bool, words: str) -> None:
     assert method.trainable_params == ToyTowers.E and method.h == 1 / ToyTowers.E
 
 
-@pytest.mark.parametrize("cls", [CBBTPrompt, CBBT])
-def test_with_nothing_to_spend_it_is_the_template(cls: type[CBBTPrompt]) -> None:
-    task, test = toy_task()
-    method, box = cls(), ToyBox(CBBT.info.access, Remaining(requests=1))
-    assert fit(method, task, box) == 1
-    assert box.bill.requests == 0
-    box.allotment = Remaining()
-    start = task.classes.soft(box.embed_text("a photo of a").unsqueeze(0))
-    torch.testing.assert_close(method.predict(test.images, box), box.scores(test.images, start)[0])
-
-
 def test_the_adapter_is_clip_adapters_and_its_gradient_is_the_true_one() -> None:
     task, _ = toy_task()
     method = CBBT(CBBT.Config(adapter_start_epoch=0))
@@ -205,17 +187,6 @@ def test_the_adapter_joins_at_its_epoch_and_is_never_used_untrained() -> None:
     assert usual.adapter_joined
     steps_with_adapter = usual.adapter.optimizer.state[usual.adapter.w1_DH]["step"]
     assert steps_with_adapter == sum(s * 150 // usual.steps >= 10 for s in range(usual.steps))
-
-
-@pytest.mark.parametrize("cls", [CBBTPrompt, CBBT])
-def test_it_learns_the_toy_task(cls: type[CBBTPrompt]) -> None:
-    task, test = toy_task(shots=16)
-    method, box = cls(), ToyBox(CBBT.info.access, Remaining(requests=4000))
-    method.config = cls.Config(lr=0.02)  # the toy's tokens are far longer than CLIP's
-    fit(method, task, box)
-    box.allotment = Remaining()
-    before = cross_entropy(box.scores(test.images, task.classes.prompts())[0], test.labels)
-    assert cross_entropy(method.predict(test.images, box), test.labels) < 0.9 * before
 
 
 def test_without_directions_the_prompt_stays_and_the_adapter_learns_alone() -> None:

@@ -38,7 +38,7 @@ from methods.base import (
     TaskShape,
     TextPrompts,
 )
-from methods.testing import MethodContract
+from methods.testing import IterativeContract
 from pipeline.blackbox.client import MeteredBox
 from pipeline.budget import Phase
 from pipeline.data.images import Images
@@ -766,40 +766,52 @@ def test_the_next_worker_of_a_trial_that_ended_its_worker_writes_the_row(lab: La
 
 # --- the shipped contract suite ------------------------------------------------------------------------------------
 
-CONTRACT = MethodContract()
 
-
-def contract(cls: type[Honest], test: str) -> None:
+def check(cls: type[Honest], test: str) -> None:
+    """Run one contract test of a method that is not registered."""
     cls.info = MethodInfo(cls.__name__, cls, cls.access, "", 1, False, "")
-    getattr(CONTRACT, test)(cls())
+    suite = type("Suite", (IterativeContract,), {"info": cls.info})()
+    getattr(suite, test)()
 
 
 @pytest.mark.parametrize(
     ("cls", "test", "said"),
     [
-        (AsksAboutTrain, "test_shape_finiteness_and_rows_alone", "images that predict was not given"),
-        (Twice, "test_shape_finiteness_and_rows_alone", "an image twice"),
-        (Population, "test_shape_finiteness_and_rows_alone", "more prompt sets than the ensemble has"),
-        (FitsOnText, "test_shape_finiteness_and_rows_alone", "more prompt sets than the ensemble has"),
-        (Gradients, "test_shape_finiteness_and_rows_alone", "text_gradients in predict"),
-        (KeepsTheBox, "test_pickles_at_every_step_and_continues_to_the_same_result", "keeps the box"),
-        (ChangesLabels, "test_leaves_everything_outside_itself_alone", "labels were changed in place"),
-        (KeepsStateInItsClass, "test_leaves_everything_outside_itself_alone", "state in a class or a module"),
-        (KeepsStateInItsModule, "test_leaves_everything_outside_itself_alone", "state in a class or a module"),
+        (
+            AsksAboutTrain,
+            "test_each_row_of_finite_logits_depends_on_its_own_image",
+            "images that predict was not given",
+        ),
+        (Twice, "test_each_row_of_finite_logits_depends_on_its_own_image", "an image twice"),
+        (
+            Population,
+            "test_each_row_of_finite_logits_depends_on_its_own_image",
+            "more prompt sets than the ensemble has",
+        ),
+        (
+            FitsOnText,
+            "test_each_row_of_finite_logits_depends_on_its_own_image",
+            "more prompt sets than the ensemble has",
+        ),
+        (Gradients, "test_each_row_of_finite_logits_depends_on_its_own_image", "text_gradients in predict"),
+        (KeepsTheBox, "test_method_pickled_before_every_step_gives_the_same_result", "keeps the box"),
+        (ChangesLabels, "test_nothing_outside_the_method_changes", "labels were changed in place"),
+        (KeepsStateInItsClass, "test_nothing_outside_the_method_changes", "state in a class or a module"),
+        (KeepsStateInItsModule, "test_nothing_outside_the_method_changes", "state in a class or a module"),
     ],
 )
 def test_the_contract_suite_finds_it_too(cls: type[Honest], test: str, said: str) -> None:
     with pytest.raises(AssertionError, match=said):
-        contract(cls, test)
+        check(cls, test)
 
 
 def test_the_contract_suite_finds_the_use_of_global_randomness() -> None:
     with pytest.raises(AssertionError):
-        contract(Noisy, "test_same_seed_same_logits")
+        check(Noisy, "test_same_seed_gives_same_logits_and_bill")
     with pytest.raises(AssertionError, match="global random state"):
-        contract(Noisy, "test_leaves_everything_outside_itself_alone")
+        check(Noisy, "test_nothing_outside_the_method_changes")
 
 
 def test_the_contract_suite_passes_an_honest_method() -> None:
-    for test in ("test_shape_finiteness_and_rows_alone", "test_leaves_everything_outside_itself_alone"):
-        contract(Honest, test)
+    for test in ("test_each_row_of_finite_logits_depends_on_its_own_image", "test_nothing_outside_the_method_changes"):
+        check(Honest, test)

@@ -1,12 +1,6 @@
-"""Every registered method passes the contract by registration alone."""
-
-import pytest
+"""Every registered method passes the contract of its capabilities."""
 
 from methods import all_methods
-from methods.testing import MethodContract
+from methods.testing import contract
 
-
-class TestContracts(MethodContract):
-    @pytest.fixture(params=sorted(all_methods()))
-    def name(self, request: pytest.FixtureRequest) -> str:
-        return str(request.param)
+globals().update({f"Test_{name}": contract(name) for name in all_methods()})

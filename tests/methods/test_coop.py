@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from methods._toy import ToyTowers
-from methods.base import Access, Bill, BlackBox, Remaining, SoftPrompts
+from methods._toy_box import ToyBox
+from methods._toy_task import fit, toy_task
+from methods.base import Access, Bill, BlackBox, SoftPrompts
 from methods.coop import CoOp
-from methods.testing import ToyBox, fit, toy_task
 from pipeline.blackbox import text_tower as text
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
@@ -156,19 +157,6 @@ def test_epochs_are_those_of_the_shots(shots: int, epochs: int) -> None:
     method, (task, _) = CoOp(), toy_task(shots=shots)
     method.begin(task, ToyBox(WHITE), np.random.default_rng(0))
     assert method.notes == {"steps": epochs * max(1, 5 * shots // 32), "views": 3, "epochs": epochs}
-
-
-def test_what_the_allotment_does_not_pay_is_cut_from_the_steps() -> None:
-    method, (task, test) = CoOp(), toy_task()
-    box = ToyBox(WHITE, Remaining(requests=2, images=10_000))
-    fit(method, task, box)
-    assert method.notes["steps"] == 0 and box.bill == Bill()
-    box.allotment = Remaining()
-    zero = box.scores(test.images, task.classes.prompts())[0]
-    found = method.predict(test.images, box)
-    assert (
-        found.argmax(1) == zero.argmax(1)
-    ).double().mean() > 0.9  # the template's own words, never an untrained draw
 
 
 def test_it_learns_and_starts_from_the_template_when_asked() -> None:

@@ -8,11 +8,12 @@ import torch
 from torch.nn.functional import kl_div
 
 from methods._refiner import Refiner
+from methods._toy_box import ToyBox
+from methods._toy_task import fit, toy_task
 from methods.base import Remaining, TaskShape
 from methods.bbt import BBT
 from methods.craft import CraFT, fitness
 from methods.craft_ablations import CraFTSequential
-from methods.testing import ToyBox, fit, toy_task
 
 
 def shape(n_train: int = 160, shots: int = 16) -> TaskShape:
@@ -133,29 +134,6 @@ def test_prompt_from_extra_population_averages_an_unscored_population() -> None:
             moved_LE = (z_PK @ again.search.a_KF).mean(0).view_as(method.ctx_LE)
             torch.testing.assert_close(method.ctx_LE, again.search.p0_LE + moved_LE)
     assert not torch.equal(contexts[False], contexts[True])
-
-
-def test_no_generation_predicts_the_templates_raw_scores() -> None:
-    task, test = toy_task()
-    method, box = CraFT(), ToyBox(CraFT.info.access, Remaining(requests=40))
-    fit(method, task, box)
-    assert box.bill.requests == 0
-    box.allotment = Remaining()
-    start = task.classes.soft(box.embed_text("a photo of a").unsqueeze(0))
-    assert torch.equal(method.predict(test.images, box), box.scores(test.images, start)[0])
-
-
-def test_it_learns_the_toy_task() -> None:
-    task, test = toy_task(shots=16)
-    method, box = CraFT(CraFT.Config(intrinsic_dim=30)), ToyBox(CraFT.info.access, Remaining(requests=41 * 40))
-    fit(method, task, box)
-    box.allotment = Remaining()
-    start = box.scores(test.images, task.classes.prompts())[0]
-
-    def accuracy(logits: torch.Tensor) -> float:
-        return (logits.argmax(1) == test.labels).float().mean().item()
-
-    assert accuracy(method.predict(test.images, box)) > accuracy(start) + 0.1
 
 
 @pytest.mark.parametrize("fresh", [False, True])

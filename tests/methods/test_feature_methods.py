@@ -12,11 +12,12 @@ from torch.nn.functional import normalize, one_hot
 
 from methods import all_methods
 from methods._refiner import Refiner
-from methods.base import Access, Classes, FewShotTask, LabelledImages, Remaining, TaskShape
+from methods._toy_box import ToyBox, ToyImages
+from methods._toy_task import fit, toy_task
+from methods.base import Access, Classes, FewShotTask, LabelledImages, Remaining
 from methods.linear_probe import LinearProbe, logistic_regression
 from methods.logit_head import LogitHead
 from methods.pixel_nn import PixelNearestNeighbour
-from methods.testing import ToyBox, ToyImages, fit, toy_task
 from methods.tip_adapter import TipAdapter, TipAdapterF
 
 FEATURES = Access.TEXT | Access.FEATURES
@@ -229,40 +230,6 @@ def test_logit_head_asks_once_for_each_view_that_an_epoch_needs(views: int, fres
     method, box = LogitHead(LogitHead.Config(epochs=6)), ToyBox(Access.TEXT | Access.SCORES)
     fit(method, task, box)
     assert (box.bill.requests, box.bill.images) == (asked, 20 * asked)
-
-
-# all of them
-
-
-NAMES = ("linear_probe", "logit_head", "pixel_nn", "taskres", "tip_adapter", "tip_adapter_f")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_bill_is_exact_from_the_smallest_allotment_up(name: str) -> None:
-    info = all_methods()[name]
-    short: dict[str, dict[str, object]] = {n: {"epochs": 4} for n in ("logit_head", "taskres", "tip_adapter_f")}
-    short["linear_probe"] = {"coarse": (0.0,), "n_bisections": 0}
-    for views, fresh, val, requests, images in itertools.product(
-        (0, 3), (False, True), (False, True), (2, 3, 5, math.inf), (20, 45, 100, math.inf)
-    ):
-        task, _ = toy_task(views=views, fresh_views=fresh)
-        task = task if val else without_val(task)
-        allotment = Remaining(requests, images)
-        method, box = info.cls(info.cls.Config(**short.get(name, {}))), ToyBox(info.access, allotment)
-        predicted = method.bill(TaskShape.of(task, box.feature_dim), allotment)
-        fit(method, task, box)
-        assert box.bill == predicted, (views, fresh, val, allotment)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "pixel_nn"])
-def test_none_is_worse_than_zero_shot_on_the_toy_task(name: str) -> None:
-    task, test = toy_task(shots=16, views=3)
-    info = all_methods()[name]
-    method, box = info.cls(), ToyBox(info.access)
-    fit(method, task, box)
-    accuracy = (method.predict(test.images, box).argmax(1) == test.labels).float().mean().item()
-    zero_shot = ((features(test.images) @ text(task).T).argmax(1) == test.labels).float().mean().item()
-    assert accuracy >= zero_shot
 
 
 @pytest.mark.parametrize("name", ["logit_head", "taskres", "tip_adapter_f"])

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from methods._toy_box import ToyBox
+from methods._toy_task import fit, toy_task
 from methods.base import Access, Remaining, TaskShape
 from methods.taskres import TaskRes
 from methods.taskres_variants import TaskResEnhanced, TaskResImageSide
-from methods.testing import ToyBox, fit, toy_task
 
 GRANT = Access.TEXT | Access.FEATURES
 

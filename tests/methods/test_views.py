@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from methods._toy_box import ToyBox
+from methods._toy_task import fit, toy_task
 from methods.base import Method, Remaining, TaskShape
 from methods.cbbt import CBBT
 from methods.coop import CoOp
-from methods.testing import ToyBox, fit, toy_task
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from methods import all_methods
+from methods._toy_box import ToyBox
+from methods._toy_task import fit, toy_task
 from methods.base import Remaining
-from methods.testing import ToyBox, fit, toy_task
 
 FOLDER = Path(__file__).resolve().parents[1] / "methods" / "golden"
 ALLOTMENT = Remaining(requests=300, images=20_000)
