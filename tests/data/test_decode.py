@@ -76,8 +76,7 @@ def test_half_transparent_parts_are_blended_with_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+def test_the_exif_orientation_is_applied(kind: str) -> None:
     upright = np.full((16, 32, 3), 255, np.uint8)
     upright[:8, :16] = 0  # dark at the top left
     undo = {
@@ -89,11 +88,12 @@ def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: np.rot90(a, -1),
     }
-    stored = np.ascontiguousarray(undo.get(orientation, lambda a: a)(upright))
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    found = seen(encoded(Image.fromarray(stored), kind, exif=exif))
-    assert found.shape == upright.shape and np.abs(found - upright).mean() < 8
+    for orientation in range(1, 9):
+        stored = np.ascontiguousarray(undo.get(orientation, lambda a: a)(upright))
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        found = seen(encoded(Image.fromarray(stored), kind, exif=exif))
+        assert found.shape == upright.shape and np.abs(found - upright).mean() < 8, orientation
 
 
 def test_damaged_exif_is_ignored() -> None:
@@ -136,11 +136,11 @@ def test_a_truncated_jpeg_is_rejected_without_decoding_intact_ones_twice(progres
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
-def test_other_truncated_images_are_rejected(kind: str, share: float) -> None:
+def test_other_truncated_images_are_rejected(kind: str) -> None:
     whole = encoded(NOISE, kind)
     assert reason(whole) is None
-    assert reason(whole[: int(len(whole) * share)])
+    for share in (0.0, 0.02, 0.5, 0.9):
+        assert reason(whole[: int(len(whole) * share)]), share
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")

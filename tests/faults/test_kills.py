@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 METHODS = "methods=[zero_shot,craft,cbbt]"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A sweep of three methods on the embedded CLIP, seconds a trial, with many checkpoints.
 
@@ -57,7 +57,7 @@ def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ..
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def undisturbed(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a run in which nothing happens."""
     storage = tmp_path_factory.mktemp("undisturbed")
@@ -142,9 +142,9 @@ def test_the_same_command_finishes_what_a_killed_driver_left(
 # Below: pieces in this process, on one Ray of its own.
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray of this session."""
+    """One Ray for the tests below, ended before the next module."""
     ray.init(
         address="local",
         num_cpus=2,
