@@ -221,7 +221,7 @@ def test_a_trial_continues_after_the_death_of_its_only_replica_and_of_the_ledger
     ledger.release(STORAGE, spec.account)
     assert [outcome(r) for r in rows] == wanted
     assert ledger.verify() == []
-    assert ledger.trial_bill(STORAGE, spec.account) == lab.bills(spec)
+    assert Ledger(actors.url).trial_bill(STORAGE, spec.account) == lab.bills(spec)
 
 
 def test_a_charged_request_whose_response_was_lost_is_a_free_replay(lab: Lab, spec: Any, actors: Actors) -> None:
@@ -237,7 +237,7 @@ def test_a_charged_request_whose_response_was_lost_is_a_free_replay(lab: Lab, sp
     found = pool.send(Request("image_features", images, None, call))
     assert found.status == "replayed"
     assert (found.values == lab.pool.endpoint.compute(Request("image_features", images, None, call)).values).all()
-    assert ledger.trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
+    assert Ledger(actors.url).trial_bill(STORAGE, spec.account)[Phase.ADAPT] == bill
     assert ledger.verify() == []
     with pytest.raises(BudgetExceeded, match="1 requests asked"):  # as ours, through two actors
         pool.send(Request("image_features", images, None, replace(call, call=1)))
@@ -312,6 +312,6 @@ def test_a_replica_that_does_not_answer_raises_endpoint_busy(cluster: None, monk
     pool = RayPool([asleep])
     monkeypatch.setattr(ray_pool, "RESPONSE_TIMEOUT_S", 0.5)
     request = Request("scores", None, None, Charge("storage", "trial", 0, "digest", Phase.ADAPT, Bill()))
-    with pytest.raises(EndpointBusy, match="did not answer"):
+    with pytest.raises(EndpointBusy, match="did not respond"):
         pool.send(request)
     ray.kill(asleep)
