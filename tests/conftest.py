@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,11 @@ if os.environ.get("FAREBOX_TEST_DEVICE") != "cuda":
 import pytest
 import torch
 
+from methods import BROKEN
+from methods.base import REGISTRY
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.plugins import PREFIX
 from pipeline.data.dataset import source_of
 from pipeline.data.source import Source
 from tests.support.lab import Lab, small_data
@@ -76,3 +80,16 @@ def lab(tmp_path: Path, fake: Endpoint, card: Path) -> Iterator[Lab]:
     yield lab
     assert lab.ledger.verify() == []
     lab.ledger.close()
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Restore the registry, the broken modules and the loaded files."""
+    before, broken, modules = dict(REGISTRY), dict(BROKEN), set(sys.modules)
+    yield
+    for name in [name for name in sys.modules if name not in modules and name.startswith((PREFIX, "methods."))]:
+        del sys.modules[name]
+    REGISTRY.clear()
+    REGISTRY.update(before)
+    BROKEN.clear()
+    BROKEN.update(broken)

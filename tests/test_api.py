@@ -16,6 +16,7 @@ from tests.support.command import ROOT, here
 from tests.support.lab import Lab
 from tests.support.plugin import MEAN_METHOD
 
+pytestmark = pytest.mark.usefixtures("registry")
 TRIAL = ("sweep=smoke", "model=fake", "views=2", "shots=4", "seeds=1", "eval_shift=false")
 
 

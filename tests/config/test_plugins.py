@@ -5,16 +5,13 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import methods
 from methods import BROKEN, all_methods
-from methods.base import REGISTRY
 from pipeline.config.compose import compose
-from pipeline.config.plugins import PREFIX
 from pipeline.errors import ConfigError
 from pipeline.source_code import method_digest
 from pipeline.sweep.storage_id import new_id, write_id
@@ -23,18 +20,7 @@ from tests.support.command import ROOT, here
 from tests.support.lab import Lab
 from tests.support.plugin import MEAN_METHOD
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Restore the registry, the broken modules and the loaded files."""
-    before, broken, modules = dict(REGISTRY), dict(BROKEN), set(sys.modules)
-    yield
-    for name in [name for name in sys.modules if name not in modules and name.startswith((PREFIX, "methods."))]:
-        del sys.modules[name]
-    REGISTRY.clear()
-    REGISTRY.update(before)
-    BROKEN.clear()
-    BROKEN.update(broken)
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_the_odd_cells_that_the_readme_names_are_there(
     )
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="the list that this file was made from is not matches this checkout")
+@pytest.mark.skipif(not SHARED.is_file(), reason="the list that this file was made from is not beside this checkout")
 def test_the_file_is_the_list_that_was_read_less_what_are_no_accuracies() -> None:
     with SHARED.open(newline="", encoding="utf-8") as file:
         read = [r for r in csv.DictReader(file) if not re.search(r"\b(gain|gap)\b", r["method"])]
@@ -137,7 +137,7 @@ def test_the_file_is_the_list_that_was_read_less_what_are_no_accuracies() -> Non
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
-# --- matches ours ---------------------------------------------------------------------------------------------------
+# --- beside ours ---------------------------------------------------------------------------------------------------
 
 
 def test_cells_are_matched_by_method_backbone_data_set_and_shots(board: pa.Table) -> None:
