@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.bench.harness import BenchResult, bench, machine, random_card, threads
+from pipeline.bench.harness import BenchResult, bench, machine, random_card
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.facts import feature_dim
@@ -41,6 +41,7 @@ from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.trials.boundary import Session
 from pipeline.trials.evaluate import eval_labels, metrics, predict
+from pipeline.trials.isolation import torch_threads
 from pipeline.trials.plan import TrialSpec, make_plan
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.trial import few_shot_task
@@ -68,7 +69,7 @@ def cost(echo: Echo, method: str, *overrides: str) -> BenchResult:
         runs.append(measure(cost_spec))
         echo(f"  run {len(runs)}: {runs[-1].seconds:.4g} s")
     seconds = [run.seconds for run in runs]
-    with threads(runs[0].threads):
+    with torch_threads(runs[0].threads):
         detail = {
             "trial": spec.name,
             "model": model,

@@ -31,7 +31,6 @@ from pipeline.bench.harness import (
     paired,
     random_card,
     seconds_of,
-    threads,
 )
 from pipeline.bench.reference import CraftLoop
 from pipeline.blackbox.client import MeteredBox
@@ -45,6 +44,7 @@ from pipeline.console import Echo
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 from pipeline.ledger.ledger import Ledger
+from pipeline.trials.isolation import torch_threads
 
 GENERATIONS, SHOTS, IMAGES_TIMED = 2, 16, 8
 AMPLE = Limits(10**6, 10**9)
@@ -53,7 +53,7 @@ AMPLE = Limits(10**6, 10**9)
 @bench("craft")
 def craft(echo: Echo) -> BenchResult:
     """A CraFT trial of two generations against the published loop, which encodes one candidate at a time."""
-    with tempfile.TemporaryDirectory() as folder, threads(1):
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):
         sides = Sides(random_card(Path(folder)), Path(folder))
         few_shot = task(SHOTS, 0)
         echo("no stored image features, once")

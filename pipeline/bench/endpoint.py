@@ -13,7 +13,7 @@ from typing import Any
 
 from methods.base import Bill
 from pipeline.bench import actors
-from pipeline.bench.harness import BenchResult, PairedTiming, bench, machine, paired, random_card, threads
+from pipeline.bench.harness import BenchResult, PairedTiming, bench, machine, paired, random_card
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.ray_pool import RayPool
 from pipeline.blackbox.request import Request
@@ -22,6 +22,7 @@ from pipeline.cards import ModelCard
 from pipeline.config.card_files import model_card
 from pipeline.console import Echo
 from pipeline.ledger.records import Charge
+from pipeline.trials.isolation import torch_threads
 
 TRIALS = (1, 4, 8)
 FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())
@@ -30,7 +31,7 @@ FREE = Charge("bench", "direct", 0, "digest", Phase.ADAPT, Bill())
 @bench("endpoint")
 def endpoint(echo: Echo) -> BenchResult:
     """Throughput of 1, 4 and 8 trials through the actors, as a fraction of the direct call's."""
-    with tempfile.TemporaryDirectory() as folder, threads(1), actors.cluster() as cluster:
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1), actors.cluster() as cluster:
         sleep = _side(cluster, actors.sleeping(0.025), model_card("fake"), {1: 40, 4: 20, 8: 10}, "25 ms", echo)
         tower_card = random_card(Path(folder))
         tower = _side(cluster, Endpoint, tower_card, {1: 3, 4: 1, 8: 1}, "ViT-B/32", echo)

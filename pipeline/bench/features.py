@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from methods.base import Bill
-from pipeline.bench.harness import BenchResult, bench, machine, paired, threads
+from pipeline.bench.harness import BenchResult, bench, machine, paired
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.request import Request
 from pipeline.budget import Phase
@@ -20,6 +20,7 @@ from pipeline.console import Echo
 from pipeline.data.dataset import source_of
 from pipeline.data.images import Images
 from pipeline.ledger.records import Charge
+from pipeline.trials.isolation import torch_threads
 
 PAIRS = 5
 
@@ -27,7 +28,7 @@ PAIRS = 5
 @bench("features")
 def features(echo: Echo) -> BenchResult:
     """Image features from a filled store against an empty one, embedded model."""
-    with tempfile.TemporaryDirectory() as folder, threads(1):
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):
         return compare(model_card("tiny"), digits(), Path(folder), echo)
 
 

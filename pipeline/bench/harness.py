@@ -10,8 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -165,17 +164,6 @@ def paired(
     ratios = [s / f for s, f in timings]
     slow_s, fast_s = (median(side) for side in zip(*timings, strict=True))
     return PairedTiming(median(ratios), min(ratios), max(ratios), slow_s, fast_s, pairs)
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Set torch's number of threads, and restore it on exit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def random_card(folder: Path, arch: str = "ViT-B-32") -> ModelCard:

@@ -24,12 +24,12 @@ from pipeline.bench.harness import (
     paired,
     random_card,
     seconds_of,
-    threads,
 )
 from pipeline.blackbox.model import OpenClipModel
 from pipeline.blackbox.text_tower import SharedPrefixTower
 from pipeline.blackbox.weights import imagenet_names
 from pipeline.console import Echo
+from pipeline.trials.isolation import torch_threads
 
 CONTEXT, POPULATION, WIDTH = 4, 8, 512
 FLOWERS = (Path(__file__).parent / "flowers.txt").read_text().splitlines()
@@ -38,7 +38,7 @@ FLOWERS = (Path(__file__).parent / "flowers.txt").read_text().splitlines()
 @bench("text_tower")
 def text_tower(echo: Echo) -> BenchResult:
     """Soft prompts in the text tower against one candidate at a time at 77 tokens, and against truncation only."""
-    with tempfile.TemporaryDirectory() as folder, threads(1), torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1), torch.inference_mode():
         model = OpenClipModel(random_card(Path(folder)))
         thousand = imagenet_names()
         main, at_100 = _measure(model, FLOWERS, POPULATION, 1, echo)

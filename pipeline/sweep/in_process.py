@@ -6,9 +6,7 @@ The trial is paid from the same ledger, and its row is written to the same stora
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-
-import torch
+from collections.abc import Callable
 
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
@@ -19,6 +17,7 @@ from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
+from pipeline.trials.isolation import torch_threads
 from pipeline.trials.plan import SweepPlan, announcements
 from pipeline.trials.trial import run_trial
 
@@ -56,19 +55,9 @@ def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
             add_run(config.storage, [trial.trial_id for trial in plan.trials], config.on_code_change == "keep", echo)
             for trial in todo:
                 try:
-                    with _torch_threads(config.threads):
+                    with torch_threads(config.threads):
                         pool = LocalPool(Endpoint(config.model, config.features), ledger)
                         run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
                 finally:
                     ledger.release(storage.id, trial.account)
     return store.rows_of(plan.trials[0].trial_id)
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

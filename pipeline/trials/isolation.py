@@ -118,3 +118,14 @@ def seed_globals(*parts: int | str) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed also looks for other devices: 100 times slower
     if _cuda():
         torch.cuda.manual_seed_all(seed)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Set torch's number of threads, and restore it on exit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
