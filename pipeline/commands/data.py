@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline.config import values as checks
 from pipeline.config.card_files import dataset_card
-from pipeline.config.files import names, refuse_renamed
+from pipeline.config.files import names
 from pipeline.config.plain_yaml import scalar
+from pipeline.config.renamed import refuse_renamed
 from pipeline.data.contact_sheet import sheet
 from pipeline.data.dataset import manifest_of, source_of
 from pipeline.data.few_shot import draw

@@ -20,7 +20,7 @@ from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.config.plain_yaml import read_file, read_value
 from pipeline.config.plugins import with_methods_of_files
-from pipeline.config.renamed import unknown_method
+from pipeline.config.renamed import refuse_renamed, unknown_method
 from pipeline.errors import ConfigError, did_you_mean, first_line
 from pipeline.untrusted import text_problem
 
@@ -35,13 +35,6 @@ REFERENCE = re.compile(r"\$\{([a-z_]+)\}")
 """An interpolation that consists of the name of a top-level key of base.yaml."""
 BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
 """Keys of base.yaml that contain one entry for each method name, and what an entry contains."""
-RENAMED_KEYS = {
-    "settings": "hparams",
-    "stale": "on_code_change",
-    "shift": "eval_shift",
-    "data.short_classes": "data.small_classes",
-}
-"""Former keys of base.yaml and their present names."""
 
 
 def own_folder(kind: Kind) -> Path:
@@ -235,12 +228,6 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
             value = _joined(old, value)
         result[key] = value
     return result
-
-
-def refuse_renamed(where: str, key: str) -> None:
-    """Raise ConfigError for a former key; the message has its present name."""
-    if key in RENAMED_KEYS:
-        raise ConfigError(f"{where}: {key} was renamed to {RENAMED_KEYS[key]}")
 
 
 def _check_keys(where: str, layer: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:

@@ -1,12 +1,19 @@
-"""Former names of methods and settings. They are refused with an error that gives the present name."""
+"""Former names of keys, methods and settings. They are refused with an error that gives the present name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from methods import BROKEN
-from pipeline.errors import did_you_mean
+from pipeline.errors import ConfigError, did_you_mean
 
+KEYS = {
+    "settings": "hparams",
+    "stale": "on_code_change",
+    "shift": "eval_shift",
+    "data.short_classes": "data.small_classes",
+}
+"""Former keys of base.yaml and their present names."""
 METHODS = {"craft_apart": "craft_sequential", "taskres_image": "taskres_image_side"}
 """Former name of a method: its present name."""
 SETTINGS = {
@@ -31,6 +38,12 @@ METHODS_OF_SETTINGS = {
     ("taskres", "image_side"): "taskres_image_side",
 }
 """Former setting of a method: the method that took its place."""
+
+
+def refuse_renamed(where: str, key: str) -> None:
+    """Raise ConfigError for a former key; the message has its present name."""
+    if key in KEYS:
+        raise ConfigError(f"{where}: {key} was renamed to {KEYS[key]}")
 
 
 def unknown_method(name: str, known: Iterable[str], kind: str = "method") -> str:

@@ -17,7 +17,7 @@ from pipeline.budget import Limits
 from pipeline.config import renamed
 from pipeline.config.card_files import dataset_card, model_card
 from pipeline.config.compose import Config, compose
-from pipeline.config.files import RENAMED_KEYS, names
+from pipeline.config.files import names
 from pipeline.config.method_choice import method_choice
 from pipeline.errors import ConfigError
 from pipeline.trials.protocol import eval_cards
@@ -54,7 +54,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(word: str, message: st
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+@pytest.mark.parametrize(("old", "new"), renamed.KEYS.items())
 def test_a_former_key_is_rejected_with_its_present_name(old: str, new: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"^command: {old} was renamed to {new}$"):
         compose(["sweep=smoke", f"{old}=x"])
