@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cma
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,6 +54,8 @@ class Evolution:
     """CMA-ES with the ask/tell interface, minimizing. Continues bit for bit when pickled between two calls."""
 
     def __init__(self, dim: int, *, sigma: float, popsize: int, bound: float, rng: np.random.Generator) -> None:
+        import cma  # it imports matplotlib and scipy.stats, which takes longer than a short trial
+
         options = {
             "popsize": popsize,
             "bounds": [-bound, bound] if bound > 0 else [None, None],
