@@ -1,6 +1,6 @@
-"""Run one trial in this process, without Ray: for debuggers and notebooks.
+"""Run trials in this process, one after another and without Ray: for debuggers, notebooks and tests.
 
-The trial is paid from the same ledger, and its row is written to the same storage, as in a sweep.
+They are paid from the same ledger, and their rows are written to the same storage, as in a sweep on Ray.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pipeline.results.row import ResultRow
 from pipeline.results.runs import add_run
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
+from pipeline.sweep.preflight import refuse_network_sqlite
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.trials.isolation import torch_threads
@@ -35,13 +36,25 @@ def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
         ConfigError: the plan has more than one trial, or the storage cannot be used.
         FareboxError: the ledger or the storage failed.
     """
-    config, store = plan.config, ResultStore(plan.config.storage)
     if len(plan.trials) != 1:
         names = ", ".join(trial.name for trial in plan.trials[:3])
         raise ConfigError(
             f"expected one trial, found {len(plan.trials)} ({names}, ...): name one method, data set, seed, number of "
             "shots and budget"
         )
+    run_all(plan, echo)
+    return ResultStore(plan.config.storage).rows_of(plan.trials[0].trial_id)
+
+
+def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
+    """Run the trials of a plan that have no result, in its order. The budget must pay for all of them.
+
+    Raises:
+        BudgetExceeded, ConfigError: the predicted bill of a trial cannot be reserved, or the storage cannot be used.
+        FareboxError: the ledger or the storage failed.
+    """
+    config, store = plan.config, ResultStore(plan.config.storage)
+    refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     check_writable("storage", config.storage)
     check_writable("features", config.features)
     with alone(config.storage):
@@ -51,13 +64,16 @@ def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
         ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):
             reservations.release_left_over(ledger, storage.id, todo)
-            reservations.reserve(ledger, plan, todo, storage.id)
+            funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
+            if unfunded:
+                raise ConfigError(next(iter(unfunded.values())))
             add_run(config.storage, [trial.trial_id for trial in plan.trials], config.on_code_change == "keep", echo)
-            for trial in todo:
-                try:
-                    with torch_threads(config.threads):
-                        pool = LocalPool(Endpoint(config.model, config.features), ledger)
+            try:
+                with torch_threads(config.threads):
+                    pool = LocalPool(Endpoint(config.model, config.features), ledger)
+                    for trial in funded:
                         run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
-                finally:
+            finally:
+                for trial in funded:
                     ledger.release(storage.id, trial.account)
-    return store.rows_of(plan.trials[0].trial_id)
+            reservations.remove_checkpoints(store, plan.trials)

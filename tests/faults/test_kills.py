@@ -1,7 +1,8 @@
 """After kills, the same command ends with the same rows and the same ledger, and nothing is charged twice.
 
-A sweep runs undisturbed, with one replica and one trial at a time. Then it runs with two of each while replicas, the
-ledger actor, a worker of a trial, or the driver are killed. Accuracies, predictions and bills must be bit-identical.
+A sweep runs undisturbed, in this process. Then it runs on Ray, with two replicas and two trials at a time, while
+replicas, the ledger actor, a worker of a trial, or the driver are killed. Accuracies, predictions and bills must be
+bit-identical.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pipeline.results.store import ResultStore
 from pipeline.sweep.storage import alone
 from pipeline.trials.trial import few_shot_task, run_trial
 from tests.support.command import Running, charges, farebox, kill, ledger_record, wait_until
-from tests.support.lab import STORAGE, Lab, outcome
+from tests.support.lab import STORAGE, Lab, outcome, run_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,7 +52,7 @@ def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ..
     """
     features = tmp_path_factory.mktemp("kill_features")
     return (
-        *("run", "sweep=smoke", "model=tiny", f"datasets=[{card}]", METHODS, "shots=[2]", "seeds=[1]"),
+        *("sweep=smoke", "model=tiny", f"datasets=[{card}]", METHODS, "shots=[2]", "seeds=[1]"),
         *("views=3", "budget.requests=1500", "method.craft.popsize=6"),  # some 750 calls
         *("checkpoint_s=0.2", f"features={features}"),
     )
@@ -61,7 +62,7 @@ def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ..
 def undisturbed(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage of a run in which nothing happens."""
     storage = tmp_path_factory.mktemp("undisturbed")
-    farebox(*words, f"storage={storage}", "replicas=1", "concurrency=1")
+    run_here(*words, f"storage={storage}")
     return storage
 
 
@@ -95,7 +96,7 @@ def assert_clean(storage: Path) -> None:
 def test_rows_and_ledger_survive_the_death_of_replicas_ledger_and_workers(
     words: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = Running(*words, f"storage={tmp_path}", "replicas=2", "concurrency=2")
+    run = Running("run", *words, f"storage={tmp_path}", "replicas=2", "concurrency=2")
     paid = 0
     for title in ("ray::Replica", "ray::LedgerActor", "ray::ResourceTrainable", "ray::Replica"):
         run.wait_for(lambda title=title: run.below(title), f"a process {title}")
@@ -117,7 +118,7 @@ def test_rows_and_ledger_survive_the_death_of_replicas_ledger_and_workers(
 def test_the_same_command_finishes_what_a_killed_driver_left(
     words: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
-    words = (*words, f"storage={tmp_path}", "replicas=2", "concurrency=2")
+    words = ("run", *words, f"storage={tmp_path}", "replicas=2", "concurrency=2")
     run = Running(*words)
     run.wait_for(lambda: charges(tmp_path) > 40, "40 charges")
     run.wait_for(lambda: list((tmp_path / "checkpoints").glob("*.ckpt")), "a checkpoint")

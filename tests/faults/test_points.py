@@ -1,16 +1,16 @@
 """The real command, killed at named points and on a full disk: each time the same rows, leaderboard and ledger.
 
-points.py lists the points. The undisturbed run has no MLflow to talk to, which changes nothing either.
+points.py lists the points. MLflow cannot be reached during the killed runs, which changes nothing either.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.long import Quiet, facts, leftovers, sweep_words
+from tests.faults.long import facts, leftovers
 from tests.faults.points import FULL, Faults
 from tests.faults.soak import soak
 from tests.support.command import farebox, here
@@ -26,29 +26,16 @@ STRUCK = {
 """Points of the default suite, and the how-manieth passing is struck. The long mode draws from all."""
 
 
-@pytest.fixture(scope="session")
-def words(card: Path) -> list[str]:
-    return [*sweep_words("fake", card, quick=True), "checkpoint_s=0.1"]
-
-
-@pytest.fixture(scope="session")
-def quiet(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Quiet:
-    """A run in which nobody dies; its MLflow is away."""
-    storage, began = tmp_path_factory.mktemp("quiet"), time.monotonic()
-    said = farebox("run", *words, AWAY, f"storage={storage}", f"features={storage / 'features'}").stdout
-    assert "not mirrored to MLflow" in said and "try again with: farebox sync" in said
-    assert "2 trials are in MLflow" in here("sync", f"storage={storage}")
-    return Quiet(time.monotonic() - began, facts(storage))
-
-
-def test_the_result_is_the_same_after_a_kill_at_each_point(words: list[str], quiet: Quiet, tmp_path: Path) -> None:
+def test_the_result_is_the_same_after_a_kill_at_each_point(
+    words: list[str], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
     storage = tmp_path / "storage"
     faults = Faults(tmp_path / "marks", storage)
     for point, nth in STRUCK.items():
         faults.at(point, nth)
     for _ in range(2 * len(STRUCK)):
         done = farebox(
-            *("run", *words, f"storage={storage}", f"features={tmp_path / 'features'}"),
+            *("run", *words, AWAY, f"storage={storage}", f"features={tmp_path / 'features'}"),
             env=faults.environment,
             expect=None,
         )
@@ -57,12 +44,14 @@ def test_the_result_is_the_same_after_a_kill_at_each_point(words: list[str], qui
             break
         assert done.returncode == -9 or "its worker died again and again" in done.stderr, done.stderr
     assert faults.happened == {f"{point}.{nth}" for point, nth in STRUCK.items()}
-    assert facts(storage) == quiet.facts
+    assert facts(storage) == undisturbed
     assert leftovers(storage) == []
+    assert "not mirrored to MLflow" in done.stdout and "try again with: farebox sync" in done.stdout
+    assert "2 trials are in MLflow" in here("sync", f"storage={storage}")
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_continues_with_room(
-    words: list[str], quiet: Quiet, tmp_path: Path
+    words: list[str], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
     faults = Faults(tmp_path / "marks", storage)
@@ -81,7 +70,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_continues_with_room(
         assert "Traceback" not in done.stdout + done.stderr
     faults.full(None)
     farebox(*command, env=faults.environment)
-    assert facts(storage) == quiet.facts
+    assert facts(storage) == undisturbed
     assert leftovers(storage) == []
 
 

@@ -27,10 +27,18 @@ from pipeline.files import file_sha256
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
+from pipeline.sweep.in_process import run_all
 from pipeline.trials.plan import SweepPlan, TrialSpec, make_plan
 from pipeline.trials.trial import few_shot_task, run_trial
 
 STORAGE = "lab"
+
+
+def run_here(*overrides: str) -> list[str]:
+    """Run a sweep in this process, one trial after another; return the printed lines."""
+    printed: list[str] = []
+    run_all(make_plan(compose(overrides)), printed.append)
+    return printed
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
