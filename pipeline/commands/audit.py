@@ -133,7 +133,7 @@ def fields(release: Release) -> list[tuple[str, str]]:
             f"{settings.what}; origin {settings.origin} ({settings.evidence}, {settings.file})" if settings else "none",
         ),
     ]
-    return pairs + [("problem", f"{p.what} ({p.evidence}, {p.file})") for p in release.problems]
+    return pairs + [("note", f"{note.what} ({note.evidence}, {note.file})") for note in release.notes]
 
 
 def record(release: Release) -> str:
@@ -153,7 +153,7 @@ def records(chosen: Sequence[Release]) -> list[dict[str, Any]]:
         | {
             "cost": release.cost._asdict() | {"dataset": "eurosat", "shots": 16},
             "per_dataset": release.per_dataset._asdict() if release.per_dataset else None,
-            "problems": [problem._asdict() for problem in release.problems],
+            "notes": [note._asdict() for note in release.notes],
         }
         for release in chosen
     ]

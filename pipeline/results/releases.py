@@ -61,8 +61,8 @@ class Settings(NamedTuple):
     evidence: str
 
 
-class Problem(NamedTuple):
-    """Something to know before the release is used or its numbers are compared."""
+class Note(NamedTuple):
+    """A known problem of the release, or what to know before its numbers are compared."""
 
     what: str
     file: str
@@ -98,7 +98,7 @@ class Release(NamedTuple):
     """The paper's or the release's own count of its queries."""
     cost: Cost
     per_dataset: Settings | None
-    problems: tuple[Problem, ...]
+    notes: tuple[Note, ...]
     selects_on_imagenet: str = ""
     """What is chosen on on ImageNet, if it differs."""
 
@@ -131,7 +131,7 @@ def _typed(name: str, entry: dict[str, Any]) -> Release:
         "methods": tuple(entry["methods"]),
         "cost": Cost(**entry["cost"]),
         "per_dataset": Settings(**entry["per_dataset"]) if entry["per_dataset"] else None,
-        "problems": tuple(Problem(**problem) for problem in entry["problems"]),
+        "notes": tuple(Note(**note) for note in entry["notes"]),
     }
     return Release(name=name, **entry | typed)
 

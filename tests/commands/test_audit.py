@@ -29,8 +29,8 @@ def test_a_name_prints_the_full_record_with_places() -> None:
     for said in ("commit 063bd53", "src/reprogram.py", "Apache-2.0", "commit 528eb2e", "192,750"):
         assert said in text
     for release in select(["ares", "cbbt"]):
-        for problem in release.problems:
-            assert problem.what.split()[0] in text and problem.file in " ".join(text.split())
+        for note in release.notes:
+            assert note.what.split()[0] in text and note.file in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_json_has_every_field_of_every_record() -> None:
     for record, release in zip(found, releases().values(), strict=True):
         assert record["cost"] | {"dataset": "eurosat", "shots": 16} == record["cost"]
         assert record["cost"]["requests"] == release.cost.requests
-        assert [problem["file"] for problem in record["problems"]] == [problem.file for problem in release.problems]
+        assert [note["file"] for note in record["notes"]] == [note.file for note in release.notes]
     assert json.loads(here("audit", "zip", "--json")) == [record for record in found if record["name"] == "zip"]
 
 

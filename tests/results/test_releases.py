@@ -21,7 +21,7 @@ from pipeline.results.releases import (
     IMAGENET,
     SELECTS_ON,
     Cost,
-    Problem,
+    Note,
     Release,
     Settings,
     printed_selection,
@@ -54,7 +54,7 @@ EMPTY = {"selects_on_imagenet", "method"}
 
 @pytest.mark.parametrize("release", releases().values(), ids=lambda release: release.name)
 def test_every_record_is_whole_and_in_closed_terms(release: Release) -> None:
-    parts: list[Cost | Problem | Settings] = [release.cost, *release.problems]
+    parts: list[Cost | Note | Settings] = [release.cost, *release.notes]
     parts += [release.per_dataset] if release.per_dataset else []
     assert all(map(typed, (release, *parts)))
     assert {part.evidence for part in parts} | {release.evidence} <= EVIDENCE.keys()
@@ -67,7 +67,7 @@ def test_every_record_is_whole_and_in_closed_terms(release: Release) -> None:
     assert (release.selects_on == "unknown") == (release.evidence == "unverified")
     assert (release.cost.requests is None) == (release.cost.images is None) == (release.cost.evidence == "none")
     assert bool(release.cost.method) == (release.cost.evidence == "plan")
-    assert release.selection.endswith(".") and all(problem.what.endswith(".") for problem in release.problems)
+    assert release.selection.endswith(".") and all(note.what.endswith(".") for note in release.notes)
 
 
 def test_every_registered_method_has_a_record_or_a_reason_and_no_record_names_another() -> None:
