@@ -21,7 +21,7 @@ SELECTS_ON = {
     "unknown": "not released, or not read",
 }
 EVIDENCE = {
-    "code": "read in the released code, its configuration or its issues, at this commit",
+    "code": "read in the released code, its configuration, documentation or issues",
     "copy": "read in a copy of the code that belongs to another project",
     "plan": "the bill that Farebox plans for its own method with the schedule of the release; a test compares them",
     "derived": "computed from numbers that were read in the code",
