@@ -204,6 +204,18 @@ def claims(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def audit(arguments: argparse.Namespace) -> int:
+    """Print what the released code of papers selects on, its seeds and its cost; with names, the full records."""
+    from pipeline.commands import audit as audit_command
+
+    chosen = audit_command.select(arguments.words)
+    if arguments.json:
+        print(strict_json(audit_command.records(chosen), indent=1))
+    else:
+        print("\n\n".join(map(audit_command.record, chosen)) if arguments.words else audit_command.table(chosen))
+    return 0
+
+
 def data(arguments: argparse.Namespace) -> int:
     """Add a data set of your own, check data sets, show their classes, or export a few-shot split."""
     from pipeline.commands import data as data_commands
@@ -266,6 +278,9 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--json", action="store_true", help="print one JSON record per claim")
     help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
     measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
+    audited = command(audit, overrides=False)
+    audited.add_argument("--json", action="store_true", help="print one JSON record per release")
+    audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
     _data_parsers(command(data, overrides=False))
     for listing in (methods, datasets, models):
         command(listing, False).add_argument("--json", action="store_true", help="print JSON")

@@ -22,6 +22,7 @@ from pipeline.config.compose import compose
 from pipeline.data.source import ParquetSource
 from pipeline.errors import DamagedFile, DataError
 from pipeline.files import DIGESTS, UNSEALED, verified
+from pipeline.results import releases
 from pipeline.results.published import printed
 from pipeline.results.row import ResultRow
 from pipeline.results.store import LISTED, ResultStore
@@ -313,6 +314,19 @@ def test_printed_accuracies_with_a_flipped_byte_are_refused(tmp_path: Path, monk
     flip(tmp_path / "published.csv", 20_000)
     with pytest.raises(DataError, match=r"published\.csv is damaged"):
         printed()
+
+
+def test_records_of_releases_with_a_flipped_byte_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (releases.FILE.name, DIGESTS):
+        shutil.copy(releases.FILE.with_name(name), tmp_path)
+    monkeypatch.setattr(releases, "FILE", tmp_path / releases.FILE.name)
+    readers = (releases.releases, releases.without_release)
+    for cached in (*readers, releases._content):
+        cached.cache_clear()
+    flip(releases.FILE, 5_000)
+    for read in readers:
+        with pytest.raises(DataError, match=r"releases\.yaml is damaged"):
+            read()
 
 
 # --- the storage's id -----------------------------------------------------------------------------------------------

@@ -187,6 +187,23 @@ def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.
     assert len(list(csv.DictReader(io.StringIO(rest)))) == len(matches(board))
 
 
+def test_the_comparison_says_what_a_printed_number_was_chosen_on() -> None:
+    methods = ("tip_adapter_f", "tip_adapter", "craft")
+    board = report_of(
+        [make(method=m, access="TEXT+FEATURES", model="rn50", dataset="dtd", accuracy=60.0) for m in methods]
+    ).board
+    chosen = {(r["method"], r["printed_origin"]): r["printed_selects_on"] for r in matches(board)}
+    assert chosen["tip_adapter_f", "authors"] == "test" and chosen["tip_adapter_f", "others"] == ""
+    assert (chosen["tip_adapter", "authors"], chosen["craft", "authors"]) == ("validation", "nothing")
+    text = with_printed("table", text_table(board), board).split(TITLE.upper())[1]
+    (head,) = (line for line in text.splitlines() if "sel." in line.split())
+    at = head.index("sel.")
+    shown = {line[at : at + 4].strip() for line in text.splitlines() if line.endswith("Tip-Adapter (exp.log)")}
+    assert shown == {"test", "val"}
+    empty = with_printed("csv", "", report_of([make()]).board).split("\n")[1]
+    assert {*matches(board)[0]} == {*empty.split(",")}, "the columns are those of a table without matches"
+
+
 def test_the_page_has_a_section_of_its_own() -> None:
     plain, text = page(report_of(ROWS)), page(report_of(ROWS), html(report_of(ROWS).board))
     assert "printed" not in plain.split("</style>")[1]

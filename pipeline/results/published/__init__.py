@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.files import verified
 from pipeline.results.identity import FREE
+from pipeline.results.releases import printed_selection
 
 Record = dict[str, Any]
 
@@ -96,6 +97,7 @@ def matches(board: pa.Table) -> list[Record]:
         ours = {k: cell[k] for k in OURS} | free
         for row in about[ours["method"], ours["model"], ours["test_set"], ours["shots"]]:
             theirs = {f"printed_{k}": v for k, v in row._asdict().items() if k not in ("farebox_method", "shots")}
+            theirs["printed_selects_on"] = printed_selection(ours["method"], row.dataset, row.origin)
             difference = ours["accuracy"] - row.accuracy
             key = *(ours[k] for k in OURS if k not in ("seeds", "accuracy", "accuracy_ci95")), row
             records.setdefault(key, ours | theirs | {"ours_minus_printed": difference})

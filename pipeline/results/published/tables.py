@@ -16,14 +16,21 @@ from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, 
 from pipeline.results.tables import WIDTH, aligned, allotment, latex_table, md_grid, plus_minus, to_csv
 
 TITLE = "Comparison with printed numbers"
-COLUMNS = (*OURS, *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots")))
+COLUMNS = (
+    *(*OURS, *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots"))),
+    *("printed_selects_on", "ours_minus_printed"),
+)
+SELECTION = {"nothing": "none", "training": "train", "validation": "val", "test": "test", "": ""}
+"""What a printed number was chosen on, as the column `sel.` writes it."""
 MEANING = (
     "Our results and printed ones for the same method, backbone, data set and shots. Budgets, validation, views and "
     "prompts may differ. No printed number enters a mean, a gain or a rank. Column `known`: "
     + "; ".join(f"{k}, {v}" for k, v in EVIDENCE.items())
     + ". Column `whose`: "
     + "; ".join(f"{k}, {v}" for k, v in ORIGIN.items())
-    + "."
+    + ". Column `sel.`: what the authors' released code chooses settings, epoch or step on: test, the test set; val, "
+    "validation images; train, the training images; none, nothing is chosen; empty, not known, or printed by others. "
+    "`farebox audit` has the details."
 )
 
 
@@ -33,7 +40,7 @@ def with_printed(form: str, table: str, board: pa.Table) -> str:
     if form == "json":
         return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
     if form == "csv":
-        return table + "\n" + (to_csv(records) if records else ",".join((*COLUMNS, "ours_minus_printed")) + "\n")
+        return table + "\n" + (to_csv(records) if records else ",".join(COLUMNS) + "\n")
     return f"{table}\n{ {'table': _text, 'md': _md, 'latex': _latex}[form](records) }"
 
 
@@ -124,6 +131,7 @@ def _shown(records: Sequence[Record]) -> list[dict[str, str]]:
                 "ours - printed": f"{r['ours_minus_printed']:+.1f}",
                 "whose": r["printed_origin"],
                 "known": r["printed_evidence"],
+                "sel.": SELECTION[r["printed_selects_on"]],
                 "printed in": r["printed_paper"],
             }
         )
