@@ -4,25 +4,20 @@ What is learned: x [C, D], zero at first, so that the start is zero-shot; C * D 
 Shapes: B images in a call, C classes, D feature width, N training images, V views, E epochs.
 Cost: 1 request (C prompts) for the text features, then V * N image rows: 1 request for fixed views, V requests for
 fresh ones. V = the fixed views that the task offers (E if fresh), cut to what the allotment pays for after the text
-features, at least 1. All E epochs run, since they cost nothing here; epoch e uses view e mod V.
-Prediction: 1 request, B image rows a call.
+features, at least 1. All E epochs run; epoch e uses view e mod V. Prediction: 1 request, B image rows a call.
 Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277; symbols are the paper's:
 
     t'_c = s * t_c + alpha * x_c        (1)        logit_c(f) = scale * cos(f, t'_c)        (2)
 
-with t of unit length, as the endpoint returns it, and s = `box.text_norm`, the mean length of the text tower's output:
-the released code adds alpha * x to that output, before normalisation. (1) has the cosines of t_c + (alpha / s) * x_c.
-Trained by cross-entropy with Adam. The learning rate of epoch e is Dassl's: the cosine starts after the warm-up, over E
-epochs, not E - 1, so that it never reaches zero:
+with t of unit length and s = `box.text_norm`, the mean length of the text tower's output, to which the released code
+adds alpha * x. Trained by cross-entropy with Adam; a short last batch is dropped unless it is the only one; the last x
+is used. The rate of epoch e is Dassl's: the cosine starts after the warm-up, over E epochs, and never reaches zero:
 
     lr(0) = 1e-5            lr(e) = lr * (1 + cos(pi * (e - 1) / E)) / 2,  e = 1 .. E - 1        (3)
 
-A short last batch is dropped unless it is the only one. The x of the last epoch is used.
-
 Departures from the paper and its released code:
 1. Fixed views by default; the released loader draws a new view per epoch (`views=fresh`), with crops of 8 % to 100 %.
-2. One length s for all classes and data sets; the released text features each have their own, which differ by some
-   percent. `taskres_unit` has s = 1.
+2. One length s for all classes; the released text features each have their own. `taskres_unit` has s = 1.
 3. One template, the data set's (the released ImageNet run averages 8), and class names with spaces, not underscores.
 """
 
@@ -87,9 +82,8 @@ class TaskRes(Method):
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.epoch, self.n_epochs = 0, self._n_epochs(task.shots)
         self.generator = torch_generator(rng)
-        self.labels_N, self.logit_scale = task.train.labels, box.logit_scale
+        self.labels_N, self.logit_scale, self.text_norm = task.train.labels, box.logit_scale, self._text_norm(box)
         self.text_CD = box.text_features(task.classes.prompts())[0]
-        self.text_norm = self._text_norm(box)
         self.residual_XD = self._zero_residual().requires_grad_()
         self.optimizer = self._adam(self.residual_XD)
         self.views = view_features(task, plan.views, self.n_epochs, box)
