@@ -23,6 +23,8 @@ class ToyTowers:
     E = 8
     X = 64
     logit_scale = 20.0
+    text_norm = 4.33
+    """Mean length of a text feature before normalisation, as `farebox models --text-norm fake` measures it."""
 
     def __init__(self) -> None:
         g = torch.Generator().manual_seed(7)
@@ -47,6 +49,10 @@ class ToyTowers:
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """Return text features [P, C, D]."""
+        return normalize(self.text_outputs(prompts), dim=-1)
+
+    def text_outputs(self, prompts: Prompts) -> Tensor:
+        """Return text features [P, C, D] before normalisation."""
         if isinstance(prompts, SoftPrompts):
             rows = [self._place(ctx_LE, prompts.classnames) for ctx_LE in prompts.ctx_PLE]
             return torch.stack(rows)
@@ -62,7 +68,7 @@ class ToyTowers:
     def _place(self, ctx_LE: Tensor, names: Sequence[str]) -> Tensor:
         class_CD = torch.stack([self.vector(n, self.D) for n in names])
         mean_E = ctx_LE.mean(0) if len(ctx_LE) else ctx_LE.new_zeros(self.E)
-        return normalize(class_CD * (1 + torch.tanh(mean_E @ self.gate_ED)) + mean_E @ self.context_map_ED, dim=-1)
+        return class_CD * (1 + torch.tanh(mean_E @ self.gate_ED)) + mean_E @ self.context_map_ED
 
     def _sentence(self, text: str) -> Tensor:
         words = text.rstrip(".").split()

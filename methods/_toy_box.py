@@ -50,12 +50,22 @@ class ToyBox:
     """A `BlackBox` over `ToyTowers`. It bills and records every call and applies the rules of a trial.
 
     Calls raise AssertionError if they need more than `access`, exceed `allotment`, or, within `predicting`, are more
-    than one pass over the given images.
+    than one pass over the given images. `reads_text_norm` tells whether `text_norm` was read.
     """
 
     __slots__ = (
         *("_batch", "_prompts", "_sets", "_unseen"),
-        *("access", "allotment", "bill", "calls", "feature_dim", "logit_scale", "token_dim", "towers"),
+        *(
+            "access",
+            "allotment",
+            "bill",
+            "calls",
+            "feature_dim",
+            "logit_scale",
+            "reads_text_norm",
+            "token_dim",
+            "towers",
+        ),
     )
 
     def __init__(self, access: Access, allotment: Remaining | None = None) -> None:
@@ -64,13 +74,18 @@ class ToyBox:
         self.allotment = allotment or Remaining()
         self.bill = Bill()
         self.calls: list[str] = []
-        self.logit_scale = self.towers.logit_scale
+        self.logit_scale, self.reads_text_norm = self.towers.logit_scale, False
         self.token_dim, self.feature_dim = self.towers.E, self.towers.D
         self._batch: ToyImages | None = None
         self._unseen, self._prompts, self._sets = set[int](), set[bytes](), 0
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise AssertionError("the method keeps the box: use the box that each call is given; do not store it")
+
+    @property
+    def text_norm(self) -> float:
+        self.reads_text_norm = True
+        return self.towers.text_norm
 
     @property
     def remaining(self) -> Remaining:

@@ -63,6 +63,7 @@ def fitted(method: Method, task: FewShotTask, allotment: Remaining = ALLOTMENT, 
     """Fit the method within an allotment. Return the box with its bill."""
     box = ToyBox(method.info.access, allotment)
     fit(method, task, box, seed)
+    assert method.info.uses_text_norm or not box.reads_text_norm, "box.text_norm is read: declare uses_text_norm"
     return box
 
 

@@ -248,6 +248,11 @@ class BlackBox(Protocol):
     @property
     def remaining(self) -> Remaining: ...
 
+    @property
+    def text_norm(self) -> float:
+        """Mean length of the text tower's output before normalisation, for methods that declare `uses_text_norm`."""
+        ...
+
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
         """Return logit_scale * cosine, [P, B, C]."""
         ...
@@ -355,6 +360,8 @@ class MethodInfo:
     summary: str
     uses_views: bool = True
     """False: results do not depend on the `views` setting, and the task offers the method no views."""
+    uses_text_norm: bool = False
+    """True: the method reads `box.text_norm`, and the value that a model's card states is part of its trial ids."""
 
 
 M = TypeVar("M", bound=type[Method])
@@ -362,12 +369,19 @@ REGISTRY: dict[str, MethodInfo] = {}
 
 
 def method(
-    *, name: str, access: Access, paper: str, version: int = 1, new_classes: bool = False, uses_views: bool = True
+    *,
+    name: str,
+    access: Access,
+    paper: str,
+    version: int = 1,
+    new_classes: bool = False,
+    uses_views: bool = True,
+    uses_text_norm: bool = False,
 ) -> Callable[[M], M]:
     """Register a method. `access` is all that it may ask; `new_classes`: predict accepts classes it was not fitted on.
 
     `uses_views=False` declares that the method reads no augmented views. Its task then has `views=0`, and its results
-    are shared by runs with different `views` settings.
+    are shared by runs with different `views` settings. `uses_text_norm=True` lets the method read `box.text_norm`.
 
     Raises ValueError when two classes claim one name.
     """
@@ -378,7 +392,7 @@ def method(
             others = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (known.cls, cls))
             raise ValueError(f"two methods are named {name!r}: {others}")
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        cls.info = MethodInfo(name, cls, access, paper, version, new_classes, summary, uses_views)
+        cls.info = MethodInfo(name, cls, access, paper, version, new_classes, summary, uses_views, uses_text_norm)
         REGISTRY[name] = cls.info
         return cls
 

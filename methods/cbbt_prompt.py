@@ -20,8 +20,8 @@ Departures from the released code:
 2. The start is the data set's template (or the first of its ensemble with words before the class name), whose last
    context word is learned. The release starts from "a {}." on every data set, one token as well: `paper_init`.
 3. The factor is d, which makes the estimate unbiased as h -> 0. The release's 1/h is the same for d <= 1000.
-4. Fixed views in turn; `views=fresh` restores a new view per epoch. The released transform crops at most half of the
-   images and cuts out 40 % in a random color; neither setting restores that.
+4. Fixed views in turn; `views=fresh` restores a new view per epoch. The released transform gives half of
+   the images no crop but cuts out 40 % in a random color; neither setting restores that.
 5. No PCA of the token vocabulary: it needs the whole embedding table, and its files were not released.
 """
 

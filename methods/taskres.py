@@ -4,23 +4,20 @@ What is learned: x [C, D], zero at first, so that the start is zero-shot; C * D 
 Shapes: B images in a call, C classes, D feature width, N training images, V views, E epochs.
 Cost: 1 request (C prompts) for the text features, then V * N image rows: 1 request for fixed views, V requests for
 fresh ones. V = the fixed views that the task offers (E if fresh), cut to what the allotment pays for after the text
-features, at least 1. All E epochs run, since they cost nothing here; epoch e uses view e mod V.
-Prediction: 1 request, B image rows a call.
+features, at least 1. All E epochs run; epoch e uses view e mod V. Prediction: 1 request, B image rows a call.
 Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277; symbols are the paper's:
 
-    t'_c = t_c + alpha * x_c        (1)            logit_c(f) = scale * cos(f, t'_c)        (2)
+    t'_c = s * t_c + alpha * x_c        (1)        logit_c(f) = scale * cos(f, t'_c)        (2)
 
-trained by cross-entropy with Adam. The learning rate of epoch e is Dassl's: the cosine starts after the warm-up, over E
-epochs, not E - 1, so that it never reaches zero:
+with t of unit length and s = `box.text_norm`, the mean length of the text tower's output, to which the released code
+adds alpha * x. Trained by cross-entropy with Adam; a short last batch is dropped unless it is the only one; the last x
+is used. The rate of epoch e is Dassl's: the cosine starts after the warm-up, over E epochs, and never reaches zero:
 
     lr(0) = 1e-5            lr(e) = lr * (1 + cos(pi * (e - 1) / E)) / 2,  e = 1 .. E - 1        (3)
 
-A short last batch is dropped unless it is the only one. The x of the last epoch is used.
-
 Departures from the paper and its released code:
 1. Fixed views by default; the released loader draws a new view per epoch (`views=fresh`), with crops of 8 % to 100 %.
-2. t has unit length, as the endpoint returns it. The released t keeps the tower's length s, which depends slightly on
-   the class; after the cosine this equals alpha / s.
+2. One length s for all classes; the released text features each have their own. `taskres_unit` has s = 1.
 3. One template, the data set's (the released ImageNet run averages 8), and class names with spaces, not underscores.
 """
 
@@ -51,7 +48,7 @@ from methods.base import (
 )
 
 
-@method(name="taskres", access=Access.TEXT | Access.FEATURES, paper="arXiv:2211.10277", version=1)
+@method(name="taskres", access=Access.TEXT | Access.FEATURES, paper="arXiv:2211.10277", version=2, uses_text_norm=True)
 class TaskRes(Method):
     """A learned offset on each class's text feature."""
 
@@ -60,7 +57,7 @@ class TaskRes(Method):
         """The released settings."""
 
         alpha: float = 0.5
-        """Scale of the residual; 0 = zero-shot."""
+        """Scale of the residual on text features at the tower's length; 0 = zero-shot."""
         lr: float = 2e-3
         """Learning rate of Adam after the warm-up."""
         weight_decay: float = 5e-4
@@ -85,7 +82,7 @@ class TaskRes(Method):
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.epoch, self.n_epochs = 0, self._n_epochs(task.shots)
         self.generator = torch_generator(rng)
-        self.labels_N, self.logit_scale = task.train.labels, box.logit_scale
+        self.labels_N, self.logit_scale, self.text_norm = task.train.labels, box.logit_scale, self._text_norm(box)
         self.text_CD = box.text_features(task.classes.prompts())[0]
         self.residual_XD = self._zero_residual().requires_grad_()
         self.optimizer = self._adam(self.residual_XD)
@@ -118,7 +115,7 @@ class TaskRes(Method):
 
     def classifier(self) -> Tensor:
         """Return t' [C, D] at unit length (1)."""
-        return normalize(self.base() + self.config.alpha * self.residual_XD, dim=-1)
+        return normalize(self.base() + self.config.alpha / self.text_norm * self.residual_XD, dim=-1)
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Return the logits [B, C] (2)."""
@@ -135,6 +132,10 @@ class TaskRes(Method):
 
     def deployed(self) -> dict[str, Tensor]:
         return {"classifier_CD": self.classifier().detach()}
+
+    def _text_norm(self, box: BlackBox) -> float:  # s
+        self.notes["text_norm"] = box.text_norm
+        return box.text_norm
 
     def _zero_residual(self) -> Tensor:
         return torch.zeros_like(self.text_CD)

@@ -1,10 +1,12 @@
-"""TaskRes's two comparisons of its own: the enhanced base, and a residual on the image side.
+"""TaskRes on unit-length text features, and its own two comparisons: enhanced base, residual on the image side.
 
-What is learned: `taskres_enhanced`: a map W [D, D] of the text features, then x [C, D]. `taskres_image_side`: x [1, D].
+What is learned: `taskres_unit`: x [C, D], as `taskres`. `taskres_enhanced`: a map W [D, D] of the text features, then
+x [C, D]. `taskres_image_side`: x [1, D].
 Shapes: B images in a call, C classes, D feature width, N training images, V views.
 Cost: that of `taskres`; the epochs of W count as epochs, so more fresh views are used. Prediction: as `taskres`.
-Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277. The enhanced base is the paper's t
-after CLIP's text projection was tuned on the task's images:
+Paper: Yu et al., Task Residual for Tuning Vision-Language Models, arXiv:2211.10277. `taskres_unit` takes s = 1 in
+equation 1 of `taskres`: its alpha a is `taskres`'s alpha s * a. The enhanced base is the paper's t after CLIP's text
+projection was tuned on the task's images:
 
     t W, with W from the identity, trained alone for `base_epochs` and then fixed below x        (1)
 
@@ -16,6 +18,10 @@ white box in the paper needs features here. The image-side residual moves the im
 Departures: those of `taskres`, and:
 1. The training of the enhanced base was not released (its weights were). Adam, the schedule and the views are those of
    x; `base_lr` and `base_epochs` are ours, fixed once and not tuned.
+2. The released enhanced base keeps the length of the tuned projection's output. Here t W has the length `text_norm`,
+   which is that before tuning.
+3. No image-side residual was released. f has unit length, and alpha applies to that: the endpoint tells no length of
+   image features.
 """
 
 from __future__ import annotations
@@ -33,7 +39,21 @@ from methods.base import Access, BlackBox, FewShotTask, method
 from methods.taskres import TaskRes
 
 
-@method(name="taskres_enhanced", access=Access.TEXT | Access.FEATURES, paper="arXiv:2211.10277", version=1)
+@method(name="taskres_unit", access=Access.TEXT | Access.FEATURES, paper="arXiv:2211.10277", version=1)
+class TaskResUnit(TaskRes):
+    """TaskRes with its scale alpha on text features of unit length."""
+
+    def _text_norm(self, box: BlackBox) -> float:
+        return 1.0
+
+
+@method(
+    name="taskres_enhanced",
+    access=Access.TEXT | Access.FEATURES,
+    paper="arXiv:2211.10277",
+    version=2,
+    uses_text_norm=True,
+)
 class TaskResEnhanced(TaskRes):
     """TaskRes on text features that a learned map has moved first."""
 
@@ -79,7 +99,7 @@ class TaskResEnhanced(TaskRes):
 
 
 @method(name="taskres_image_side", access=Access.TEXT | Access.FEATURES, paper="arXiv:2211.10277", version=1)
-class TaskResImageSide(TaskRes):
+class TaskResImageSide(TaskResUnit):
     """A learned offset on every image feature instead of each class's text feature."""
 
     def classifier(self) -> Tensor:

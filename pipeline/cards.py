@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class ModelCard:
     """shortest (resize the short side, crop the centre) or squash (resize both sides). None: see docs/models.md."""
     quick_gelu: bool | None = None
     """Whether the network uses QuickGELU. None: as its architecture says."""
+    text_norm: float | None = None
+    """Mean length of the text tower's output before normalisation. None: measured when the model is loaded."""
     licence: str = ""
     source: str = ""
     note: str = ""
@@ -66,6 +69,8 @@ def check_model(card: ModelCard) -> None:
             raise ConfigError(f"{where}: {name}: " + did_you_mean("choice", str(value), choices))
     if card.kind == "fake" and (given := [k for k in (*INPUT_KEYS, "quick_gelu") if getattr(card, k) is not None]):
         raise ConfigError(f"{where}: {given[0]}: a fake model has no such setting: leave it out")
+    if card.text_norm is not None and not 0 < card.text_norm < math.inf:
+        raise ConfigError(f"{where}: text_norm: {card.text_norm}: expected a number above 0 (docs/models.md)")
     for name in ("mean", "std"):
         if (value := getattr(card, name)) is not None:
             _check_channels(f"{where}: {name}", value, above_zero=name == "std")

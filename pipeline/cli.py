@@ -176,10 +176,19 @@ def datasets(arguments: argparse.Namespace) -> int:
 
 
 def models(arguments: argparse.Namespace) -> int:
-    """List the models, with the access that they grant."""
+    """List the models, with the access that they grant, or measure the text_norm of one."""
     from pipeline.commands import catalog
 
-    return print_table(catalog.models(), arguments.json)
+    if arguments.text_norm is None:
+        return print_table(catalog.models(), arguments.json)
+    record = catalog.text_norm(arguments.text_norm)
+    if arguments.json:
+        print(strict_json(record, indent=1))
+        return 0
+    echo("{model}: {text_norm} ({lowest} to {highest} over {prompts} prompts, {template!r})".format(**record))
+    echo("its card states no value" if record["card"] is None else f"its card states {record['card']}")
+    echo(f"line for the card:\n{record['line']}")
+    return 0
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -283,7 +292,10 @@ def _parser() -> argparse.ArgumentParser:
     audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
     _data_parsers(command(data, overrides=False))
     for listing in (methods, datasets, models):
-        command(listing, False).add_argument("--json", action="store_true", help="print JSON")
+        listed = command(listing, False)
+        listed.add_argument("--json", action="store_true", help="print JSON")
+    what = "load this model, and print the mean length of its text tower's output and the line for its card"
+    listed.add_argument("--text-norm", metavar="MODEL", help=what)
     return parser
 
 

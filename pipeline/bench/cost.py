@@ -169,8 +169,10 @@ def _measure(cost_spec: CostSpec) -> Cost:
 
 
 def _run_trial(cost_spec: CostSpec, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
-    with Session(metered, spec.choice.name, predicted=spec.predicted) as session:
-        return _run_supervised(cost_spec, spec, Supervisor(session, spec.choice.info.cls, spec.seed), n_threads)
+    info = spec.choice.info
+    session = Session(metered, spec.choice.name, predicted=spec.predicted, uses_text_norm=info.uses_text_norm)
+    with session:
+        return _run_supervised(cost_spec, spec, Supervisor(session, info.cls, spec.seed), n_threads)
 
 
 def _run_supervised(cost_spec: CostSpec, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:

@@ -6,6 +6,7 @@ a request is sent, and converts responses to tensors. Its meter is part of the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -76,6 +77,14 @@ class MeteredBox:
     def remaining(self) -> Remaining:
         """What is left of the allotment, by the trial's own bill, so that a resumed trial plans as before."""
         return self.allotment.remaining(self.meter.paid)
+
+    @property
+    def text_norm(self) -> float:
+        """Mean length of the text tower's output. Raises NonFiniteError if it is not a number above 0."""
+        value = self.pool.info.text_norm
+        if not 0 < value < math.inf:
+            raise NonFiniteError(f"text_norm is {value}: the model's weights or its precision are unsuitable")
+        return value
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
         """Return the scores [P, B, C] of B images under P prompt sets."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from methods._finite import first_non_finite
 from methods.base import Access, Prompts, SoftPrompts
 from pipeline.blackbox import model as models
+from pipeline.blackbox import text_norm
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.request import (
     Kind,
@@ -70,6 +71,7 @@ class Endpoint:
     def __init__(self, card: ModelCard, features: Path) -> None:
         self.model = models.load(card)
         self.precision = card.precision
+        self.text_norm = card.text_norm or text_norm.measure(self.model).value
         producer = [self.model.identity, card.precision, self.model.transform, f"code {image_feature_digest()}"]
         if self.model.device.type != "cpu":
             producer.append(self.model.device.type)  # its features differ in the last bits from those of a CPU
@@ -83,6 +85,7 @@ class Endpoint:
         return ModelInfo(
             identity=m.identity,
             logit_scale=m.logit_scale,
+            text_norm=self.text_norm,
             token_dim=m.token_dim,
             feature_dim=m.feature_dim,
             grant=m.grant,

@@ -54,6 +54,10 @@ class Model(Protocol):
         """Return the features [P, C, D] of prompts, on `device`."""
         ...
 
+    def text_norms(self, prompts: Prompts) -> Tensor:
+        """Return the lengths [P, C] of the text tower's outputs before normalisation, on the CPU."""
+        ...
+
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """Backpropagate a gradient [P, C, D] of the text features to the contexts [P, L, E]; on the CPU."""
         ...
@@ -94,6 +98,10 @@ class FakeModel:
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Return the features [P, C, D] of prompts."""
         return self.towers.text_features(prompts)
+
+    def text_norms(self, prompts: Prompts) -> Tensor:
+        """See Model.text_norms."""
+        return self.towers.text_outputs(prompts).norm(dim=-1)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """See Model.text_gradients."""
@@ -149,6 +157,14 @@ class OpenClipModel:
     @torch.inference_mode()
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Return the features [P, C, D] of prompts."""
+        return normalize(self._text_outputs(prompts), dim=-1)
+
+    @torch.inference_mode()
+    def text_norms(self, prompts: Prompts) -> Tensor:
+        """See Model.text_norms."""
+        return self._text_outputs(prompts).norm(dim=-1).cpu()
+
+    def _text_outputs(self, prompts: Prompts) -> Tensor:
         if self.text is not None:
             features = self.text.encode(prompts)
         elif isinstance(prompts, SoftPrompts):
@@ -160,7 +176,7 @@ class OpenClipModel:
             features = torch.stack(
                 [self.net.encode_text(self.tokenizer(list(t)).to(self.device)) for t in prompts.texts]
             )
-        return normalize(features.float(), dim=-1)
+        return features.float()
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """See Model.text_gradients."""

@@ -62,6 +62,8 @@ class ModelInfo(NamedTuple):
 
     identity: str
     logit_scale: float
+    text_norm: float
+    """Mean length of the text tower's output: the card's value, or else measured when the model is loaded."""
     token_dim: int
     feature_dim: int
     grant: Access

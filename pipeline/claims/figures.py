@@ -62,6 +62,8 @@ def _alpha(e: Evidence) -> Figure:
                 e.gain(taskres.SWEEP, name, "zero_shot", shots=shots, kind=kind) for name in taskres.ALPHAS.values()
             ]
             _line(ax, list(taskres.ALPHAS), measured, f"{shots} shots" if shots > 1 else "1 shot", dashes)
+        unit = [e.gain(taskres.SWEEP, name, "zero_shot", kind=kind) for name in taskres.UNIT_ALPHAS.values()]
+        _line(ax, list(taskres.UNIT_ALPHAS), unit, "16 shots, unit-length text", ":")
         ax.axhline(0, color="#999999", linewidth=0.8)
         ax.set_xlabel("alpha")
         ax.set_title(title, fontsize=10)

@@ -20,10 +20,23 @@ ALPHAS = {
     0.7: "taskres_a07",
     1.0: "taskres_a1",
 }
+"""Methods by alpha, on text features at the length of the tower's output, as the paper's release has them."""
+UNIT_ALPHAS = {
+    0.1: "taskres_unit_a01",
+    0.3: "taskres_unit_a03",
+    0.5: "taskres_unit",
+    0.7: "taskres_unit_a07",
+    1.0: "taskres_unit_a1",
+}
+"""Methods by alpha, on text features of unit length."""
 
 
 def _over(e: Evidence, reference: str, method: str = "taskres", shots: int = 16, kind: str = "source") -> Measured:
     return e.gain(SWEEP, method, reference, shots=shots, kind=kind)
+
+
+def _unit(e: Evidence, reference: str, shots: int = 16, kind: str = "source") -> str:
+    return f"on unit-length text {_over(e, reference, 'taskres_unit', shots, kind)}"
 
 
 @claim("taskres", "abstract", "the sweep of the paper's own grid", "farebox plan sweep=taskres_paper")
@@ -37,7 +50,7 @@ def over_prompt_tuning(e: Evidence) -> Finding:
     """Better than prompt tuning (CoOp)."""
     one = _over(e, "coop", shots=1)
     measured = _over(e, "coop")
-    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}")
+    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}; {_unit(e, 'coop')}")
 
 
 @claim("taskres", "abstract", "taskres over tip_adapter_f above 0, 16 shots", COMMAND)
@@ -45,7 +58,7 @@ def over_adapter_tuning(e: Evidence) -> Finding:
     """Better than adapter tuning (Tip-Adapter-F)."""
     one = _over(e, "tip_adapter_f", shots=1)
     measured = _over(e, "tip_adapter_f")
-    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}")
+    return judge(measured, above=0, ours=f"{measured}; at 1 shot {one}; {_unit(e, 'tip_adapter_f')}")
 
 
 @claim(
@@ -57,14 +70,15 @@ def over_adapter_tuning(e: Evidence) -> Finding:
 def prior_at_one_shot(e: Evidence) -> Finding:
     """Keeps prior knowledge: a residual beside it, not in its place."""
     measured, probe = _over(e, "zero_shot", shots=1), _over(e, "zero_shot", "linear_probe", shots=1)
-    return judge(measured, above=0, ours=f"{measured}; linear_probe, which keeps none, {probe}")
+    unit = _unit(e, "zero_shot", shots=1)
+    return judge(measured, above=0, ours=f"{measured}; {unit}; linear_probe, which keeps none, {probe}")
 
 
 @claim("taskres", "experiments", "taskres over zero_shot above 0 on the shift sets, 16 shots", COMMAND)
 def shift(e: Evidence) -> Finding:
     """Generalises under a shift of domain."""
     measured, coop = _over(e, "zero_shot", kind="shift"), _over(e, "zero_shot", "coop", kind="shift")
-    return judge(measured, above=0, ours=f"{measured}; coop {coop}")
+    return judge(measured, above=0, ours=f"{measured}; {_unit(e, 'zero_shot', kind='shift')}; coop {coop}")
 
 
 @claim("taskres", "ablation", "alpha 0.5 over the better of 0.1 and 1.0 above -1 point, 16 shots", COMMAND)
@@ -73,8 +87,10 @@ def alpha(e: Evidence) -> Finding:
     rivals = [e.by_seed(SWEEP, ALPHAS[a]) for a in (0.1, 1.0)]
     ours = e.by_seed(SWEEP, "taskres")
     measured = Measured.over_seeds([ours[s] - max(r[s] for r in rivals) for s in ours])
-    means = {f"{a:g}": e.mean(SWEEP, name).value for a, name in ALPHAS.items()}
-    return judge(measured, above=-1, ours=f"{measured}; {each(means)}")
+    curve, unit = (
+        each({f"{a:g}": e.mean(SWEEP, name).value for a, name in names.items()}) for names in (ALPHAS, UNIT_ALPHAS)
+    )
+    return judge(measured, above=-1, ours=f"{measured}; {curve}; on unit-length text {unit}")
 
 
 @claim("taskres", "experiments", "taskres_enhanced over taskres above 0, 16 shots", COMMAND)
@@ -87,7 +103,8 @@ def enhanced_base(e: Evidence) -> Finding:
 @claim("taskres", "ablation", "taskres over taskres_image_side above 0, 16 shots", COMMAND)
 def text_against_image(e: Evidence) -> Finding:
     """A residual on the text side is better than one on the image side."""
-    return judge(_over(e, "taskres_image_side"), above=0)
+    measured = _over(e, "taskres_image_side")
+    return judge(measured, above=0, ours=f"{measured}; {_unit(e, 'taskres_image_side')}, as the image features")
 
 
 @claim(

@@ -1,4 +1,4 @@
-"""`farebox methods`, `datasets` and `models`: list what is available."""
+"""`farebox methods`, `datasets` and `models`: list what is available, and measure a model's `text_norm`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,27 @@ def datasets() -> list[dict[str, Any]]:
 
 def models() -> list[dict[str, Any]]:
     """Return one record per model."""
-    keys = ("kind", "arch", "weights", "grant", "licence", "note")
+    keys = ("kind", "arch", "weights", "grant", "text_norm", "licence", "note")
     cards = {name: model_card(name) for name in names("model")}
     return [{"model": name, **{key: getattr(card, key) for key in keys}} for name, card in cards.items()]
+
+
+def text_norm(name: str) -> dict[str, Any]:
+    """Load a model and measure its `text_norm`, with the range over the prompts and the value that its card states."""
+    from pipeline.blackbox import model, text_norm  # loads open_clip, which a listing does not
+
+    card = model_card(name)
+    measured = text_norm.measure(model.load(card))
+    return {
+        "model": card.name,
+        "text_norm": measured.value,
+        "lowest": round(measured.lowest, 4),
+        "highest": round(measured.highest, 4),
+        "prompts": len(text_norm.NAMES),
+        "template": text_norm.TEMPLATE,
+        "card": card.text_norm,
+        "line": f"text_norm: {measured.value}",
+    }
 
 
 def broken() -> list[str]:

@@ -26,7 +26,7 @@ CHECKED_AT_ONCE = 2_000
 _VIEWS_PER_SEED = 10_000  # the plain image is view 0, others are 1 + seed * 10,000 + v
 
 AUGMENTATIONS = {
-    "crop_flip": "random resized crop (area 0.5 to 1, bicubic) and horizontal flip, as in CraFT and Tip-Adapter",
+    "crop_flip": "random resized crop (area 0.5 to 1, bicubic) and horizontal flip, after CraFT and Tip-Adapter",
     "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
 }
 

@@ -89,6 +89,11 @@ class MethodBox:
         return _session(self).box.logit_scale
 
     @property
+    def text_norm(self) -> float:
+        """Mean length of the text tower's output; only for methods that declare `uses_text_norm`."""
+        return _session(self).text_norm
+
+    @property
     def token_dim(self) -> int:
         """Width E of a token embedding."""
         return _session(self).box.token_dim
@@ -172,13 +177,19 @@ class Session:
         box: the metered box that makes the calls.
         method: name of the method, for messages.
         watchdog: is paused during calls; without one, nothing is timed.
+        uses_text_norm: the method may read `box.text_norm`.
     """
 
     def __init__(
-        self, box: MeteredBox, method: str, watchdog: Watchdog | None = None, predicted: Bill | None = None
+        self,
+        box: MeteredBox,
+        method: str,
+        watchdog: Watchdog | None = None,
+        predicted: Bill | None = None,
+        uses_text_norm: bool = False,
     ) -> None:
         self.box, self.method, self.watchdog, self.predicted = box, method, watchdog or Watchdog(0), predicted
-        self.method_box = MethodBox()
+        self.uses_text_norm, self.method_box = uses_text_norm, MethodBox()
         self.failure: FareboxError | None = None
         """First error that fails the trial even if the method catches it."""
         self._name = hashlib.sha256(box.trial.encode()).hexdigest()[:16]  # the same in every process
@@ -194,6 +205,15 @@ class Session:
         _BOXES.pop(self.method_box, None)
         for name in list(self._sets):
             self._close(name)
+
+    @property
+    def text_norm(self) -> float:
+        """The model's `text_norm`. Raises AccessDenied for a method that does not declare that it reads it."""
+        if not self.uses_text_norm:
+            error = AccessDenied(f"{self.method} reads box.text_norm: declare uses_text_norm=True in @method")
+            self.failure = self.failure or error
+            raise error
+        return self.answer(lambda: self.box.text_norm)
 
     def task(self, task: FewShotTask) -> FewShotTask:
         """Return a copy of the task for the method, with opaque images."""

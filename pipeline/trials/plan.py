@@ -258,6 +258,8 @@ def _trial(
         "task": [shots, seed, shape.views, shape.fresh_views, config.validation, config.curve],
         "allotment": [cell.allotment.requests, cell.allotment.images],
     }
+    if choice.info.uses_text_norm:
+        resolved["text_norm"] = config.model.text_norm  # None: measured by a rule that code_digest covers
     if config.protocol != "all_to_all":
         resolved["protocol"] = config.protocol
     if config.transfer:

@@ -114,7 +114,7 @@ def run_trial(
             raise DataError("the weights changed after the run was planned: type the same command again")
         with (
             Watchdog(timeout_s, dump) as watchdog,
-            Session(box, name, watchdog, spec.predicted) as session,
+            Session(box, name, watchdog, spec.predicted, spec.choice.info.uses_text_norm) as session,
             process_state_kept(),
             Supervisor(session, cls, spec.seed) as supervisor,
         ):

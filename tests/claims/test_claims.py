@@ -85,13 +85,16 @@ def test_the_sweeps_hold_what_the_claims_compare() -> None:
             craft,
             {"zero_shot", "bbt", "logit_head", "craft_no_kl", "craft_sequential", "craft", "craft_second_ask", "coop"},
         ),
-        (taskres, {*taskres.ALPHAS.values(), "taskres_enhanced", "taskres_image_side", "tip_adapter_f", "coop"}),
+        (taskres, {*taskres.ALPHAS.values(), *taskres.UNIT_ALPHAS.values()}),
+        (taskres, {"taskres_enhanced", "taskres_image_side", "tip_adapter_f", "coop"}),
         (cbbt, {*cbbt.DIRECTIONS.values(), "cbbt", "cbbt_adapter", "bbt", "zero_shot"}),
     ):
         assert names <= set(compose([f"sweep={module.SWEEP}"]).methods)  # type: ignore[attr-defined]
     config = compose(["sweep=taskres_claims"])
-    for alpha, name in taskres.ALPHAS.items():
-        assert dict(config.choice(name, "digits").config)["alpha"] == alpha
+    for method, names in (("taskres", taskres.ALPHAS), ("taskres_unit", taskres.UNIT_ALPHAS)):
+        for alpha, name in names.items():
+            choice = config.choice(name, "digits")
+            assert (choice.info.name, dict(choice.config)["alpha"]) == (method, alpha)
     for q, name in cbbt.DIRECTIONS.items():
         spec = make_plan(compose(["sweep=cbbt_claims", f"methods=[{name}]", "datasets=[digits]", "seeds=[1]"])).trials[
             0

@@ -140,6 +140,8 @@ def test_nothing_that_a_method_is_given_leads_to_a_label_or_to_the_machinery(
     found: list[Any] = []
 
     class Collector(Honest):
+        uses_text_norm = True
+
         def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
             here = [images, images[:3], images.views(2), box, self.task, box.score_blocks]
             again = pickle.loads(pickle.dumps((images, self.task)))
@@ -239,6 +241,17 @@ class ChangesItsPrompts(Honest):
         scores = box.scores(images, Changing())
         assert len(scores) == 1, "what was priced is what was sent"
         return scores[0]
+
+
+class ReadsTextNorm(Honest):
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        with contextlib.suppress(Exception):
+            self.task.classes.prompts(str(box.text_norm))
+        return super().predict(images, box, classes)
+
+
+def test_the_length_of_text_features_is_read_by_methods_that_declare_it(lab: Lab) -> None:
+    assert "reads box.text_norm: declare uses_text_norm=True" in failed(lab, ReadsTextNorm)
 
 
 # --- what predict may ask ------------------------------------------------------------------------------------------

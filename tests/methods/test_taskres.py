@@ -11,9 +11,11 @@ from methods._toy_box import ToyBox
 from methods._toy_task import fit, toy_task
 from methods.base import Access, Remaining, TaskShape
 from methods.taskres import TaskRes
-from methods.taskres_variants import TaskResEnhanced, TaskResImageSide
+from methods.taskres_variants import TaskResEnhanced, TaskResImageSide, TaskResUnit
 
 GRANT = Access.TEXT | Access.FEATURES
+LENGTH = 4.33
+"""`text_norm` of the toy model."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +27,10 @@ def build(**settings: object) -> TaskRes:
     return TaskRes(TaskRes.Config(**settings))  # type: ignore[arg-type]
 
 
-def plain_loop(*, seed: int, views: int, epochs: int, batch: int, alpha: float, fresh: bool = False) -> torch.Tensor:
-    """The residual by a loop that shares no code with the method: cosines, rates, order and loader are spelled out."""
+def plain_loop(
+    *, seed: int, views: int, epochs: int, batch: int, alpha: float, fresh: bool = False, length: float = LENGTH
+) -> torch.Tensor:
+    """The residual on text features of this length, by a loop that shares no code with the method."""
     task, _ = toy_task()
     towers = ToyBox(GRANT).towers
     t = towers.text_features(task.classes.prompts())[0]
@@ -48,7 +52,7 @@ def plain_loop(*, seed: int, views: int, epochs: int, batch: int, alpha: float, 
         n_batches = n // batch if n >= batch else 1
         for b in range(n_batches):
             picked = permutation[b * batch : (b + 1) * batch]
-            offset = t + alpha * x
+            offset = length * t + alpha * x
             cosine = f[picked] @ (offset / offset.norm(dim=1, keepdim=True)).T
             loss = -(20.0 * cosine).log_softmax(1)[torch.arange(len(picked)), y[picked]].mean()
             adam.zero_grad()
@@ -68,11 +72,36 @@ def test_the_residual_is_that_of_the_plain_loop(batch: int, alpha: float, fresh:
     torch.testing.assert_close(method.residual_XD.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_taskres_unit_is_the_plain_loop_on_text_features_of_unit_length(alpha: float) -> None:
+    task, _ = toy_task(views=3)
+    method = TaskResUnit(TaskResUnit.Config(batch_size=8, epochs=7, alpha=alpha))
+    fit(method, task, ToyBox(GRANT), seed=11)
+    expected = plain_loop(seed=11, views=3, epochs=7, batch=8, alpha=alpha, length=1.0)
+    torch.testing.assert_close(method.residual_XD.detach(), expected, rtol=1e-4, atol=1e-6)
+    assert "text_norm" not in method.notes
+
+
+def test_alpha_times_the_length_on_unit_text_is_alpha_on_text_of_that_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, test = toy_task(views=3)
+
+    def logits(method: TaskRes) -> torch.Tensor:
+        box = ToyBox(GRANT)
+        fit(method, task, box, seed=3)
+        return method.predict(test.images, box)
+
+    unit = logits(TaskResUnit(TaskResUnit.Config(epochs=9)))
+    assert not torch.allclose(logits(build(epochs=9)), unit, atol=1e-4)
+    torch.testing.assert_close(logits(build(epochs=9, alpha=0.5 * LENGTH)), unit, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(ToyBox, "text_norm", 1.0)
+    assert torch.equal(logits(build(epochs=9)), unit), "to the bit"
+
+
 def test_logits_are_scaled_cosines_to_the_shifted_text() -> None:
     task, test = toy_task()
     method, box = build(epochs=5), ToyBox(GRANT)
     fit(method, task, box)
-    t = box.towers.text_features(task.classes.prompts())[0] + 0.5 * method.residual_XD.detach()
+    t = LENGTH * box.towers.text_features(task.classes.prompts())[0] + 0.5 * method.residual_XD.detach()
     f = box.towers.image_features(test.images.pixels_BX)  # type: ignore[attr-defined]
     cosine = f @ t.T / (f.norm(dim=1, keepdim=True) * t.norm(dim=1))
     torch.testing.assert_close(method.predict(test.images, box), 20.0 * cosine, rtol=1e-4, atol=1e-4)
@@ -191,6 +220,8 @@ def test_the_enhanced_base_is_a_map_of_the_text_features_that_is_learned_first_a
         pass
     torch.testing.assert_close(method.base(), mapped, rtol=1e-4, atol=1e-6)
     assert torch.count_nonzero(method.residual_XD)
+    shifted = LENGTH * mapped + 0.5 * method.residual_XD.detach()
+    torch.testing.assert_close(method.classifier().detach(), torch.nn.functional.normalize(shifted, dim=1))
     assert method.trainable_params == t.shape[1] ** 2 + t.numel()
 
 

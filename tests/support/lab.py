@@ -146,9 +146,10 @@ class Lab:
 def spec_of(
     lab: Lab, cls: type[Method], *words: str, access: Access = Access.TEXT | Access.SCORES, new_classes: bool = False
 ) -> TrialSpec:
-    """Return a trial of a method that is not registered."""
+    """Return a trial of a method that is not registered; an attribute `uses_text_norm` of its class declares that."""
     spec = lab.spec("zero_shot", *words)
-    cls.info = MethodInfo(cls.__name__, cls, access, "", 1, new_classes, "")
+    uses = getattr(cls, "uses_text_norm", False)
+    cls.info = MethodInfo(cls.__name__, cls, access, "", 1, new_classes, "", uses_text_norm=uses)
     task = few_shot_task(spec)
     predicted = cls().bill(TaskShape.of(task, 16), spec.allotment.remaining(Bill()))
     changes = {"choice": MethodChoice(cls.__name__, cls.info, ()), "predicted": predicted, "trial_id": cls.__name__}

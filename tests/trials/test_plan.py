@@ -98,6 +98,22 @@ def test_the_methods_version_the_precision_and_the_rules_change_the_id(
     assert len(seen) == 4
 
 
+def test_the_cards_text_norm_changes_the_ids_of_the_methods_that_use_it_and_of_no_others(
+    lab: Lab, tmp_path: Path
+) -> None:
+    def ids_with(line: str) -> dict[str, str]:
+        (tmp_path / "fake.yaml").write_text(f"kind: fake\ngrant: SOFT+FEATURES+GRADIENTS\n{line}\n")
+        names = "methods=[" + ",".join(sorted(all_methods())) + "]"
+        trials = lab.plan(names, f"model={tmp_path / 'fake.yaml'}", "shots=[4]", "seeds=[1]").trials
+        return {trial.choice.name: trial.trial_id for trial in trials}
+
+    silent, stated, other = ids_with(""), ids_with("text_norm: 4.33"), ids_with("text_norm: 9")
+    assert set(silent) == set(all_methods())
+    using = {name for name, info in all_methods().items() if info.uses_text_norm}
+    assert using and {name for name in silent if silent[name] != stated[name]} == using
+    assert {name for name in silent if stated[name] != other[name]} == using
+
+
 def test_shift_sets_are_part_of_the_cell(lab: Lab) -> None:
     with_shift, without = (
         lab.plan("methods=[zero_shot]", "datasets=[icons]", f"eval_shift={s}") for s in ("true", "false")
