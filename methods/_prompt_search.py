@@ -1,4 +1,4 @@
-"""Search of a soft prompt by CMA-ES in a random subspace, shared by `bbt` and `craft`. A part, not a method.
+"""Search of a soft prompt by CMA-ES in a random subspace, shared by `bbt`, `craft` and `sharpzo`. A part, not a method.
 
 The prompt is p(z) = p0 + A z (1). p0 holds the token embeddings of the template's context, A [L * E, K] is drawn once
 with entries N(0, projection_std^2) and never trained, and z [K] is searched.
@@ -137,7 +137,7 @@ class PromptSearch:
 
     def ask(self) -> Tensor:
         """Return the contexts [P, L, E] of a new population."""
-        return self._context(self.evolution.ask())
+        return self.context(self.evolution.ask())
 
     def tell(self, fitness_P: Tensor) -> None:
         """Pass the fitness of the last population; smaller is better."""
@@ -145,13 +145,14 @@ class PromptSearch:
 
     def mean(self) -> Tensor:
         """Return the context [L, E] at the mean of the search distribution."""
-        return self._context(self.evolution.mean())
+        return self.context(self.evolution.mean())
 
     def mean_of_extra_population(self) -> Tensor:
         """Return the context [L, E] at the average of a new population that is never scored."""
-        return self._context(self.evolution.mean_of_extra_population())
+        return self.context(self.evolution.mean_of_extra_population())
 
-    def _context(self, z_K: Tensor) -> Tensor:
+    def context(self, z_K: Tensor) -> Tensor:
+        """Return the context [L, E] of z [K], or the contexts [P, L, E] of P of them."""
         return self.p0_LE + (z_K @ self.a_KF).view(*z_K.shape[:-1], *self.p0_LE.shape)  # (1)
 
 
