@@ -444,7 +444,8 @@ def test_there_are_four_small_real_data_sets_with_a_shift_pair() -> None:
 METHOD_NAMES = frozenset(
     {"bbt", "cbbt", "cbbt_prompt", "coop", "craft", "craft_sequential", "linear_probe", "logit_head", "pixel_nn"}
     | {"taskres", "taskres_enhanced", "taskres_image_side", "taskres_unit", "tip_adapter", "tip_adapter_f"}
-    | {"zero_shot", "zero_shot_ensemble", "zs_lp", "clap"}
+    | {"zero_shot", "zero_shot_ensemble", "zs_lp", "clap", "gda", "proker", "ss_text", "ss_text_plus", "score_ridge"}
+    | {"sim", "lp_pp", "rla", "lfa", "cross_modal", "label_map", "label_map_topk", "vote", "zip", "sharpzo"}
 )
 """Stored results and scripts use these names: none may disappear."""
 WITHOUT_A_PAGE: set[str] = {"zero_shot", "zero_shot_ensemble"}
