@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
-from pipeline.console import echo, exit_code, log, print_error, print_table
+from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
 from pipeline.sweep.preflight import refuse_passwords
@@ -24,19 +24,20 @@ Exit codes:
          damaged file was left out, or Ray or a file was lost; the same command continues
     4    unexpected error; one line names the file with its traceback
     130  interrupted; the same command continues"""
-OVERRIDES = (
-    "configuration overrides, e.g. sweep=demo shots=[1,16] method.craft.popsize=20; conf/base.yaml lists all keys"
-)
+OVERRIDES = "configuration overrides, e.g. sweep=demo shots=1,16 method.craft.popsize=20; conf/base.yaml lists all keys"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    accept_any_text(sys.stdout, sys.stderr)
     logging.basicConfig(level=os.environ.get("FAREBOX_LOG", "WARNING"), format="%(levelname)s %(message)s")
     try:
         check_packages()
         refuse_passwords(sys.argv[1:] if argv is None else argv)
         arguments = _parse(argv)
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
     except ImportError as error:
         incomplete = isinstance(error, ModuleNotFoundError)
         remedy = ": the installation is incomplete; run: pip install --force-reinstall farebox" if incomplete else ""
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nfarebox: interrupted; nothing is lost, the same command continues", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has exited: `farebox leaderboard | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python writes at its exit goes nowhere
         return 0
     except Exception as error:
         print(f"farebox: {unexpected(error)}", file=sys.stderr)
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     mirror = BackgroundMirror(config)
     outcome = sweep.run(config, echo, mirror.add)
     mirror.close()
-    damaged = publish(config, echo)
+    damaged = publish(config, echo, Terminal.of(sys.stdout))
     for line in (*outcome.problems, *damaged):
         print(shortened(line), file=sys.stderr)
     return 3 if outcome.problems or damaged else 0
@@ -113,11 +114,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
-    """Print the leaderboard of a sweep."""
-    from pipeline.commands.leaderboard import leaderboard
-    from pipeline.config.compose import compose
+    """Print the leaderboard of a sweep: one screen; --by and --all show more, methods=, shots= ... select rows."""
+    from pipeline.commands.leaderboard import Options, leaderboard, of_words
 
-    text, damaged = leaderboard(compose(arguments.words), arguments.format, arguments.raw, arguments.published, log)
+    config, only = of_words(arguments.words)
+    options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
+    text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
     print(text)
     return exit_code(damaged)
 
@@ -249,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
     board = command(leaderboard)
     board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
+    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
+    board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
     board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
     board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")

@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.errors import shortened
 from pipeline.files import strict_json
 
 MAX_COLUMN = 46
 """Characters of a table's column; longer cells are cut."""
+MIN_WIDTH, MIN_HEIGHT = 60, 24
+"""Size below which a screen is not reduced further."""
+ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "–": "-", "—": "-", "×": "x", "·": "|"})
+"""Replacements of the characters that our texts use, for terminals without them."""
 Echo = Callable[[str], None]
 """A function that prints a line, such as `echo` and `log`."""
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What a terminal can show."""
+
+    width: int = 80
+    height: int = 24
+    unicode: bool = True
+    colour: bool = False
+    is_tty: bool = False
+
+    @staticmethod
+    def of(stream: TextIO) -> Terminal:
+        """Return the size and abilities of a stream: 80 columns and 24 lines if it is not a terminal."""
+        size = shutil.get_terminal_size()
+        tty = stream.isatty()
+        colour = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        height = max(MIN_HEIGHT, size.lines) if tty else MIN_HEIGHT
+        return Terminal(max(MIN_WIDTH, size.columns), height, _encodes(stream, "±…"), colour, tty)
+
+    def text(self, text: str) -> str:
+        """Return text with the characters that the terminal has."""
+        return text if self.unicode else text.translate(ASCII)
+
+    def bold(self, text: str) -> str:
+        """Return text in bold if the terminal shows styles."""
+        return f"\033[1m{text}\033[0m" if self.colour else text
+
+
+def _encodes(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def accept_any_text(*streams: TextIO) -> None:
+    """Make streams replace the characters that their encoding lacks (`ASCII`), instead of raising an error."""
+    codecs.register_error("farebox", _replacement)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="farebox")
+
+
+def _replacement(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(ASCII)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def plain(text: str, width: int | None = None) -> str:

@@ -91,7 +91,7 @@ def compose(overrides: Sequence[str]) -> Config:
     """Compose the configuration of a run.
 
     Args:
-        overrides: Key=value overrides, as on the command line: ["sweep=demo", "shots=[1,16]"].
+        overrides: Key=value overrides, as on the command line: ["sweep=demo", "shots=1,16"].
 
     Raises:
         ConfigError: Naming the key or the file that is wrong.
@@ -152,7 +152,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
     for card in config.datasets:
         if card.shift_of:
             raise ConfigError(
-                f"{card.name!r} is a test-only set: fit on datasets=[{card.shift_of}] (eval_shift=true scores it)"
+                f"{card.name!r} is a test-only set: fit on datasets={card.shift_of} (eval_shift=true scores it)"
             )
     return config
 

@@ -33,6 +33,15 @@ ALLOW_ENV = "FAREBOX_ALLOW_ENV"
 """Environment variable; 1 allows interpolations such as ${oc.env:NAME} in files."""
 REFERENCE = re.compile(r"\$\{([a-z_]+)\}")
 """An interpolation that consists of the name of a top-level key of base.yaml."""
+UNDESCRIBED = frozenset(
+    {"sweep", "storage", "data", "replicas", "threads", "concurrency", "address", "checkpoint_s", "trial_timeout_s"}
+    | {"on_code_change", "mlflow", "features"}
+)
+"""Keys that a sweep's label does not describe. An override of any other key drops it, as it may be false."""
+LISTS = frozenset(
+    {"methods", "datasets", "shots", "seeds", "transfer", "eval_shift", "budget.requests", "budget.images"}
+)
+"""Keys with lists of values, which a command may have without brackets: methods=craft,taskres."""
 BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
 """Keys of base.yaml that contain one entry for each method name, and what an entry contains."""
 
@@ -145,12 +154,24 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if problem := text_problem(key):
             raise ConfigError(f"{ascii(key)[:80]}: a key has {problem}")
         if not is_value:
-            raise ConfigError(f"{override!r} is not key=value; for example: sweep=demo shots=[1,16]")
-        value = read_value(key, text)
+            raise ConfigError(f"{override!r} is not key=value; for example: sweep=demo shots=1,16")
+        value: Any = _items(key, text) if key in LISTS and _is_plain_list(text) else read_value(key, text)
         for part in reversed(key.split(".")):
             value = {part: value}
         nested = _override(nested, value)
     return nested
+
+
+def _is_plain_list(text: str) -> bool:
+    return "," in text and text[:1] not in ("[", "{", '"', "'")
+
+
+def _items(key: str, text: str) -> list[Any]:
+    """Return the values of a list that is typed without brackets, as in seeds=1,2,3."""
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise ConfigError(f"{key}={text[:80]}: there is nothing before or after a comma")
+    return [read_value(key, part) for part in parts]
 
 
 def _override(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +197,8 @@ def merged(overrides: Sequence[str]) -> dict[str, Any]:
         _check_keys(where, layer, base, "")
     result = _override(_override(base, file), typed)
     result["sweep"] = Path(sweep).stem
+    if "label" not in typed and not typed.keys() <= UNDESCRIBED:
+        result["label"] = ""
     if os.environ.get(ALLOW_ENV) != "1":
         _check_references(f"sweep {sweep!r}", file, {key: value for key, value in file.items() if key not in typed})
     raw = _resolved(result)
@@ -190,7 +213,7 @@ def notes(overrides: Sequence[str]) -> list[str]:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 1 < seed <= 1000:
         return []
     several = ",".join(map(str, range(1, seed + 1))) if seed <= 10 else f"1,2,...,{seed}"
-    return [f"seeds={seed} is one seed (number {seed}); for {seed} seeds type seeds=[{several}]"]
+    return [f"seeds={seed} is one seed (number {seed}); for {seed} seeds type seeds={several}"]
 
 
 def _method_overrides(raw: dict[str, Any], file: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _reserve_and_run(
     config, kept = plan.config, len(plan.trials) - len(todo)
     reservations.release_left_over(ledger, storage.id, todo)
     funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
-    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo)
+    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo, config.label)
     for spec in todo:
         if spec.trial_id in unfunded:
             store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])

@@ -52,7 +52,13 @@ def run_single(plan: SweepPlan, echo: Callable[[str], None]) -> list[ResultRow]:
         with contextlib.closing(ledger):
             reservations.release_left_over(ledger, storage.id, todo)
             reservations.reserve(ledger, plan, todo, storage.id)
-            add_run(config.storage, [trial.trial_id for trial in plan.trials], config.on_code_change == "keep", echo)
+            add_run(
+                config.storage,
+                [trial.trial_id for trial in plan.trials],
+                config.on_code_change == "keep",
+                echo,
+                config.label,
+            )
             for trial in todo:
                 try:
                     with torch_threads(config.threads):

@@ -87,7 +87,7 @@ def test_markdown_and_latex_are_tables(small: pa.Table) -> None:
     widths = {line.count("|") for line in md.splitlines() if line.startswith("|")}
     assert len(widths) == 1
     tex = to_latex(report_of(small).summary)
-    assert tex.count(r"\begin{tabular}{lrrrrrrrl}") == tex.count(r"\bottomrule") == 2
+    assert tex.count(r"\begin{tabular}{lrrrrrrl}") == tex.count(r"\bottomrule") == 2
     assert r"zero\_shot" in tex and "±" not in tex
 
 

@@ -16,7 +16,11 @@ from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, 
 from pipeline.results.tables import WIDTH, aligned, allotment, latex_table, md_grid, plus_minus, to_csv
 
 TITLE = "Comparison with printed numbers"
-COLUMNS = (*OURS, *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots")))
+PRINTED = (
+    *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots")),
+    "ours_minus_printed",
+)
+"""Columns that a leaderboard as CSV gets for printed numbers."""
 MEANING = (
     "Our results and printed ones for the same method, backbone, data set and shots. Budgets, validation, views and "
     "prompts may differ. No printed number enters a mean, a gain or a rank. Column `known`: "
@@ -33,8 +37,24 @@ def with_printed(form: str, table: str, board: pa.Table) -> str:
     if form == "json":
         return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
     if form == "csv":
-        return table + "\n" + (to_csv(records) if records else ",".join((*COLUMNS, "ours_minus_printed")) + "\n")
+        return to_csv(_joined(board, records)) if board.num_rows else table
     return f"{table}\n{ {'table': _text, 'md': _md, 'latex': _latex}[form](records) }"
+
+
+def _joined(board: pa.Table, matched: Sequence[Record]) -> list[Record]:
+    """Return the records of a leaderboard, once for each printed number; columns of cells without one are None.
+
+    Zero-shot is printed once, at 0 shots: its numbers are beside our first record of the same test set.
+    """
+    cell = ("label", "model", "model_digest", "precision", "kind", "dataset", "test_set")
+    place = ("shots", "budget_requests", "budget_images")
+    left, records = list(matched), []
+    for ours in board.to_pylist():
+        same = [r for r in left if all(r[k] == ours[k] for k in cell)]
+        same = [r for r in same if r["shots"] == 0 or all(r[k] == ours[k] for k in place)]
+        left = [r for r in left if not any(r is other for other in same)]
+        records += [ours | {name: r.get(name) for name in PRINTED} for r in same or [{}]]
+    return records
 
 
 def counted(records: Sequence[Record]) -> str:
