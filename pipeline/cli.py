@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
+from pipeline.commands.examples import epilog
 from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
@@ -25,6 +26,9 @@ Exit codes:
     4    unexpected error; one line names the file with its traceback
     130  interrupted; the same command continues"""
 OVERRIDES = "configuration overrides, e.g. sweep=demo shots=1,16 method.craft.popsize=20; conf/base.yaml lists all keys"
+
+
+RAW = argparse.RawTextHelpFormatter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,6 +210,14 @@ def claims(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def completion(arguments: argparse.Namespace) -> int:
+    """Print a script that completes commands, keys and names in a shell; its first line says where to put it."""
+    from pipeline.commands.completion import script
+
+    print(script(arguments.shell, _parser()), end="")
+    return 0
+
+
 def data(arguments: argparse.Namespace) -> int:
     """Add a data set of your own, check data sets, show their classes, or export a few-shot split."""
     from pipeline.commands import data as data_commands
@@ -235,12 +247,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Any, overrides: bool = True) -> argparse.ArgumentParser:
-        subparser = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        name, text = function.__name__, function.__doc__
+        subparser = commands.add_parser(name, help=text, description=text, epilog=epilog(name), formatter_class=RAW)
         subparser.set_defaults(command=function)
         if overrides:
             subparser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
@@ -258,7 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
     budgets = command(budget, overrides=False).add_subparsers(required=True, metavar="COMMAND", dest="verb")
     for name, (usage, what) in BUDGET_COMMANDS.items():
-        subparser = budgets.add_parser(name, help=what, description=f"{name} {usage}: {what}. See docs/budget.md.")
+        text = f"{name} {usage}: {what}. See docs/budget.md."
+        end = epilog(f"budget {name}")
+        subparser = budgets.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
         subparser.add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
         subparser.add_argument("--json", action="store_true", help="print JSON")
     command(sync)
@@ -271,6 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
     measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
     _data_parsers(command(data, overrides=False))
+    command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):
         command(listing, False).add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -294,7 +310,9 @@ def _data_parsers(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
     parsers = {}
     for name, (usage, what) in DATA_COMMANDS.items():
-        parsers[name] = commands.add_parser(name, help=what, description=f"{name} {usage}: {what}. See docs/data.md.")
+        text = f"{name} {usage}: {what}. See docs/data.md."
+        end = epilog(f"data {name}")
+        parsers[name] = commands.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
         parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
     parsers["add"].add_argument("--force", action="store_true", help="replace an existing card of this name")
     parsers["add"].add_argument("--json", action="store_true", help="print what was found, used and skipped as JSON")

@@ -195,11 +195,9 @@ def limit_list(key: str, value: Any) -> tuple[int | None, ...]:
     return _different(key, [limit(key, v) for v in _as_list(value)])
 
 
-def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
+def allotments(requests: Any, images: Any, key: str = "budget.requests") -> tuple[Limits, ...]:
     """Return the allotments of a sweep: every combination where requests or images is a list."""
-    return tuple(
-        Limits(r, i) for r in limit_list("budget.requests", requests) for i in limit_list("budget.images", images)
-    )
+    return tuple(Limits(r, i) for r in limit_list(key, requests) for i in limit_list("budget.images", images))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -237,10 +237,12 @@ def _under_shift(leaders: list[Record], view: Overview) -> list[str]:
         key = {k: leader[k] for k in ("access_class", "shots", "budget_requests", "budget_images", "label")}
         for r in view.summary:
             if r["kind"] == "shift" and all(r[k] == v for k, v in key.items()) and r[view.value] is not None:
-                found.append(f"{r['label']} {_signed(r, view.value)}")
-    if not found or not view.shift_sets:
+                found.append(_signed(r, view.value))
+    if len(found) < len(leaders) or not found:
         return []
-    return [f"Under domain shift ({listed(view.shift_sets)}): {', '.join(found)}."]
+    verb = ("gain" if view.shows_gains else "reach") if len(found) > 1 else ("gains" if view.shows_gains else "reaches")
+    who = "they" if len(found) > 1 else "it"
+    return [f"Under domain shift ({listed(view.shift_sets)}) {who} {verb} {' and '.join(found)}."]
 
 
 def _by_budget(leaders: list[Record], view: Overview) -> list[str]:

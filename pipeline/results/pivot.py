@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.results.escape import latex, markdown
+from pipeline.results.latex_tables import latex_number
 from pipeline.results.overview import NO_FIT, Line, Overview
-from pipeline.results.tables import accuracy, latex_number, to_csv, to_json
+from pipeline.results.tables import accuracy, to_csv, to_json
 
 Record = dict[str, Any]
 PARTS = ("", "_ci95", "_min", "_max")

@@ -21,6 +21,7 @@ from pipeline.results.comparison import missing_references
 from pipeline.results.filters import Filter
 from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
 from pipeline.results.mirroring import open_mirror
 from pipeline.results.overview import Overview, overview
@@ -28,7 +29,7 @@ from pipeline.results.pivot import pivot_csv, pivot_json, pivot_latex, pivot_md
 from pipeline.results.runs import read_runs
 from pipeline.results.screen import screen
 from pipeline.results.store import ResultStore
-from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,11 @@ def last_screen(
     own = config.storage == Path("runs", config.sweep).absolute()
     storage = sweep if own else shlex.quote(f"storage={short_path(config.storage)}")
     where = [f"page: {short_path(page_file)}"] if page_file else []
-    commands = "--all, --by dataset; farebox ledger, farebox ui"
-    where.append(f"more: farebox leaderboard {storage} {commands}")
-    if len(where[-1]) > terminal.width:
-        where[-1] = f"more: farebox leaderboard|ledger|ui {storage}"
+    choices = (
+        f"more: farebox leaderboard {storage} --all or --by dataset; farebox ledger, ui",
+        f"more: farebox leaderboard {storage} --all; farebox ledger, ui",
+    )
+    where.append(next((line for line in choices if len(line) <= terminal.width), choices[-1]))
     return screen(
         report.overview(axis),
         terminal,

@@ -94,7 +94,7 @@ def _cut(text: str, terminal: Terminal) -> str:
 def _legend(view: Overview, terminal: Terminal) -> list[str]:
     seeds = max(line.main["seeds"] for line in view.lines)
     if any(line.main["tied"] is not None for line in view.lines):
-        text = "* best of its class; = tied: the paired difference's interval contains 0; ± 95% CI"
+        text = "* best of its class; = tied (paired interval contains 0); ± 95% CI over seeds"
     elif seeds == 2:
         text = "* best of its class; a..b: range of two seeds; intervals and ties need three"
     else:

@@ -1,4 +1,4 @@
-"""Write the leaderboard as text, CSV, JSON, Markdown and LaTeX.
+"""Write the leaderboard as text, CSV, JSON and Markdown; `latex_tables.py` writes LaTeX.
 
 Every function takes a table of `leaderboard.Leaderboard`: the board (one section per test set) or the summary (over
 data sets). `raw_records` returns the trials themselves, before any averaging.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -20,7 +19,7 @@ from pipeline.budget import Limits
 from pipeline.console import plain
 from pipeline.files import strict_json
 from pipeline.results.comparison import GAINS, HARMONIC, Section
-from pipeline.results.escape import csv_cell, latex, markdown
+from pipeline.results.escape import csv_cell, markdown
 from pipeline.results.identity import Selection
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
@@ -71,7 +70,7 @@ def text_table(table: pa.Table, notes: Sequence[str] = (), width: int = WIDTH) -
     blocks: list[str] = []
     for name, group in groupby(sections(table), key=lambda s: s[0]["access_class"]):
         blocks.append(f"{name.upper()}  ({', '.join(_accesses(table, name))})")
-        blocks += [f"{heading(rows)}\n{aligned(_with_values(rows), width)}" for rows in group]
+        blocks += [f"{heading(rows)}\n{aligned(with_values(rows), width)}" for rows in group]
     halves = [FOOTNOTE_HALVES] if HARMONIC in table["kind"].to_pylist() else []
     end = [textwrap.fill(plain(f"! {note}"), width, subsequent_indent="  ") for note in notes]
     body = (
@@ -105,7 +104,7 @@ def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
     """Return a Markdown table per section, followed by the notes as a list."""
     blocks = []
     for rows in sections(table):
-        grid = md_grid(_with_values(rows))
+        grid = md_grid(with_values(rows))
         blocks.append(f"### {rows[0]['access_class']}: {markdown(heading(rows))}\n\n{grid}\n")
     blocks += ["\n".join(f"- {markdown(note)}" for note in notes) + "\n"] if notes else []
     return "\n".join(blocks)
@@ -113,37 +112,9 @@ def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
 
 def md_grid(shown: Sequence[Mapping[str, str]]) -> str:
     """Return lines of cells as a Markdown table."""
-    bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
+    bar = "|".join("---" if left else "---:" for left in is_text(shown[0]))
     lines = ["|".join(map(markdown, cells.values())) for cells in shown]
     return "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
-
-
-def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
-    """Return the notes as comments, followed by a booktabs table per section."""
-    blocks = [f"% {plain(note)}" for note in notes]
-    for rows in sections(table):
-        blocks.append(latex_table(f"{rows[0]['access_class']}: {heading(rows)}", _with_values(rows)))
-    return "\n".join(blocks)
-
-
-def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
-    """Return lines of cells as a booktabs table."""
-    left = _left(shown[0])
-    columns = "".join("l" if text else "r" for text in left)
-    lines = [
-        " & ".join(latex(c) if text else latex_number(c) for c, text in zip(cells.values(), left, strict=True)) + r" \\"
-        for cells in shown
-    ]
-    head = " & ".join(map(latex, shown[0])) + r" \\"
-    body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    key = re.sub(r"[^A-Za-z0-9]+", "-", caption).strip("-").lower()
-    start = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", rf"\label{{tab:{key}}}"]
-    return "\n".join([*start, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{table}"]) + "\n"
-
-
-def latex_number(text: str) -> str:
-    """Return a cell of numbers for LaTeX, with minus signs in place of hyphens."""
-    return re.sub(r"-(?=[0-9.])", "$-$", latex(text))
 
 
 def raw_records(selection: Selection) -> list[Record]:
@@ -238,7 +209,7 @@ def _shown(r: Record) -> dict[str, str]:
     }
 
 
-def _with_values(rows: Sequence[Record]) -> list[dict[str, str]]:
+def with_values(rows: Sequence[Record]) -> list[dict[str, str]]:
     """Return the cells of a section's lines, without gains over a reference that no line could be compared with."""
     shown = [_shown(r) for r in rows]
     empty = {name for name in shown[0] if name.startswith("over ") and all(cells[name] == "-" for cells in shown)}
@@ -293,7 +264,8 @@ def _accesses(table: pa.Table, name: str) -> list[str]:
     return sorted({r["access"] for r in records if not r["reference"]} or {r["access"] or "none" for r in records})
 
 
-def _left(names: Mapping[str, str]) -> list[bool]:
+def is_text(names: Mapping[str, str]) -> list[bool]:
+    """Return which columns hold text, which is aligned on the left."""
     return [n in ("method", "state", "printed in", "note") for n in names]
 
 

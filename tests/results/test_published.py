@@ -19,11 +19,12 @@ from pipeline.config.card_files import dataset_card
 from pipeline.config.compose import compose
 from pipeline.config.files import names
 from pipeline.errors import ConfigError
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.published import EVIDENCE, FILE, ORIGIN, matches, printed, unmatched
 from pipeline.results.published.tables import TITLE, counted, html, with_printed
 from pipeline.results.report import page
 from pipeline.results.store import ResultStore
-from pipeline.results.tables import text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import text_table, to_csv, to_json, to_md
 from pipeline.sweep.storage_id import new_id, write_id
 from tests.support.synthetic import make, report_of
 

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.results.identity import select
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.palette import COLOURS, colour
 from pipeline.results.plot_labels import spread_out
 from pipeline.results.report import page, report_files
 from pipeline.results.row import to_table
-from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
 from tests.support.synthetic import METHODS, make, report_of, sweep, write_store
 
 FIRST_COLUMNS = [

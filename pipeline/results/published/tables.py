@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from pipeline.files import strict_json
 from pipeline.results.escape import markdown
+from pipeline.results.latex_tables import latex_table
 from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, matches, unmatched
-from pipeline.results.tables import WIDTH, aligned, allotment, latex_table, md_grid, plus_minus, to_csv
+from pipeline.results.tables import WIDTH, aligned, allotment, md_grid, plus_minus, to_csv
 
 TITLE = "Comparison with printed numbers"
 PRINTED = (
