@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
 from pipeline.commands.examples import epilog
+from pipeline.commands.subcommands import RAW, add_budget_commands, add_data_commands
 from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
@@ -26,9 +27,6 @@ Exit codes:
     4    unexpected error; one line names the file with its traceback
     130  interrupted; the same command continues"""
 OVERRIDES = "configuration overrides, e.g. sweep=demo shots=1,16 method.craft.popsize=20; conf/base.yaml lists all keys"
-
-
-RAW = argparse.RawTextHelpFormatter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -269,13 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
     board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
-    budgets = command(budget, overrides=False).add_subparsers(required=True, metavar="COMMAND", dest="verb")
-    for name, (usage, what) in BUDGET_COMMANDS.items():
-        text = f"{name} {usage}: {what}. See docs/budget.md."
-        end = epilog(f"budget {name}")
-        subparser = budgets.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
-        subparser.add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
-        subparser.add_argument("--json", action="store_true", help="print JSON")
+    add_budget_commands(command(budget, overrides=False))
     command(sync)
     command(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
     benches = command(bench, overrides=False)
@@ -285,42 +277,11 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--json", action="store_true", help="print one JSON record per claim")
     help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
     measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
-    _data_parsers(command(data, overrides=False))
+    add_data_commands(command(data, overrides=False))
     command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):
         command(listing, False).add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-BUDGET_COMMANDS = {
-    "show": ("url=URL|storage=DIR", "print the limits and amounts of every account, and what reserves them"),
-    "set": ("NAME requests=N images=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
-    "release": ("[STORAGE ...] url=URL", "release reservations of deleted storages, or of the named ones"),
-}
-
-DATA_COMMANDS = {
-    "add": ("NAME PATH [KEY=VALUE]", "inspect a folder or file of images, and write the data set's card"),
-    "check": ("[NAME ...] [data.root=DIR]", "check that data sets are complete, readable and match their cards"),
-    "show": ("NAME [data.root=DIR]", "draw the classes of a data set with some images of each"),
-    "export-split": ("NAME [shots=16] [seed=1]", "print a few-shot split as JSON: [path, label, class name] per image"),
-}
-
-
-def _data_parsers(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
-    parsers = {}
-    for name, (usage, what) in DATA_COMMANDS.items():
-        text = f"{name} {usage}: {what}. See docs/data.md."
-        end = epilog(f"data {name}")
-        parsers[name] = commands.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
-        parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
-    parsers["add"].add_argument("--force", action="store_true", help="replace an existing card of this name")
-    parsers["add"].add_argument("--json", action="store_true", help="print what was found, used and skipped as JSON")
-    parsers["check"].add_argument("--json", action="store_true", help="print one JSON record per data set")
-    parsers["check"].add_argument("--quick", action="store_true", help="do not open images")
-    parsers["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
-    parsers["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
-    parsers["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
 
 
 if __name__ == "__main__":

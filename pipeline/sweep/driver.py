@@ -26,9 +26,10 @@ from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
 from pipeline.sweep.preflight import refuse_network_sqlite
-from pipeline.sweep.progress import LOADING, Progress
+from pipeline.sweep.progress import Progress
 from pipeline.sweep.ray_session import lost, ray_session
 from pipeline.sweep.run_ledger import open_ledger, sweep_account
+from pipeline.sweep.run_state import LOADING
 from pipeline.sweep.status import Heartbeat
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from pipeline.console import plain
-from pipeline.sweep.progress import State
+from pipeline.sweep.run_state import State
 
 BAR_WIDTH = 40
 

@@ -39,9 +39,9 @@ def test_filters_select_the_records_and_keep_their_gains(storage: str) -> None:
     everything = records(storage)
     some = records(storage, "methods=craft,bbt", "shots=16", "budget.requests=8000")
     assert {(r["method"], r["shots"], r["budget_requests"]) for r in some} == {("craft", 16, 8000), ("bbt", 16, 8000)}
+    cell = ("access_class", "label", "test_set", "shots", "budget_requests")
     for record in some:  # of all methods, the gains are the same
-        (same,) = (r for r in everything if all(r[k] == record[k] for k in ("label", "test_set", "shots", "budget_requests")
-                                                ) and r["access_class"] == record["access_class"])  # fmt: skip
+        (same,) = (r for r in everything if all(r[k] == record[k] for k in cell))
         assert record["gain_zero_shot"] == same["gain_zero_shot"] is not None
         assert record["gain_logit_head"] == same["gain_logit_head"] is not None
 

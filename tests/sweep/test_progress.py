@@ -10,7 +10,8 @@ import pytest
 
 from methods.base import Bill
 from pipeline.errors import LedgerError
-from pipeline.sweep.progress import ENCODING, FITTING, STARTING, Progress, State, clock, result
+from pipeline.sweep.progress import Progress
+from pipeline.sweep.run_state import ENCODING, FITTING, STARTING, State, clock, result
 from tests.support.synthetic import make
 
 
