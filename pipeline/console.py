@@ -17,6 +17,8 @@ from pipeline.files import strict_json
 
 MAX_COLUMN = 46
 """Characters of a table's column; longer cells are cut."""
+MIN_COLUMN = 8
+"""Characters that a column of a table keeps on a narrow terminal."""
 MIN_WIDTH, MIN_HEIGHT = 60, 24
 """Size below which a screen is not reduced further."""
 ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "–": "-", "—": "-", "×": "x", "·": "|"})
@@ -90,11 +92,28 @@ def print_table(records: list[dict[str, Any]], as_json: bool) -> int:
     if as_json:
         print(strict_json(records, indent=1))
         return 0
-    rows = [{key: plain(_cell(value), MAX_COLUMN) for key, value in record.items()} for record in records]
+    terminal = Terminal.of(sys.stdout)
+    rows = [{key: terminal.text(plain(_cell(v), MAX_COLUMN)) for key, v in record.items()} for record in records]
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    if terminal.is_tty:
+        widths = _narrowed(widths, terminal.width)
+        rows = [{key: _cut(cell, widths[key], terminal) for key, cell in row.items()} for row in rows]
     for row in [{key: key for key in widths}, *rows]:
-        print("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
+        print("  ".join(row[key].ljust(width)[:width] for key, width in widths.items()).rstrip())
     return 0
+
+
+def _narrowed(widths: dict[str, int], total: int) -> dict[str, int]:
+    """Return the widths of columns for a line of at most `total` characters: the widest ones lose most."""
+    widths = dict(widths)
+    while sum(widths.values()) + 2 * (len(widths) - 1) > total and max(widths.values()) > MIN_COLUMN:
+        widths[max(widths, key=lambda key: widths[key])] -= 1
+    return widths
+
+
+def _cut(text: str, width: int, terminal: Terminal) -> str:
+    dots = terminal.text("…")
+    return text if len(text) <= width else text[: width - len(dots)] + dots
 
 
 def _cell(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import rich.live
 from rich.console import Console, Group
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import plain
@@ -38,6 +39,7 @@ class Live:
 
 def drawn(state: State, width: int) -> Group:
     """Return a state as lines of at most `width` columns."""
-    bar = ProgressBar(total=1.0, completed=state.share, width=min(BAR_WIDTH, width))
+    bar = Table.grid()  # a bar alone would not end its line
+    bar.add_row(ProgressBar(total=1.0, completed=state.share, width=min(BAR_WIDTH, width)))
     lines = [Text(plain(line, width), style="dim") for line in (f"  {result}" for result in state.results)]
     return Group(*lines, bar, Text(plain(state.line, width)))
