@@ -2,8 +2,8 @@
 
     import farebox
 
-    plan = farebox.plan("sweep=demo", "methods=[taskres]")
-    rows = farebox.run_trial("methods=[taskres]", "datasets=[icons]", "shots=4", "seeds=1", "storage=runs/one")
+    plan = farebox.plan("sweep=demo", "methods=taskres")
+    rows = farebox.run_trial("methods=taskres", "datasets=icons", "shots=4", "seeds=1", "storage=runs/one")
     results = farebox.load_results("runs/one")
 
 Functions take the `key=value` overrides of the command line (conf/base.yaml lists every key) and raise the errors of
@@ -133,7 +133,7 @@ def few_shot_task(*overrides: str) -> FewShotTask:
     from pipeline.errors import ConfigError
     from pipeline.trials.trial import few_shot_task
 
-    trials = plan("methods=[zero_shot]", *overrides).trials
+    trials = plan("methods=zero_shot", *overrides).trials
     if len(trials) != 1:
         raise ConfigError(f"expected one task, found {len(trials)}: name one data set, seed and number of shots")
     return few_shot_task(trials[0])

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
-from pipeline.console import echo, exit_code, log, print_error, print_table
+from pipeline.commands.examples import epilog
+from pipeline.commands.subcommands import RAW, add_budget_commands, add_data_commands
+from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
 from pipeline.sweep.preflight import refuse_passwords
@@ -24,19 +26,20 @@ Exit codes:
          damaged file was left out, or Ray or a file was lost; the same command continues
     4    unexpected error; one line names the file with its traceback
     130  interrupted; the same command continues"""
-OVERRIDES = (
-    "configuration overrides, e.g. sweep=demo shots=[1,16] method.craft.popsize=20; conf/base.yaml lists all keys"
-)
+OVERRIDES = "configuration overrides, e.g. sweep=demo shots=1,16 method.craft.popsize=20; conf/base.yaml lists all keys"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    accept_any_text(sys.stdout, sys.stderr)
     logging.basicConfig(level=os.environ.get("FAREBOX_LOG", "WARNING"), format="%(levelname)s %(message)s")
     try:
         check_packages()
         refuse_passwords(sys.argv[1:] if argv is None else argv)
         arguments = _parse(argv)
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
     except ImportError as error:
         incomplete = isinstance(error, ModuleNotFoundError)
         remedy = ": the installation is incomplete; run: pip install --force-reinstall farebox" if incomplete else ""
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nfarebox: interrupted; nothing is lost, the same command continues", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has exited: `farebox leaderboard | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python writes at its exit goes nowhere
         return 0
     except Exception as error:
         print(f"farebox: {unexpected(error)}", file=sys.stderr)
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     mirror = BackgroundMirror(config)
     outcome = sweep.run(config, echo, mirror.add)
     mirror.close()
-    damaged = publish(config, echo)
+    damaged = publish(config, echo, Terminal.of(sys.stdout))
     for line in (*outcome.problems, *damaged):
         print(shortened(line), file=sys.stderr)
     return 3 if outcome.problems or damaged else 0
@@ -113,11 +116,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
-    """Print the leaderboard of a sweep."""
-    from pipeline.commands.leaderboard import leaderboard
-    from pipeline.config.compose import compose
+    """Print the leaderboard of a sweep: one screen; --by and --all show more, methods=, shots= ... select rows."""
+    from pipeline.commands.leaderboard import Options, leaderboard, of_words
 
-    text, damaged = leaderboard(compose(arguments.words), arguments.format, arguments.raw, arguments.published, log)
+    config, only = of_words(arguments.words)
+    options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
+    text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
     print(text)
     return exit_code(damaged)
 
@@ -225,6 +229,14 @@ def audit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def completion(arguments: argparse.Namespace) -> int:
+    """Print a script that completes commands, keys and names in a shell; its first line says where to put it."""
+    from pipeline.commands.completion import script
+
+    print(script(arguments.shell, _parser()), end="")
+    return 0
+
+
 def data(arguments: argparse.Namespace) -> int:
     """Add a data set of your own, check data sets, show their classes, or export a few-shot split."""
     from pipeline.commands import data as data_commands
@@ -254,12 +266,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="farebox", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Any, overrides: bool = True) -> argparse.ArgumentParser:
-        subparser = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        name, text = function.__name__, function.__doc__
+        subparser = commands.add_parser(name, help=text, description=text, epilog=epilog(name), formatter_class=RAW)
         subparser.set_defaults(command=function)
         if overrides:
             subparser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
@@ -270,14 +283,12 @@ def _parser() -> argparse.ArgumentParser:
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
     board = command(leaderboard)
     board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
+    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
+    board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
     board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
     board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
-    budgets = command(budget, overrides=False).add_subparsers(required=True, metavar="COMMAND", dest="verb")
-    for name, (usage, what) in BUDGET_COMMANDS.items():
-        subparser = budgets.add_parser(name, help=what, description=f"{name} {usage}: {what}. See docs/budget.md.")
-        subparser.add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
-        subparser.add_argument("--json", action="store_true", help="print JSON")
+    add_budget_commands(command(budget, overrides=False))
     command(sync)
     command(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
     benches = command(bench, overrides=False)
@@ -290,42 +301,14 @@ def _parser() -> argparse.ArgumentParser:
     audited = command(audit, overrides=False)
     audited.add_argument("--json", action="store_true", help="print one JSON record per release")
     audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
-    _data_parsers(command(data, overrides=False))
+    add_data_commands(command(data, overrides=False))
+    command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):
         listed = command(listing, False)
         listed.add_argument("--json", action="store_true", help="print JSON")
     what = "load this model, and print the mean length of its text tower's output and the line for its card"
     listed.add_argument("--text-norm", metavar="MODEL", help=what)
     return parser
-
-
-BUDGET_COMMANDS = {
-    "show": ("url=URL|storage=DIR", "print the limits and amounts of every account, and what reserves them"),
-    "set": ("NAME requests=N images=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
-    "release": ("[STORAGE ...] url=URL", "release reservations of deleted storages, or of the named ones"),
-}
-
-DATA_COMMANDS = {
-    "add": ("NAME PATH [KEY=VALUE]", "inspect a folder or file of images, and write the data set's card"),
-    "check": ("[NAME ...] [data.root=DIR]", "check that data sets are complete, readable and match their cards"),
-    "show": ("NAME [data.root=DIR]", "draw the classes of a data set with some images of each"),
-    "export-split": ("NAME [shots=16] [seed=1]", "print a few-shot split as JSON: [path, label, class name] per image"),
-}
-
-
-def _data_parsers(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
-    parsers = {}
-    for name, (usage, what) in DATA_COMMANDS.items():
-        parsers[name] = commands.add_parser(name, help=what, description=f"{name} {usage}: {what}. See docs/data.md.")
-        parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
-    parsers["add"].add_argument("--force", action="store_true", help="replace an existing card of this name")
-    parsers["add"].add_argument("--json", action="store_true", help="print what was found, used and skipped as JSON")
-    parsers["check"].add_argument("--json", action="store_true", help="print one JSON record per data set")
-    parsers["check"].add_argument("--quick", action="store_true", help="do not open images")
-    parsers["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
-    parsers["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
-    parsers["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
 
 
 if __name__ == "__main__":

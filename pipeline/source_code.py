@@ -159,7 +159,7 @@ def _own_files(cls: type) -> list[Path]:
         file, top = Path(inspect.getfile(cls)), sys.modules[cls.__module__.partition(".")[0]]
     except (TypeError, OSError) as error:
         raise ConfigError(
-            f"method {cls.__name__} is defined in a notebook or a console: save it to a file, methods=[my/method.py]"
+            f"method {cls.__name__} is defined in a notebook or a console: save it to a file, methods=my/method.py"
         ) from error
     if top.__name__ == "methods" or not hasattr(top, "__path__"):
         return [file]

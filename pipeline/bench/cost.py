@@ -46,7 +46,7 @@ from pipeline.trials.plan import TrialSpec, make_plan
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.trial import few_shot_task
 
-DEFAULTS = ("model=tiny", "datasets=[digits]", "shots=16", "seeds=1", "eval_shift=false")
+DEFAULTS = ("model=tiny", "datasets=digits", "shots=16", "seeds=1", "eval_shift=false")
 RUNS = 5
 """Maximum number of runs."""
 LIMIT_S = 120
@@ -132,7 +132,7 @@ def one_trial(cost_spec: CostSpec, folder: Path) -> tuple[TrialSpec, Config]:
         )
     if cost_spec.arch:
         feature_dim(ModelCard(name=cost_spec.arch, kind="open_clip", arch=cost_spec.arch))  # raises for an unknown one
-    methods, storage = f"methods=[{cost_spec.method}]", f"storage={folder / 'storage'}"
+    methods, storage = f"methods={cost_spec.method}", f"storage={folder / 'storage'}"
     plan = make_plan(compose(["sweep=smoke", *DEFAULTS, methods, storage, *cost_spec.overrides]))
     if len(plan.trials) != 1:
         raise ConfigError(f"bench cost: {len(plan.trials)} trials, expected one: set one value each, as in shots=16")

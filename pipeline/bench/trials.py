@@ -46,7 +46,7 @@ def trials(echo: Echo) -> BenchResult:
 
 def run_trials(folder: Path, name: str, n: int) -> None:
     """Call `farebox run` for n trials in a new storage; image features are shared."""
-    overrides = ["sweep=smoke", "methods=[zero_shot]", "datasets=[digits]", f"seeds={list(range(n))}"]
+    overrides = ["sweep=smoke", "methods=zero_shot", "datasets=digits", f"seeds={list(range(n))}"]
     overrides.append(f"storage={folder / name}")
     command = [sys.executable, "-m", "pipeline.cli", "run", *(override.replace(" ", "") for override in overrides)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

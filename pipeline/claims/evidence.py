@@ -31,7 +31,7 @@ class Evidence:
 
     Args:
         storage: The folder.
-        overrides: Configuration overrides of every sweep, such as seeds=[1,2].
+        overrides: Configuration overrides of every sweep, such as seeds=1,2.
         log: Prints a line of progress.
     """
 

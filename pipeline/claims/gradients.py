@@ -71,7 +71,7 @@ def cosines(overrides: Sequence[str]) -> dict[str, Any]:
     """Return mean cosines over data sets per seed: `by_directions` at h = 1/d, `by_step` at 256 directions; and `d`."""
     torch.set_num_threads(1)  # the estimate's rounding depends on it
     with tempfile.TemporaryDirectory() as folder:
-        config = compose(["sweep=cbbt_claims", *overrides, "methods=[cbbt_prompt]", f"storage={folder}/storage"])
+        config = compose(["sweep=cbbt_claims", *overrides, "methods=cbbt_prompt", f"storage={folder}/storage"])
         endpoint = Endpoint(config.model, Path(folder) / "features")
         starts = [(spec.seed, Start(spec, endpoint)) for spec in make_plan(config).trials]
     d = starts[0][1].d

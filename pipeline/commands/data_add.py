@@ -136,7 +136,7 @@ def add(arguments: Namespace, echo: Echo, log: Echo) -> int:
     echo(f"card: {card}   (template and class names are yours to edit)")
     echo(f"next: farebox data check {name}")
     if added.counts["train"] and not options["shift_of"]:
-        echo(f"      farebox run datasets=[{name}] {_first_run(index)}storage=runs/{added.name}")
+        echo(f"      farebox run datasets={name} {_first_run(index)}storage=runs/{added.name}")
     return 0
 
 
@@ -189,7 +189,7 @@ def _first_run(index: Index) -> str:
                 except DataError:
                     continue
                 return (
-                    ("" if shots == SHOTS[0] else f"shots=[{shots}] ")
+                    ("" if shots == SHOTS[0] else f"shots={shots} ")
                     + ("" if validation == "min4" else f"validation={validation} ")
                     + ("" if small_classes == "error" else f"data.small_classes={small_classes} ")
                 )

@@ -40,7 +40,7 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     """Read the card of a data set.
 
     Args:
-        name: The name of a file in conf/dataset, or the path of another card, as in datasets=[my/data.yaml].
+        name: The name of a file in conf/dataset, or the path of another card, as in datasets=my/data.yaml.
         root: Folder that a relative path in the card is resolved against. Default: $FAREBOX_DATA.
 
     Raises:

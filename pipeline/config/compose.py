@@ -62,6 +62,9 @@ class Config:
     validation: str
     curve: int
     allotments: tuple[Limits, ...]
+    """Allotments of every method."""
+    further: Mapping[str, tuple[Limits, ...]]
+    """Further allotments of single methods."""
     sweep_budget: Limits
     global_budget: GlobalBudget
     partial: bool
@@ -82,6 +85,10 @@ class Config:
         """URL of the ledger: the sweep's own file, unless budget.global.url names a shared one."""
         return self.global_budget.url or f"sqlite:///{self.storage / 'ledger.db'}"
 
+    def allotments_of(self, method: str) -> tuple[Limits, ...]:
+        """Return the allotments of a method: its further ones, then those of every method."""
+        return tuple(dict.fromkeys((*self.further.get(method, ()), *self.allotments)))
+
     def choice(self, name: str, dataset: str) -> MethodChoice:
         """Return a method with the hyperparameters that it has on a data set."""
         return method_choice(name, dataset, self.hparams, self.method.get(name, {}), self.variants.get(name))
@@ -91,7 +98,7 @@ def compose(overrides: Sequence[str]) -> Config:
     """Compose the configuration of a run.
 
     Args:
-        overrides: Key=value overrides, as on the command line: ["sweep=demo", "shots=[1,16]"].
+        overrides: Key=value overrides, as on the command line: ["sweep=demo", "shots=1,16"].
 
     Raises:
         ConfigError: Naming the key or the file that is wrong.
@@ -130,6 +137,10 @@ def _resolve(raw: dict[str, Any]) -> Config:
         validation=checks.one_of("validation", raw["validation"], ("min4", "none", "full")),
         curve=checks.whole("curve", raw["curve"], minimum=0),
         allotments=checks.allotments(budget["requests"], budget["images"]),
+        further={
+            name: checks.allotments(requests, budget["images"], f"budget.further.{name}")
+            for name, requests in budget["further"].items()
+        },
         sweep_budget=checks.limits("budget.sweep", budget["sweep"]),
         global_budget=GlobalBudget(
             checks.maybe_text("budget.global.name", budget["global"]["name"]),
@@ -152,7 +163,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
     for card in config.datasets:
         if card.shift_of:
             raise ConfigError(
-                f"{card.name!r} is a test-only set: fit on datasets=[{card.shift_of}] (eval_shift=true scores it)"
+                f"{card.name!r} is a test-only set: fit on datasets={card.shift_of} (eval_shift=true scores it)"
             )
     return config
 

@@ -33,6 +33,17 @@ ALLOW_ENV = "FAREBOX_ALLOW_ENV"
 """Environment variable; 1 allows interpolations such as ${oc.env:NAME} in files."""
 REFERENCE = re.compile(r"\$\{([a-z_]+)\}")
 """An interpolation that consists of the name of a top-level key of base.yaml."""
+UNDESCRIBED = frozenset(
+    {"sweep", "storage", "data", "replicas", "threads", "concurrency", "address", "checkpoint_s", "trial_timeout_s"}
+    | {"on_code_change", "mlflow", "features"}
+)
+"""Keys that a sweep's label does not describe. An override of any other key drops it, as it may be false."""
+LISTS = frozenset(
+    {"methods", "datasets", "shots", "seeds", "transfer", "eval_shift", "budget.requests", "budget.images"}
+)
+"""Keys with lists of values, which a command may have without brackets: methods=craft,taskres."""
+FURTHER = "budget.further"
+"""Key with a list of allotments for each method name."""
 BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
 """Keys of base.yaml that contain one entry for each method name, and what an entry contains."""
 
@@ -145,12 +156,25 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if problem := text_problem(key):
             raise ConfigError(f"{ascii(key)[:80]}: a key has {problem}")
         if not is_value:
-            raise ConfigError(f"{override!r} is not key=value; for example: sweep=demo shots=[1,16]")
-        value = read_value(key, text)
+            raise ConfigError(f"{override!r} is not key=value; for example: sweep=demo shots=1,16")
+        has_list = key in LISTS or key.startswith(f"{FURTHER}.")
+        value: Any = _items(key, text) if has_list and _is_plain_list(text) else read_value(key, text)
         for part in reversed(key.split(".")):
             value = {part: value}
         nested = _override(nested, value)
     return nested
+
+
+def _is_plain_list(text: str) -> bool:
+    return "," in text and text[:1] not in ("[", "{", '"', "'")
+
+
+def _items(key: str, text: str) -> list[Any]:
+    """Return the values of a list that is typed without brackets, as in seeds=1,2,3."""
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise ConfigError(f"{key}={text[:80]}: there is nothing before or after a comma")
+    return [read_value(key, part) for part in parts]
 
 
 def _override(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,11 +200,15 @@ def merged(overrides: Sequence[str]) -> dict[str, Any]:
         _check_keys(where, layer, base, "")
     result = _override(_override(base, file), typed)
     result["sweep"] = Path(sweep).stem
+    if "label" not in typed and not typed.keys() <= UNDESCRIBED:
+        result["label"] = ""
     if os.environ.get(ALLOW_ENV) != "1":
         _check_references(f"sweep {sweep!r}", file, {key: value for key, value in file.items() if key not in typed})
     raw = _resolved(result)
     raw["methods"] = with_methods_of_files(checks.name_list("methods", raw["methods"]))
-    raw["method"] = _method_overrides(raw, file, typed)
+    raw["method"] = _by_method("method", raw["method"], file.get("method"), typed.get("method"), raw, file)
+    of_file, of_words = (layer.get("budget", {}).get("further") for layer in (file, typed))
+    raw["budget"]["further"] = _by_method(FURTHER, raw["budget"]["further"], of_file, of_words, raw, file)
     return raw
 
 
@@ -190,21 +218,28 @@ def notes(overrides: Sequence[str]) -> list[str]:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 1 < seed <= 1000:
         return []
     several = ",".join(map(str, range(1, seed + 1))) if seed <= 10 else f"1,2,...,{seed}"
-    return [f"seeds={seed} is one seed (number {seed}); for {seed} seeds type seeds=[{several}]"]
+    return [f"seeds={seed} is one seed (number {seed}); for {seed} seeds type seeds={several}"]
 
 
-def _method_overrides(raw: dict[str, Any], file: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-    """Return the `method` overrides of the methods that run.
+def _by_method(
+    key: str,
+    merged: dict[str, Any],
+    of_file: Mapping[str, Any] | None,
+    typed: Mapping[str, Any] | None,
+    raw: dict[str, Any],
+    file: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the values of a key that has an entry for each method name, for the methods that run.
 
-    Overrides in the sweep's file for methods that the command line leaves out are dropped.
+    Entries in the sweep's file for methods that the command line leaves out are dropped.
     """
     methods = checks.name_list("methods", raw["methods"])
     of_sweep = checks.maybe_names("methods", file.get("methods"))
-    for layer, allowed in ((file, (*methods, *of_sweep)), (typed, methods)):
-        for name in layer.get("method") or ():
+    for layer, allowed in ((of_file, (*methods, *of_sweep)), (typed, methods)):
+        for name in layer or ():
             if name not in allowed:
-                raise ConfigError(f"method.{name}: " + unknown_method(name, allowed, "method in this sweep"))
-    return {name: values for name, values in raw["method"].items() if name in methods}
+                raise ConfigError(f"{key}.{name}: " + unknown_method(name, allowed, "method in this sweep"))
+    return {name: values for name, values in merged.items() if name in methods}
 
 
 def _sweep(name: str, parents: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -240,7 +275,7 @@ def _check_keys(where: str, layer: Mapping[str, Any], known: Mapping[str, Any], 
         if isinstance(value, dict) != nested:
             expected = f"keys under it, as in {prefix}{key}.KEY=VALUE" if nested else "a value or a list"
             raise ConfigError(f"{where}: {prefix}{key}={value}: expected {expected}")
-        if nested and key not in BY_NAME:
+        if nested and key not in BY_NAME and f"{prefix}{key}" != FURTHER:
             _check_keys(where, value, known[key], f"{prefix}{key}.")
         for name, settings in value.items() if key in BY_NAME else ():
             if not isinstance(settings, dict):

@@ -1,4 +1,4 @@
-"""Methods from outside the package: a Python file named in `methods=[my/method.py]`.
+"""Methods from outside the package: a Python file named in `methods=my/method.py`.
 
 Such a file is loaded under a module name made of its path and content. It travels with the trials as source text, so
 that workers on other machines need no copy of it. Installed plug-ins (entry points of the group `farebox.methods`) are

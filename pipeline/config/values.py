@@ -51,7 +51,7 @@ def _hint(value: Any) -> str:
     if match := re.fullmatch(r"([0-9]{1,9})(?::|-|\.\.)([0-9]{1,9})", value):
         first, last = int(match[1]), int(match[2])
         several = range(first, last + 1) if last - first < 10 else (first, "...", last)
-        return f"; for a range type [{','.join(map(str, several))}]" if first < last else ""
+        return f"; for a range type {','.join(map(str, several))}" if first < last else ""
     return ", without quotes" if re.fullmatch("0|[1-9][0-9]*", value) else ", in decimal digits"
 
 
@@ -190,13 +190,14 @@ def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
     return _different(key, [whole(key, v, minimum) for v in _as_list(value)])
 
 
-def allotments(requests: Any, images: Any) -> tuple[Limits, ...]:
+def limit_list(key: str, value: Any) -> tuple[int | None, ...]:
+    """Return the limits of a list without repetitions, or of one value; null is no limit."""
+    return _different(key, [limit(key, v) for v in _as_list(value)])
+
+
+def allotments(requests: Any, images: Any, key: str = "budget.requests") -> tuple[Limits, ...]:
     """Return the allotments of a sweep: every combination where requests or images is a list."""
-    return tuple(
-        Limits(r, i)
-        for r in _different("budget.requests", [limit("budget.requests", r) for r in _as_list(requests)])
-        for i in _different("budget.images", [limit("budget.images", i) for i in _as_list(images)])
-    )
+    return tuple(Limits(r, i) for r in limit_list(key, requests) for i in limit_list("budget.images", images))
 
 
 def _as_list(value: Any) -> list[Any]:

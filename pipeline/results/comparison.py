@@ -217,6 +217,6 @@ def missing_references(board: pa.Table) -> list[str]:
             where = list(dict.fromkeys(place for of_label in places.values() for place in of_label))
             lines.append(
                 f"no gain over {name} for {listed(list(places))} ({listed(where)}): no finished {name} result has the "
-                f"same identity, draws and settings; add {name} to methods=[...] and run the same command"
+                f"same identity, draws and settings; add {name} to methods= and run the same command"
             )
     return lines

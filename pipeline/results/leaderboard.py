@@ -8,12 +8,17 @@ kind              source: the data set's own test split; shift, transfer: anothe
                   base, new: the fitted classes and the remaining ones; harmonic: their harmonic mean, per data set and
                   seed
 accuracy          mean over seeds, in percent
-accuracy_ci95     half-width of its 95% confidence interval over seeds (Student's t); null for fewer than two seeds
+accuracy_ci95     half-width of its 95% confidence interval over seeds (Student's t); null for fewer than three seeds
+*_min, *_max      smallest and largest value over seeds
 gain_*            mean over seeds of (method - reference) on the same data set, test set, shots and seed, in percentage
                   points; gain_*_ci95: half-width of the 95% confidence interval of these differences. It covers other
                   draws of the few-shot images
 gain_*_low,_high  95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed); null if
                   predictions are missing. It covers other test images
+leader            the method of its access class with the highest mean accuracy over all data sets of the section
+behind_leader     mean difference of the leader to the method, paired by data set and seed; *_ci95: half-width of its
+                  95% confidence interval over seeds
+tied              whether this interval contains 0; null for fewer than three common seeds, and for other access classes
 rank              average over data sets of the rank by accuracy, among methods of the access class with five or more
                   seeds on every data set; for the others null, and `ranked` is false
 budget_exhausted  number of trials that ran out of budget; their mean accuracy is `budget_exhausted_accuracy`, and they
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +40,8 @@ from pipeline.errors import DataError
 from pipeline.results.comparison import GAINS, Cells, Row, Section, access_class, cells, may_pair, partner
 from pipeline.results.identity import FREE
 from pipeline.results.predictions import Predictions
-from pipeline.results.stats import mean_ci95, mean_or_none, ranks, resampled_means
+from pipeline.results.standing import over_seeds, standings
+from pipeline.results.stats import mean_or_none, ranks, resampled_means
 
 ReadPredictions = Callable[[str, str], Predictions]
 """Reads predictions by trial id and test set; raises DataError if there are none."""
@@ -62,18 +68,23 @@ class Leaderboard(NamedTuple):
     """The same averaged over data sets, for seeds that finished on all of them; each kind of test set separately."""
 
 
-def leaderboard(rows: pa.Table, predictions: ReadPredictions | None = None) -> Leaderboard:
+def leaderboard(
+    rows: pa.Table, predictions: ReadPredictions | None = None, methods: Collection[str] = ()
+) -> Leaderboard:
     """Compute the leaderboard of current rows (`identity.select`).
 
     Args:
         rows: Rows with `row.SCHEMA`.
         predictions: Reads predictions for the bootstrap over test images; None leaves these intervals out.
+        methods: Names of the methods to include; none for all. Others serve as references of gains only.
     """
     by_section = cells(rows)
     single: Groups = {}
     pooled: Groups = defaultdict(list)
-    for section, methods in by_section.items():
-        for label, of_label in methods.items():
+    for section, of_section in by_section.items():
+        for label, of_label in of_section.items():
+            if methods and of_label[0]["method"] not in methods:
+                continue
             single[section, label] = [(section, of_label)]
             pooled[_over_data_sets(section), label].append((section, of_label))
     ranking, correct = _ranks(by_section), _Correctness(predictions)
@@ -87,9 +98,11 @@ def _schema() -> pa.Schema:
     columns += [("budget_unit", text), ("datasets", count), ("method", text), ("label", text), ("access", text)]
     columns += [("reference", pa.bool_()), ("rank", number), ("ranked", pa.bool_()), ("ranked_among", count)]
     columns += [("seeds", count), *((status, count) for status in UNFINISHED)]
-    columns += [("accuracy", number), ("accuracy_ci95", number), ("budget_exhausted_accuracy", number)]
+    columns += [(f"accuracy{part}", number) for part in ("", "_ci95", "_min", "_max")]
+    columns += [("budget_exhausted_accuracy", number)]
+    columns += [("leader", pa.bool_()), ("tied", pa.bool_()), ("behind_leader", number), ("behind_leader_ci95", number)]
     for name in GAINS:
-        columns += [(f"gain_{name}{part}", number) for part in ("", "_ci95", "_low", "_high")]
+        columns += [(f"gain_{name}{part}", number) for part in ("", "_ci95", "_min", "_max", "_low", "_high")]
         columns += [(f"gain_{name}_pairs", count)]
     return pa.schema(columns + [(n, number) for n in _MEANS] + [("sources", count)])
 
@@ -103,8 +116,12 @@ def _over_data_sets(section: Section) -> Section:
 
 def _table(groups: Groups, cells: Cells, ranking: Ranking, correct: _Correctness) -> pa.Table:
     records = []
+    # the parts of a cell in one order, so that those of two methods belong to the same data sets
+    ordered = {key: sorted(parts, key=lambda part: part[0].order) for key, parts in groups.items()}
+    standing = standings({key: [_done(rows) for _, rows in parts] for key, parts in ordered.items()})
     for (section, label), parts in groups.items():
         record: Row = section._asdict() | {"label": label, "datasets": len(parts)} | _estimates(parts, cells, correct)
+        record |= standing.get((section, label), {"leader": False})
         units = [u for u in ("requests", "images") if record[f"budget_{u}"] is not None]
         record["budget_unit"] = "+".join(units) or "none"
         rank = ranking.get((_over_data_sets(section), label))
@@ -183,7 +200,7 @@ def _estimates(parts: list[tuple[Section, list[Row]]], cells: Cells, correct: _C
     record: Row = {k: first[k] for k in ("method", "access", "reference")}
     record |= {s: sum(row["status"] == s for row in everything) for s in UNFINISHED}
     record["seeds"] = len(seeds)
-    record["accuracy"], record["accuracy_ci95"] = mean_ci95(np.mean([d[s]["accuracy"] for d in done]) for s in seeds)
+    record |= over_seeds("accuracy", [float(np.mean([d[s]["accuracy"] for d in done])) for s in seeds])
     exhausted = [row["accuracy"] for row in everything if row["status"] == "budget_exhausted"]
     record["budget_exhausted_accuracy"] = mean_or_none(exhausted)
     record |= {name: mean_or_none(row[name] for row in kept) for name in _MEANS}
@@ -196,8 +213,8 @@ def _estimates(parts: list[tuple[Section, list[Row]]], cells: Cells, correct: _C
 
 def _gain(name: str, pairs: list[dict[int, tuple[Row, Row]]], correct: _Correctness) -> Row:
     seeds = sorted(set.intersection(*(set(p) for p in pairs)))
-    mean, half_width = mean_ci95(np.mean([p[s][0]["accuracy"] - p[s][1]["accuracy"] for p in pairs]) for s in seeds)
-    record: Row = {f"gain_{name}": mean, f"gain_{name}_ci95": half_width, f"gain_{name}_pairs": len(seeds)}
+    gains = [float(np.mean([p[s][0]["accuracy"] - p[s][1]["accuracy"] for p in pairs])) for s in seeds]
+    record: Row = over_seeds(f"gain_{name}", gains) | {f"gain_{name}_pairs": len(seeds)}
     differences = [d for p in pairs for d in _image_differences([p[s] for s in seeds], correct)]
     if seeds and len(differences) == len(pairs):
         means = np.mean([resampled_means(d) for d in differences], axis=0)

@@ -14,17 +14,22 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.config.compose import Config
-from pipeline.console import short_path
+from pipeline.console import Terminal, short_path
 from pipeline.errors import TrackingError
 from pipeline.files import write_atomic
 from pipeline.results.comparison import missing_references
+from pipeline.results.filters import Filter
 from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
 from pipeline.results.mirroring import open_mirror
+from pipeline.results.overview import Overview, overview
+from pipeline.results.pivot import pivot_csv, pivot_json, pivot_latex, pivot_md
 from pipeline.results.runs import read_runs
+from pipeline.results.screen import screen
 from pipeline.results.store import ResultStore
-from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Report:
     title: str = "Leaderboard"
     label: str = ""
     """The sweep's own description, shown at the top."""
+    sweep: str = ""
+    """Name of the sweep."""
+
+    def overview(self, axis: str | None = None) -> Overview | None:
+        """Return the overview by an axis of `overview.AXES`; None chooses it."""
+        return overview(self.board, self.summary, axis)
 
     @cached_property
     def figures(self) -> dict[str, bytes]:
@@ -55,11 +66,27 @@ def make_report(
     predictions: ReadPredictions | None = None,
     title: str = "Leaderboard",
     label: str = "",
+    sweep: str = "",
+    only: Filter | None = None,
 ) -> Report:
-    """Compute the leaderboard of a selection; `predictions` reads what the bootstrap over test images needs."""
-    board, summary = leaderboard(selection.rows, predictions)
+    """Compute the leaderboard of a selection.
+
+    Args:
+        selection: The rows.
+        predictions: Reads what the bootstrap over test images needs; None leaves its intervals out.
+        title: Title of the page.
+        label: The sweep's own description; dropped if `only` restricts what is shown.
+        sweep: Name of the sweep.
+        only: The filter; None shows everything.
+
+    Raises:
+        ConfigError: nothing passes the filter.
+    """
+    only = only or Filter()
+    selection = only.select(selection)
+    board, summary = (only.records(table) for table in leaderboard(selection.rows, predictions, only.methods))
     notes = (*selection.notes, *missing_references(board))
-    return Report(selection, board, summary, notes, title, label)
+    return Report(selection, board, summary, notes, title, "" if only.values else label, sweep or title)
 
 
 def read_selection(store: ResultStore) -> Selection:
@@ -92,6 +119,13 @@ FORMATS: Mapping[str, Callable[[Report], str]] = {
 """Formats of `farebox leaderboard --format`."""
 WITHOUT_NOTES = ("csv", "json")
 """Formats that have no place for notes."""
+PIVOTS: Mapping[str, Callable[[Overview | None, Report], str]] = {
+    "csv": lambda view, report: pivot_csv(view),
+    "json": lambda view, report: pivot_json(view),
+    "md": lambda view, report: pivot_md(view, report.notes),
+    "latex": lambda view, report: pivot_latex(view, report.sweep, report.notes),
+}
+"""Formats of `farebox leaderboard --by`, besides the table."""
 FILES: Mapping[str, Callable[[Report], str]] = {
     "leaderboard.html": page,
     "leaderboard.csv": lambda report: to_csv(report.board),
@@ -118,8 +152,31 @@ def write_report(report: Report, storage: Path) -> Path:
     return folder
 
 
-def publish(config: Config, echo: Callable[[str], None]) -> list[str]:
-    """Print the summary of a finished run, write its report, mirror both to MLflow, and print what to do next.
+def last_screen(
+    report: Report, config: Config, terminal: Terminal, page_file: Path | None = None, axis: str | None = None
+) -> str:
+    """Return the overview with the commands that show more."""
+    sweep = shlex.quote(f"sweep={config.sweep}")
+    own = config.storage == Path("runs", config.sweep).absolute()
+    storage = sweep if own else shlex.quote(f"storage={short_path(config.storage)}")
+    where = [f"page: {short_path(page_file)}"] if page_file else []
+    choices = (
+        f"more: farebox leaderboard {storage} --all or --by dataset; farebox ledger, ui",
+        f"more: farebox leaderboard {storage} --all; farebox ledger, ui",
+    )
+    where.append(next((line for line in choices if len(line) <= terminal.width), choices[-1]))
+    return screen(
+        report.overview(axis),
+        terminal,
+        title=report.sweep,
+        label=report.label,
+        notes=report.notes,
+        where=where,
+    )
+
+
+def publish(config: Config, echo: Callable[[str], None], terminal: Terminal | None = None) -> list[str]:
+    """Write the report of a finished run, mirror it to MLflow, and print one screen of results and what to do next.
 
     Returns:
         One line for each damaged file of the storage.
@@ -127,22 +184,17 @@ def publish(config: Config, echo: Callable[[str], None]) -> list[str]:
     store = ResultStore(config.storage)
     selection = read_selection(store)
     title = f"Leaderboard of {config.sweep}"
-    report = make_report(selection, store.reader(selection.rows), title, config.label)
-    if config.label:
-        echo(f"\n{config.label}")
-    echo("\n" + text_table(report.summary, report.notes))
+    label = read_runs(store.storage).description
+    report = make_report(selection, store.reader(selection.rows), title, label, config.sweep)
     folder = write_report(report, config.storage)
-    storage = shlex.quote(f"storage={short_path(config.storage)}")
     try:
         mirror = open_mirror(config)
         problems = mirror.sync(store).problems  # of trials that an earlier crash or a failure of MLflow left out
         mirror.log_report(folder, report.board.to_pylist())
     except TrackingError as error:
         problems = [str(error)]
+    storage = shlex.quote(f"storage={short_path(config.storage)}")
     for line in [*problems[:2], *([f"and {len(problems) - 2} more trials"] if len(problems) > 2 else [])]:
         echo(f"not mirrored to MLflow ({line}); try again with: farebox sync {storage}")
-    echo(f"page with figures:  {short_path(folder / 'leaderboard.html')}")
-    echo(f"every data set:     farebox leaderboard {storage}")
-    echo(f"check the bill:     farebox ledger {storage}")
-    echo(f"browse in MLflow:   farebox ui {storage}")
+    echo("\n" + last_screen(report, config, terminal or Terminal(), folder / "leaderboard.html"))
     return store.damage()

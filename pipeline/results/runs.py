@@ -2,10 +2,11 @@
 
 `farebox run` replaces storage/plan.json atomically, with a checksum:
 
-    {"checksum": "...", "run": 3, "keep": false, "trials": {"<trial_id>": 3, "<trial_id>": 1}}
+    {"checksum": "...", "run": 3, "keep": false, "label": "...", "trials": {"<trial_id>": 3, "<trial_id>": 1}}
 
 `run` counts the runs of the storage. `trials` maps each trial to the last run that planned it. A later run with other
 methods, seeds or data sets adds trials and removes none. `keep` is true if the last run kept results of other code.
+`label` is the description of the last run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ class RunRecord:
     """Whether the last run kept results of other code."""
     trials: Mapping[str, int] = field(default_factory=dict)
     """Last run that planned each trial, by trial id."""
+    label: str = ""
+    """Description of the last run."""
+
+    @property
+    def description(self) -> str:
+        """The description of the storage: that of the last run if it planned all trials, else empty."""
+        return self.label if len(self.last) == len(self.trials) else ""
 
     @property
     def last(self) -> list[str]:
@@ -46,7 +54,9 @@ def read_runs(storage: Path) -> RunRecord:
     path = storage / FILE
     try:
         content = read_sealed_json(path)
-        return RunRecord(int(content["run"]), bool(content["keep"]), dict(content["trials"]))
+        return RunRecord(
+            int(content["run"]), bool(content["keep"]), dict(content["trials"]), str(content.get("label", ""))
+        )
     except FileNotFoundError:
         return RunRecord()
     except DamagedFile as error:
@@ -56,7 +66,7 @@ def read_runs(storage: Path) -> RunRecord:
     raise DamagedFile(path, f"{reason}; run the farebox run command of this storage again, which replaces it")
 
 
-def add_run(storage: Path, trial_ids: Iterable[str], keep: bool, echo: Callable[[str], None]) -> None:
+def add_run(storage: Path, trial_ids: Iterable[str], keep: bool, echo: Callable[[str], None], label: str = "") -> None:
     """Record a run that planned these trials. A damaged record is reported with `echo` and replaced.
 
     Raises:
@@ -68,5 +78,5 @@ def add_run(storage: Path, trial_ids: Iterable[str], keep: bool, echo: Callable[
         echo(f"{error.path} was damaged ({error.reason.split(';')[0]}) and is replaced")
         old = RunRecord()
     trials = {**old.trials, **dict.fromkeys(trial_ids, old.run + 1)}
-    content = {"run": old.run + 1, "keep": keep, "trials": trials}
+    content = {"run": old.run + 1, "keep": keep, "label": label, "trials": trials}
     write_atomic(storage / FILE, sealed_json(content, indent=0))

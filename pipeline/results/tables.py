@@ -1,4 +1,4 @@
-"""Write the leaderboard as text, CSV, JSON, Markdown and LaTeX.
+"""Write the leaderboard as text, CSV, JSON and Markdown; `latex_tables.py` writes LaTeX.
 
 Every function takes a table of `leaderboard.Leaderboard`: the board (one section per test set) or the summary (over
 data sets). `raw_records` returns the trials themselves, before any averaging.
@@ -19,7 +19,7 @@ from pipeline.budget import Limits
 from pipeline.console import plain
 from pipeline.files import strict_json
 from pipeline.results.comparison import GAINS, HARMONIC, Section
-from pipeline.results.escape import csv_cell, latex, markdown
+from pipeline.results.escape import csv_cell, markdown
 from pipeline.results.identity import Selection
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
@@ -27,6 +27,8 @@ from pipeline.results.row import STATUSES
 Record = dict[str, Any]
 
 WIDTH = 120
+DISPENSABLE = ("rank", "over logit_head", "images", "seeds")
+"""Columns that are left out of a text table for which a terminal is too narrow, in this order."""
 HALVES = ("base", "new")
 """Kinds that are shown in one table, with their harmonic mean."""
 RAW = (
@@ -42,7 +44,7 @@ RAW = (
 LEGEND = {
     "accuracy": "Top-1 accuracy in percent, mean over seeds ± 95% CI (t).",
     "gain": "Difference to zero_shot or logit_head in percentage points, paired by data set and seed, ± 95% CI (t).",
-    "95% CI (t)": "95% confidence interval over seeds (Student's t); the half-width is shown.",
+    "95% CI (t)": "95% confidence interval over seeds (Student's t), as half-width. With two seeds: the range.",
     "by image [ , ]": "95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed).",
     "rank": "Average rank within the access class; shown only with five or more seeds.",
     "requests, images": "Billed for fitting: requests (one per prompt set), and image rows in all of them.",
@@ -51,7 +53,7 @@ LEGEND = {
 }
 FOOTNOTE = (
     "Accuracy in percent, gains in percentage points, paired by data set and seed; ± is the 95% CI (t) over seeds.\n"
-    "Requests and images: billed for fitting. Average rank within the access class; shown only with five or more seeds."
+    "With two seeds, a..b is their range. Requests and images: billed for fitting. Rank: with five or more seeds."
 )
 FOOTNOTE_HALVES = (
     "Base-to-new: fitted on the base classes, tested on the base and on the new classes separately. H is the harmonic\n"
@@ -59,19 +61,28 @@ FOOTNOTE_HALVES = (
 )
 
 
-def text_table(table: pa.Table, notes: Sequence[str] = ()) -> str:
-    """Return a table as text of at most 120 columns: a heading per access class and section, a line per method.
+def text_table(table: pa.Table, notes: Sequence[str] = (), width: int = WIDTH) -> str:
+    """Return a table as text of at most `width` columns: a heading per access class and section, a line per method.
 
-    The notes follow, one paragraph each.
+    The notes follow, one paragraph each. Columns without a value in any line of a section are left out, and so are
+    those of `DISPENSABLE` for which there is no room.
     """
     blocks: list[str] = []
     for name, group in groupby(sections(table), key=lambda s: s[0]["access_class"]):
         blocks.append(f"{name.upper()}  ({', '.join(_accesses(table, name))})")
-        blocks += [f"{heading(rows)}\n{aligned([_shown(r) for r in rows])}" for rows in group]
+        blocks += [f"{heading(rows)}\n{aligned(with_values(rows), width)}" for rows in group]
     halves = [FOOTNOTE_HALVES] if HARMONIC in table["kind"].to_pylist() else []
-    end = [textwrap.fill(plain(f"! {note}"), WIDTH, subsequent_indent="  ") for note in notes]
-    body = ["\n\n".join([*blocks, FOOTNOTE]), *halves] if blocks else ["no finished trials"]
+    end = [textwrap.fill(plain(f"! {note}"), width, subsequent_indent="  ") for note in notes]
+    body = (
+        ["\n\n".join([*blocks, _fitted(FOOTNOTE, width)]), *(_fitted(text, width) for text in halves)]
+        if blocks
+        else ["no finished trials"]
+    )
     return "\n".join([*body, *end, ""])
+
+
+def _fitted(text: str, width: int) -> str:
+    return text if width >= WIDTH else textwrap.fill(text, width)
 
 
 def to_csv(table: pa.Table | Sequence[Mapping[str, Any]]) -> str:
@@ -93,7 +104,7 @@ def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
     """Return a Markdown table per section, followed by the notes as a list."""
     blocks = []
     for rows in sections(table):
-        grid = md_grid([_shown(r) for r in rows])
+        grid = md_grid(with_values(rows))
         blocks.append(f"### {rows[0]['access_class']}: {markdown(heading(rows))}\n\n{grid}\n")
     blocks += ["\n".join(f"- {markdown(note)}" for note in notes) + "\n"] if notes else []
     return "\n".join(blocks)
@@ -101,27 +112,9 @@ def to_md(table: pa.Table, notes: Sequence[str] = ()) -> str:
 
 def md_grid(shown: Sequence[Mapping[str, str]]) -> str:
     """Return lines of cells as a Markdown table."""
-    bar = "|".join("---" if left else "---:" for left in _left(shown[0]))
+    bar = "|".join("---" if left else "---:" for left in is_text(shown[0]))
     lines = ["|".join(map(markdown, cells.values())) for cells in shown]
     return "\n".join(f"|{line}|" for line in ["|".join(shown[0]), bar, *lines])
-
-
-def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
-    """Return the notes as comments, followed by a booktabs table per section."""
-    blocks = [f"% {plain(note)}" for note in notes]
-    for rows in sections(table):
-        blocks.append(latex_table(f"{rows[0]['access_class']}: {heading(rows)}", [_shown(r) for r in rows]))
-    return "\n".join(blocks)
-
-
-def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
-    """Return lines of cells as a booktabs table."""
-    columns = "".join("l" if left else "r" for left in _left(shown[0]))
-    lines = [" & ".join(map(latex, cells.values())) + r" \\" for cells in shown]
-    head = " & ".join(map(latex, shown[0])) + r" \\"
-    body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    start = [r"\begin{table}", rf"\caption{{{latex(caption)}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    return "\n".join([*start, *body, r"\end{table}"]) + "\n"
 
 
 def raw_records(selection: Selection) -> list[Record]:
@@ -164,11 +157,21 @@ def allotment(record: Record) -> str:
     return f"allotment {words}" if words else "no limit"
 
 
-def plus_minus(mean: float | None, ci95: float | None, sign: str = "") -> str:
-    """Return a mean with the half-width of its interval, e.g. '57.8 ± 1.2'; '-' without a mean."""
+def plus_minus(mean: float | None, ci95: float | None, sign: str = "", ends: Sequence[float | None] = ()) -> str:
+    """Return a mean with the half-width of its interval, e.g. '57.8 ± 1.2'; '-' without a mean.
+
+    Without an interval, but with different `ends` of the range over seeds, return these: '56.1..59.5'.
+    """
     if mean is None:
         return "-"
+    if ci95 is None and ends and None not in ends and ends[0] != ends[1]:
+        return "..".join(f"{end:{sign}.1f}" for end in ends)
     return f"{mean:{sign}.1f}" + ("" if ci95 is None else f" ± {ci95:.1f}")
+
+
+def accuracy(record: Mapping[str, Any]) -> str:
+    """Return the accuracy with its interval, or its range over two seeds."""
+    return estimate(record, "accuracy")
 
 
 def state(record: Record) -> str:
@@ -190,10 +193,10 @@ def state(record: Record) -> str:
 def _shown(r: Record) -> dict[str, str]:
     if r["kind"] == HARMONIC:
         halves = [("base", r["base"]), ("new", r["new"]), ("H", r)]
-        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_ci95")) for name, h in halves}
+        numbers = {name: accuracy(h) for name, h in halves}
         numbers |= {f"{name} gain": gain(h, "zero_shot") for name, h in halves[1:]}
     else:
-        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_ci95"])}
+        numbers = {"accuracy": accuracy(r)}
         numbers |= {f"over {name}": gain(r, name) for name in GAINS}
         numbers["rank"] = "-" if r["rank"] is None else f"{r['rank']:.1f}"
     return {
@@ -206,14 +209,36 @@ def _shown(r: Record) -> dict[str, str]:
     }
 
 
+def with_values(rows: Sequence[Record]) -> list[dict[str, str]]:
+    """Return the cells of a section's lines, without gains over a reference that no line could be compared with."""
+    shown = [_shown(r) for r in rows]
+    empty = {name for name in shown[0] if name.startswith("over ") and all(cells[name] == "-" for cells in shown)}
+    return [{name: cell for name, cell in cells.items() if name not in empty} for cells in shown]
+
+
 def gain(record: Record, name: str) -> str:
-    """Return the gain over a reference with its interval, e.g. '+5.1 ± 0.7'."""
-    return plus_minus(record.get(f"gain_{name}"), record.get(f"gain_{name}_ci95"), "+")
+    """Return the gain over a reference with its interval, e.g. '+5.1 ± 0.7', or its range over two seeds."""
+    return estimate(record, f"gain_{name}", "+")
+
+
+def estimate(record: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """Return a column of a record with its interval, or with its range over two seeds."""
+    ends = record.get(f"{name}_min"), record.get(f"{name}_max")
+    return plus_minus(record.get(name), record.get(f"{name}_ci95"), sign, ends)
 
 
 def count(number: float | None) -> str:
     """Return a rounded number with thousands separators; '-' for None."""
     return "-" if number is None else f"{number:,.0f}"
+
+
+def compact(number: float | None) -> str:
+    """Return a count in at most six characters, e.g. 7,995, 208k and 1.66M."""
+    if number is None:
+        return "-"
+    if number < 99_999.5:
+        return f"{number:,.0f}"
+    return f"{number / 1e3:.0f}k" if number < 999_500 else f"{number / 1e6:.3g}M"
 
 
 def sections(table: pa.Table) -> Iterator[list[Record]]:
@@ -239,22 +264,26 @@ def _accesses(table: pa.Table, name: str) -> list[str]:
     return sorted({r["access"] for r in records if not r["reference"]} or {r["access"] or "none" for r in records})
 
 
-def _left(names: Mapping[str, str]) -> list[bool]:
+def is_text(names: Mapping[str, str]) -> list[bool]:
+    """Return which columns hold text, which is aligned on the left."""
     return [n in ("method", "state", "printed in", "note") for n in names]
 
 
-def aligned(rows: list[dict[str, str]]) -> str:
+def aligned(rows: Sequence[Mapping[str, str]], width: int = WIDTH) -> str:
     """Return lines as aligned columns; long method names are cut, and the `state` of each line follows below."""
     names = [n for n in rows[0] if n != "state"]
     widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
-    over = sum(widths.values()) + 2 * len(names) - WIDTH
-    widths["method"] -= max(0, over)
+    for name in DISPENSABLE:
+        if name in names and min(24, widths["method"]) + sum(widths[n] + 2 for n in names[1:]) + 2 > width:
+            names.remove(name)
+    over = sum(widths[n] for n in names) + 2 * len(names) - width
+    widths["method"] = max(8, widths["method"] - max(0, over))
 
     def line(cells: Mapping[str, str]) -> str:
         first = plain(cells["method"], widths["method"]).ljust(widths["method"])
         return "  " + "  ".join([first, *(cells[n].rjust(widths[n]) for n in names[1:])])
 
-    states = [f"  ! {r['method']}: {r['state']}"[:WIDTH] for r in rows if r.get("state")]
+    states = [f"  ! {r['method']}: {r['state']}"[:width] for r in rows if r.get("state")]
     return "\n".join([line({n: n for n in names}), *map(line, rows), *states])
 
 

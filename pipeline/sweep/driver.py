@@ -26,9 +26,10 @@ from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
 from pipeline.sweep.preflight import refuse_network_sqlite
-from pipeline.sweep.progress import Progress, ProgressCounter
+from pipeline.sweep.progress import Progress
 from pipeline.sweep.ray_session import lost, ray_session
 from pipeline.sweep.run_ledger import open_ledger, sweep_account
+from pipeline.sweep.run_state import LOADING
 from pipeline.sweep.status import Heartbeat
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId
@@ -110,7 +111,7 @@ def _reserve_and_run(
     config, kept = plan.config, len(plan.trials) - len(todo)
     reservations.release_left_over(ledger, storage.id, todo)
     funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
-    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo)
+    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo, config.label)
     for spec in todo:
         if spec.trial_id in unfunded:
             store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
@@ -143,24 +144,28 @@ def _run_on_ray(
     log: EventLog,
 ) -> dict[str, str]:
     """Start Ray, the ledger actor and the replicas, and run the trials; return what `run_trials` returns."""
-    counter = ProgressCounter(ledger, sweep_account(storage_id))
+    progress = Progress([t.predicted.requests for t in funded], ledger, sweep_account(storage_id))
 
     def trial_ended(spec: TrialSpec) -> None:
-        counter.done += 1
-        if rows := store.rows_of(spec.trial_id):
+        rows = store.rows_of(spec.trial_id)
+        progress.ended(spec.predicted.requests, rows)
+        if rows:
             log.ended(rows)
             mirror(rows)
 
-    with ray_session(config.address, echo):
+    with progress, ray_session(config.address, echo):
+        progress.stage = LOADING
         replicas, ledger_actor = _start(config, storage_id, echo)
         heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
         callback = TuneCallback(funded, heart.running, log, trial_ended)
-        predicted = total(t.predicted for t in funded)
+        progress.beat = heart.beat
+        progress.start_trials()
         try:
-            with Progress(len(funded), predicted.requests, counter.count, heart.beat):
-                failed = run_trials(config, funded, storage_id, replicas, ledger_actor, callback)
+            failed = run_trials(config, funded, storage_id, replicas, ledger_actor, callback)
         except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
             raise lost(error) from error
+        finally:
+            progress.stop()  # else it could write the file again that is removed now
         heart.clear()
         return failed
 

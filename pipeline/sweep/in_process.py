@@ -67,7 +67,13 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
             funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
             if unfunded:
                 raise ConfigError(next(iter(unfunded.values())))
-            add_run(config.storage, [trial.trial_id for trial in plan.trials], config.on_code_change == "keep", echo)
+            add_run(
+                config.storage,
+                [trial.trial_id for trial in plan.trials],
+                config.on_code_change == "keep",
+                echo,
+                config.label,
+            )
             try:
                 with torch_threads(config.threads):
                     pool = LocalPool(Endpoint(config.model, config.features), ledger)

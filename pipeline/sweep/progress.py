@@ -1,41 +1,89 @@
-"""The progress line of a running sweep: trials done, requests charged, time left."""
+"""The progress of a running sweep: its stage, ended trials, charged requests, last results, time left."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Self
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
+from pipeline.results.row import ResultRow
+from pipeline.sweep.run_state import ENCODING, FITTING, STARTING, State, result
 
-TRIAL_IN_REQUESTS = 100
-"""Time that a trial takes beside its requests, as a number of requests; used to estimate the time left."""
-
-
-class Count(NamedTuple):
-    """How far a run is."""
-
-    done: int
-    """Trials that ended."""
-    requests: int
-    """Requests charged since the run started."""
+LAST_RESULTS = 5
+"""Results that are shown."""
 
 
-class ProgressCounter:
-    """Counts ended trials, which the caller adds to `done`, and the requests charged to an account of the ledger."""
+class Display(Protocol):
+    """Shows states as they change."""
 
-    def __init__(self, ledger: Ledger, account: str) -> None:
-        self.ledger, self.account, self.done = ledger, account, 0
-        self._requests, self._next_read = 0, 0.0
+    def show(self, state: State) -> None:
+        """Show a state; called every second."""
+
+    def close(self, state: State | None) -> None:
+        """End, and leave the last state, if there is one, on the screen."""
+
+
+class Progress:
+    """Counts ended trials and charged requests, and shows them every second.
+
+    Args:
+        requests: predicted requests of each trial.
+        ledger: the run's ledger.
+        account: its account of the sweep.
+    """
+
+    def __init__(self, requests: Sequence[int], ledger: Ledger, account: str) -> None:
+        self.requests, self.ledger, self.account = list(requests), ledger, account
+        self.stage = STARTING
+        self.beat: Callable[[float | None], None] = lambda left_s: None
+        """Called every second with the seconds left, None while they are unknown."""
+        self._ended, self._ended_requests, self._results = 0, 0, deque[str](maxlen=LAST_RESULTS)
+        self._began = self._trials_since = time.monotonic()
+        self._charged_now, self._next_read = 0, 0.0
         self._first = self._charged()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
 
-    def count(self) -> Count:
-        """Return the counts since the start of the run."""
-        return Count(self.done, self._charged() - self._first)
+    def __enter__(self) -> Self:
+        self._display = display()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the display; its last state stays on the screen if trials were started."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            self._display.close(self.state() if self.stage in (ENCODING, FITTING) else None)
+
+    def start_trials(self) -> None:
+        """Say that trials are running: the time from now on is the basis of estimates."""
+        self.stage, self._trials_since = ENCODING, time.monotonic()
+
+    def ended(self, predicted_requests: int, rows: Sequence[ResultRow]) -> None:
+        """Count a trial that ended, and note its result."""
+        self._ended += 1
+        self._ended_requests += predicted_requests
+        self._results.extend(result(row) for row in rows[:1])
+
+    def state(self) -> State:
+        """Return the present state."""
+        charged = self._charged() - self._first
+        if self.stage == ENCODING and (charged or self._ended):
+            self.stage = FITTING
+        done = min(sum(self.requests), max(charged, self._ended_requests))
+        now, counts = time.monotonic(), (len(self.requests), self._ended, sum(self.requests), done)
+        return State(self.stage, *counts, now - self._began, now - self._trials_since, tuple(self._results))
 
     def _charged(self) -> int:
         """Return all requests charged to the account; read again when that takes at most a hundredth of the time."""
@@ -43,72 +91,41 @@ class ProgressCounter:
         if began >= self._next_read:
             with contextlib.suppress(LedgerError):  # the trials fail on a damaged ledger and report it
                 accounts = self.ledger.accounts()
-                self._requests = next((a.charged.requests for a in accounts if a.name == self.account), 0)
+                self._charged_now = next((a.charged.requests for a in accounts if a.name == self.account), 0)
             self._next_read = began + 100 * (time.monotonic() - began)
-        return self._requests
-
-
-class Progress:
-    """Prints the progress line: redrawn every second on a terminal, printed every ten seconds elsewhere.
-
-    Args:
-        trials: number of trials of the run.
-        requests: their predicted requests.
-        count: returns how far the run is; called every second from a thread.
-        beat: called every second with the seconds left, None while they are unknown.
-    """
-
-    def __init__(
-        self, trials: int, requests: int, count: Callable[[], Count], beat: Callable[[float | None], None]
-    ) -> None:
-        self.trials, self.requests, self.count, self.beat = trials, requests, count, beat
-        self.terminal = sys.stderr.isatty()
-        self.began = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._first = self.count()
-        self.beat(None)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        count, elapsed = self.count(), time.monotonic() - self.began
-        self._show(count, elapsed, self._seconds_left(count, elapsed), last=True)
+        return self._charged_now
 
     def _loop(self) -> None:
-        every, ticks = 1 if self.terminal else 10, 0
-        while not self._stop.wait(1.0):
-            ticks += 1
-            count, elapsed = self.count(), time.monotonic() - self.began
-            left_s = self._seconds_left(count, elapsed)
-            self.beat(left_s)
-            if ticks % every == 0:
-                self._show(count, elapsed, left_s)
-
-    def _show(self, count: Count, elapsed: float, left_s: float | None, last: bool = False) -> None:
-        left = "time left unknown" if left_s is None else f"about {clock(left_s)} left"
-        line = (
-            f"{count.done}/{self.trials} trials   {count.requests:,}/{self.requests:,} requests   "
-            f"{clock(elapsed)} gone   {left}"
-        )
-        start, end = ("\r\033[K", "\n" if last else "") if self.terminal else ("", "\n")
-        print(start + line, end=end, file=sys.stderr, flush=True)
-
-    def _seconds_left(self, count: Count, elapsed: float) -> float | None:
-        """Extrapolate from the pace so far; an ended trial counts as `TRIAL_IN_REQUESTS` further requests."""
-        done = count.requests - self._first.requests + TRIAL_IN_REQUESTS * (count.done - self._first.done)
-        share = done / (self.requests + TRIAL_IN_REQUESTS * self.trials)
-        if share <= 0:
-            return None
-        return max(0.0, elapsed * (1 - share) / share)
+        while True:
+            state = self.state()
+            self.beat(state.left_s)
+            self._display.show(state)
+            if self._stop.wait(1.0):
+                return
 
 
-def clock(seconds: float) -> str:
-    """Format seconds as 3:07 or 1:02:45."""
-    whole = int(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+class Lines:
+    """Prints a line on standard error every ten seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + 10
+
+    def show(self, state: State) -> None:
+        """Print a state if it is time."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 10
+            print(state.line, file=sys.stderr, flush=True)
+
+    def close(self, state: State | None) -> None:
+        """Print the last state."""
+        if state is not None:
+            print(state.line, file=sys.stderr, flush=True)
+
+
+def display() -> Display:
+    """Return the live display on a terminal, and `Lines` elsewhere."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        from pipeline.sweep.live import Live  # imports rich
+
+        return Live()
+    return Lines()

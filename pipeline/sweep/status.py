@@ -22,8 +22,8 @@ from pipeline.ledger.records import AccountRecord
 from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.results.row import FINISHED
 from pipeline.results.store import ResultStore
-from pipeline.sweep.progress import clock
 from pipeline.sweep.run_ledger import sweep_account
+from pipeline.sweep.run_state import clock
 from pipeline.sweep.storage import held
 from pipeline.sweep.storage_id import read_id
 

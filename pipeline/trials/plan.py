@@ -120,8 +120,8 @@ def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
         ConfigError: no method can run.
     """
     to_run, left_out = [], {}
-    for allotment in config.allotments:
-        for name in config.methods:
+    for allotment in dict.fromkeys(a for name in config.methods for a in config.allotments_of(name)):
+        for name in (n for n in config.methods if allotment in config.allotments_of(n)):
             for card in config.datasets:
                 choice = config.choice(name, card.name)
                 if reason := unable(config, choice.info):

@@ -207,7 +207,7 @@ def check_eval_names(config: Config) -> None:
     for name in shifts:
         card = dataset_card(name)
         if card.shift_of not in fits:
-            remedy = f"datasets=[{card.shift_of}]" if card.shift_of else f"transfer=[{name}]"
+            remedy = f"datasets={card.shift_of}" if card.shift_of else f"transfer={name}"
             raise ConfigError(f"eval_shift: {name!r} is no shift of {', '.join(fits)}: use {remedy}")
 
 

@@ -85,7 +85,7 @@ def data(folder: Path, images: Sequence[bytes] = (GOOD,) * 12, splits: Sequence[
         ("shots=[0]", "shots=0: expected a whole number of 1 or more"),
         ("shots=[9]", " has 8: set shots to 8 or fewer"),
         ("seeds=[-1]", "seeds=-1: expected a whole number of 0 or more"),
-        ("seeds", "'seeds' is not key=value; for example: sweep=demo shots=[1,16]"),
+        ("seeds", "'seeds' is not key=value; for example: sweep=demo shots=1,16"),
         ("shots=[1", "cannot read"),
         ("budget=5", "command: budget=5: expected keys under it, as in budget.KEY=VALUE"),
         ("replicas=two", "replicas=two: expected a whole number of 1 or more"),

@@ -17,9 +17,10 @@ from pipeline.console import plain
 from pipeline.files import json_value
 from pipeline.results.escape import csv_cell, latex, markdown
 from pipeline.results.identity import select
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.report import page
 from pipeline.results.row import to_table
-from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
 from tests.support.synthetic import make, report_of
 
 NAMES = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.commands.leaderboard import leaderboard
+from pipeline.commands.leaderboard import Options, leaderboard
 from pipeline.config.compose import compose
 from pipeline.errors import DamagedFile
 from pipeline.results.comparison import missing_references
@@ -220,7 +220,7 @@ def test_a_card_edited_and_restored_shows_the_numbers_of_the_card_that_stands_th
         config = compose([*lab.words, "methods=[zero_shot]", "views=2"])
         sweep.run(config, lambda line: None, lambda rows: None)
         notes: list[str] = []
-        text, _ = leaderboard(config, "json", raw=False, log=notes.append)
+        text, _ = leaderboard(config, Options("json"), log=notes.append)
         (board,) = json.loads(text)
         return board | {"notes": notes}
 

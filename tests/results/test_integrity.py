@@ -16,7 +16,7 @@ from pipeline.blackbox import architecture, model
 from pipeline.blackbox.facts import describe
 from pipeline.cards import EMBEDDED
 from pipeline.cli import main
-from pipeline.commands.leaderboard import leaderboard
+from pipeline.commands.leaderboard import Options, leaderboard
 from pipeline.config.card_files import model_card
 from pipeline.config.compose import compose
 from pipeline.data.source import ParquetSource
@@ -121,7 +121,7 @@ def test_the_leaderboard_leaves_damaged_rows_out_and_names_the_file(
 
 
 def board(storage: Path) -> tuple[list[dict[str, object]], list[str]]:
-    text, damaged = leaderboard(compose([f"storage={storage}"]), "json", raw=False)
+    text, damaged = leaderboard(compose([f"storage={storage}"]), Options("json"))
     return json.loads(text), damaged
 
 

@@ -14,16 +14,17 @@ import pyarrow as pa
 import pytest
 
 from methods import all_methods
-from pipeline.commands.leaderboard import leaderboard
+from pipeline.commands.leaderboard import Options, leaderboard
 from pipeline.config.card_files import dataset_card
 from pipeline.config.compose import compose
 from pipeline.config.files import names
 from pipeline.errors import ConfigError
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.published import EVIDENCE, FILE, ORIGIN, matches, printed, unmatched
 from pipeline.results.published.tables import TITLE, counted, html, with_printed
 from pipeline.results.report import page
 from pipeline.results.store import ResultStore
-from pipeline.results.tables import text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import text_table, to_csv, to_json, to_md
 from pipeline.sweep.storage_id import new_id, write_id
 from tests.support.synthetic import make, report_of
 
@@ -164,6 +165,10 @@ def test_no_printed_number_enters_ours(board: pa.Table) -> None:
         plain, both = render(board), with_printed(form, render(board), board)
         if form == "json":
             assert json.loads(both)["leaderboard"] == json.loads(plain)
+        elif form == "csv":  # one table, to which printed numbers add columns
+            names = plain.splitlines()[0].split(",")
+            ours = {tuple(row[name] for name in names) for row in csv.DictReader(io.StringIO(both))}
+            assert ours == {tuple(row.values()) for row in csv.DictReader(io.StringIO(plain))}
         else:
             assert both.startswith(plain), form
     assert report_of(ROWS).board.equals(board)
@@ -183,8 +188,10 @@ def test_each_format_names_the_printed_number_its_source_and_evidence(board: pa.
     text = with_printed("table", text_table(board), board).split(TITLE.upper())[1]
     assert max(len(line) for line in text.splitlines() if "github" not in line and "http" not in line) <= 120
     json.loads(with_printed("json", to_json(board), board))
-    rest = with_printed("csv", to_csv(board), board).removeprefix(to_csv(board)).lstrip("\n")
-    assert len(list(csv.DictReader(io.StringIO(rest)))) == len(matches(board))
+    rows = list(csv.DictReader(io.StringIO(with_printed("csv", to_csv(board), board))))
+    assert sum(row["printed_accuracy"] != "" for row in rows) == len(matches(board))
+    assert {row["label"] for row in rows} == set(board["label"].to_pylist())
+    assert all(row["seeds"].isdigit() for row in rows), "one table with one header row"
 
 
 def test_the_comparison_says_what_a_printed_number_was_chosen_on() -> None:
@@ -229,7 +236,7 @@ def test_the_command_appends_them_in_every_format(tmp_path: Path) -> None:
     write_id(tmp_path, new_id(tmp_path))
     config = compose([f"storage={tmp_path}"])
     for form in (*FORMATS, "html"):
-        (plain, _), (both, _) = (leaderboard(config, form, raw=False, published=p) for p in (False, True))
+        (plain, _), (both, _) = (leaderboard(config, Options(form, published=p, every=True)) for p in (False, True))
         assert "CraFT (exp.log)" in both and "CraFT (exp.log)" not in plain, form
     with pytest.raises(ConfigError, match="--raw and --published"):
-        leaderboard(config, "json", raw=True, published=True)
+        leaderboard(config, Options("json", raw=True, published=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.results.report as report_module
-from pipeline.commands.leaderboard import leaderboard
+from pipeline.commands.leaderboard import Options, leaderboard
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError
 from pipeline.results.predictions import Predictions
@@ -52,9 +52,9 @@ def test_an_unknown_format_is_an_error_before_rows_are_read(tmp_path: Path) -> N
     write_id(tmp_path, new_id(tmp_path))
     config = compose([f"storage={tmp_path}"])
     with pytest.raises(ConfigError, match=r"no format named 'markdown'.*known: csv, html, json, latex, md, table"):
-        leaderboard(config, "markdown", raw=False)
+        leaderboard(config, Options("markdown"))
     with pytest.raises(ConfigError, match="--raw --format latex: expected json or csv"):
-        leaderboard(config, "latex", raw=True)
+        leaderboard(config, Options("latex", raw=True))
 
 
 def test_statuses_are_shown_as_text() -> None:

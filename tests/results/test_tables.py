@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.results.identity import select
+from pipeline.results.latex_tables import to_latex
 from pipeline.results.palette import COLOURS, colour
 from pipeline.results.plot_labels import spread_out
 from pipeline.results.report import page, report_files
 from pipeline.results.row import to_table
-from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
+from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
 from tests.support.synthetic import METHODS, make, report_of, sweep, write_store
 
 FIRST_COLUMNS = [
@@ -87,7 +88,7 @@ def test_markdown_and_latex_are_tables(small: pa.Table) -> None:
     widths = {line.count("|") for line in md.splitlines() if line.startswith("|")}
     assert len(widths) == 1
     tex = to_latex(report_of(small).summary)
-    assert tex.count(r"\begin{tabular}{lrrrrrrrl}") == tex.count(r"\bottomrule") == 2
+    assert tex.count(r"\begin{tabular}{lrrrrrrl}") == tex.count(r"\bottomrule") == 2
     assert r"zero\_shot" in tex and "±" not in tex
 
 

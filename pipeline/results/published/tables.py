@@ -12,14 +12,16 @@ import pyarrow as pa
 
 from pipeline.files import strict_json
 from pipeline.results.escape import markdown
+from pipeline.results.latex_tables import latex_table
 from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, matches, unmatched
-from pipeline.results.tables import WIDTH, aligned, allotment, latex_table, md_grid, plus_minus, to_csv
+from pipeline.results.tables import WIDTH, aligned, allotment, md_grid, plus_minus, to_csv
 
 TITLE = "Comparison with printed numbers"
-COLUMNS = (
-    *(*OURS, *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots"))),
+PRINTED = (
+    *(f"printed_{k}" for k in Printed._fields if k not in ("farebox_method", "shots")),
     *("printed_selects_on", "ours_minus_printed"),
 )
+"""Columns that a leaderboard as CSV gets for printed numbers."""
 SELECTION = {"nothing": "none", "training": "train", "validation": "val", "test": "test", "": ""}
 """What a printed number was chosen on, as the column `sel.` writes it."""
 MEANING = (
@@ -40,8 +42,24 @@ def with_printed(form: str, table: str, board: pa.Table) -> str:
     if form == "json":
         return strict_json({"leaderboard": json.loads(table), "published": records}, indent=1) + "\n"
     if form == "csv":
-        return table + "\n" + (to_csv(records) if records else ",".join(COLUMNS) + "\n")
+        return to_csv(_joined(board, records)) if board.num_rows else table
     return f"{table}\n{ {'table': _text, 'md': _md, 'latex': _latex}[form](records) }"
+
+
+def _joined(board: pa.Table, matched: Sequence[Record]) -> list[Record]:
+    """Return the records of a leaderboard, once for each printed number; columns of cells without one are None.
+
+    Zero-shot is printed once, at 0 shots: its numbers are beside our first record of the same test set.
+    """
+    cell = ("label", "model", "model_digest", "precision", "kind", "dataset", "test_set")
+    place = ("shots", "budget_requests", "budget_images")
+    left, records = list(matched), []
+    for ours in board.to_pylist():
+        same = [r for r in left if all(r[k] == ours[k] for k in cell)]
+        same = [r for r in same if r["shots"] == 0 or all(r[k] == ours[k] for k in place)]
+        left = [r for r in left if not any(r is other for other in same)]
+        records += [ours | {name: r.get(name) for name in PRINTED} for r in same or [{}]]
+    return records
 
 
 def counted(records: Sequence[Record]) -> str:

@@ -1,0 +1,52 @@
+"""The commands of `farebox budget` and `farebox data`, for argparse."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.commands.examples import epilog
+
+RAW = argparse.RawTextHelpFormatter
+BUDGET_COMMANDS = {
+    "show": ("url=URL|storage=DIR", "print the limits and amounts of every account, and what reserves them"),
+    "set": ("NAME requests=N images=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
+    "release": ("[STORAGE ...] url=URL", "release reservations of deleted storages, or of the named ones"),
+}
+
+DATA_COMMANDS = {
+    "add": ("NAME PATH [KEY=VALUE]", "inspect a folder or file of images, and write the data set's card"),
+    "check": ("[NAME ...] [data.root=DIR]", "check that data sets are complete, readable and match their cards"),
+    "show": ("NAME [data.root=DIR]", "draw the classes of a data set with some images of each"),
+    "export-split": ("NAME [shots=16] [seed=1]", "print a few-shot split as JSON: [path, label, class name] per image"),
+}
+
+
+def add_budget_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `farebox budget`."""
+    for subparser in _added(parser, "budget", BUDGET_COMMANDS).values():
+        subparser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_data_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `farebox data`."""
+    parsers = _added(parser, "data", DATA_COMMANDS)
+    parsers["add"].add_argument("--force", action="store_true", help="replace an existing card of this name")
+    parsers["add"].add_argument("--json", action="store_true", help="print what was found, used and skipped as JSON")
+    parsers["check"].add_argument("--json", action="store_true", help="print one JSON record per data set")
+    parsers["check"].add_argument("--quick", action="store_true", help="do not open images")
+    parsers["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
+    parsers["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
+    parsers["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+
+
+def _added(
+    parser: argparse.ArgumentParser, command: str, verbs: dict[str, tuple[str, str]]
+) -> dict[str, argparse.ArgumentParser]:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
+    parsers = {}
+    for name, (usage, what) in verbs.items():
+        text = f"{name} {usage}: {what}. See docs/{command}.md."
+        end = epilog(f"{command} {name}")
+        parsers[name] = commands.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
+        parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
+    return parsers

@@ -1,0 +1,40 @@
+"""Write the leaderboard as LaTeX: a booktabs table per section."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline.console import plain
+from pipeline.results.escape import latex
+from pipeline.results.tables import heading, is_text, sections, with_values
+
+
+def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
+    """Return the notes as comments, followed by a booktabs table per section."""
+    blocks = [f"% {plain(note)}" for note in notes]
+    for rows in sections(table):
+        blocks.append(latex_table(f"{rows[0]['access_class']}: {heading(rows)}", with_values(rows)))
+    return "\n".join(blocks)
+
+
+def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
+    """Return lines of cells as a booktabs table."""
+    left = is_text(shown[0])
+    columns = "".join("l" if text else "r" for text in left)
+    lines = [
+        " & ".join(latex(c) if text else latex_number(c) for c, text in zip(cells.values(), left, strict=True)) + r" \\"
+        for cells in shown
+    ]
+    head = " & ".join(map(latex, shown[0])) + r" \\"
+    body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+    key = re.sub(r"[^A-Za-z0-9]+", "-", caption).strip("-").lower()
+    start = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", rf"\label{{tab:{key}}}"]
+    return "\n".join([*start, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{table}"]) + "\n"
+
+
+def latex_number(text: str) -> str:
+    """Return a cell of numbers for LaTeX, with minus signs in place of hyphens."""
+    return re.sub(r"-(?=[0-9.])", "$-$", latex(text))

@@ -1,0 +1,264 @@
+"""The overview of a leaderboard: one line per method, one column per value of an axis, and what follows from it.
+
+An axis is shots, dataset, budget or access. Everything else has one value: the largest number of shots, the largest
+allotment, and the mean over data sets. `screen.py` and `tables.py` write an overview; nothing is computed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.budget import Limits
+from pipeline.results.comparison import CLASSES, HARMONIC, access_class
+from pipeline.results.identity import listed
+from pipeline.results.leaderboard import UNFINISHED
+from pipeline.results.row import STATUSES
+from pipeline.results.standing import UNFITTED
+from pipeline.results.tables import compact
+
+Record = dict[str, Any]
+
+AXES = ("dataset", "shots", "budget", "access")
+"""Axes of `farebox leaderboard --by`."""
+NO_FIT = "no fit"
+"""Group of the references without a fit."""
+MEAN = "mean"
+"""Header of the mean over data sets."""
+_MODEL = ("model", "model_digest", "precision")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method: its record in each column, None where it has no result."""
+
+    group: str
+    records: tuple[Record | None, ...]
+    main: Record
+    """The record by which methods are sorted, and whose bill is shown."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table of methods by an axis."""
+
+    axis: str
+    columns: tuple[str, ...]
+    main: int
+    """Index of the column that is shown with intervals, and by which methods are sorted."""
+    groups: dict[str, tuple[Line, ...]]
+    """Lines by access class (by access for the axis `access`), the best method first."""
+    facts: dict[str, str]
+    """What the table is about: methods, data, shots, seeds, allotment and model."""
+    summary: list[Record] = field(repr=False)
+    """All records over data sets of the model."""
+    shift_sets: tuple[str, ...] = ()
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """All lines."""
+        return [line for group in self.groups.values() for line in group]
+
+    @property
+    def shows_gains(self) -> bool:
+        """Whether gains over zero_shot are shown: some method could be compared with it. Otherwise accuracies are."""
+        return any(r and r["gain_zero_shot"] is not None for line in self.lines for r in line.records)
+
+    @property
+    def value(self) -> str:
+        """Name of the value that is shown, a column of the leaderboard."""
+        return "gain_zero_shot" if self.shows_gains else "accuracy"
+
+
+def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Overview | None:
+    """Return the overview of a leaderboard; None if there are no results.
+
+    Args:
+        board: The leaderboard by test set.
+        summary: The leaderboard over data sets.
+        axis: One of `AXES`; None for shots, or for data sets if there is one number of shots.
+    """
+    every, over_sets = board.to_pylist(), summary.to_pylist()
+    if not over_sets:
+        return None
+    model = max({_model(r) for r in over_sets}, key=lambda m: (sum(_model(r) == m for r in over_sets), m))
+    every, over_sets = ([r for r in records if _model(r) == model] for records in (every, over_sets))
+    kinds = {r["kind"] for r in over_sets}
+    kind = next(k for k in ("source", HARMONIC, *sorted(kinds)) if k in kinds)
+    of_kind = [r for r in over_sets if r["kind"] == kind]
+    all_shots, allotments = sorted({r["shots"] for r in of_kind}), sorted({_allotment(r) for r in of_kind}, key=_size)
+    shots, allotment = all_shots[-1], allotments[-1]
+    sets = list(dict.fromkeys(r["dataset"] for r in every if r["kind"] == kind))
+    shifts = list(dict.fromkeys(r["test_set"] for r in every if r["kind"] == "shift"))
+    by = axis or ("dataset" if len(all_shots) == 1 and len(sets) > 1 else "shots")
+
+    def where(of: str, k: int, budget: Limits, test_set: str = "all") -> dict[str, Any]:
+        return {"kind": of, "shots": k, "test_set": test_set, "budget": budget}
+
+    if by == "dataset":
+        full = {r["dataset"]: r["test_set"] for r in every if r["kind"] == kind}
+        columns = {MEAN: where(kind, shots, allotment)} if len(sets) != 1 else {}
+        columns |= {name: where(kind, shots, allotment, full[name]) for name in sets}
+        columns |= {f"{name} (shift)": where("shift", shots, allotment, name) for name in shifts}
+        main = 0
+    elif by == "budget":
+        columns = {budget_header(budget): where(kind, shots, budget) for budget in allotments}
+        main = len(columns) - 1
+    else:
+        columns = {f"{k} shot{'s' * (k > 1)}": where(kind, k, allotment) for k in all_shots}
+        main = len(columns) - 1
+        if shifts:
+            columns["shift"] = where("shift", shots, allotment)
+    lines = _lines([*every, *over_sets], list(columns.values()), main, by == "access")
+    facts = {
+        "data": " and ".join(sets) if len(sets) < 3 else f"{len(sets)} data sets",
+        "shots": f"{'/'.join(map(str, all_shots if by == 'shots' else [shots]))} shot{'s' * (shots > 1)}",
+        "seeds": _seeds([line.main for line in lines]),
+        "allotment": _budget_name(allotment) + f" (largest of {len(allotments)})" * (len(allotments) > 1)
+        if by != "budget"
+        else "",
+        "model": model[0],
+        "methods": _count(len({r["label"] for r in of_kind}), "method"),
+    }
+    return Overview(by, tuple(columns), main, _grouped(lines), facts, over_sets, tuple(shifts))
+
+
+def conclusions(view: Overview) -> list[str]:
+    """Return sentences about an overview, which hold for its numbers: who leads, what is tied, shift and budget."""
+    sentences, leaders = [], []
+    for name in CLASSES:
+        lines = [line for line in view.lines if line.main["access_class"] == name and line.main["leader"]]
+        if lines:
+            sentences.append(_of_class(name, lines[0].main, view))
+            leaders.append(lines[0].main)
+    return [*sentences, *_under_shift(leaders, view), *_by_budget(leaders, view)]
+
+
+def unfinished(view: Overview) -> str:
+    """Return how many trials of the columns have no result, in words; empty if all are done."""
+    counts = {s: sum(r[s] for line in view.lines for r in line.records if r) for s in UNFINISHED}
+    return ", ".join(f"{n:,} {STATUSES[s]}" for s, n in counts.items() if n)
+
+
+def _model(record: Record) -> tuple[str, ...]:
+    return tuple(record[name] for name in _MODEL)
+
+
+def _allotment(record: Record) -> Limits:
+    return Limits(record["budget_requests"], record["budget_images"])
+
+
+def _size(limits: Limits) -> tuple[float, float]:
+    """Order of allotments; no limit is the largest."""
+    requests, images = (np.inf if n is None else n for n in (limits.requests, limits.images))
+    return float(requests), float(images)
+
+
+def _budget_name(limits: Limits) -> str:
+    return limits.text or "no limit"
+
+
+def budget_header(limits: Limits) -> str:
+    """Return an allotment as the header of a column, e.g. '1,000 requests' and '8,000 req, 256k im'."""
+    if limits.requests is not None and limits.images is not None:
+        return f"{compact(limits.requests)} req, {compact(limits.images)} im"
+    return _budget_name(limits)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    numbers = sorted({r["seeds"] for r in records if r["method"] not in UNFITTED} or {r["seeds"] for r in records})
+    return _count(numbers[0], "seed") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
+
+
+def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_access: bool) -> list[Line]:
+    """Return a line per method that has a record in the main column, or else in any column."""
+    placed: dict[tuple[str, str], list[Record | None]] = {}
+    for record in records:
+        key = {**{k: record[k] for k in ("kind", "shots", "test_set")}, "budget": _allotment(record)}
+        if key not in columns:
+            continue
+        if record["method"] in UNFITTED:
+            group = NO_FIT
+        elif (
+            access_class(record["access"]) == record["access_class"]
+        ):  # a reference is shown in every class of the leaderboard, and here in its own
+            group = record["access"] if by_access else record["access_class"]
+        else:
+            continue
+        cells = placed.setdefault((group, record["label"]), [None] * len(columns))
+        cells[columns.index(key)] = record
+    lines = []
+    for (group, _), cells in placed.items():
+        first = cells[main] or next(r for r in cells if r)
+        lines.append(Line(group, tuple(cells), first))
+    return lines
+
+
+def _grouped(lines: list[Line]) -> dict[str, tuple[Line, ...]]:
+    order = [NO_FIT, *CLASSES, *sorted({line.group for line in lines})]
+
+    def rank(line: Line) -> tuple[Any, ...]:
+        accuracy = line.main["accuracy"]
+        return UNFITTED.index(line.main["method"]) if line.group == NO_FIT else 0, accuracy is None, -(accuracy or 0.0)
+
+    return {
+        name: tuple(sorted((line for line in lines if line.group == name), key=rank))
+        for name in dict.fromkeys(order)
+        if any(line.group == name for line in lines)
+    }
+
+
+def _signed(record: Record, name: str) -> str:
+    return f"{record[name]:+.1f}" if name != "accuracy" else f"{record[name]:.1f}%"
+
+
+def _of_class(name: str, leader: Record, view: Overview) -> str:
+    others = [line.main for line in view.lines if line.main["access_class"] == name and line.main["tied"] is not None]
+    tied = [r["label"] for r in others if r["tied"]]
+    gain, ci95 = leader["gain_zero_shot"], leader["gain_zero_shot_ci95"]
+    text = f"With {name}, {leader['label']} leads ({_signed(leader, view.value)}"
+    if gain is not None and (gain <= 0 or (ci95 is not None and gain <= ci95)):
+        text = f"With {name}, no method is clearly above zero_shot (best: {leader['label']} {gain:+.1f}"
+    return text + (f"; tied: {listed(tied)}" if tied else "") + ")."
+
+
+def _under_shift(leaders: list[Record], view: Overview) -> list[str]:
+    found = []
+    for leader in leaders:
+        key = {k: leader[k] for k in ("access_class", "shots", "budget_requests", "budget_images", "label")}
+        for r in view.summary:
+            if r["kind"] == "shift" and all(r[k] == v for k, v in key.items()) and r[view.value] is not None:
+                found.append(_signed(r, view.value))
+    if len(found) < len(leaders) or not found:
+        return []
+    verb = ("gain" if view.shows_gains else "reach") if len(found) > 1 else ("gains" if view.shows_gains else "reaches")
+    who = "they" if len(found) > 1 else "it"
+    return [f"Under domain shift ({listed(view.shift_sets)}) {who} {verb} {' and '.join(found)}."]
+
+
+def _by_budget(leaders: list[Record], view: Overview) -> list[str]:
+    """Return a sentence about the method with the highest gain whose bill follows its allotment."""
+    if not leaders:
+        return []
+    kind, shots = leaders[0]["kind"], leaders[0]["shots"]
+    ladders: dict[str, list[Record]] = {}
+    for r in sorted(view.summary, key=lambda r: _size(_allotment(r))):
+        same = r["kind"] == kind and r["shots"] == shots and not r["reference"]
+        if same and r[view.value] is not None and r["requests"] is not None:
+            ladders.setdefault(r["label"], []).append(r)
+    ladders = {name: rows for name, rows in ladders.items() if len({r["requests"] for r in rows}) == len(rows) > 1}
+    if not ladders:
+        return []
+    name, rows = max(ladders.items(), key=lambda item: float(item[1][-1][view.value]))
+    values = " / ".join(_signed(r, view.value) for r in rows)
+    requests = " / ".join(f"{r['requests']:,.0f}" for r in rows)
+    return [f"{name} with {requests} requests: {values}."]

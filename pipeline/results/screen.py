@@ -1,0 +1,202 @@
+"""Write an overview as one screen of a terminal: title, table, conclusions, and where the rest is."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.console import Terminal, plain
+from pipeline.results.overview import NO_FIT, Line, Overview, conclusions, unfinished
+from pipeline.results.tables import compact, count, estimate
+
+MAX_LABEL = 2
+"""Lines that a sweep's own description may take."""
+MAX_CONCLUSIONS = 4
+MAX_HEADER = 22
+GROUP = {
+    "scores": "SCORES: methods that get class scores",
+    "features": "FEATURES: methods that get image and text features",
+    "white box": "WHITE BOX: references that get gradients",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How much of the table is shown; `STYLES` is sorted from the widest."""
+
+    intervals: bool
+    """Intervals in every column; otherwise in the main one only."""
+    full_counts: bool
+    dropped: int = 0
+    """Columns that are left out, those with the least shots or the last data sets first."""
+
+
+def screen(
+    view: Overview | None,
+    terminal: Terminal,
+    *,
+    title: str,
+    label: str = "",
+    notes: Sequence[str] = (),
+    where: Sequence[str] = (),
+    all_command: str = "farebox leaderboard --all",
+) -> str:
+    """Return an overview as text of at most the terminal's size.
+
+    Args:
+        view: The overview; None if nothing has finished.
+        terminal: Width, height and characters.
+        title: Name of the sweep.
+        label: Its own description.
+        notes: What to know about the results; the first is shown.
+        where: Lines that say where the rest is; they are not cut.
+        all_command: The command that shows everything.
+    """
+    if view is None:
+        return "\n".join(["no finished trials", *(_cut(f"! {note}", terminal) for note in notes), *where])
+    start = [_headline(title, view, terminal), *_filled(label, terminal, MAX_LABEL)]
+    end = [*_legend(view, terminal), *_filled(" ".join(conclusions(view)), terminal, MAX_CONCLUSIONS)]
+    problems = [f"! {text}" for text in ([unfinished(view)] if unfinished(view) else []) + list(notes)]
+    end += [_cut(line, terminal) for line in problems[:1]]
+    if len(problems) > 1:
+        end.append(_cut(f"! {len(problems) - 1} more notes: {all_command}", terminal))
+    room = terminal.height - len(start) - len(end) - len(where) - 1
+    return "\n".join([*start, *_table(view, terminal, room, all_command), *end, *where])
+
+
+def _headline(title: str, view: Overview, terminal: Terminal) -> str:
+    """Return the title and the facts for which there is room."""
+    line = _cut(f"{title}: {view.facts['data']}", terminal)
+    for name, fact in view.facts.items():
+        longer = f"{line}, {terminal.text(fact)}"
+        line = longer if fact and name != "data" and len(longer) <= terminal.width else line
+    return line
+
+
+def _filled(text: str, terminal: Terminal, most: int) -> list[str]:
+    return textwrap.wrap(
+        terminal.text(plain(text)),
+        terminal.width,
+        max_lines=most,
+        placeholder=terminal.text("…"),
+        break_on_hyphens=False,
+    )
+
+
+def _cut(text: str, terminal: Terminal) -> str:
+    line = plain(terminal.text(text))
+    dots = terminal.text("…")
+    return line if len(line) <= terminal.width else line[: terminal.width - len(dots)] + dots
+
+
+def _legend(view: Overview, terminal: Terminal) -> list[str]:
+    seeds = max(line.main["seeds"] for line in view.lines)
+    if any(line.main["tied"] is not None for line in view.lines):
+        text = "* best of its class; = tied (paired interval contains 0); ± 95% CI over seeds"
+    elif seeds == 2:
+        text = "* best of its class; a..b: range of two seeds; intervals and ties need three"
+    else:
+        text = "* best of its class" + "; one seed: no interval, no ties" * (seeds == 1)
+    return [_cut(text, terminal)]
+
+
+def _table(view: Overview, terminal: Terminal, room: int, all_command: str) -> list[str]:
+    """Return the header and at most `room` further lines."""
+    shown = _chosen(view, room - sum(name != NO_FIT for name in view.groups))
+    hidden = len(view.lines) - sum(map(len, shown.values()))
+    lines = [line for group in shown.values() for line in group]
+    style = next((s for s in _styles(view) if _width(view, lines, s, terminal) <= terminal.width), _styles(view)[-1])
+    names, widths = _layout(view, lines, style, terminal)
+    text = [_aligned("", list(names), widths)]
+    for name, group in shown.items():
+        if name != NO_FIT:
+            text.append(terminal.bold(_cut(GROUP.get(name, name), terminal)))
+        for line in group:
+            mark = "*" if line.main["leader"] else "=" if line.main["tied"] else ""
+            row = _aligned(mark, _cells(view, line, style, terminal), widths)
+            text.append(terminal.bold(row) if line.main["leader"] else row)
+    if hidden:
+        text.append(_cut(f"{hidden} more: {all_command}", terminal))
+    return text
+
+
+def _chosen(view: Overview, room: int) -> dict[str, tuple[Line, ...]]:
+    """Return the lines for which there is room: in turn the next best of each group."""
+    total = len(view.lines)
+    if total <= room:
+        return view.groups
+    taken = dict.fromkeys(view.groups, 0)
+    for _ in range(max(len(view.groups), room - 1)):  # one line says how many are missing
+        free = [g for g in view.groups if taken[g] < (1 if g == NO_FIT else len(view.groups[g]))]
+        if not free:
+            break
+        taken[min(free, key=lambda g: (taken[g], list(view.groups).index(g)))] += 1
+    return {g: lines[: taken[g]] for g, lines in view.groups.items() if taken[g]}
+
+
+def _styles(view: Overview) -> list[Style]:
+    most = len(view.columns) - 1
+    narrow = [Style(False, False, dropped) for dropped in range(most + 1)]
+    return [Style(True, True), Style(False, True), *narrow]
+
+
+def _kept(view: Overview, style: Style) -> list[int]:
+    """Return the columns that are shown: the main one always."""
+    order = [i for i in range(len(view.columns)) if i != view.main]
+    first = sorted(order, key=lambda i: (view.columns[i] == "shift", i), reverse=view.main == 0)
+    gone = set(first[: style.dropped])
+    return [i for i in range(len(view.columns)) if i not in gone]
+
+
+def _layout(view: Overview, lines: list[Line], style: Style, terminal: Terminal) -> tuple[list[str], list[int]]:
+    what = "gain over zero_shot" if view.shows_gains else "accuracy in %"
+    names = [
+        what,
+        *(terminal.text(plain(view.columns[i], MAX_HEADER)) for i in _kept(view, style)),
+        "requests",
+        "images",
+    ]
+    rows = [names, *(_cells(view, line, style, terminal) for line in lines)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
+    over = 2 + sum(widths) + 2 * (len(widths) - 1) - terminal.width
+    widths[0] = max(8, widths[0] - max(0, over))
+    return names, widths
+
+
+def _width(view: Overview, lines: list[Line], style: Style, terminal: Terminal) -> int:
+    names, _ = _layout(view, lines, style, terminal)
+    rows = [names, *(_cells(view, line, style, terminal) for line in lines)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
+    return 2 + min(widths[0], 24) + sum(widths[1:]) + 2 * (len(widths) - 1)
+
+
+def _cells(view: Overview, line: Line, style: Style, terminal: Terminal) -> list[str]:
+    is_zero = view.shows_gains and line.main["method"] == "zero_shot"
+    is_reference = line.main["reference"] and line.group != NO_FIT
+    suffix = " accuracy" if is_zero else " (ref)" if is_reference else ""
+    cells = [terminal.text(plain(line.main["label"] + suffix))]
+    for i in _kept(view, style):
+        record = line.records[i]
+        if record is None:
+            cells.append("-")
+        elif is_zero:
+            cells.append("-" if record["accuracy"] is None else f"{record['accuracy']:.1f}%")
+        else:
+            cells.append(terminal.text(_value(record, view.value, style.intervals or i == view.main)))
+    number: Callable[[Any], str] = count if style.full_counts else compact
+    return [*cells, number(line.main["requests"]), number(line.main["images"])]
+
+
+def _value(record: dict[str, Any], name: str, interval: bool) -> str:
+    sign = "" if name == "accuracy" else "+"
+    if interval:
+        return estimate(record, name, sign)
+    return "-" if record[name] is None else f"{record[name]:{sign}.1f}"
+
+
+def _aligned(mark: str, cells: list[str], widths: list[int]) -> str:
+    first = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 3] + "..."
+    rest = "  ".join(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return f"{mark:<2}{first:<{widths[0]}}  {rest}".rstrip()

@@ -1,0 +1,86 @@
+"""The examples in each help: they parse, and their configuration composes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.bench.harness import names as benchmarks
+from pipeline.commands.examples import EXAMPLES
+from pipeline.commands.leaderboard import of_words
+from pipeline.config.compose import compose
+from pipeline.config.files import parse_overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSED = (cli.run, cli.plan, cli.status, cli.ledger, cli.sync, cli.ui)
+
+
+def parsers(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argparse.ArgumentParser]:
+    found = {name: parser}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                found |= parsers(below, f"{name} {word}".strip())
+    return found
+
+
+PARSERS = parsers(cli._parser())
+
+
+def test_every_help_has_two_examples_of_its_command() -> None:
+    assert PARSERS.keys() == EXAMPLES.keys()
+    for name, examples in EXAMPLES.items():
+        assert len(examples) >= 2 and all(example.startswith(f"farebox {name}".rstrip()) for example in examples)
+        assert all(example in PARSERS[name].format_help() for example in examples)
+
+
+@pytest.mark.parametrize("example", sorted({example for examples in EXAMPLES.values() for example in examples}))
+def test_an_example_in_a_help_works(example: str) -> None:
+    arguments = cli._parse(shlex.split(example)[1:])
+    if arguments.command is cli.leaderboard:
+        of_words(arguments.words)
+    elif arguments.command in COMPOSED:
+        compose(arguments.words)
+    elif arguments.command is cli.bench:
+        assert set(arguments.bench) <= set(benchmarks())
+    elif arguments.command is cli.completion:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert arguments.command(arguments) == 0
+        assert "farebox" in out.getvalue()
+    else:
+        parse_overrides([word for word in getattr(arguments, "words", ()) if "=" in word])
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_loads_no_large_module(option: str) -> None:
+    script = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main(['{option}'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('rich', 'ray', 'mlflow', 'matplotlib', 'open_clip') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_pipe_that_is_closed_ends_a_command_without_a_traceback() -> None:
+    script = 'set -o pipefail; for i in $(seq 3); do "$0" -m pipeline.cli datasets | head -n 1; done; echo rc $?'
+    done = subprocess.run(["bash", "-c", script, sys.executable], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.stdout.splitlines()[-1]) == ("", "rc 0")
+
+
+def test_a_terminal_without_these_characters_gets_others() -> None:
+    script = "from pipeline.console import *; import sys; accept_any_text(sys.stdout); echo('1 ± 2 … \u4e2d')"
+    env = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1 +- 2 ... \\u4e2d\n"
