@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from methods._answers import answer_of, bill_of, reduced
 from methods._state import contents
 from methods._toy import ToyTowers
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
@@ -123,8 +124,9 @@ class ToyBox:
         text_PCD = self.towers.text_features(prompts)
         scores_PBC = self.logit_scale * self.towers.image_features(images.pixels_BX) @ text_PCD.transpose(1, 2)
         p, b, c = scores_PBC.shape
-        self._pay("scores", Bill.scores(p, b, c), Access.SCORES, self._kind(prompts))
-        return scores_PBC
+        answer = answer_of(self.access)
+        self._pay("scores", bill_of(answer, p, b, c), answer, self._kind(prompts))
+        return reduced(scores_PBC, answer)
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         scores_PBC = self.scores(images, prompts)

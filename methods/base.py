@@ -21,12 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TOP_K = 5
+"""Number of classes that an endpoint tells under access TOPK; all of them if there are fewer."""
+
 
 class Access(enum.Flag):
-    """What a method may send and receive. Inputs: TEXT < SOFT; outputs: SCORES < FEATURES; GRADIENTS: white box."""
+    """What a method may send and receive.
+
+    Inputs: TEXT < SOFT. Outputs: LABELS < TOPK < SCORES < FEATURES. GRADIENTS: white box.
+    """
 
     TEXT = enum.auto()
     SOFT = enum.auto()
+    LABELS = enum.auto()
+    """The best class of an image."""
+    TOPK = enum.auto()
+    """The `TOP_K` best classes of an image, with their probabilities."""
     SCORES = enum.auto()
     FEATURES = enum.auto()
     GRADIENTS = enum.auto()
@@ -46,12 +56,16 @@ class Access(enum.Flag):
         return access
 
     def closure(self) -> Access:
-        """Return this access with everything that it implies (SOFT allows TEXT, FEATURES allow SCORES)."""
+        """Return this access with everything that it implies (SOFT allows TEXT, FEATURES allow SCORES, ...)."""
         full = self
         if Access.SOFT in full:
             full |= Access.TEXT
         if Access.FEATURES in full:
             full |= Access.SCORES
+        if Access.SCORES in full:
+            full |= Access.TOPK
+        if Access.TOPK in full:
+            full |= Access.LABELS
         return full
 
     def covers(self, needed: Access) -> bool:
@@ -77,6 +91,16 @@ class Bill:
     def scores(cls, p: int, b: int, c: int) -> Bill:
         """Cost of scoring P prompt sets on B images and C classes, in one call."""
         return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b * c)
+
+    @classmethod
+    def top_k(cls, p: int, b: int, c: int) -> Bill:
+        """Cost of the same call under access TOPK: k classes and k probabilities for each row."""
+        return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b * 2 * min(TOP_K, c))
+
+    @classmethod
+    def labels(cls, p: int, b: int, c: int) -> Bill:
+        """Cost of the same call under access LABELS: one class for each row."""
+        return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b)
 
     @classmethod
     def image_features(cls, b: int, d: int) -> Bill:
@@ -249,7 +273,11 @@ class BlackBox(Protocol):
     def remaining(self) -> Remaining: ...
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        """Return logit_scale * cosine, [P, B, C]."""
+        """Return logit_scale * cosine, [P, B, C].
+
+        A method that declares less than SCORES is told less: under TOPK the log probabilities of the TOP_K best
+        classes, under LABELS zero for the best class, and -inf for all others.
+        """
         ...
 
     def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:

@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from methods._ridge import Ridge
+from methods._templates import TemplatesPlan, by_image, template_prompts
 from methods._training import affordable
 from methods.base import (
     Access,
@@ -32,19 +33,10 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
-    TextPrompts,
     method,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TemplatesPlan(Plan):
-    """How many templates the allotment pays for."""
-
-    templates: int
 
 
 @method(name="score_ridge", access=Access.TEXT | Access.SCORES, paper="arXiv:2506.04005", uses_views=False)
@@ -66,7 +58,7 @@ class ScoreRidge(Method):
         return TemplatesPlan(bill=template * templates, templates=templates)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: TemplatesPlan) -> None:
-        self.prompts = TextPrompts(task.classes.ensemble().texts[: plan.templates])
+        self.prompts = template_prompts(task.classes, plan.templates)
         cosines_NQ = self._cosines(task.train.images, box)
         self.ridge = Ridge.fit(cosines_NQ, task.train.labels, len(task.classes), self.config.ridge)
         self.trainable_params = self.ridge.weight_QC.numel() + 1
@@ -74,8 +66,7 @@ class ScoreRidge(Method):
 
     def _cosines(self, images: ImageSet, box: BlackBox) -> Tensor:
         """Return the cosines [B, T * C] of images, template by template."""
-        scores_TBC = box.scores(images, self.prompts) / box.logit_scale
-        return scores_TBC.transpose(0, 1).flatten(1)
+        return by_image(box.scores(images, self.prompts) / box.logit_scale)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.ridge.logits(self._cosines(images, box))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._answers import answer_of
 from methods._finite import first_non_finite
 from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
 from pipeline.blackbox.request import Kind, ModelInfo, Request, Response, access_of, call_digest, price
@@ -67,6 +68,8 @@ class MeteredBox:
         self, pool: Pool, storage: str, trial: str, access: Access, allotment: Limits, meter: Meter | None = None
     ) -> None:
         self.pool, self.storage, self.trial, self.access, self.allotment = pool, storage, trial, access, allotment
+        self.answer = answer_of(access)
+        """What `scores` returns: no more than the method declares."""
         self.meter = meter or Meter()
         self.phase = Phase.ADAPT
         info = pool.info
@@ -78,7 +81,7 @@ class MeteredBox:
         return self.allotment.remaining(self.meter.paid)
 
     def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        """Return the scores [P, B, C] of B images under P prompt sets."""
+        """Return the scores [P, B, C] of B images under P prompt sets, or the part of them that is declared."""
         blocks = [block for _, block in self.score_blocks(images, prompts)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
@@ -87,7 +90,7 @@ class MeteredBox:
         whole, prompts = as_images(images), _plain(prompts)
         charge = self._charge("scores", whole, prompts)
         for rows in _blocks(len(whole), charge.bill.prompts):
-            yield rows, self._send(Request("scores", whole[rows], prompts, charge), first=rows.start == 0)
+            yield rows, self._send(Request("scores", whole[rows], prompts, charge, answer=self.answer), rows.start == 0)
 
     def image_features(self, images: ImageSet) -> Tensor:
         """Return the features [B, D] of images."""
@@ -119,16 +122,17 @@ class MeteredBox:
         self, kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None
     ) -> Charge:
         """Price a call. Raises AccessDenied or BudgetExceeded where the declared access or the allotment forbids it."""
-        bill = price(kind, images, prompts, self.feature_dim)
+        answer = self.answer if kind == "scores" else Access.SCORES
+        bill = price(kind, images, prompts, self.feature_dim, answer)
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
-        needed = access_of(kind, prompts)
+        needed = access_of(kind, prompts, answer)
         if not self.access.covers(needed):
             raise AccessDenied(f"{kind} needs {needed.label}, the method declares {self.access.label}")
         if phase in BUDGETED_PHASES:
             self._check_allotment(bill)
-        digest = call_digest(kind, images, prompts, upstream_PCD)
+        digest = call_digest(kind, images, prompts, upstream_PCD, answer)
         return Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
 
     def _check_allotment(self, bill: Bill) -> None:
@@ -150,7 +154,8 @@ class MeteredBox:
         self.meter.computed_prompts += response.computed_prompts
         self.meter.cache_hits += response.cache_hits
         values = torch.from_numpy(np.array(response.values, dtype=np.float32))
-        if (bad := first_non_finite(values)) is not None:
+        told = values if request.answer is Access.SCORES else values.masked_fill(values == -torch.inf, 0)
+        if (bad := first_non_finite(told)) is not None:
             raise NonFiniteError(
                 f"{request.kind}: the response has a value that is NaN or infinite, first at {_place(request, bad)}"
             )

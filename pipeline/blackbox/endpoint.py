@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods._answers import reduced
 from methods._finite import first_non_finite
 from methods.base import Access, Prompts, SoftPrompts
 from pipeline.blackbox import model as models
@@ -98,7 +99,7 @@ class Endpoint:
             AccessDenied: the model does not grant the access that the request needs.
             EndpointRefused: a shape is wrong, a value is not finite, or there are too many prompts.
         """
-        needed = access_of(request.kind, request.prompts)
+        needed = access_of(request.kind, request.prompts, request.answer)
         if not self.model.grant.covers(needed):
             raise AccessDenied(f"the call needs {needed.label}, the model grants {self.model.grant.label}")
         check_shapes(request.images, request.prompts)
@@ -156,7 +157,9 @@ class Endpoint:
         p, c, d = text_PCD.shape
         flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(self.model.logit_scale)
         scores_PBC = flat.view(-1, p, c).transpose(0, 1).contiguous()
-        return Response(scores_PBC.cpu().numpy(), n_images, n_prompts, hits)
+        if request.answer is not Access.SCORES:
+            check_finite("scores", scores_PBC, request.prompts)  # the client could not see it in the answer
+        return Response(reduced(scores_PBC, request.answer).cpu().numpy(), n_images, n_prompts, hits)
 
     def embed_text(self, text: str) -> np.ndarray:
         """Return the token embeddings [L, E] of a text; free. Raises AccessDenied where SOFT is not granted."""

@@ -177,7 +177,8 @@ def _shown(path: Path) -> str:
 
 def without_soft(grant: Access) -> Access:
     """Return the grant of a model whose text tower takes prompts as strings only."""
-    return grant.closure() & ~(Access.SOFT | Access.GRADIENTS)
+    full = grant.closure() & ~(Access.SOFT | Access.GRADIENTS)
+    return full & ~(Access.TOPK | Access.LABELS) if Access.SCORES in full else full  # which SCORES implies
 
 
 def load_network(card: ModelCard, device: torch.device) -> tuple[Any, Preprocess]:

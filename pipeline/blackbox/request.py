@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from methods._answers import bill_of
 from methods.base import Access, Bill, Prompts, SoftPrompts
 from pipeline.data.images import Images
 from pipeline.errors import EndpointRefused
@@ -26,7 +27,7 @@ ACCESS: dict[Kind, Access] = {
     "text_features": Access.FEATURES,
     "text_gradients": Access.GRADIENTS,
 }
-"""Access that a call of each kind needs, besides the access to its form of prompts."""
+"""Access that a call of each kind needs, besides the access to its form of prompts. `scores` may ask for less."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Request:
     charge: Charge
     upstream_PCD: Tensor | None = None
     """Gradient in the text features, for `text_gradients`."""
+    answer: Access = Access.SCORES
+    """Of `scores`: SCORES, TOPK or LABELS (see `methods._answers.reduced`)."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,17 @@ class ModelInfo(NamedTuple):
     """cpu, or the name of the GPU."""
 
 
-def access_of(kind: Kind, prompts: Prompts | None) -> Access:
+def access_of(kind: Kind, prompts: Prompts | None, answer: Access = Access.SCORES) -> Access:
     """Return the access that a call needs."""
+    output = answer if kind == "scores" else ACCESS[kind]
     if prompts is None:
-        return ACCESS[kind]
-    return ACCESS[kind] | (Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT)
+        return output
+    return output | (Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT)
 
 
-def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int) -> Bill:
+def price(
+    kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int, answer: Access = Access.SCORES
+) -> Bill:
     """Return the bill of a call, computed from its shapes (docs/budget.md).
 
     Raises:
@@ -93,7 +99,7 @@ def price(kind: Kind, images: Images | None, prompts: Prompts | None, feature_di
     if kind in ("text_features", "text_gradients"):
         return Bill.text_features(p, c, feature_dim)
     assert images is not None
-    return Bill.scores(p, len(images), c)
+    return bill_of(answer, p, len(images), c)
 
 
 def check_shapes(images: Images | None, prompts: Prompts | None) -> None:
@@ -117,9 +123,16 @@ def prompt_counts(prompts: Prompts) -> tuple[int, int]:
     return len(prompts.texts), len(prompts.texts[0])
 
 
-def call_digest(kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None) -> str:
+def call_digest(
+    kind: Kind,
+    images: Images | None,
+    prompts: Prompts | None,
+    upstream_PCD: Tensor | None = None,
+    answer: Access = Access.SCORES,
+) -> str:
     """Return the digest of a whole call, 32 hex digits. Calls with equal digests ask for the same values."""
-    content = f"{kind}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
+    name = kind if answer is Access.SCORES else f"{kind} as {answer.label}"
+    content = f"{name}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
     h = hashlib.sha256(content.encode())
     if upstream_PCD is not None:
         h.update(upstream_PCD.numpy().tobytes())

@@ -28,7 +28,8 @@ from pipeline.results.stats import harmonic
 Row = dict[str, Any]
 Cells = dict["Section", dict[str, list[Row]]]
 
-CLASSES = ("scores", "features", "white box")
+CLASSES = ("labels", "top-k", "scores", "features", "white box")
+"""Access classes, from the least detailed answers on."""
 HARMONIC = "harmonic"
 GAINS = {"zero_shot": (*KINDS, HARMONIC), "logit_head": ("source", "shift")}
 """References of gains, and the kinds of test set on which each can be evaluated."""
@@ -59,9 +60,16 @@ class Section(NamedTuple):
 
 
 def access_class(access: str) -> str:
-    """Return the access class of an access label: scores, features or white box."""
+    """Return the access class of an access label, by the most detailed answer in it; scores if it has none."""
     flags = access.split("+")
-    return "white box" if "GRADIENTS" in flags else "features" if "FEATURES" in flags else "scores"
+    answers = {
+        "GRADIENTS": "white box",
+        "FEATURES": "features",
+        "SCORES": "scores",
+        "TOPK": "top-k",
+        "LABELS": "labels",
+    }
+    return next((name for flag, name in answers.items() if flag in flags), "scores")
 
 
 def cells(rows: pa.Table) -> Cells:

@@ -126,6 +126,16 @@ def test_features_do_not_rank_against_scores_and_both_see_the_references() -> No
     assert access_class("TEXT+SCORES") == access_class("") == "scores" and access_class("GRADIENTS") == "white box"
 
 
+def test_labels_and_top_k_have_sections_of_their_own() -> None:
+    assert (access_class("TEXT+LABELS"), access_class("TEXT+TOPK")) == ("labels", "top-k")
+    rows = [*trio()]
+    for method, access, accuracy in (("vote", "TEXT+LABELS", 40.0), ("label_map_topk", "TEXT+TOPK", 45.0)):
+        rows += [replace(row, access=access) for row in seeds(method, [accuracy] * 5)]
+    board = report_of(rows).board.to_pylist()
+    native = [(r["access_class"], r["method"]) for r in board if not r["reference"]]
+    assert native == [("labels", "vote"), ("top-k", "label_map_topk"), ("scores", "craft")]
+
+
 def test_rank_is_the_average_over_data_sets_and_wants_five_seeds_on_each() -> None:
     rows = [
         *trio(),
