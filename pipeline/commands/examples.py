@@ -43,9 +43,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "farebox data export-split icons shots=4 seed=1",
         "farebox data export-split icons --out split.json",
     ),
+    "audit": ("farebox audit", "farebox audit craft zip --json"),
     "methods": ("farebox methods", "farebox methods --json"),
     "datasets": ("farebox datasets", "farebox datasets --json"),
-    "models": ("farebox models", "farebox models --json"),
+    "models": ("farebox models", "farebox models --text-norm tiny"),
     "completion": ("farebox completion bash", "farebox completion fish"),
 }
 

@@ -278,6 +278,8 @@ ITERATIVE = {
     "taskres": ["method.taskres.epochs=4", "views=fresh"],
     "tip_adapter_f": ["method.tip_adapter_f.epochs=3"],
     "logit_head": ["method.logit_head.epochs=5"],
+    "zip": ["budget.requests=60"],
+    "sharpzo": ["budget.requests=150", "method.sharpzo.n_directions=8"],
     "linear_probe": [],
 }
 
