@@ -235,6 +235,8 @@ def _gains(overall: list[Record], board: list[Record], kinds: Sequence[str], mod
         "Accuracy minus that of zero-shot, in percentage points; best method on top. Small ticks: single test sets. "
         f"{BARS}{_others([r for r in overall if r['kind'] in kinds], records, 'other shots and allotments')}"
     )
+    if len(kinds) > 1:
+        title = title.replace("Gain over zero-shot", "Gain over zero-shot on each kind of test set", 1)
     return Sketch(figure, title, caption)
 
 
