@@ -23,6 +23,7 @@ from pipeline.results.palette import COLOURS, SPARE, TEXT_CONTRAST, contrast, te
 from pipeline.results.plot_labels import spread_out
 from pipeline.results.plots import Sketch, sketch
 from pipeline.results.row import ResultRow
+from pipeline.results.stats import mean_ci95
 from tests.support.synthetic import make, report_of, sweep
 
 FULL: dict[str, Any] = {"seeds": (1, 2, 3), "shots": (4, 16)}
@@ -94,6 +95,20 @@ def ticks(ax: Axes) -> list[Text]:
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     x = [text for text in ax.get_xticklabels() if x0 <= text.get_position()[0] <= x1]
     return x + [text for text in ax.get_yticklabels() if y0 <= text.get_position()[1] <= y1]
+
+
+def test_a_wide_interval_ends_inside_its_panel() -> None:
+    rows = [make(accuracy=40.0, shots=shots) for shots in (4, 16)]
+    rows += [
+        make(method="bbt", access="SOFT+SCORES", shots=shots, seed=seed, accuracy=30.0 + 10 * seed)
+        for shots in (4, 16)
+        for seed in (1, 2, 3)
+    ]
+    (ax,) = sketches(rows)["accuracy_by_shots"].figure.axes
+    ends = [y for bars in ax.collections for path in bars.get_paths() for y in path.vertices[:, 1]]
+    half_width = mean_ci95([40.0, 50.0, 60.0])[1]
+    assert half_width is not None and min(ends) == pytest.approx(50 - half_width)
+    assert ax.get_ylim()[0] < min(ends) and max(ends) < ax.get_ylim()[1]
 
 
 def inside(inner: Bbox, outer: Bbox) -> bool:
