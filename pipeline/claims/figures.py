@@ -11,8 +11,8 @@ from pipeline.claims import cbbt, craft, taskres
 from pipeline.claims.evidence import Evidence
 from pipeline.claims.gradients import DIRECTIONS, STEPS
 from pipeline.claims.measured import Measured
+from pipeline.results.drawing import png
 from pipeline.results.palette import colour
-from pipeline.results.plots import png
 
 PARTS = {
     "bbt": "prompt alone (bbt)",

@@ -1,80 +1,55 @@
-"""Write the leaderboard as one self-contained HTML page, without scripts and external links."""
+"""Write the leaderboard as one HTML file that loads nothing else.
+
+The first screen has the main figure and the table; the rest is collapsed. The script of the page (`page.js`) filters
+and sorts the table and keeps what is selected in the address. Without it, the page shows every line. The page's own
+content policy allows this script and no request to any address.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
-from itertools import groupby
-from typing import Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.console import plain
-from pipeline.results.comparison import GAINS, HARMONIC
+from pipeline.results.comparison import HARMONIC
 from pipeline.results.identity import Selection
+from pipeline.results.page_table import Filter, columns_of, filters, records_of, table
 from pipeline.results.row import STATUSES
-from pipeline.results.tables import LEGEND, count, gain, heading, plus_minus, sections, state
+from pipeline.results.tables import LEGEND
+
+if TYPE_CHECKING:
+    from pipeline.results.drawing import Drawing
 
 Record = dict[str, Any]
 
-CAPTIONS = {
-    "accuracy_by_shots": "Accuracy by labelled images per class, at the largest allotment.",
-    "accuracy_by_requests": "Accuracy by requests billed for fitting; methods without a fit are horizontal lines.",
-    "accuracy_by_images": "The same trials by image rows billed for fitting.",
-    "gain_over_zero_shot": "Gain over zero-shot at the largest number of shots and the largest allotment.",
-}
-_GAIN = "gain over zero_shot in percentage points, paired by data set and seed ± 95% CI (t)"
-_BY_IMAGE = "95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed)"
-COLUMNS = {
-    "method": "",
-    "seeds": "number of finished seeds",
-    "accuracy": "percent ± 95% CI (t) over seeds",
-    "base": "accuracy on the fitted classes in percent ± 95% CI (t)",
-    "base gain": _GAIN,
-    "new": "accuracy on the classes that were not fitted in percent ± 95% CI (t)",
-    "new gain": _GAIN,
-    "H": "harmonic mean of base and new, per data set and seed",
-    "H gain": _GAIN,
-    "over zero_shot": "paired gain in percentage points ± 95% CI (t); bold: the interval excludes 0",
-    "over logit_head": "paired gain in percentage points ± 95% CI (t); bold: the interval excludes 0",
-    "rank": "average rank within the access class; shown only with five or more seeds",
-    "requests": "requests billed for fitting (adapt + validate)",
-    "images": "image rows billed for fitting (adapt + validate)",
-    "access": "what the method may ask of the endpoint",
-    "zero_shot, by image": _BY_IMAGE,
-    "logit_head, by image": _BY_IMAGE,
-    "eval requests": "requests billed for predicting the test set",
-    "paper queries": "number of queries as the paper counts them",
-    "params": "number of learned parameters",
-    "client bytes": "size of the fitted method on the client",
-    "seconds": "wall-clock time; trials that run at the same time slow each other down",
-    "state": "",
-}
-CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 1500px;
-  padding: 0 1rem }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem } h2 { font-size: 1.2rem; margin: 2rem 0 .4rem }
-h3 { font-size: .95rem; margin: 1.1rem 0 .3rem; font-weight: 600 }
-.note { background: #fff6dd; border-left: 4px solid #e0a800; padding: .4rem .8rem; margin: .5rem 0 }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { padding: .22rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee }
-th { border-bottom: 1px solid #888; font-weight: 600; cursor: help } .l { text-align: left }
-tr.ref td { color: #666; background: #fafafa } td.i { color: #777; font-size: 12px }
-td.printed { color: #446; background: #f3f5fb }
-figure { margin: 1.2rem 0 } figure img { max-width: 100% } figcaption { color: #555; font-size: 13px }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: 13px }
-dt { font-weight: 600 } dd { margin: 0 } summary { cursor: pointer; font-weight: 600; margin: .8rem 0 }
-footer { color: #666; font-size: 12px; margin-top: 2rem; border-top: 1px solid #ddd }
-"""
+MAIN_FIGURES = (
+    *("main_gain_over_zero_shot", "gain_over_zero_shot", "accuracy_by_shots", "accuracy_by_requests"),
+    "accuracy_by_images",
+)
+"""Figures for the first screen; the first one that was drawn is taken."""
+MARKS = (
+    "± is the half-width of the 95% confidence interval over three or more seeds (Student's t). For two seeds, "
+    "(a to b) is their range; one seed has neither.",
+    "A gain in bold: its confidence interval excludes 0. Gains are paired by data set and seed.",
+    "(ref), grey line: reference method, shown in every access class.",
+    "▲ ▼: the column by which the lines are sorted. -: no value.",
+)
+"""Explanations of bold type, signs and marks."""
+NO_FIGURE = "No figure: no method has a score."
 
 
 def html(
     board: pa.Table,
     summary: pa.Table,
     selection: Selection,
-    figures: Mapping[str, bytes],
+    figures: Mapping[str, Drawing],
     title: str = "Leaderboard",
     label: str = "",
     notes: Sequence[str] = (),
@@ -86,96 +61,94 @@ def html(
         board: The leaderboard by test set.
         summary: The leaderboard over data sets.
         selection: The rows of both.
-        figures: PNG figures by name.
+        figures: Figures by name.
         title: Title of the page.
-        label: Description shown above the tables.
-        notes: Lines shown below the tables.
+        label: Description shown above the table.
+        notes: Lines shown below the table.
         printed: HTML section of printed numbers.
     """
     title = plain(title)
-    parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_facts(selection.everything))}</p>"]
-    parts += [f'<p class="note">{escape(plain(label))}</p>'] if label else []
-    places = {"tables": "Leaderboard", "figures": "Figures", "sets": "Every test set", "terms": "Legend"}
-    places |= {"printed": "Printed numbers"} if printed else {}
-    parts.append("<p>" + " · ".join(f'<a href="#{k}">{v}</a>' for k, v in places.items()) + "</p>")
-    parts += ["<div id=tables>", _tables(summary), "</div>", *_notes(notes), "<h2 id=figures>Figures</h2>"]
-    for name, png in figures.items():
-        caption = CAPTIONS.get(name, name)
-        image = base64.b64encode(png).decode()
-        parts.append(f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{image}">')
-        parts.append(f"<figcaption>{escape(caption)} Error bars: 95% CI (t) over seeds.</figcaption></figure>")
-    parts.append(f"<details id=sets><summary>Every test set</summary>{_tables(board)}</details>")
-    parts.append(printed)
-    terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in LEGEND.items())
-    parts += [
-        f"<h2 id=terms>Legend</h2><dl>{terms}</dl>",
-        f"<footer>{escape(_environment(selection.rows))}</footer>",
+    records = records_of(summary, board)
+    main = next((figures[name] for name in MAIN_FIGURES if name in figures), None)
+    rest = {name: figure for name, figure in figures.items() if figure is not main}
+    note = f"<p class=note>{escape(plain(label))}</p>" if label else ""
+    parts = [
+        "<a class=skip href=#table>Skip to the table</a>",
+        f"<header><h1>{escape(title)}</h1><p>{escape(_facts(selection.everything))}</p>{note}</header>",
+        "<main><div class=first>",
+        f"<section aria-label=Figure>{_figure(main) if main else f'<p>{NO_FIGURE}</p>'}</section>",
+        f"<section id=table aria-label=Table>{_board(records)}{_notes(notes)}</section>",
+        "</div>",
+        *(_details(name, figure.title, _figure(figure)) for name, figure in rest.items()),
+        _details("printed", "Comparison with printed numbers", printed) if printed else "",
+        _details("terms", "Columns and terms", _terms(records)),
+        f"</main><footer><p>{escape(_environment(selection.rows))}</p></footer>",
+        f"<script>{_resource('page.js')}</script>" if records else "",
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{CSS}</style>'
-    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark">{_policy()}'
+        f"<title>{escape(title)}</title><style>{_resource('page.css')}</style>"
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
-def _notes(lines: Sequence[str]) -> list[str]:
+@cache
+def _resource(name: str) -> str:
+    return files("pipeline.results").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy() -> str:
+    """Return the content policy: the page's script and styles, and nothing from any address."""
+    digest = base64.b64encode(hashlib.sha256(_resource("page.js").encode()).digest()).decode()
+    rules = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
+
+
+def _board(records: Sequence[Record]) -> str:
+    if not records:
+        return "<p>No finished trials.</p>"
+    kinds = ([r for r in records if r["kind"] != HARMONIC], [r for r in records if r["kind"] == HARMONIC])
+    captions = ("Accuracy and bill of every method", "Base-to-new: fitted and remaining classes, and their mean H")
+    tables = [table(some, caption) for some, caption in zip(kinds, captions, strict=True) if some]
+    sort = "accuracy" if kinds[0] else "H"
+    key = f"<ul class=key>{''.join(f'<li>{escape(mark)}</li>' for mark in MARKS)}</ul>"
+    return _controls(filters(records), sort) + "".join(tables) + key
+
+
+def _controls(some: Sequence[Filter], sort: str) -> str:
+    """Return the filters; they are hidden until the script runs."""
+    fields = ['<label>Method <input type=search name=method placeholder="part of a name"></label>']
+    for one in some:
+        options = "".join(_option(value, value == one.start) for value in ("", *one.options))
+        fields.append(f"<label>{one.label} <select name={one.key}>{options}</select></label>")
+    fields.append("<label class=box><input type=checkbox name=more> More columns</label>")
+    fields.append("<button type=reset>Reset</button><output aria-live=polite></output>")
+    return f'<form id=filters data-sort="{sort}" aria-label="Filter the table" hidden>{"".join(fields)}</form>'
+
+
+def _option(value: str, selected: bool) -> str:
+    return f'<option value="{escape(value)}"{" selected" * selected}>{escape(value or "all")}</option>'
+
+
+def _figure(figure: Drawing) -> str:
+    caption = f"<figcaption>{escape(figure.caption)}</figcaption>"
+    return f"<figure><div class=plot tabindex=0 role=group aria-label=Figure>{figure.svg}</div>{caption}</figure>"
+
+
+def _details(name: str, summary: str, content: str) -> str:
+    return f'<details id="{escape(name)}"><summary>{escape(summary)}</summary>{content}</details>'
+
+
+def _notes(lines: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(plain(line))}</li>" for line in lines)
-    return [f"<ul class=note>{items}</ul>"] if items else []
+    return f"<ul class=note>{items}</ul>" if items else ""
 
 
-def _tables(table: pa.Table) -> str:
-    parts = []
-    for name, group in groupby(sections(table), key=lambda section: section[0]["access_class"]):
-        parts.append(f"<h2>Access: {escape(name)}</h2>")
-        for section in group:
-            lines = [_line(r) for r in section]
-            always = ("method", "accuracy", "H")
-            used = [c for c in COLUMNS if c in lines[0] and (c in always or any(x[c] not in ("", "-") for x in lines))]
-            head = "".join(f'<th class="{_css(c)}" title="{escape(COLUMNS[c])}">{escape(c)}</th>' for c in used)
-            body = []
-            for r, line in zip(section, lines, strict=True):
-                cells = "".join(f'<td class="{_css(c)}">{line[c]}</td>' for c in used)
-                body.append(f"<tr{' class=ref' if r['reference'] else ''}>{cells}</tr>\n")
-            grid = f"<table><tr>{head}</tr>\n{''.join(body)}</table>"
-            parts.append(f"<h3>{escape(heading(section))}</h3><div class=wide>{grid}</div>")
-    return "\n".join(parts)
-
-
-def _css(column: str) -> str:
-    return "l" if column in ("method", "access", "state") else "i" if column.endswith("by image") else ""
-
-
-def _line(r: Record) -> dict[str, str]:
-    if r["kind"] == HARMONIC:
-        halves = {"base": r["base"], "new": r["new"], "H": r}
-        numbers = {name: plus_minus(h.get("accuracy"), h.get("accuracy_ci95")) for name, h in halves.items()}
-        numbers |= {f"{name} gain": _gain(h, "zero_shot") for name, h in halves.items()}
-    else:
-        numbers = {"accuracy": plus_minus(r["accuracy"], r["accuracy_ci95"])}
-        numbers |= {f"over {name}": _gain(r, name) for name in GAINS}
-        numbers |= {f"{name}, by image": _bootstrap(r, name) for name in GAINS}
-    return {
-        "method": escape(plain(r["label"])) + (" (ref)" if r["reference"] else ""),
-        "access": escape(r["access"]) or "none",
-        "seeds": str(r["seeds"]),
-        **numbers,
-        "rank": "-" if r["rank"] is None else f"{r['rank']:.1f} of {r['ranked_among']}",
-        "requests": count(r["requests"]),
-        "images": count(r["images"]),
-        "eval requests": count(r["evaluate_requests"]),
-        "paper queries": count(r["paper_queries"]),
-        "params": count(r["trainable_params"]),
-        "client bytes": count(r["client_bytes"]),
-        "seconds": "-" if r["seconds"] is None else f"{r['seconds']:,.1f}",
-        "state": escape(state(r)),
-    }
-
-
-def _gain(r: Record, name: str) -> str:
-    text, ci95 = gain(r, name), r.get(f"gain_{name}_ci95")
-    return f"<b>{text}</b>" if ci95 is not None and abs(r[f"gain_{name}"]) > ci95 else text
-
-
-def _bootstrap(r: Record, name: str) -> str:
-    low, high = r[f"gain_{name}_low"], r[f"gain_{name}_high"]
-    return "-" if low is None else f"[{low:+.1f}, {high:+.1f}]"
+def _terms(records: Sequence[Record]) -> str:
+    kinds = ([r for r in records if r["kind"] != HARMONIC], [r for r in records if r["kind"] == HARMONIC])
+    terms = LEGEND | {c.name: c.meaning for some in kinds if some for c in columns_of(some)}
+    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in terms.items())}</dl>"
 
 
 def _facts(rows: pa.Table) -> str:

@@ -1,31 +1,33 @@
-"""Draw the leaderboard's figures as PNG: accuracy by shots, accuracy by bill, gain over zero-shot.
+"""Draw the leaderboard's figures: gain over zero-shot, accuracy by shots, by bill, and during the fit.
 
 Figures have one panel per access class (rows) and data set (columns). A method has the same colour everywhere; the
-marker shows its access, and its name is drawn beside its line. References are black or grey. Error bars are 95%
-confidence intervals over seeds (Student's t); a bar that ends at the edge of a panel continues beyond it.
+marker shows its access, and its name is drawn beside its line. References are black or grey. Bars with caps are 95%
+confidence intervals over three or more seeds (Student's t), bars without caps the range over two seeds.
 """
 
 from __future__ import annotations
 
-import io
+import json
+import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
 
 from pipeline.console import plain
-from pipeline.results.comparison import CLASSES
+from pipeline.results.comparison import CLASSES, cells
+from pipeline.results.drawing import Drawing, drawing
 from pipeline.results.palette import DASHES, MARKERS, colour
+from pipeline.results.panels import access_legend, accuracy_range, add_title, bare, by_label, grid, number_ticks, series
+from pipeline.results.panels import seeds as seeds_text
 from pipeline.results.plot_labels import LONGEST_NAME, Point, draw_labels
+from pipeline.results.spread import spread
 from pipeline.results.tables import allotment
 
 Record = dict[str, Any]
@@ -39,176 +41,220 @@ WHERE = {
     "harmonic": "harmonic mean of base and new",
 }
 """Title of the panel of each kind of test set."""
-COLUMNS = 4
-"""Panels per line; further data sets continue on the next line."""
+MAIN = "main_gain_over_zero_shot"
+"""Name of the figure that holds the first kind of test set only, small enough to stand beside a table."""
+BARS = "Bars with caps: 95% confidence interval over seeds; bars without caps: both values of two seeds."
 
 
-def draw(board: pa.Table, summary: pa.Table) -> dict[str, bytes]:
+WIDE = 5.8
+"""Width of panels with names on both sides, in inches."""
+
+
+class Sketch(NamedTuple):
+    """A figure that is not rendered yet, with its texts."""
+
+    figure: Figure
+    title: str
+    caption: str
+
+
+def draw(board: pa.Table, summary: pa.Table, rows: pa.Table) -> dict[str, Drawing]:
     """Draw the figures of a leaderboard.
 
     Args:
         board: The leaderboard by test set.
         summary: The leaderboard over data sets.
+        rows: The rows of both, which hold the accuracies during the fit.
 
     Returns:
-        PNG files by name. Figures without data are left out.
+        Figures by name, one set for each model. Figures without data are left out.
     """
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a name is not a formula
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # drawn as an empty box
-        return _draw(board.to_pylist(), summary.to_pylist())
+        sketches = sketch(board, summary, rows)
+        return {name: drawing(s.figure, name, s.title, s.caption) for name, s in sketches.items()}
 
 
-def _draw(everything: list[Record], pooled: list[Record]) -> dict[str, bytes]:
+def sketch(board: pa.Table, summary: pa.Table, rows: pa.Table) -> dict[str, Sketch]:
+    """Return the figures of `draw` before they are rendered."""
+    everything, pooled, fits = board.to_pylist(), summary.to_pylist(), _fits(rows)
+    models = sorted({(r["model"], r["model_digest"], r["precision"]) for r in everything})
+    sketches: dict[str, Sketch] = {}
+    for i, model in enumerate(models):
+        board_of, summary_of, fits_of = ([r for r in some if _model(r) == model] for some in (everything, pooled, fits))
+        suffix = "" if len(models) == 1 else "_" + re.sub(r"[^\w-]", "_", f"{model[0]}_{i + 1}")
+        name = "" if len(models) == 1 else f"; {plain(model[0], LONGEST_NAME)} {model[2]}"
+        of_model = _of_model(board_of, summary_of, fits_of, name)
+        sketches |= {f"{key}{suffix}": s for key, s in of_model.items()}
+    return sketches
+
+
+def _of_model(everything: list[Record], pooled: list[Record], fits: list[Record], model: str) -> dict[str, Sketch]:
     board = [r for r in everything if r["accuracy"] is not None and r["kind"] == "source"]
     overall = [r for r in pooled if r["gain_zero_shot"] is not None]
-    figures = {}
+    sketches: dict[str, Sketch] = {}
+    if overall:
+        kinds = [k for k in WHERE if any(r["kind"] == k for r in _at_one_point(overall))]
+        sketches["gain_over_zero_shot"] = _gains(overall, everything, kinds, model)
+        if len(kinds) > 1:
+            sketches = {MAIN: _gains(overall, everything, kinds[:1], model), **sketches}
     if len({r["shots"] for r in board}) > 1:
-        figures["accuracy_by_shots"] = _by_shots(board)
+        sketches["accuracy_by_shots"] = _by_shots(board, model)
     for unit in ("requests", "images"):
         if any(r[unit] for r in board):
-            figures[f"accuracy_by_{unit}"] = _by_bill(board, unit)
-    if overall:
-        figures["gain_over_zero_shot"] = _gains(overall, everything)
-    return {name: png(figure) for name, figure in figures.items()}
+            sketches[f"accuracy_by_{unit}"] = _by_bill(board, unit, model)
+    if fits:
+        sketches["accuracy_during_fit"] = _during_fit(fits, model)
+    return sketches
 
 
-def _by_shots(board: list[Record]) -> Figure:
+def _by_shots(board: list[Record], model: str) -> Sketch:
     records = _largest_budget(board)
+    shots = sorted({r["shots"] for r in records})
 
     def panel(ax: Axes, in_panel: list[Record]) -> None:
-        lines = _grouped(in_panel)
-        ax.set_xscale("log", base=2)
-        for i, (label, line) in enumerate(lines.items()):
-            nudge = 2 ** (0.035 * (i - len(lines) / 2))  # so that intervals do not hide each other
-            _series(ax, label, [r["shots"] * nudge for r in line], line)
-        shots = sorted({r["shots"] for r in records})
-        ax.set_xlim(shots[0] / 1.3, shots[-1] * (shots[-1] / shots[0]) ** 0.6 * 1.3)
-        ax.set_xticks(shots, [str(s) for s in shots])
-        ax.xaxis.set_minor_locator(NullLocator())
-        draw_labels(
-            ax, [Point(line[-1]["shots"] * 1.07, line[-1]["accuracy"], m, colour(m)) for m, line in lines.items()]
-        )
-
-    return _grid(
-        records, panel, f"Accuracy by shots, {allotment(records[0])}, {_seeds(records)}", "labelled images per class"
-    )
-
-
-def _by_bill(board: list[Record], unit: str) -> Figure:
-    limited = [r for r in board if r[f"budget_{unit}"] is not None] or board
-    shots = max(r["shots"] for r in limited)
-    records = [r for r in limited if r["shots"] == shots]
-    low, top = min(r[unit] for r in records if r[unit]) / 2, max(r[unit] for r in records)
-    ticks = [10.0**k for k in range(13) if low <= 10.0**k <= 2 * top]
-
-    def panel(ax: Axes, in_panel: list[Record]) -> None:
-        ax.set_xscale("log")
-        ax.set_xlim(low / (top / low) ** 0.6, top * (top / low) ** 0.85)  # room for names on both sides
+        lines = by_label(in_panel)
         points = []
-        for label, line in _grouped(in_panel).items():
-            paid = sorted((r for r in line if r[unit]), key=lambda r: r[unit])
-            if paid:
-                _series(ax, label, [r[unit] for r in paid], paid)
-                points.append(Point(paid[-1][unit], paid[-1]["accuracy"], label, colour(label)))
+        for i, (label, line) in enumerate(lines.items()):
+            nudge = 2 ** (0.035 * (i - len(lines) / 2))  # so that spreads do not hide each other
+            series(ax, label, [r["shots"] * nudge for r in line], line)
+            points.append(Point(line[-1]["shots"] * nudge, line[-1]["accuracy"], label))
+        draw_labels(ax, points, [*shots, *(p.x for p in points), *(p.x * shots[0] / shots[-1] for p in points)])
+        ax.set_xticks(shots, [str(s) for s in shots])
+        ax.minorticks_off()
+
+    title = f"Accuracy by labelled images per class, {allotment(records[0])}, {seeds_text(records)}{model}"
+    left_out = _others(board, records, "other allotments")
+    caption = f"Accuracy on the data sets' own test sets with more labelled images per class. {BARS}{left_out}"
+    return Sketch(grid(records, panel, accuracy_range, title, "labelled images per class"), title, caption)
+
+
+def _by_bill(board: list[Record], unit: str, model: str) -> Sketch:
+    shots = max(r["shots"] for r in board)
+    records = [r for r in board if r["shots"] == shots]
+    paid = [r[unit] for r in records if r[unit]]
+    several = len({(r["budget_requests"], r["budget_images"]) for r in records}) > 1
+
+    def panel(ax: Axes, in_panel: list[Record]) -> None:
+        points = []
+        for label, line in by_label(in_panel).items():
+            billed = sorted((r for r in line if r[unit]), key=lambda r: r[unit])
+            if billed:
+                series(ax, label, [r[unit] for r in billed], billed)
+                points.append(Point(billed[-1][unit], billed[-1]["accuracy"], label))
             else:  # free to fit: a level, not a point
                 level = [line[0]["accuracy"]] * 2
-                ax.plot([low, top], level, color=colour(label), dashes=DASHES.get(label, (3, 2)), lw=1, zorder=1)
-                points.append(Point(top, line[0]["accuracy"], label, colour(label)))
-        ax.set_xticks(ticks, [_short(x) for x in ticks])
-        ax.xaxis.set_minor_locator(NullLocator())
-        draw_labels(ax, points)
+                dashes = DASHES.get(label, (3, 2))
+                ax.plot([min(paid), max(paid)], level, color=colour(label), dashes=dashes, lw=1, zorder=1)
+                points.append(Point(max(paid), line[0]["accuracy"], label))
+        draw_labels(ax, points, paid, both_sides=True)
+        number_ticks(ax, paid)
 
-    return _grid(
-        records,
-        panel,
-        f"Accuracy by {unit} billed for fitting, {shots} shots, {_seeds(records)}",
-        f"{unit} (log scale)",
+    what = {"requests": "requests", "images": "image rows"}[unit]
+    how = "a line joins a method's allotments" if several else f"one point per method: {allotment(records[0])}"
+    title = f"Accuracy by {what} billed for fitting, {shots} shots, {how}, {seeds_text(records)}{model}"
+    caption = (
+        f"Accuracy on the data sets' own test sets and the {what} that fitting cost. Methods that are free to fit are "
+        f"horizontal lines. {BARS}{_others(board, records, 'other shots')}"
     )
+    return Sketch(grid(records, panel, accuracy_range, title, f"{what} (logarithmic)", WIDE), title, caption)
 
 
-def _gains(overall: list[Record], board: list[Record]) -> Figure:
-    records = _largest_budget(overall)
-    shots = max(r["shots"] for r in records)
-    records = [r for r in records if r["shots"] == shots]
+def _fits(rows: pa.Table) -> list[Record]:
+    """Return one record for each trial whose accuracy during the fit was recorded (`curve=N`)."""
+    if not any(text != "[]" for text in rows["curve"].to_pylist()):
+        return []
+    records = []
+    for section, methods in cells(rows).items():
+        for label, of_label in methods.items():
+            for row in of_label:
+                curve = json.loads(row["curve"]) if section.kind in ("source", "base") else []
+                if curve:
+                    records.append(section._asdict() | {k: row[k] for k in ("access", "seed")} | {"label": label})
+                    records[-1]["curve"] = curve
+    return records
+
+
+def _during_fit(fits: list[Record], model: str) -> Sketch:
+    records = _at_one_point(fits)
+    limits = records[0]["budget_requests"], records[0]["budget_images"]
+    unit = "images" if limits[0] is None and limits[1] is not None else "requests"
+    column = ("requests", "images").index(unit)
+    spent = [point[column] for r in records for point in r["curve"]]
+
+    def panel(ax: Axes, in_panel: list[Record]) -> None:
+        ends = []
+        for label, trials in by_label(in_panel).items():
+            for r in trials:
+                x, y = [point[column] for point in r["curve"]], [point[2] for point in r["curve"]]
+                ax.plot(x, y, marker=MARKERS.get(r["access"], "*"), ms=3, lw=1, color=colour(label), alpha=0.8)
+            last = max(trials, key=lambda r: r["curve"][-1][column])["curve"][-1]
+            ends.append(Point(last[column], last[2], label))
+        draw_labels(ax, ends, spent, both_sides=True)
+        number_ticks(ax, spent)
+
+    what = {"requests": "requests", "images": "image rows"}[unit]
+    title = f"Accuracy during the fit, {records[0]['shots']} shots, {allotment(records[0])}{model}"
+    caption = (
+        "Test accuracy of copies of the method during the fit (`curve`), one line per seed. It is a diagnostic: no "
+        f"method sees it, and no number of the table depends on it.{_others(fits, records, 'other trials')}"
+    )
+    return Sketch(grid(records, panel, lambda r: [p[2] for p in r["curve"]], title, what, WIDE), title, caption)
+
+
+def _gains(overall: list[Record], board: list[Record], kinds: Sequence[str], model: str) -> Sketch:
+    records = [r for r in _at_one_point(overall) if r["kind"] in kinds]
+    shots = records[0]["shots"]
     key = ("label", "model", "model_digest", "shots", "budget_requests", "budget_images", "access_class", "kind")
-    kinds = [k for k in WHERE if any(r["kind"] == k for r in records)]
     classes = [c for c in CLASSES if any(r["access_class"] == c for r in records)]
     order = {c: _best_last([r for r in records if r["access_class"] == c]) for c in classes}
     heights = [len(order[c]) + 0.8 for c in classes]
-    figure = Figure(figsize=(1.2 + 4.4 * len(kinds), 1.5 + 0.3 * sum(heights)), layout="constrained")
+    wide = 4.8 if len(kinds) == 1 else 1.2 + 4.4 * len(kinds)
+    figure = Figure(figsize=(wide, 1.5 + 0.3 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(classes), len(kinds), squeeze=False, sharex=True, height_ratios=heights)
     for row, name in enumerate(classes):
         for column, kind in enumerate(kinds):
             ax, labels = axes[row][column], order[name]
-            by_label = {r["label"]: r for r in records if r["access_class"] == name and r["kind"] == kind}
+            of_label = {r["label"]: r for r in records if r["access_class"] == name and r["kind"] == kind}
             ax.axvline(0, color="black", dashes=DASHES["zero_shot"], lw=1)
-            for y, r in [(y, by_label[label]) for y, label in enumerate(labels) if label in by_label]:
-                paint, marker, bar = colour(r["label"]), MARKERS.get(r["access"], "*"), r["gain_zero_shot_ci95"] or 0
+            for y, r in [(y, of_label[label]) for y, label in enumerate(labels) if label in of_label]:
                 each = [b["gain_zero_shot"] for b in board if all(b[k] == r[k] for k in key)]
-                single = [gain for gain in each if gain is not None]
-                ax.plot(single, [y + 0.28] * len(single), "|", color=paint, ms=7, alpha=0.7)
-                ax.errorbar(r["gain_zero_shot"], y, xerr=bar, fmt=marker, color=paint, ms=6, lw=2, capsize=3)
-            ax.set_yticks(
-                range(len(labels)),
-                [plain(label, LONGEST_NAME) for label in labels] if column == 0 else [""] * len(labels),
-            )
+                _gain(ax, y, r, [gain for gain in each if gain is not None])
+            shown = [plain(label, LONGEST_NAME) for label in labels] if column == 0 else [""] * len(labels)
+            ax.set_yticks(range(len(labels)), shown)
             ax.set_ylim(-0.6, len(labels) - 0.2)
             ax.grid(axis="x", color="#e6e6e6")
             ax.set_title(f"{name}: {WHERE[kind]}", fontsize=9, loc="left")
-            _style(ax)
+            bare(ax)
     for ax in axes[-1]:
         ax.set_xlabel("gain over zero-shot in points (ticks: single test sets)", fontsize=8.5)
-    figure.suptitle(f"Gain over zero-shot, {shots} shots, {allotment(records[0])}, {_seeds(records)}", fontsize=11)
-    _marker_legend(figure, records)
-    return figure
+    title = f"Gain over zero-shot, {shots} shots, {allotment(records[0])}, {seeds_text(records)}{model}"
+    add_title(figure, title)
+    access_legend(figure, records)
+    caption = (
+        "Accuracy minus that of zero-shot, in percentage points; best method on top. Small ticks: single test sets. "
+        f"{BARS}{_others([r for r in overall if r['kind'] in kinds], records, 'other shots and allotments')}"
+    )
+    if len(kinds) > 1:
+        title = title.replace("Gain over zero-shot", "Gain over zero-shot on each kind of test set", 1)
+    return Sketch(figure, title, caption)
 
 
-def _grid(records: list[Record], panel: Callable[[Axes, list[Record]], None], title: str, xlabel: str) -> Figure:
-    """Draw panels by access class and data set. Panels share the x axis, those of a data set the y axis."""
-    sets = sorted({r["dataset"] for r in records})
-    classes = [c for c in CLASSES if any(r["access_class"] == c for r in records)]
-    wide = min(COLUMNS, len(sets))
-    lines = [(c, sets[i : i + wide]) for c in classes for i in range(0, len(sets), wide)]
-    figure = Figure(figsize=(0.8 + 4.4 * wide, 1.3 + 3.1 * len(lines)), layout="constrained")
-    axes = figure.subplots(len(lines), wide, squeeze=False)
-    filled = []
-    for row, (name, some) in enumerate(lines):
-        for column in range(wide):
-            ax = axes[row][column]
-            if column >= len(some):
-                ax.remove()
-                continue
-            in_panel = [r for r in records if r["access_class"] == name and r["dataset"] == some[column]]
-            spread = [r["accuracy"] for r in records if r["dataset"] == some[column]]
-            ax.set_ylim(min(spread) - 4, max(spread) + 4)  # a data set has one scale in all access classes
-            ax.set_title(f"{plain(some[column], LONGEST_NAME)}   ({name})", fontsize=9.5, loc="left")
-            ax.set_xlabel(xlabel, fontsize=8.5)
-            ax.grid(color="#ececec")
-            ax.set_axisbelow(True)
-            if column == 0:
-                ax.set_ylabel("accuracy (%)", fontsize=8.5)
-            _style(ax)
-            filled.append((ax, in_panel))
-    figure.suptitle(title, fontsize=11)
-    _marker_legend(figure, records)
-    figure.draw_without_rendering()  # fixes the panels' sizes, so that labels can be kept apart in pixels
-    figure.set_layout_engine("none")
-    for ax, in_panel in filled:
-        panel(ax, in_panel)
-    return figure
+def _gain(ax: Axes, y: int, r: Record, single: list[float]) -> None:
+    paint, around, mean = colour(r["label"]), spread(r, "gain_zero_shot"), r["gain_zero_shot"]
+    ax.plot(single, [y + 0.28] * len(single), "|", color=paint, ms=7, alpha=0.7)
+    bar = None if around is None else [[mean - around.low], [around.high - mean]]
+    caps = 3 if around is not None and around.is_interval else 0
+    ax.errorbar(mean, y, xerr=bar, fmt=MARKERS.get(r["access"], "*"), color=paint, ms=6, lw=2, capsize=caps)
 
 
-def _series(ax: Axes, label: str, x: list[float], line: list[Record]) -> None:
-    y, bars = [r["accuracy"] for r in line], [r["accuracy_ci95"] or 0.0 for r in line]
-    marker = MARKERS.get(line[0]["access"], "*")
-    style = (0, DASHES[label]) if label in DASHES else "-"
-    ax.errorbar(x, y, bars, fmt="none", elinewidth=1, capsize=2, color=colour(label), alpha=0.5)
-    ax.plot(x, y, marker=marker, ms=4.5, lw=1.3, color=colour(label), ls=style)
+def _model(r: Record) -> tuple[str, str, str]:
+    return r["model"], r["model_digest"], r["precision"]
 
 
-def _seeds(records: list[Record]) -> str:
-    most = max(r["seeds"] for r in records)
-    return f"{most} seeds" if most > 1 else "1 seed (no interval)"
+def _others(everything: Sequence[Record], shown: Sequence[Record], which: str) -> str:
+    """Return a sentence about what a figure leaves out."""
+    return f" Not shown: {which}; the table has them." if len(everything) > len(shown) else ""
 
 
 def _largest_budget(records: list[Record]) -> list[Record]:
@@ -219,43 +265,15 @@ def _largest_budget(records: list[Record]) -> list[Record]:
     return [r for r in records if size(r) == top]
 
 
+def _at_one_point(records: list[Record]) -> list[Record]:
+    """Return the records with the largest allotment, and of these the ones with the most shots."""
+    largest = _largest_budget(records)
+    return [r for r in largest if r["shots"] == max(r["shots"] for r in largest)]
+
+
 def _best_last(records: list[Record]) -> list[str]:
     gains: dict[str, list[float]] = defaultdict(list)
     for r in records:
         if r["kind"] == "source" or not any(o["kind"] == "source" for o in records):
             gains[r["label"]].append(r["gain_zero_shot"])
     return sorted(gains, key=lambda label: float(np.mean(gains[label])))
-
-
-def _grouped(records: list[Record]) -> dict[str, list[Record]]:
-    lines: dict[str, list[Record]] = defaultdict(list)
-    for r in sorted(records, key=lambda r: (r["shots"], r["label"])):
-        lines[r["label"]].append(r)
-    return lines
-
-
-def _marker_legend(figure: Figure, records: list[Record]) -> None:
-    kinds = sorted({r["access"] for r in records}, key=lambda a: list(MARKERS).index(a) if a in MARKERS else 99)
-    handles = [
-        Line2D([], [], ls="", marker=MARKERS.get(a, "*"), color="#555555", label=a or "no access") for a in kinds
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
-
-
-def _style(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=8.5)
-
-
-def _short(x: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if x >= size:
-            return f"{x / size:g}{letter}"
-    return f"{x:g}"
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as the content of a PNG file."""
-    out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
-    return out.getvalue()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -30,6 +31,9 @@ from pipeline.results.runs import read_runs
 from pipeline.results.screen import screen
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
+
+if TYPE_CHECKING:
+    from pipeline.results.drawing import Drawing
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,11 @@ class Report:
         return overview(self.board, self.summary, axis)
 
     @cached_property
-    def figures(self) -> dict[str, bytes]:
-        """PNG figures by name."""
+    def figures(self) -> dict[str, Drawing]:
+        """Figures by name."""
         from pipeline.results.plots import draw  # matplotlib takes long to import
 
-        return draw(self.board, self.summary)
+        return draw(self.board, self.summary, self.selection.rows)
 
 
 def make_report(
@@ -141,7 +145,7 @@ FILES: Mapping[str, Callable[[Report], str]] = {
 def report_files(report: Report) -> dict[str, bytes]:
     """Return the content of every file of a report, by its path in the report's folder."""
     texts = {name: render(report).encode() for name, render in FILES.items()}
-    return texts | {f"figures/{name}.png": png for name, png in report.figures.items()}
+    return texts | {f"figures/{name}.png": figure.png for name, figure in report.figures.items()}
 
 
 def write_report(report: Report, storage: Path) -> Path:

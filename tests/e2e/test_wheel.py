@@ -37,6 +37,8 @@ overrides = ["model=fake", "datasets=[icons]", "eval_shift=false", "shots=1", "s
 assert "ray" not in sys.modules and "mlflow" not in sys.modules
 outcome = farebox.run("methods=[feature_mean,zero_shot]", *overrides[:-1], "storage=two", echo=lambda line: None)
 assert outcome.problems == (), outcome.problems
+page = open("two/leaderboard/leaderboard.html").read()
+assert "<script>" in page and ":root {" in page  # page.js and page.css are in the wheel
 results, board = farebox.load_results("two"), farebox.leaderboard("two")
 print(json.dumps({
     "alone": [row.method, row.accuracy],

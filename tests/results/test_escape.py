@@ -89,7 +89,7 @@ def test_a_name_stays_a_name_on_the_page_and_in_figures(name: str) -> None:
 
     text = page(report_of(rows(name), title=name, label=name))
     Check().feed(text)
-    assert not {"script", "b"} & set(tags) and "\x1b" not in text
+    assert tags.count("script") == 1 and "b" not in tags and "\x1b" not in text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert report_of(

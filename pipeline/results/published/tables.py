@@ -107,19 +107,21 @@ def _latex(records: Sequence[Record]) -> str:
 def html(board: pa.Table) -> str:
     """Return the section of the HTML page."""
     records = matches(board)
-    parts = [f"<h2 id=printed>{TITLE}</h2><p>{escape(counted(records))}</p>"]
+    parts = [f"<p>{escape(counted(records))}</p>"]
     parts += [f"<p>{escape(MEANING)}</p>"] if records else []
     for head, group in _sections(records):
         shown = [
             cells | {"source": r["printed_source"], "note": r["printed_note"]}
             for cells, r in zip(_shown(group), group, strict=True)
         ]
-        lines = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in shown[0])}</tr>"]
+        lines = [f"<tr>{''.join(f'<th scope=col>{escape(name)}</th>' for name in shown[0])}</tr>"]
         for cells in shown:
             theirs = (" class=printed" if name not in ("method", "ours", "seeds") else "" for name in cells)
             row = (f"<td{c}>{escape(cell)}</td>" for c, cell in zip(theirs, cells.values(), strict=True))
             lines.append(f"<tr>{''.join(row)}</tr>")
-        parts.append(f"<h3>{escape(head)}</h3><div class=wide><table>{''.join(lines)}</table></div>")
+        parts.append(
+            f"<div class=wide tabindex=0><table><caption>{escape(head)}</caption>{''.join(lines)}</table></div>"
+        )
     return "\n".join(parts)
 
 

@@ -1,0 +1,65 @@
+"""Spread of an estimate over seeds: a confidence interval for three or more seeds, the range for two, else nothing.
+
+With two seeds, Student's t multiplies the standard error by 12.7: the interval is far wider than the difference of the
+two values and is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+MIN_SEEDS = 3
+"""Seeds from which on a confidence interval is shown."""
+_T2 = float(stdtrit(1, 0.975))
+
+
+class Spread(NamedTuple):
+    """Spread of a mean over seeds."""
+
+    low: float
+    high: float
+    is_interval: bool
+    """True: 95% confidence interval. False: smallest and largest value."""
+
+
+def spread(record: Mapping[str, Any], name: str) -> Spread | None:
+    """Return the spread of a column of the leaderboard, e.g. `accuracy`; None for fewer than two seeds.
+
+    Args:
+        record: A record of the leaderboard.
+        name: The column of the mean; `NAME_ci95` holds the half-width of its interval.
+    """
+    mean, half_width = record.get(name), record.get(f"{name}_ci95")
+    seeds = record.get(f"{name}_pairs", record.get("seeds")) or 0
+    if mean is None or seeds < 2:
+        return None
+    if seeds >= MIN_SEEDS:
+        return None if half_width is None else Spread(mean - half_width, mean + half_width, True)
+    low, high = record.get(f"{name}_min"), record.get(f"{name}_max")
+    if low is not None and high is not None:
+        return Spread(low, high, False)
+    # the half-width of two values is t times half of their difference
+    return None if half_width is None else Spread(mean - half_width / _T2, mean + half_width / _T2, False)
+
+
+def estimate(record: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """Return a mean with its spread: '57.8 ± 1.2', for two seeds '57.8 (56.1 to 59.5)', for one '57.8'; else '-'."""
+    mean, around = record.get(name), spread(record, name)
+    if mean is None:
+        return "-"
+    if around is None:
+        return f"{mean:{sign}.1f}"
+    if around.is_interval:
+        return f"{mean:{sign}.1f} ± {around.high - mean:.1f}"
+    if f"{around.low:.1f}" == f"{around.high:.1f}":
+        return f"{mean:{sign}.1f}"
+    return f"{mean:{sign}.1f} ({around.low:{sign}.1f} to {around.high:{sign}.1f})"
+
+
+def excludes_zero(record: Mapping[str, Any], name: str) -> bool:
+    """Return whether the mean has a 95% confidence interval that does not contain 0."""
+    around = spread(record, name)
+    return around is not None and around.is_interval and (around.low > 0 or around.high < 0)
