@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from scipy.special import stdtrit
-
 MIN_SEEDS = 3
 """Seeds from which on a confidence interval is shown."""
-_T2 = float(stdtrit(1, 0.975))
 
 
 class Spread(NamedTuple):
@@ -30,7 +27,8 @@ def spread(record: Mapping[str, Any], name: str) -> Spread | None:
 
     Args:
         record: A record of the leaderboard.
-        name: The column of the mean; `NAME_ci95` holds the half-width of its interval.
+        name: The column of the mean; `NAME_ci95` holds the half-width of its interval, `NAME_min` and
+            `NAME_max` the range.
     """
     mean, half_width = record.get(name), record.get(f"{name}_ci95")
     seeds = record.get(f"{name}_pairs", record.get("seeds")) or 0
@@ -39,10 +37,7 @@ def spread(record: Mapping[str, Any], name: str) -> Spread | None:
     if seeds >= MIN_SEEDS:
         return None if half_width is None else Spread(mean - half_width, mean + half_width, True)
     low, high = record.get(f"{name}_min"), record.get(f"{name}_max")
-    if low is not None and high is not None:
-        return Spread(low, high, False)
-    # the half-width of two values is t times half of their difference
-    return None if half_width is None else Spread(mean - half_width / _T2, mean + half_width / _T2, False)
+    return None if low is None or high is None else Spread(low, high, False)
 
 
 def estimate(record: Mapping[str, Any], name: str, sign: str = "") -> str:

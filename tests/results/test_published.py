@@ -207,8 +207,8 @@ def test_the_comparison_says_what_a_printed_number_was_chosen_on() -> None:
     at = head.index("sel.")
     shown = {line[at : at + 4].strip() for line in text.splitlines() if line.endswith("Tip-Adapter (exp.log)")}
     assert shown == {"test", "val"}
-    empty = with_printed("csv", "", report_of([make()]).board).split("\n")[1]
-    assert {*matches(board)[0]} == {*empty.split(",")}, "the columns are those of a table without matches"
+    without = with_printed("csv", "", report_of([make()]).board).splitlines()[0].split(",")
+    assert "printed_selects_on" in without, "the columns are those of a table with matches"
 
 
 def test_the_page_has_a_section_of_its_own() -> None:
