@@ -2,10 +2,10 @@
 
 A *section* holds comparable rows: one access class, model, test set, number of shots and allotment. Its rows are
 grouped by label: the method's name, with the settings that differ between variants of the method. `zero_shot`,
-`zero_shot_ensemble`, `pixel_nn` and `logit_head` appear in every section as references. A section without trials of a
-reference takes them from another section of the same model and test set. For the zero-shot references, which cost
-nothing to fit, any number of shots and any budget will do; for the others the shots must be equal, and budgets under
-which the reference's bill fits into this section's allotment are preferred.
+`zero_shot_ensemble`, `pixel_nn`, `logit_head` and `score_ridge` appear in every section as references. A section
+without trials of a reference takes them from another section of the same model and test set. For the zero-shot
+references, which cost nothing to fit, any number of shots and any budget will do; for the others the shots must be
+equal, and budgets under which the reference's bill fits into this section's allotment are preferred.
 
 A row is paired with a reference row only if `may_pair` holds: both agree in everything that affects a result except the
 method.
@@ -31,9 +31,9 @@ Cells = dict["Section", dict[str, list[Row]]]
 CLASSES = ("labels", "top-k", "scores", "features", "white box")
 """Access classes, from the least detailed answers on."""
 HARMONIC = "harmonic"
-GAINS = {"zero_shot": (*KINDS, HARMONIC), "logit_head": ("source", "shift")}
+GAINS = {"zero_shot": (*KINDS, HARMONIC), "logit_head": ("source", "shift"), "score_ridge": ("source", "shift")}
 """References of gains, and the kinds of test set on which each can be evaluated."""
-REFERENCES = (*FREE, "pixel_nn", "logit_head")
+REFERENCES = (*FREE, "pixel_nn", "logit_head", "score_ridge")
 
 
 class Section(NamedTuple):
@@ -203,9 +203,14 @@ def _with_references(
 
 
 def missing_references(board: pa.Table) -> list[str]:
-    """Return one line per reference that some methods of a leaderboard could not be compared with."""
+    """Return one line per reference that some methods of a leaderboard could not be compared with.
+
+    A leaderboard without any score_ridge has no such line: its column is left out.
+    """
     lines = []
     for name, kinds in GAINS.items():
+        if name == "score_ridge" and name not in board["method"].to_pylist():
+            continue
         places: dict[str, list[str]] = defaultdict(list)
         for record in board.to_pylist():
             has_gain = record["kind"] in kinds and record["accuracy"] is not None and record["method"] != name

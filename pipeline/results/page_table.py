@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.budget import Limits
 from pipeline.console import plain
-from pipeline.results.comparison import HARMONIC, access_class
+from pipeline.results.comparison import GAINS, HARMONIC, access_class
 from pipeline.results.spread import estimate, excludes_zero
 from pipeline.results.tables import count, sections, state
 
@@ -78,6 +78,7 @@ NUMBERS = (
     _accuracy("accuracy", meaning="correct test images in percent"),
     _gain("over zero_shot", "zero_shot", meaning="accuracy minus that of zero_shot in percentage points"),
     _gain("over logit_head", "logit_head", meaning="accuracy minus that of logit_head in percentage points"),
+    _gain("over score_ridge", "score_ridge", meaning="accuracy minus that of score_ridge in percentage points"),
 )
 HALVES = (
     _accuracy("base", "base", "accuracy on the fitted classes in percent"),
@@ -193,7 +194,7 @@ def filters(records: Sequence[Record]) -> list[Filter]:
 def columns_of(records: Sequence[Record]) -> list[Column]:
     """Return the columns that have a value in a record, and those that are always shown."""
     halves = records[0]["kind"] == HARMONIC
-    by_image = () if halves else (_by_image("zero_shot"), _by_image("logit_head"))
+    by_image = () if halves else tuple(map(_by_image, GAINS))
     every = (METHOD, *CELLS, *(HALVES if halves else NUMBERS), *BILLS, *by_image, *DETAILS)
     several_models = len(set(map(model, records))) > 1
     used = [c for c in every if c.name in ALWAYS or any(c.cell(r) not in ("", "-") for r in records)]

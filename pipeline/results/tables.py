@@ -27,7 +27,7 @@ from pipeline.results.row import STATUSES
 Record = dict[str, Any]
 
 WIDTH = 120
-DISPENSABLE = ("rank", "over logit_head", "images", "seeds")
+DISPENSABLE = ("rank", "over score_ridge", "over logit_head", "images", "seeds")
 """Columns that are left out of a text table for which a terminal is too narrow, in this order."""
 HALVES = ("base", "new")
 """Kinds that are shown in one table, with their harmonic mean."""
@@ -43,7 +43,7 @@ RAW = (
 """Columns of a row in `--raw`; `left_out` follows them."""
 LEGEND = {
     "accuracy": "Top-1 accuracy in percent, mean over seeds ± 95% CI (t).",
-    "gain": "Difference to zero_shot or logit_head in percentage points, paired by data set and seed, ± 95% CI (t).",
+    "gain": "Difference to zero_shot, logit_head or score_ridge in points, paired by data set and seed, ± 95% CI (t).",
     "95% CI (t)": "95% confidence interval over seeds (Student's t), as half-width. With two seeds: the range.",
     "by image [ , ]": "95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed).",
     "rank": "Average rank within the access class; shown only with five or more seeds.",
