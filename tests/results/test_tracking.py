@@ -18,8 +18,9 @@ from pipeline.errors import FareboxError, TrackingError
 from pipeline.results.report import write_report
 from pipeline.results.row import ResultRow, to_rows
 from pipeline.results.store import ResultStore
-from pipeline.results.tracking import Mirror, Synced, ui_command
-from pipeline.results.tracking_names import VIEW
+from pipeline.results.tracking import Mirror, Synced
+from pipeline.results.tracking_store import ui_command
+from pipeline.results.tracking_views import VIEWS
 from tests.support.synthetic import make, report_of, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
@@ -62,13 +63,13 @@ def test_a_trial_is_one_finished_flat_run(opened: MakeMirror, tmp_path: Path) ->
     (run,) = runs(mirror)
     assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 12500
     assert "mlflow.parentRunId" not in run.data.tags
-    assert run.data.params["method"] == "craft" and run.data.params["config.popsize"] == "20"
+    assert run.data.params["method"] == "craft" and run.data.params["trial/config.popsize"] == "20"
     assert run.data.metrics["accuracy"] == pytest.approx(rows[0].accuracy, abs=1e-3)
-    assert run.data.metrics["bill/adapt_requests"] == rows[0].adapt_requests == run.data.metrics["requests"]
+    assert run.data.metrics["requests"] == rows[0].requests and not any(k.startswith("bill") for k in run.data.metrics)
     assert run.data.metrics["shift/icons_outline/accuracy"] == pytest.approx(rows[1].accuracy, abs=1e-3)
     curve = mirror.client.get_metric_history(run.info.run_id, "curve/accuracy")
     assert [(m.step, m.value) for m in curve] == [(p[0], p[2]) for p in json.loads(rows[0].curve)]
-    assert artifacts(mirror, run.info.run_id) == ["config.json", "predictions", "rows.json"]
+    assert artifacts(mirror, run.info.run_id) == ["bill.json", "config.json", "predictions", "rows.json"]
     assert artifacts(mirror, run.info.run_id, "predictions") == ["predictions/icons.arrow"]
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)  # not in the folder we are in
 
@@ -116,7 +117,7 @@ def test_failed_and_unfunded_trials_are_runs_too(opened: MakeMirror) -> None:
     mirror.mirror([make(status="failed", error="EndpointLost: replica 1 died")])
     mirror.mirror([make(seed=2, status="unfunded")])
     mirror.mirror([make(seed=3, status="budget_exhausted", accuracy=30.0)])
-    assert sorted((r.info.status, r.data.params["status"]) for r in runs(mirror)) == [
+    assert sorted((r.info.status, r.data.params["trial/status"]) for r in runs(mirror)) == [
         ("FAILED", "failed"),
         ("FAILED", "unfunded"),
         ("FINISHED", "budget_exhausted"),
@@ -171,7 +172,7 @@ def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror,
     assert table["columns"][:3] == ["label", "test_set", "accuracy"] and len(table["data"]) == 10
     tags = mirror.client.get_experiment(mirror.experiment_id).tags
     assert f"/runs/{first}/artifacts/leaderboard.html" in tags["mlflow.note.content"]
-    assert json.loads(tags["mlflow.sharedViewState.leaderboard"]) == VIEW
+    assert {n: json.loads(tags[f"mlflow.sharedViewState.{n}"]) for n in VIEWS} == VIEWS
     assert run.info.status == "FINISHED"
 
 
@@ -255,7 +256,7 @@ def test_any_name_is_fitted_to_mlflow_and_different_names_stay_different(opened:
     found = [v for k, v in run.data.metrics.items() if k.startswith("shift/") and k.endswith("/accuracy")]
     assert sorted(found) == [float(i) for i in range(len(names))]
     assert run.data.metrics["shift/数据/accuracy"] == 7.0  # what MLflow takes is kept as it is
-    assert sum(k.startswith("notes.note") for k in run.data.params) == 150
+    assert sum(k.startswith("trial/notes.note") for k in run.data.params) == 150
     assert max(map(len, run.data.params.values())) <= 5000 and len(run.info.run_name) <= 250
     rows_json = mirror.client.download_artifacts(run.info.run_id, "rows.json")
     assert [r["test_set"] for r in json.loads(Path(rows_json).read_text())][1:] == names
@@ -277,7 +278,11 @@ def test_a_param_tells_the_rows_of_two_templates_apart(opened: MakeMirror) -> No
     mirror = opened()
     mirror.mirror([make(trial_id="a", accuracy=1.0, template="A {}", data_digest="d", classnames_digest="c")])
     (run,) = runs(mirror)
-    assert {run.data.params[k] for k in ("template", "data_digest", "classnames_digest")} == {"A {}", "d", "c"}
+    assert {run.data.params[f"trial/{k}"] for k in ("template", "data_digest", "classnames_digest")} == {
+        "A {}",
+        "d",
+        "c",
+    }
 
 
 def test_one_trial_that_mlflow_does_not_take_does_not_stop_the_others(
