@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,18 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
+from pipeline.commands import mirror as mirror_command
 from pipeline.errors import FareboxError, TrackingError
+from pipeline.results import tracking
 from pipeline.results.report import write_report
 from pipeline.results.row import ResultRow, to_rows
 from pipeline.results.store import ResultStore
 from pipeline.results.tracking import Mirror, Synced
+from pipeline.results.tracking_names import name_of
 from pipeline.results.tracking_store import ui_command
 from pipeline.results.tracking_views import VIEWS
+from pipeline.source_code import code_digest
+from tests.support.browser import free_port
 from tests.support.synthetic import make, report_of, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
@@ -341,3 +348,138 @@ def test_sync_follows_no_path_of_a_row_and_writes_the_leaderboard(
     mirror = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", storage / "mlflow", "farebox/synthetic")
     assert len(runs(mirror)) == 3 and len(runs(mirror, "tags.`farebox.kind` = 'leaderboard'")) == 1
     assert not list(storage.rglob("mlflow/**/secret"))
+
+
+def test_dataset_method_seed_and_shots_stand_first_among_the_params(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([replace(trial()[0], notes='{"a": 1}', cpu="EPYC", torch_version="2.6")])
+    (run,) = runs(mirror)
+    assert sorted(run.data.params)[:4] == ["dataset", "method", "seed", "shots"]
+    assert {"trial/config.popsize", "trial/notes.a", "trial/model"} <= set(run.data.params)
+    assert (run.data.tags["system.cpu"], run.data.tags["system.torch"]) == ("EPYC", "2.6")
+    assert not {"cpu", "trial/cpu"} & set(run.data.params)
+
+
+def test_a_run_names_its_split_and_describes_its_outcome(opened: MakeMirror) -> None:
+    mirror, row = opened(), trial()[0]
+    mirror.mirror([row])
+    (run,) = runs(mirror)
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == (row.dataset, row.split_digest[:36])
+    note = run.data.tags["mlflow.note.content"]
+    assert f"{row.accuracy:.1f}%" in note and f"{row.requests:,} requests" in note
+
+
+def test_the_bill_is_one_table_with_a_row_per_phase(opened: MakeMirror) -> None:
+    mirror, row = opened(), trial()[0]
+    mirror.mirror([row])
+    (run,) = runs(mirror)
+    table = json.loads(Path(mirror.client.download_artifacts(run.info.run_id, "bill.json")).read_text())
+    bill = {phase: dict(zip(table["columns"][1:], units, strict=True)) for phase, *units in table["data"]}
+    assert bill["adapt"]["requests"] == row.adapt_requests > 0
+    assert bill["evaluate"]["images"] == row.evaluate_images and bill["adapt + validate"]["outputs"] == row.outputs
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "bill.json", "type": "table"}]
+
+
+def test_run_names_differ_between_budgets() -> None:
+    budgets = [(None, None), (1000, None), (8000, None), (None, 8000), (8000, 256000)]
+    names = [name_of(make(budget_requests=requests, budget_images=images)) for requests, images in budgets]
+    assert len(set(names)) == len(budgets) and names[-1].endswith("-8000requests-256000images")
+
+
+def test_the_commit_is_named_only_if_the_present_code_ran_the_trial(
+    opened: MakeMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "git_tags", lambda: {"mlflow.source.git.commit": "c0ffee"})
+    mirror = opened()
+    mirror.mirror([make(trial_id="mine", code_digest=code_digest())])
+    mirror.mirror([make(trial_id="other", code_digest="other")])
+    commits = {r.data.tags["farebox.trial_id"]: r.data.tags.get("mlflow.source.git.commit") for r in runs(mirror)}
+    assert commits == {"mine": "c0ffee", "other": None}
+
+
+def test_means_of_methods_are_runs_that_change_with_the_report(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(4, 16), seeds=(1,), budgets=((8000, None),))
+    report = report_of(store.read())
+    folder = write_report(report, tmp_path)
+    mirror, summary = opened(), report.summary.to_pylist()
+    mirror.log_report(folder, [], summary, "first")
+    means = runs(mirror, VIEWS["methods"]["searchFilter"])
+    assert sorted((r.data.params["method"], r.data.params["shots"]) for r in means) == [
+        *(("craft", "16"), ("craft", "4"), ("zero_shot", "16"), ("zero_shot", "4"))
+    ]
+    of_craft = next(r for r in summary if (r["label"], r["shots"], r["kind"]) == ("craft", 16, "source"))
+    (craft,) = [r for r in means if (r.data.params["method"], r.data.params["shots"]) == ("craft", "16")]
+    assert craft.data.metrics["accuracy"] == pytest.approx(of_craft["accuracy"], abs=1e-3)
+    assert "shift/accuracy" in craft.data.metrics and mirror.has_report("first") and not mirror.has_report("second")
+    mirror.log_report(folder, [], [r for r in summary if r["label"] == "craft"], "second")
+    kept = runs(mirror, VIEWS["methods"]["searchFilter"])
+    assert {r.data.params["method"] for r in kept} == {"craft"} and mirror.has_report("second")
+    assert craft.info.run_id in {r.info.run_id for r in kept}
+
+
+def test_storages_of_equal_paths_on_two_machines_do_not_share_an_experiment(opened: MakeMirror, tmp_path: Path) -> None:
+    opened()
+    shared = tmp_path / "shared.db"
+    shutil.copy(tmp_path / "mlflow.db", shared)
+    mine, other, again = (
+        Mirror(f"sqlite:///{shared}", tmp_path / "runs" / "mlflow", "farebox/test", storage_id)
+        for storage_id in ("mine", "other", "mine")
+    )
+    assert mine.mirror(trial()) and other.mirror(trial())
+    assert mine.experiment_id == again.experiment_id != other.experiment_id
+
+
+def test_a_second_sync_writes_nothing_and_draws_no_figure(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    store = write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (tmp_path / "storage_id").write_text("abc\n")
+    write_report(report_of(store.read(), store.read_predictions), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert main(["sync", f"storage={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert "mirrored 3 of 3 trials" in said.err and "MLFLOW_TRACKING_URI is ignored" in said.err
+    for name in ("_write", "log_report"):
+        monkeypatch.setattr(Mirror, name, lambda *_: pytest.fail("written again"))
+    assert main(["sync", f"storage={tmp_path}"]) == 0
+    assert "mirrored" not in capsys.readouterr().err
+
+
+def test_ui_prints_both_addresses_and_opens_no_browser_on_a_pipe(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (tmp_path / "storage_id").write_text("abc\n")
+    executed: list[str] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(os, "execvpe", lambda file, command, environment: executed.extend(command))
+    monkeypatch.setattr(mirror_command, "_open_when_served", lambda *_: pytest.fail("a browser on a pipe"))
+    assert main(["ui", f"storage={tmp_path}", "--port", str(free_port())]) == 0
+    said = capsys.readouterr()
+    assert "compareRunsMode=CHART&viewStateShareKey=methods" in said.out and "viewStateShareKey=leaderboard" in said.out
+    assert "3 of 3 trials are not in MLflow" in said.err and "server" in executed
+
+
+@pytest.mark.parametrize(("words", "opens"), [([], True), (["--no-browser"], False)])
+def test_ui_opens_the_pages_of_a_server_without_its_password(
+    opened: MakeMirror,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    opens: bool,
+) -> None:
+    mirror = opened()
+    write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (tmp_path / "storage_id").write_text("abc\n")
+    pages: list[str] = []
+    monkeypatch.setenv("MLFLOW_AT", "http://me:secret@host:5000")
+    monkeypatch.setattr(mirror_command, "open_mirror", lambda config: mirror)
+    monkeypatch.setattr(mirror_command, "_can_show_pages", lambda: True)
+    monkeypatch.setattr(webbrowser, "open", pages.append)
+    assert main(["ui", f"storage={tmp_path}", "mlflow=${oc.env:MLFLOW_AT}", *words]) == 0
+    assert "compare methods:  http://host:5000/#/experiments/" in capsys.readouterr().out
+    assert [page.startswith("http://host:5000/#/") for page in pages] == ([True] if opens else [])

@@ -17,9 +17,6 @@ from typing import Any
 
 from tests.support.patience import SCALE
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""Key of an element's id, from the WebDriver standard."""
-
 
 def free_port() -> int:
     with socket.socket() as server:
@@ -69,16 +66,17 @@ class Browser:
         except AssertionError as error:
             raise AssertionError(f"{error}; the page shows: {self.text()[:3000]}") from None
 
-    def click(self, text: str, kind: str = "a") -> None:
-        """Click on the first element of a kind whose text contains `text`, once it is there."""
-        path = f"//{kind}[contains(normalize-space(.), '{text}')]"
-
-        def find_and_click() -> bool:
-            found = request(f"{self.session}/element", {"using": "xpath", "value": path})["value"][ELEMENT]
-            request(f"{self.session}/element/{found}/click", {})
-            return True
-
-        wait_for(find_and_click, f"a link {text!r} on {self.text()[:1000]}")
+    def click(self, text: str) -> None:
+        """Click on the first visible link whose text contains `text`, once it is there; stay in this tab."""
+        script = (
+            "const found = [...document.querySelectorAll('a')].find("
+            "a => a.textContent.includes(arguments[0]) && a.getClientRects().length);"
+            "if (found) { found.removeAttribute('target'); found.click(); } return Boolean(found)"
+        )
+        try:
+            wait_for(lambda: self.run(script, text), f"a link {text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the page shows: {self.text()[:3000]}") from None
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(request(f"{self.session}/screenshot")["value"]))
