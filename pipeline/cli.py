@@ -66,12 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the trials of a sweep that are not done yet, then print and write its leaderboard."""
     from pipeline.config.compose import compose
     from pipeline.config.files import notes
-    from pipeline.results.mirroring import BackgroundMirror
+    from pipeline.results.mirroring import BackgroundMirror, ignored_variable
     from pipeline.results.report import publish
     from pipeline.sweep import driver as sweep
 
     config = compose(arguments.words)
-    for line in notes(arguments.words):
+    for line in (*notes(arguments.words), *ignored_variable(config)):
         log(f"farebox: {line}")
     mirror = BackgroundMirror(config)
     outcome = sweep.run(config, echo, mirror.add)
@@ -146,20 +146,22 @@ def budget(arguments: argparse.Namespace) -> int:
 
 def sync(arguments: argparse.Namespace) -> int:
     """Rebuild the MLflow mirror of a sweep from its rows."""
-    from pipeline.commands.leaderboard import sync
+    from pipeline.commands.mirror import sync
     from pipeline.config.compose import compose
 
-    return exit_code(sync(compose(arguments.words), echo))
+    return exit_code(sync(compose(arguments.words), echo, log))
 
 
 def ui(arguments: argparse.Namespace) -> int:
-    """Serve the MLflow pages of a sweep on this machine."""
-    from pipeline.commands.leaderboard import ui_command
+    """Serve the MLflow pages of a sweep on this machine, and open the comparison of its methods in a browser."""
+    from pipeline.commands.mirror import ui
     from pipeline.config.compose import compose
 
-    command, environment = ui_command(compose(arguments.words), arguments.port)
-    echo(f"http://127.0.0.1:{arguments.port}  (press Ctrl-C to stop)")
-    os.execvpe(command[0], command, os.environ | environment)
+    served = ui(compose(arguments.words), arguments.port, arguments.browser, echo, log)
+    if served is not None:
+        command, environment = served
+        os.execvpe(command[0], command, os.environ | environment)
+    return 0
 
 
 def methods(arguments: argparse.Namespace) -> int:
@@ -290,7 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
     add_budget_commands(command(budget, overrides=False))
     command(sync)
-    command(ui).add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
+    pages = command(ui)
+    pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
+    pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
     benches = command(bench, overrides=False)
     benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")

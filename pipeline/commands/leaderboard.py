@@ -1,4 +1,4 @@
-"""`farebox leaderboard`, `sync` and `ui`: show the results of a sweep, here and in MLflow."""
+"""`farebox leaderboard`: show the results of a sweep."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from pipeline.config.compose import Config, compose
 from pipeline.config.files import parse_overrides
 from pipeline.config.plugins import with_methods_of_files
 from pipeline.console import Terminal, short_path
-from pipeline.errors import ConfigError, did_you_mean, masked
-from pipeline.results import tracking
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.results.filters import COLUMNS, Filter
-from pipeline.results.mirroring import open_mirror
 from pipeline.results.overview import AXES
 from pipeline.results.published.tables import html as printed_html
 from pipeline.results.published.tables import with_printed
@@ -29,12 +27,10 @@ from pipeline.results.report import (
     make_report,
     page,
     read_selection,
-    write_report,
 )
 from pipeline.results.runs import read_runs
 from pipeline.results.store import ResultStore
 from pipeline.results.tables import WIDTH, raw_records, text_table, to_csv, to_json
-from pipeline.sweep.preflight import check_free_port
 from pipeline.sweep.storage_id import FILE
 
 RAW_FORMATS = {"json": to_json, "csv": to_csv, "table": to_csv}
@@ -138,7 +134,7 @@ def leaderboard(
     options.check()
     store = open_store(config)
     selection = read_selection(store)
-    config = _of_rows(config, selection.everything)
+    config = of_rows(config, selection.everything)
     if options.raw:
         selection = only.select(selection, references=False)
         notes, text = selection.notes, RAW_FORMATS[options.form](raw_records(selection))
@@ -172,37 +168,6 @@ def _with_printed(report: Report, form: str) -> str:
     return with_printed(form, FORMATS[form](report), report.board)
 
 
-def sync(config: Config, echo: Callable[[str], None]) -> list[str]:
-    """Rebuild the MLflow mirror from the rows of a storage, and the report if a run wrote one.
-
-    Returns:
-        One line for each trial that MLflow did not accept, and for each damaged file.
-    """
-    store = open_store(config)
-    selection = read_selection(store)
-    config = _of_rows(config, selection.everything)
-    mirror = open_mirror(config)
-    outcome = mirror.sync(store)
-    echo(f"{outcome.mirrored} trials are in MLflow at {masked(config.mlflow)}")
-    if (config.storage / "leaderboard").is_dir():
-        title = f"Leaderboard of {config.sweep}"
-        label = read_runs(store.storage).description
-        report = make_report(selection, store.reader(selection.rows), title, label, config.sweep)
-        mirror.log_report(write_report(report, config.storage), report.board.to_pylist())
-    return [*outcome.problems, *store.damage()]
-
-
-def ui_command(config: Config, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return the command that serves MLflow's pages for a sweep, and the environment variables to add.
-
-    Raises:
-        ConfigError: there is no sweep in the storage, or the port is in use.
-    """
-    open_store(config)
-    check_free_port(port)
-    return tracking.ui_command(config.mlflow, port)
-
-
 def open_store(config: Config) -> ResultStore:
     """Open the result store of an existing sweep. Raises ConfigError if there is none."""
     if not (config.storage / FILE).exists():
@@ -213,7 +178,7 @@ def open_store(config: Config) -> ResultStore:
     return ResultStore(config.storage)
 
 
-def _of_rows(config: Config, rows: pa.Table) -> Config:
+def of_rows(config: Config, rows: pa.Table) -> Config:
     """Return the configuration with the name of the sweep that wrote the rows, if it is one sweep.
 
     With storage=DIR alone, the configuration names another sweep.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import queue
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.config.compose import Config
+from pipeline.console import plain
 from pipeline.errors import TrackingError
+from pipeline.files import file_sha256, strict_json
+from pipeline.results.identity import Selection
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.results.tracking import Mirror
+from pipeline.source_code import driver_code, texts_digest
 
 RETRY_S = 60.0
 """Seconds without another attempt after MLflow failed."""
@@ -19,7 +26,36 @@ RETRY_S = 60.0
 
 def open_mirror(config: Config) -> Mirror:
     """Open the MLflow mirror of a sweep. Raises TrackingError if MLflow fails."""
-    return Mirror(config.mlflow, config.storage / "mlflow", f"farebox/{config.sweep}")
+    return Mirror(config.mlflow, config.storage / "mlflow", f"farebox/{config.sweep}", _storage_id(config.storage))
+
+
+def _storage_id(storage: Path) -> str:
+    """Return the id of a storage, which tells two storages of equal paths on two machines apart; '' without one."""
+    try:
+        return plain(str(json.loads((storage / "storage_id").read_bytes().partition(b"\n")[0])["id"]), 50)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def report_digest(config: Config, selection: Selection) -> str:
+    """Return a digest of the report in a storage and of all that it is made from: rows, settings and code."""
+    parts = [
+        strict_json(selection.rows.to_pylist()),
+        *selection.notes,
+        config.sweep,
+        config.label,
+        driver_code().digest,
+    ]
+    for file in sorted((config.storage / "leaderboard").rglob("*")):
+        parts += [str(file), file_sha256(file) if file.is_file() else ""]
+    return texts_digest(parts)
+
+
+def ignored_variable(config: Config) -> list[str]:
+    """Return a line that says that MLFLOW_TRACKING_URI is not used, if it is set and names another store."""
+    if os.environ.get("MLFLOW_TRACKING_URI", "") in ("", config.mlflow):
+        return []
+    return ["MLFLOW_TRACKING_URI is ignored; to use it: mlflow='${oc.env:MLFLOW_TRACKING_URI}'"]
 
 
 class BackgroundMirror:

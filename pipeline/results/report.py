@@ -24,7 +24,7 @@ from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
 from pipeline.results.latex_tables import to_latex
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
-from pipeline.results.mirroring import open_mirror
+from pipeline.results.mirroring import open_mirror, report_digest
 from pipeline.results.overview import Overview, overview
 from pipeline.results.pivot import pivot_csv, pivot_json, pivot_latex, pivot_md
 from pipeline.results.runs import read_runs
@@ -194,7 +194,8 @@ def publish(config: Config, echo: Callable[[str], None], terminal: Terminal | No
     try:
         mirror = open_mirror(config)
         problems = mirror.sync(store).problems  # of trials that an earlier crash or a failure of MLflow left out
-        mirror.log_report(folder, report.board.to_pylist())
+        digest = report_digest(config, selection)
+        mirror.log_report(folder, report.board.to_pylist(), report.summary.to_pylist(), digest)
     except TrackingError as error:
         problems = [str(error)]
     storage = shlex.quote(f"storage={short_path(config.storage)}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -88,6 +89,11 @@ class ResultStore:
         paths = sorted(self.results.glob("*.arrow"))
         tables = [table for path in paths if (table := self._rows(path)) is not None]
         return pa.concat_tables([SCHEMA.empty_table(), *tables])
+
+    def trials(self) -> dict[str, list[ResultRow]]:
+        """Read the rows of all trials by trial id, those of the source test set first; see `read`."""
+        rows = sorted(to_rows(self.read()), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
+        return {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
 
     def finished(self, trials: Collection[str] | None = None) -> dict[str, tuple[str, str]]:
         """Return the method digest and code digest of each finished trial, by trial id.

@@ -1,9 +1,10 @@
-"""Mirror the rows of a sweep to MLflow. This is the only module that imports MLflow, lazily, as that takes seconds.
+"""Mirror the rows of a sweep to MLflow, which is imported lazily, as that takes seconds.
 
-The experiment has one run per trial, written in one batch by one process, and one run with the leaderboard's files.
-Results are never read back from MLflow. A trial's run is found by its tag `farebox.trial_id`. It is kept if its tag
-`farebox.digest` matches the rows, else replaced; the digest is set last, so an incomplete run has none. Every failure
-of MLflow is a TrackingError, which a sweep survives. `Mirror.sync` rebuilds the mirror.
+The experiment has one run per trial, written in one batch by one process, one per mean of a method, and one with the
+leaderboard's files; the tag `farebox.kind` tells which. Results are never read back from MLflow. A run is found by its
+tag `farebox.trial_id`. It is kept if its tag `farebox.digest` matches, else replaced; the digest is set last, so an
+incomplete run has none. Every failure of MLflow is a TrackingError, which a sweep survives. `Mirror.sync` rebuilds the
+mirror.
 """
 
 from __future__ import annotations
@@ -11,37 +12,42 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import os
-import shutil
-import sqlite3
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
 
-from pipeline.errors import TrackingError, first_line, masked
-from pipeline.files import json_value, strict_json
-from pipeline.results.row import FINISHED, ResultRow, to_rows
+from pipeline.errors import TrackingError
+from pipeline.files import strict_json
+from pipeline.results.row import FINISHED, ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.results.tracking_names import (
     LONGEST_NAME,
-    VIEW,
-    fit_key,
+    bill_of,
+    description_of,
     fit_value,
+    means_of,
     metrics_of,
     milliseconds,
+    name_of,
     params_of,
+    system_of,
     table_of,
+    table_tag,
 )
+from pipeline.results.tracking_store import git_tags, is_gone, mapped, open_client, write_files
+from pipeline.results.tracking_views import SHARED, VIEWS, experiment_note
+from pipeline.source_code import code_digest
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
-TABLE = "leaderboard_table.json"
+OWNER = "farebox.storage"
+TABLE, BILL = "leaderboard_table.json", "bill.json"
+FORMAT = 2
+"""Version of what a run contains; runs of another version are replaced."""
 PATIENCE = 3
 """Consecutive failures of MLflow itself after which `sync` stops."""
 
@@ -63,14 +69,19 @@ class Synced(NamedTuple):
 class Mirror:
     """One experiment of an MLflow store. All methods raise TrackingError, and nothing else, if MLflow fails."""
 
-    def __init__(self, tracking_uri: str, artifact_root: Path, experiment: str) -> None:
+    def __init__(self, tracking_uri: str, artifact_root: Path, experiment: str, storage_id: str = "") -> None:
         self.root, self.experiment = Path(artifact_root).absolute(), fit_value(experiment, LONGEST_NAME)
+        self.owner = f"{storage_id} {self.root.parent}".strip()
         own = tracking_uri.startswith("sqlite:///") and Path(tracking_uri[10:]).parent == self.root.parent
-        with _mapped(f"MLflow at {tracking_uri} cannot be opened"):
-            self.client = _client(tracking_uri)
-            local = not tracking_uri.startswith(("http://", "https://", "databricks"))
-            self.experiment_id = self._open(self.root.as_uri() if local else None, own)
-            self._known = self._load()
+        with mapped(f"MLflow at {tracking_uri} cannot be opened"):
+            self.client = open_client(tracking_uri)
+            self.local = not tracking_uri.startswith(("http://", "https://", "databricks"))
+            self.experiment_id = self._open(self.root.as_uri() if self.local else None, own)
+            self._known = self._load("trial")
+
+    def missing(self, trials: Mapping[str, Sequence[ResultRow]]) -> list[str]:
+        """Return the ids of the trials without a run, or with one of other rows."""
+        return [t for t, rows in trials.items() if t not in self._known or self._known[t].digest != _digest(rows)]
 
     def mirror(self, rows: Sequence[ResultRow], files: Sequence[Path] = ()) -> bool:
         """Mirror the rows of one trial (the source test set first) and its files; return False if it is mirrored."""
@@ -81,81 +92,128 @@ class Mirror:
         old = self._known.get(trial_id)
         if old is not None and old.digest == digest:
             return False
-        with _mapped(f"trial {trial_id} was not mirrored to MLflow"):
+        with mapped(f"trial {trial_id} was not mirrored to MLflow"):
             self._known[trial_id] = _Run(self._write(rows, files(), digest), digest)
             if old is not None:  # only now: a crash leaves both, and the next load keeps the one with a digest
                 self._delete(old.run_id)
         return True
 
-    def log_report(self, folder: Path, board: list[dict[str, Any]]) -> str:
+    def log_report(
+        self, folder: Path, board: list[dict[str, Any]], summary: Sequence[dict[str, Any]] = (), digest: str = ""
+    ) -> str:
         """Replace the files of the experiment's leaderboard run by a report, and return the id of the run.
 
         Args:
             folder: The files of the report.
             board: Records of the leaderboard, which MLflow shows as a table.
+            summary: The same averaged over data sets; each mean becomes a run.
+            digest: Digest of the report, which `has_report` recognizes.
         """
-        with _mapped("the leaderboard was not mirrored to MLflow"):
-            runs = self._search(f"tags.`{KIND}` = 'leaderboard'")
-            if runs:
-                run_id = runs[0].info.run_id
+        with mapped("the leaderboard was not mirrored to MLflow"):
+            run_id = self._report_run()
+            if run_id:
                 self._clear(run_id)
             else:
-                tags = {KIND: "leaderboard", ROOT: str(self.root), "mlflow.source.name": "farebox"}
-                run_id = self.client.create_run(self.experiment_id, tags=tags, run_name="leaderboard").info.run_id
+                run_id = self._create("leaderboard", {KIND: "leaderboard"}).info.run_id
             self.client.log_artifacts(run_id, str(folder))
             if board:
                 self.client.log_dict(run_id, table_of(board), TABLE)
-                self.client.set_tag(run_id, "mlflow.loggedArtifacts", strict_json([{"path": TABLE, "type": "table"}]))
+                self.client.set_tag(run_id, "mlflow.loggedArtifacts", table_tag(TABLE))
+            self._mirror_means(summary)
             self.client.set_terminated(run_id)
-            self._write_note(run_id)
+            self.write_views(run_id)
+            self.client.set_tag(run_id, DIGEST, digest)
         return str(run_id)
 
-    def sync(self, store: ResultStore) -> Synced:
+    def has_report(self, digest: str) -> bool:
+        """Return whether the report with this digest is the mirrored one."""
+        with mapped("the leaderboard in MLflow cannot be read"):
+            runs = self._search("leaderboard")
+        return bool(digest) and any(run.data.tags.get(DIGEST) == digest for run in runs)
+
+    def _report_run(self) -> str:
+        runs = self._search("leaderboard")
+        return str(runs[0].info.run_id) if runs else ""
+
+    def _mirror_means(self, summary: Sequence[dict[str, Any]]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        known, means = self._load("mean"), means_of(summary)
+        for name, (metrics, params) in means.items():
+            digest = _digest_of([metrics, params])
+            if name in known and known[name].digest == digest:
+                continue
+            tags = {KIND: "mean", TRIAL: name, "mlflow.note.content": "Mean over data sets and seeds."}
+            run_id = self._create(name, tags).info.run_id
+            now = int(1000 * time.time())
+            values = [Metric(key, value, now, 0) for key, value in metrics.items()]
+            texts = [Param(key, value) for key, value in params.items()]
+            self.client.log_batch(run_id, values, texts, [RunTag(DIGEST, digest)])
+            self.client.set_terminated(run_id)
+            if name in known:
+                self._delete(known[name].run_id)
+        for name in known.keys() - means.keys():
+            self._delete(known[name].run_id)
+
+    def sync(self, store: ResultStore, progress: Callable[[int, int], None] = lambda done, total: None) -> Synced:
         """Make the mirror equal to the rows of a store.
 
         A trial that MLflow refuses is named, and the others are mirrored. `PATIENCE` consecutive failures for another
         reason (no connection, a full disk) end the attempt. Damaged files are not mirrored; a trial with damaged rows
         keeps its run (see `store.damaged`).
+
+        Args:
+            store: The store.
+            progress: Called with the numbers of mirrored and of missing trials after each trial that was missing.
         """
-        rows = sorted(to_rows(store.read()), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
-        trials = {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
+        trials = store.trials()
+        missing = self.missing(trials)
         problems, consecutive = list[str](), 0
-        for of_trial in trials.values():
+        for number, trial_id in enumerate(missing, 1):
             try:
-                if self._mirror(of_trial, _digest(of_trial), partial(store.prediction_files, of_trial)):
-                    consecutive = 0
+                of_trial = trials[trial_id]
+                self._mirror(of_trial, _digest(of_trial), partial(store.prediction_files, of_trial))
+                consecutive = 0
             except TrackingError as error:
                 problems.append(str(error))
                 consecutive += not _refused(error)
                 if consecutive == PATIENCE:
                     raise
+            progress(number, len(missing))
         damaged = {damage.trial_id for damage in store.damaged.values()}
-        with _mapped("runs of removed trials were not removed from MLflow"):
+        with mapped("runs of removed trials were not removed from MLflow"):
             for trial_id in self._known.keys() - trials.keys() - damaged:
                 self._delete(self._known.pop(trial_id).run_id)
         return Synced(len(trials) - len(problems), problems)
 
     def _open(self, location: str | None, own: bool) -> str:
-        """Return the id of the experiment whose artifacts are in this storage; create it if needed.
+        """Return the id of this storage's experiment; create it if needed.
 
-        MLflow fixes the artifact folder of an experiment when it is created. An experiment with another folder is
-        renamed if that folder is gone, or if the MLflow store belongs to this storage: the storage was moved or copied.
-        In an MLflow store that several storages share, the new experiment's name includes this storage's folder.
+        An experiment belongs to one storage, which its tag `farebox.storage` names. In an MLflow store that several
+        storages share, the name of a further experiment includes the storage's folder, or its id as well. MLflow fixes
+        the artifact folder of an experiment when it is created: one whose folder is gone, or is elsewhere although the
+        MLflow store is in this storage, is renamed, as the storage was moved or copied.
         """
-        old = self._find()
-        if old is not None and location not in (None, old.artifact_location):
-            if own or _gone(old.artifact_location):
+        plain = self.experiment
+        for name in (plain, f"{plain} in {self.root.parent}", f"{plain} of {self.owner}"):
+            self.experiment = fit_value(name, LONGEST_NAME)
+            old = self._find()
+            if old is None:
+                break
+            here = location in (None, old.artifact_location)
+            if here and (own or old.tags.get(OWNER, self.owner) == self.owner):
+                self.client.set_experiment_tag(old.experiment_id, OWNER, self.owner)
+                return str(old.experiment_id)
+            if own or (not here and is_gone(old.artifact_location)):
                 self.client.rename_experiment(old.experiment_id, f"{self.experiment} (moved, {old.experiment_id})")
                 self.client.delete_experiment(old.experiment_id)
-                old = None
-            else:
-                self.experiment = f"{self.experiment} in {self.root.parent}"
-                old = self._find()
-        if old is not None:
-            return str(old.experiment_id)
+                break
+        else:
+            raise TrackingError(f"experiment {self.experiment} belongs to another storage")
         self.root.mkdir(parents=True, exist_ok=True)
         experiment_id = str(self.client.create_experiment(self.experiment, artifact_location=location))
-        self.client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+        for key, value in ((OWNER, self.owner), ("mlflow.experimentKind", "custom_model_development")):
+            self.client.set_experiment_tag(experiment_id, key, value)
         return experiment_id
 
     def _find(self) -> Any:
@@ -164,8 +222,9 @@ class Mirror:
             self.client.restore_experiment(experiment.experiment_id)
         return experiment
 
-    def _search(self, query: str) -> list[Any]:
+    def _search(self, kind: str) -> list[Any]:
         runs, token = [], None
+        query = f"tags.`{KIND}` = '{kind}'"
         while True:
             page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
             runs += [run for run in page if run.data.tags.get(ROOT) == str(self.root)]
@@ -173,9 +232,9 @@ class Mirror:
             if not token:
                 return runs
 
-    def _load(self) -> dict[str, _Run]:
+    def _load(self, kind: str) -> dict[str, _Run]:
         known: dict[str, _Run] = {}
-        for run in self._search(f"tags.`{KIND}` = 'trial'"):
+        for run in self._search(kind):
             mine = _Run(run.info.run_id, run.data.tags.get(DIGEST, ""))
             other = known.get(run.data.tags[TRIAL])
             if other is not None:  # a crash between a new run and the removal of the old one
@@ -184,29 +243,43 @@ class Mirror:
             known[run.data.tags[TRIAL]] = mine
         return known
 
+    def _create(self, name: str, tags: dict[str, str], start: int | None = None) -> Any:
+        common = {ROOT: str(self.root), "mlflow.source.name": "farebox"}
+        return self.client.create_run(self.experiment_id, start_time=start, tags=common | tags, run_name=name)
+
     def _write(self, rows: Sequence[ResultRow], files: Sequence[Path], digest: str) -> str:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
         source = rows[0]
         end = milliseconds(source.created)
-        start = end - int(1000 * (source.seconds or 0))
-        name = fit_value(f"{source.method}-{source.dataset}-{source.shots}shot-s{source.seed}", LONGEST_NAME)
-        tags = {TRIAL: source.trial_id, KIND: "trial", ROOT: str(self.root), "mlflow.source.name": "farebox"}
-        run_id = str(self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name).info.run_id)
-        self.client.log_dict(run_id, json_value([asdict(row) for row in rows]), "rows.json")
-        self.client.log_dict(run_id, json_value(json.loads(source.config)), "config.json")
-        for file in files:
-            with _fit_name(file) as fitted:
-                self.client.log_artifact(run_id, str(fitted), "predictions")
+        tags = {TRIAL: source.trial_id, KIND: "trial", "mlflow.note.content": description_of(rows)}
+        tags |= system_of(source) | _commit(source) | {"mlflow.loggedArtifacts": table_tag(BILL)}
+        run = self._create(name_of(source), tags, end - int(1000 * (source.seconds or 0)))
+        run_id = str(run.info.run_id)
+        self._log_files(run, rows, files)
         metrics = [Metric(key, value, end, step) for key, value, step in metrics_of(rows)]
         params = [Param(key, value) for key, value in params_of(source).items()]
-        while len(metrics) > 1000 or len(params) > 100:  # what one call of MLflow takes
-            self.client.log_batch(run_id, metrics[:1000], params[:100], [])
-            metrics, params = metrics[1000:], params[100:]
-        note = [RunTag("mlflow.note.content", fit_value(source.error))] if source.error else []
-        self.client.log_batch(run_id, metrics, params, [RunTag(DIGEST, digest), *note])
+        data = Dataset(fit_value(source.dataset, LONGEST_NAME), source.split_digest[:36], "farebox", "{}")
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+        self.client.log_inputs(run_id, inputs)
+        while len(metrics) > 800 or len(params) > 100:  # what one call of MLflow takes: 1,000 with params and tags
+            self.client.log_batch(run_id, metrics[:800], params[:100], [])
+            metrics, params = metrics[800:], params[100:]
+        self.client.log_batch(run_id, metrics, params, [RunTag(DIGEST, digest)])
         self.client.set_terminated(run_id, "FINISHED" if source.status in FINISHED else "FAILED", end)
         return run_id
+
+    def _log_files(self, run: Any, rows: Sequence[ResultRow], files: Sequence[Path]) -> None:
+        """Write the artifacts of a trial's run: into its folder, or through one folder of a server's upload."""
+        contents = {"rows.json": [asdict(row) for row in rows], "config.json": json.loads(rows[0].config)}
+        contents[BILL] = bill_of(rows[0])
+        place = urlparse(run.info.artifact_uri)
+        if self.local and place.scheme == "file":
+            write_files(Path(unquote(place.path)), contents, files)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder), contents, files)
+            self.client.log_artifacts(run.info.run_id, folder)
 
     def _clear(self, run_id: str) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -218,72 +291,20 @@ class Mirror:
         self._clear(run_id)
         self.client.delete_run(run_id)
 
-    def _write_note(self, run_id: str) -> None:
-        here = f"#/experiments/{self.experiment_id}"
-        note = (
-            f"**{self.experiment}**: [the leaderboard, with figures]({here}/runs/{run_id}/artifacts/leaderboard.html), "
-            f"[all trials as a table]({here}/runs?viewStateShareKey=leaderboard).\n\n"
-            "There is one run per trial. This experiment mirrors the rows in the sweep's storage; `farebox sync` "
-            "rebuilds it. MLflow hides the columns of a list of runs at first; the second link shows them."
-        )
-        self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
-        with contextlib.suppress(Exception):
-            self.client.set_experiment_tag(self.experiment_id, "mlflow.sharedViewState.leaderboard", strict_json(VIEW))
+    def write_views(self, run_id: str = "") -> None:
+        """Write the experiment's description and the views of MLflow's pages that it links to."""
+        run_id = run_id or self._report_run()
+        note = experiment_note(self.experiment, self.experiment_id, run_id)
+        with mapped("the views were not written to MLflow"):
+            self.client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
+        for name, view in VIEWS.items():
+            with contextlib.suppress(Exception):
+                self.client.set_experiment_tag(self.experiment_id, SHARED + name, strict_json(view))
 
 
-@contextlib.contextmanager
-def _fit_name(file: Path) -> Iterator[Path]:
-    """Yield the file, or a renamed copy if its decoded name contains a path, which artifact servers refuse."""
-    name = unquote(file.stem)
-    if not set(name) & set("/\\") and name.strip("."):
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(shutil.copy(file, Path(folder) / f"{fit_key(name)}{file.suffix}"))
-
-
-def ui_command(tracking_uri: str, port: int = 5000, host: str = "127.0.0.1") -> tuple[list[str], dict[str, str]]:
-    """Return the command that serves MLflow's pages for a store, and the environment variables to add.
-
-    The URI of the store may contain a password, so it is not an argument, which every user of the machine can read.
-    """
-    _quiet()
-    serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    return serve, {"MLFLOW_BACKEND_STORE_URI": tracking_uri}
-
-
-def _quiet() -> None:
-    """Disable telemetry, and shorten the timeouts of remote stores, unless the user set these variables."""
-    defaults = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    defaults |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    for key, value in defaults.items():
-        os.environ.setdefault(key, value)
-
-
-def _client(uri: str) -> Any:
-    _quiet()
-    from mlflow import MlflowClient
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # reported once, as a TrackingError
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(path, timeout=20)) as db:
-            db.execute("pragma journal_mode=wal")  # stored in the file: readers do not wait for the writer
-    return MlflowClient(tracking_uri=uri)
-
-
-@contextlib.contextmanager
-def _mapped(what: str) -> Iterator[None]:
-    """Convert all errors of MLflow and its libraries to TrackingError."""
-    try:
-        yield
-    except TrackingError:
-        raise
-    except Exception as error:
-        raise TrackingError(masked(f"{what}: {type(error).__name__}: {first_line(error)}")) from error
+def _commit(row: ResultRow) -> dict[str, str]:
+    """Return tags with the git commit of a trial, if the present code is the code that ran it."""
+    return git_tags() if row.code_digest == code_digest() else {}
 
 
 def _refused(error: TrackingError) -> bool:
@@ -292,9 +313,8 @@ def _refused(error: TrackingError) -> bool:
 
 
 def _digest(rows: Sequence[ResultRow]) -> str:
-    return hashlib.sha256(strict_json([asdict(row) for row in rows], sort_keys=True).encode()).hexdigest()
+    return _digest_of([asdict(row) for row in rows])
 
 
-def _gone(location: str) -> bool:
-    place = urlparse(location)
-    return place.scheme in ("", "file") and not Path(unquote(place.path)).exists()
+def _digest_of(content: Any) -> str:
+    return hashlib.sha256(f"{FORMAT} {strict_json(content, sort_keys=True)}".encode()).hexdigest()

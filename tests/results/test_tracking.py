@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,18 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
+from pipeline.commands import mirror as mirror_command
 from pipeline.errors import FareboxError, TrackingError
+from pipeline.results import tracking
 from pipeline.results.report import write_report
 from pipeline.results.row import ResultRow, to_rows
 from pipeline.results.store import ResultStore
-from pipeline.results.tracking import Mirror, Synced, ui_command
-from pipeline.results.tracking_names import VIEW
+from pipeline.results.tracking import Mirror, Synced
+from pipeline.results.tracking_names import name_of
+from pipeline.results.tracking_store import ui_command
+from pipeline.results.tracking_views import VIEWS
+from pipeline.source_code import code_digest
+from tests.support.browser import free_port
 from tests.support.synthetic import make, report_of, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
@@ -62,13 +70,13 @@ def test_a_trial_is_one_finished_flat_run(opened: MakeMirror, tmp_path: Path) ->
     (run,) = runs(mirror)
     assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 12500
     assert "mlflow.parentRunId" not in run.data.tags
-    assert run.data.params["method"] == "craft" and run.data.params["config.popsize"] == "20"
+    assert run.data.params["method"] == "craft" and run.data.params["trial/config.popsize"] == "20"
     assert run.data.metrics["accuracy"] == pytest.approx(rows[0].accuracy, abs=1e-3)
-    assert run.data.metrics["bill/adapt_requests"] == rows[0].adapt_requests == run.data.metrics["requests"]
+    assert run.data.metrics["requests"] == rows[0].requests and not any(k.startswith("bill") for k in run.data.metrics)
     assert run.data.metrics["shift/icons_outline/accuracy"] == pytest.approx(rows[1].accuracy, abs=1e-3)
     curve = mirror.client.get_metric_history(run.info.run_id, "curve/accuracy")
     assert [(m.step, m.value) for m in curve] == [(p[0], p[2]) for p in json.loads(rows[0].curve)]
-    assert artifacts(mirror, run.info.run_id) == ["config.json", "predictions", "rows.json"]
+    assert artifacts(mirror, run.info.run_id) == ["bill.json", "config.json", "predictions", "rows.json"]
     assert artifacts(mirror, run.info.run_id, "predictions") == ["predictions/icons.arrow"]
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)  # not in the folder we are in
 
@@ -116,7 +124,7 @@ def test_failed_and_unfunded_trials_are_runs_too(opened: MakeMirror) -> None:
     mirror.mirror([make(status="failed", error="EndpointLost: replica 1 died")])
     mirror.mirror([make(seed=2, status="unfunded")])
     mirror.mirror([make(seed=3, status="budget_exhausted", accuracy=30.0)])
-    assert sorted((r.info.status, r.data.params["status"]) for r in runs(mirror)) == [
+    assert sorted((r.info.status, r.data.params["trial/status"]) for r in runs(mirror)) == [
         ("FAILED", "failed"),
         ("FAILED", "unfunded"),
         ("FINISHED", "budget_exhausted"),
@@ -171,7 +179,7 @@ def test_the_leaderboard_is_one_run_whose_files_are_replaced(opened: MakeMirror,
     assert table["columns"][:3] == ["label", "test_set", "accuracy"] and len(table["data"]) == 10
     tags = mirror.client.get_experiment(mirror.experiment_id).tags
     assert f"/runs/{first}/artifacts/leaderboard.html" in tags["mlflow.note.content"]
-    assert json.loads(tags["mlflow.sharedViewState.leaderboard"]) == VIEW
+    assert {n: json.loads(tags[f"mlflow.sharedViewState.{n}"]) for n in VIEWS} == VIEWS
     assert run.info.status == "FINISHED"
 
 
@@ -255,7 +263,7 @@ def test_any_name_is_fitted_to_mlflow_and_different_names_stay_different(opened:
     found = [v for k, v in run.data.metrics.items() if k.startswith("shift/") and k.endswith("/accuracy")]
     assert sorted(found) == [float(i) for i in range(len(names))]
     assert run.data.metrics["shift/数据/accuracy"] == 7.0  # what MLflow takes is kept as it is
-    assert sum(k.startswith("notes.note") for k in run.data.params) == 150
+    assert sum(k.startswith("trial/notes.note") for k in run.data.params) == 150
     assert max(map(len, run.data.params.values())) <= 5000 and len(run.info.run_name) <= 250
     rows_json = mirror.client.download_artifacts(run.info.run_id, "rows.json")
     assert [r["test_set"] for r in json.loads(Path(rows_json).read_text())][1:] == names
@@ -277,7 +285,11 @@ def test_a_param_tells_the_rows_of_two_templates_apart(opened: MakeMirror) -> No
     mirror = opened()
     mirror.mirror([make(trial_id="a", accuracy=1.0, template="A {}", data_digest="d", classnames_digest="c")])
     (run,) = runs(mirror)
-    assert {run.data.params[k] for k in ("template", "data_digest", "classnames_digest")} == {"A {}", "d", "c"}
+    assert {run.data.params[f"trial/{k}"] for k in ("template", "data_digest", "classnames_digest")} == {
+        "A {}",
+        "d",
+        "c",
+    }
 
 
 def test_one_trial_that_mlflow_does_not_take_does_not_stop_the_others(
@@ -336,3 +348,138 @@ def test_sync_follows_no_path_of_a_row_and_writes_the_leaderboard(
     mirror = Mirror(f"sqlite:///{tmp_path / 'mlflow.db'}", storage / "mlflow", "farebox/synthetic")
     assert len(runs(mirror)) == 3 and len(runs(mirror, "tags.`farebox.kind` = 'leaderboard'")) == 1
     assert not list(storage.rglob("mlflow/**/secret"))
+
+
+def test_dataset_method_seed_and_shots_stand_first_among_the_params(opened: MakeMirror) -> None:
+    mirror = opened()
+    mirror.mirror([replace(trial()[0], notes='{"a": 1}', cpu="EPYC", torch_version="2.6")])
+    (run,) = runs(mirror)
+    assert sorted(run.data.params)[:4] == ["dataset", "method", "seed", "shots"]
+    assert {"trial/config.popsize", "trial/notes.a", "trial/model"} <= set(run.data.params)
+    assert (run.data.tags["system.cpu"], run.data.tags["system.torch"]) == ("EPYC", "2.6")
+    assert not {"cpu", "trial/cpu"} & set(run.data.params)
+
+
+def test_a_run_names_its_split_and_describes_its_outcome(opened: MakeMirror) -> None:
+    mirror, row = opened(), trial()[0]
+    mirror.mirror([row])
+    (run,) = runs(mirror)
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == (row.dataset, row.split_digest[:36])
+    note = run.data.tags["mlflow.note.content"]
+    assert f"{row.accuracy:.1f}%" in note and f"{row.requests:,} requests" in note
+
+
+def test_the_bill_is_one_table_with_a_row_per_phase(opened: MakeMirror) -> None:
+    mirror, row = opened(), trial()[0]
+    mirror.mirror([row])
+    (run,) = runs(mirror)
+    table = json.loads(Path(mirror.client.download_artifacts(run.info.run_id, "bill.json")).read_text())
+    bill = {phase: dict(zip(table["columns"][1:], units, strict=True)) for phase, *units in table["data"]}
+    assert bill["adapt"]["requests"] == row.adapt_requests > 0
+    assert bill["evaluate"]["images"] == row.evaluate_images and bill["adapt + validate"]["outputs"] == row.outputs
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "bill.json", "type": "table"}]
+
+
+def test_run_names_differ_between_budgets() -> None:
+    budgets = [(None, None), (1000, None), (8000, None), (None, 8000), (8000, 256000)]
+    names = [name_of(make(budget_requests=requests, budget_images=images)) for requests, images in budgets]
+    assert len(set(names)) == len(budgets) and names[-1].endswith("-8000requests-256000images")
+
+
+def test_the_commit_is_named_only_if_the_present_code_ran_the_trial(
+    opened: MakeMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "git_tags", lambda: {"mlflow.source.git.commit": "c0ffee"})
+    mirror = opened()
+    mirror.mirror([make(trial_id="mine", code_digest=code_digest())])
+    mirror.mirror([make(trial_id="other", code_digest="other")])
+    commits = {r.data.tags["farebox.trial_id"]: r.data.tags.get("mlflow.source.git.commit") for r in runs(mirror)}
+    assert commits == {"mine": "c0ffee", "other": None}
+
+
+def test_means_of_methods_are_runs_that_change_with_the_report(opened: MakeMirror, tmp_path: Path) -> None:
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(4, 16), seeds=(1,), budgets=((8000, None),))
+    report = report_of(store.read())
+    folder = write_report(report, tmp_path)
+    mirror, summary = opened(), report.summary.to_pylist()
+    mirror.log_report(folder, [], summary, "first")
+    means = runs(mirror, VIEWS["methods"]["searchFilter"])
+    assert sorted((r.data.params["method"], r.data.params["shots"]) for r in means) == [
+        *(("craft", "16"), ("craft", "4"), ("zero_shot", "16"), ("zero_shot", "4"))
+    ]
+    of_craft = next(r for r in summary if (r["label"], r["shots"], r["kind"]) == ("craft", 16, "source"))
+    (craft,) = [r for r in means if (r.data.params["method"], r.data.params["shots"]) == ("craft", "16")]
+    assert craft.data.metrics["accuracy"] == pytest.approx(of_craft["accuracy"], abs=1e-3)
+    assert "shift/accuracy" in craft.data.metrics and mirror.has_report("first") and not mirror.has_report("second")
+    mirror.log_report(folder, [], [r for r in summary if r["label"] == "craft"], "second")
+    kept = runs(mirror, VIEWS["methods"]["searchFilter"])
+    assert {r.data.params["method"] for r in kept} == {"craft"} and mirror.has_report("second")
+    assert craft.info.run_id in {r.info.run_id for r in kept}
+
+
+def test_storages_of_equal_paths_on_two_machines_do_not_share_an_experiment(opened: MakeMirror, tmp_path: Path) -> None:
+    opened()
+    shared = tmp_path / "shared.db"
+    shutil.copy(tmp_path / "mlflow.db", shared)
+    mine, other, again = (
+        Mirror(f"sqlite:///{shared}", tmp_path / "runs" / "mlflow", "farebox/test", storage_id)
+        for storage_id in ("mine", "other", "mine")
+    )
+    assert mine.mirror(trial()) and other.mirror(trial())
+    assert mine.experiment_id == again.experiment_id != other.experiment_id
+
+
+def test_a_second_sync_writes_nothing_and_draws_no_figure(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    store = write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (tmp_path / "storage_id").write_text("abc\n")
+    write_report(report_of(store.read(), store.read_predictions), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert main(["sync", f"storage={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert "mirrored 3 of 3 trials" in said.err and "MLFLOW_TRACKING_URI is ignored" in said.err
+    for name in ("_write", "log_report"):
+        monkeypatch.setattr(Mirror, name, lambda *_: pytest.fail("written again"))
+    assert main(["sync", f"storage={tmp_path}"]) == 0
+    assert "mirrored" not in capsys.readouterr().err
+
+
+def test_ui_prints_both_addresses_and_opens_no_browser_on_a_pipe(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened()
+    write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (tmp_path / "storage_id").write_text("abc\n")
+    executed: list[str] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(os, "execvpe", lambda file, command, environment: executed.extend(command))
+    monkeypatch.setattr(mirror_command, "_open_when_served", lambda *_: pytest.fail("a browser on a pipe"))
+    assert main(["ui", f"storage={tmp_path}", "--port", str(free_port())]) == 0
+    said = capsys.readouterr()
+    assert "compareRunsMode=CHART&viewStateShareKey=methods" in said.out and "viewStateShareKey=leaderboard" in said.out
+    assert "3 of 3 trials are not in MLflow" in said.err and "server" in executed
+
+
+@pytest.mark.parametrize(("words", "opens"), [([], True), (["--no-browser"], False)])
+def test_ui_opens_the_pages_of_a_server_without_its_password(
+    opened: MakeMirror,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    opens: bool,
+) -> None:
+    mirror = opened()
+    write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    (tmp_path / "storage_id").write_text("abc\n")
+    pages: list[str] = []
+    monkeypatch.setenv("MLFLOW_AT", "http://me:secret@host:5000")
+    monkeypatch.setattr(mirror_command, "open_mirror", lambda config: mirror)
+    monkeypatch.setattr(mirror_command, "_can_show_pages", lambda: True)
+    monkeypatch.setattr(webbrowser, "open", pages.append)
+    assert main(["ui", f"storage={tmp_path}", "mlflow=${oc.env:MLFLOW_AT}", *words]) == 0
+    assert "compare methods:  http://host:5000/#/experiments/" in capsys.readouterr().out
+    assert [page.startswith("http://host:5000/#/") for page in pages] == ([True] if opens else [])

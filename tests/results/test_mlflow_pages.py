@@ -1,0 +1,101 @@
+"""What a person sees in MLflow's pages, in a headless Chromium: from the landing page to the comparison of methods."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.results.report import write_report
+from tests.support.browser import Browser, browser, free_port, wait_for
+from tests.support.patience import patience
+from tests.support.synthetic import report_of, write_store
+
+pytestmark = pytest.mark.browser
+SCREENSHOTS = os.environ.get("FAREBOX_SCREENSHOTS")
+"""Folder for screenshots; docs/img has those of a demo, made with FAREBOX_SCREENSHOTS_OF=runs/demo as well."""
+
+
+class Served(NamedTuple):
+    root: str
+    methods: str
+    trials: str
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if named := os.environ.get("FAREBOX_SCREENSHOTS_OF"):
+        return Path(named)
+    storage = tmp_path_factory.mktemp("pages") / "demo"
+    store = write_store(storage, shots=(4, 16), seeds=(1, 2), budgets=((8000, None),))
+    (storage / "storage_id").write_text('{"id": "abc"}\n')
+    write_report(report_of(store.read(), store.read_predictions), storage)
+    assert main(["sync", f"storage={storage}"]) == 0
+    return storage
+
+
+@pytest.fixture(scope="module")
+def served(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The pages, served by `farebox ui`, whose output is a file: no browser opens."""
+    port, said = free_port(), tmp_path_factory.mktemp("served") / "said.txt"
+    command = [sys.executable, "-m", "pipeline.cli", "ui", f"storage={storage}", "--port", str(port)]
+    with said.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        root = f"http://127.0.0.1:{port}"
+        wait_for(lambda: urllib.request.urlopen(f"{root}/health", timeout=5).status == 200, "the server", patience())
+        methods, trials = re.findall(r"http://\S+", said.read_text())[:2]
+        yield Served(root, methods, trials)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=patience(60))
+
+
+@pytest.fixture
+def page() -> Iterator[Browser]:
+    with browser() as page:
+        yield page
+
+
+def shoot(page: Browser, name: str) -> None:
+    if SCREENSHOTS:
+        page.run("document.querySelectorAll('button[aria-label=\"Close\"]').forEach(button => button.click())")
+        time.sleep(3)  # the charts are drawn again
+        page.screenshot(Path(SCREENSHOTS) / f"mlflow_{name}.png")
+
+
+def test_the_methods_are_compared_two_clicks_after_the_landing_page(served: Served, page: Browser) -> None:
+    page.open(f"{served.root}/")
+    page.click("farebox/")
+    page.click("compare the methods")
+    page.see("Group by: method")
+    for chart in ("requests vs. accuracy", "images vs. accuracy"):
+        page.see(chart)
+    charts = "return document.querySelectorAll('.js-plotly-plot').length >= 3"
+    wait_for(lambda: page.run(charts), "three charts")
+    page.see("craft")
+    shoot(page, "methods")
+
+
+def test_the_printed_address_shows_the_trials_with_their_columns(served: Served, page: Browser) -> None:
+    page.open(served.trials)
+    page.see("matching runs")
+    for column in ("accuracy", "images", "requests", "dataset", "method"):
+        page.see(column)
+    assert "Traces 0" not in page.text()
+    shoot(page, "trials")
+    page.click("-s1-")
+    page.see("Status: done.")
+    page.see("split")
+    page.see("trial/model")
+    shoot(page, "run")
