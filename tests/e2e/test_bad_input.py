@@ -91,7 +91,7 @@ def data(folder: Path, images: Sequence[bytes] = (GOOD,) * 12, splits: Sequence[
         ("replicas=two", "replicas=two: expected a whole number of 1 or more"),
         (
             "datasets=[icons_outline]",
-            "'icons_outline' is a test-only set: fit on datasets=[icons] (eval_shift=true",
+            "'icons_outline' is a test-only set: fit on datasets=icons (eval_shift=true",
         ),
         ("budget.sweep.requests=10", "requests asked of account 'the sweep', which has 10 left"),
         ("budget.sweep.images=10", "images asked of account 'the sweep', which has 10 left"),

@@ -151,7 +151,7 @@ def test_the_leaderboard_is_printed_in_every_format(swept: Swept, form: str) -> 
         board = json.loads(here("leaderboard", f"storage={swept.storage}", "--format", "json"))
         assert len(list(csv.DictReader(io.StringIO(out)))) == len(board)
     if form == "html":
-        assert out.startswith("<!doctype html") and "<title>smoke</title>" in out and 'src="data:image/' in out
+        assert out.startswith("<!doctype html") and "smoke</title>" in out and "<svg" in out
     if form == "latex":
         assert r"\begin{tabular}" in out
     if form == "md":

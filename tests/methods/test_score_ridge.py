@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from torch.nn.functional import normalize
 
 from methods._imagenet_names import IMAGENET_NAMES
 from methods._ridge import Ridge
@@ -25,7 +26,7 @@ def one_thread() -> None:
 def cosines(images: object, prompts: list[str]) -> np.ndarray:
     towers = ToyBox(SCORES).towers
     f = towers.image_features(images.pixels_BX).double().numpy()  # type: ignore[attr-defined]
-    t = torch.stack([towers._sentence(p) for p in prompts]).double().numpy()
+    t = normalize(torch.stack([towers._sentence(p) for p in prompts]), dim=-1).double().numpy()
     return np.array([[row @ text for text in t] for row in f])
 
 
@@ -50,7 +51,9 @@ def prompts_of(method: Method) -> list[str]:
     return [template.format(name) for template in templates for name in names]
 
 
-@pytest.mark.parametrize(("method", "shots"), [(ScoreRidge(), 4), (ScoreRidge(), 2), (SiM(), 4)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "shots"), [(ScoreRidge(), 4), (ScoreRidge(), 2), (SiM(), 4)], ids=["4 shots", "2 shots", "sim"]
+)
 def test_the_logits_are_the_ridge_regression_times_the_temperature(method: Method, shots: int) -> None:
     task, test = toy_task(shots=shots)
     prompts, labels = prompts_of(method), task.train.labels.numpy()

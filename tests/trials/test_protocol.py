@@ -218,8 +218,8 @@ def test_shift_classes_whose_meaning_is_not_certain_are_refused(own: Named, othe
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval_shift=[digits]"], r"eval_shift: 'digits' is no shift of icons: use transfer=\[digits\]"),
-        (["eval_shift=[emoji_contrast]"], r"eval_shift: 'emoji_contrast' is no shift of icons: use datasets=\[emoji\]"),
+        (["eval_shift=[digits]"], r"eval_shift: 'digits' is no shift of icons: use transfer=digits"),
+        (["eval_shift=[emoji_contrast]"], r"eval_shift: 'emoji_contrast' is no shift of icons: use datasets=emoji"),
         (["eval_shift=[icons_outlin]"], "no dataset named 'icons_outlin'; did you mean 'icons_outline'"),
         (["transfer=[digit]"], "no dataset named 'digit'; did you mean 'digits'"),
         (
