@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods._finite import finite
-from methods._training import shuffled_batches
+from methods._training import descend, shuffled_batches
 
 
 def kl_divergence(p_BC: Tensor, q_BC: Tensor) -> Tensor:
@@ -90,7 +89,4 @@ class Refiner:
     def train_epoch(self, raw_NC: Tensor, labels_N: Tensor, generator: torch.Generator, kl: bool = True) -> None:
         """Run one epoch of Adam in shuffled batches."""
         for rows in shuffled_batches(len(labels_N), self.batch_size, generator):
-            loss = finite(self.loss(raw_NC[rows], labels_N[rows], kl), "loss of the refiner")
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            descend(self.optimizer, self.loss(raw_NC[rows], labels_N[rows], kl), "loss of the refiner")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from methods._finite import finite
 from methods.base import Bill, Classes, Remaining, with_templates
 
 CLIP_TEMPLATE = "a photo of a {}."
@@ -34,6 +35,14 @@ def warm_cosine_lr(base: float, warmup: float, epoch: int, total: int, warmup_ep
     """Return Dassl's rate for an epoch: `warmup` in the first epochs, then a cosine over `total` epochs."""
     after = epoch - warmup_epochs
     return warmup if after < 0 else cosine_lr(base, after, total)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
+    """Take one step of an optimizer. Raises FloatingPointError with the loss's name if it is not finite."""
+    finite(loss, name)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 def affordable(wanted: int, one: Bill, remaining: Remaining) -> int:

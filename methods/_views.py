@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import Bill, BlackBox, FewShotTask, ImageSet, Plan, TaskShape
+from methods._training import affordable
+from methods.base import Bill, BlackBox, FewShotTask, ImageSet, Plan, Remaining, TaskShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,35 @@ class ViewsPlan(Plan):
     """How many views of the training images are queried."""
 
     views: int
+    """V: views of the training images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationPlan(ViewsPlan):
+    """How many views are queried, and whether the validation images are."""
+
+    search: bool
+    """Whether settings are chosen on the validation images."""
+
+
+def plan_views(shape: TaskShape, remaining: Remaining, paid: Bill, wanted: int) -> ViewsPlan:
+    """Return the plan of a method that pays `paid`, then queries fixed views in one request: `wanted`, at least 1."""
+    views = affordable(wanted, Bill(images=shape.n_train), remaining.minus(paid))
+    return ViewsPlan(bill=paid + Bill.image_features(views * shape.n_train, shape.feature_dim), views=views)
+
+
+def plan_validation(
+    shape: TaskShape, remaining: Remaining, text: Bill, wanted: int, search: bool = True
+) -> ValidationPlan:
+    """Return the plan of a method that queries text features, validation images and fixed views.
+
+    The allotment pays for the validation images first. If not even one view fits beside them, they are left out.
+    """
+    with_val = text + Bill.image_features(shape.n_val, shape.feature_dim)
+    view = Bill.image_features(shape.n_train, shape.feature_dim)
+    search = search and shape.n_val > 0 and remaining.affords(with_val + view) != 0
+    plan = plan_views(shape, remaining, with_val if search else text, wanted)
+    return ValidationPlan(bill=plan.bill, views=plan.views, search=search)
 
 
 def n_views_used(shape: TaskShape, epochs: int) -> int:
@@ -45,6 +75,13 @@ def view_features_bill(shape: TaskShape, views: int) -> Bill:
     if shape.fresh_views or not views:
         return Bill.image_features(shape.n_train, shape.feature_dim) * views
     return Bill.image_features(shape.n_train * views, shape.feature_dim)
+
+
+def plan_epoch_views(shape: TaskShape, remaining: Remaining, paid: Bill, epochs: int) -> ViewsPlan:
+    """Return the plan of a method that pays `paid`, then queries the features of the views that its epochs use."""
+    view = Bill(requests=1 if shape.fresh_views else 0, images=shape.n_train)
+    views = affordable(n_views_used(shape, epochs), view, remaining.minus(paid))
+    return ViewsPlan(bill=paid + view_features_bill(shape, views), views=views)
 
 
 def view_features(task: FewShotTask, views: int, epochs: int, box: BlackBox) -> EpochViews:

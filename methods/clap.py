@@ -36,9 +36,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from methods._finite import finite
-from methods._training import affordable, shuffled_batches, warm_cosine_lr
-from methods._views import ViewsPlan, training_views
+from methods._training import descend, shuffled_batches, warm_cosine_lr
+from methods._views import ViewsPlan, plan_views, training_views
 from methods.base import (
     Access,
     Bill,
@@ -82,11 +81,10 @@ class ZeroShotLinearProbe(Method):
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> ViewsPlan:
-        text, one = Bill.text_features(1, shape.n_classes, shape.feature_dim), Bill(requests=1)
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
         offered = RELEASED_VIEWS if shape.fresh_views else shape.views
         wanted = (self.config.views or offered) if shape.views else 1  # without views: the plain images
-        views = affordable(wanted, Bill(images=shape.n_train), remaining.minus(text + one))
-        return ViewsPlan(bill=text + Bill.image_features(views * shape.n_train, shape.feature_dim), views=views)
+        return plan_views(shape, remaining, text, wanted)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.epoch, self.generator, self.logit_scale = 0, torch_generator(rng), box.logit_scale
@@ -107,10 +105,7 @@ class ZeroShotLinearProbe(Method):
         batches = shuffled_batches(len(self.labels_R), c.batch_size, self.generator)
         for rows_B in islice(batches, self.n_batches):
             loss = cross_entropy(self.logits(self.rows_RD[rows_B]), self.labels_R[rows_B]) + self.penalty()  # (3), (4)
-            finite(loss, f"loss in epoch {self.epoch + 1}")
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         return self.epoch < c.epochs
 

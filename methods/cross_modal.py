@@ -39,8 +39,8 @@ from torch.nn.functional import normalize
 
 from methods._finite import finite
 from methods._parallel_runs import ParallelRuns
-from methods._training import affordable, cosine_lr
-from methods._views import training_views
+from methods._training import cosine_lr
+from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
     Bill,
@@ -49,21 +49,11 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
     method,
     torch_generator,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossModalPlan(Plan):
-    """Which images the allotment pays for."""
-
-    views: int
-    search: bool
-    """Whether the run and its step are chosen on the validation images."""
 
 
 @method(name="cross_modal", access=Access.TEXT | Access.FEATURES, paper="arXiv:2301.06267")
@@ -101,16 +91,12 @@ class CrossModal(Method):
 
     config: Config
 
-    def plan(self, shape: TaskShape, remaining: Remaining) -> CrossModalPlan:
-        n, d = shape.n_train, shape.feature_dim
-        text = Bill.text_features(shape.n_templates if self.config.ensemble else 1, shape.n_classes, d)
-        val = Bill.image_features(shape.n_val, d)
-        search = shape.n_val > 0 and remaining.affords(text + val + Bill.image_features(n, d)) != 0
-        bill = text + val if search else text
-        views = affordable(min(2, max(1, shape.views)), Bill(images=n), remaining.minus(bill))
-        return CrossModalPlan(bill=bill + Bill.image_features(views * n, d), views=views, search=search)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> ValidationPlan:
+        templates = shape.n_templates if self.config.ensemble else 1
+        text = Bill.text_features(templates, shape.n_classes, shape.feature_dim)
+        return plan_validation(shape, remaining, text, min(2, max(1, shape.views)))
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CrossModalPlan) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ValidationPlan) -> None:
         c, n_classes = self.config, len(task.classes)
         text_TCD = box.text_features(task.classes.ensemble() if c.ensemble else task.classes.prompts())
         features_ND = box.image_features(training_views(task, plan.views))

@@ -39,8 +39,7 @@ import torch
 from torch import Tensor
 
 from methods._finite import finite
-from methods._training import affordable
-from methods._views import training_views
+from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
     Bill,
@@ -49,21 +48,10 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
     method,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GDAPlan(Plan):
-    """Which images the allotment pays for."""
-
-    views: int
-    """V: views of the training images; each is a row."""
-    search: bool
-    """Whether alpha is chosen on the validation images."""
 
 
 @method(name="gda", access=Access.TEXT | Access.FEATURES, paper="arXiv:2402.04087", new_classes=True)
@@ -87,15 +75,11 @@ class GDA(Method):
 
     config: Config
 
-    def plan(self, shape: TaskShape, remaining: Remaining) -> GDAPlan:
-        n, d = shape.n_train, shape.feature_dim
-        text, val = Bill.text_features(1, shape.n_classes, d), Bill.image_features(shape.n_val, d)
-        search = shape.n_val > 0 and remaining.affords(text + val + Bill.image_features(n, d)) != 0
-        bill = text + val if search else text
-        views = affordable(max(1, shape.views), Bill(images=n), remaining.minus(bill))
-        return GDAPlan(bill=bill + Bill.image_features(views * n, d), views=views, search=search)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> ValidationPlan:
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
+        return plan_validation(shape, remaining, text, max(1, shape.views))
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: GDAPlan) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ValidationPlan) -> None:
         self.classes, self.scale, self.alpha = task.classes, box.logit_scale, self.config.alpha
         self.text_CD = box.text_features(task.classes.prompts())[0]
         self.features_nD = box.image_features(training_views(task, plan.views))

@@ -34,9 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from methods._finite import finite
-from methods._training import affordable, cosine_lr
-from methods._views import ViewsPlan, training_views
+from methods._training import cosine_lr, descend
+from methods._views import ViewsPlan, plan_views, training_views
 from methods.base import (
     Access,
     Bill,
@@ -104,10 +103,8 @@ class LFA(Method):
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> ViewsPlan:
-        n, d = shape.n_train, shape.feature_dim
-        text = Bill.text_features(1, shape.n_classes, d)
-        views = affordable(min(max(1, shape.views), self.config.n_views), Bill(images=n), remaining.minus(text))
-        return ViewsPlan(bill=text + Bill.image_features(views * n, d), views=views)
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
+        return plan_views(shape, remaining, text, min(max(1, shape.views), self.config.n_views))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.done, self.labels_N, self.logit_scale = 0, task.train.labels, box.logit_scale
@@ -164,9 +161,6 @@ class LFA(Method):
             kept_ND = torch.rand(features_ND.shape, generator=g) >= c.dropout
             features_ND = features_ND * kept_ND / (1 - c.dropout)
         loss = ranking_loss(self.project(features_ND), self.labels_N, self.text_CD, c.n_nearest, c.margin_scale)
-        finite(loss, f"loss in step {self.done + 1}")
         self.optimizer.param_groups[0]["lr"] = c.final_lr + cosine_lr(c.lr - c.final_lr, self.done, c.steps)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        descend(self.optimizer, loss, f"loss in step {self.done + 1}")
         self.done += 1

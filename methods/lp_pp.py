@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from methods._finite import finite
-from methods._views import training_views
+from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
     Bill,
@@ -42,18 +42,10 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
     method,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LPPlusPlusPlan(Plan):
-    """Whether the epoch is chosen on the validation images."""
-
-    search: bool
 
 
 @method(name="lp_pp", access=Access.TEXT | Access.FEATURES, paper="arXiv:2404.02285")
@@ -77,14 +69,11 @@ class LPPlusPlus(Method):
 
     config: Config
 
-    def plan(self, shape: TaskShape, remaining: Remaining) -> LPPlusPlusPlan:
-        d = shape.feature_dim
-        train = Bill.text_features(1, shape.n_classes, d) + Bill.image_features(shape.n_train, d)
-        val = Bill.image_features(shape.n_val, d)
-        search = shape.n_val > 0 and remaining.affords(train + val) != 0
-        return LPPlusPlusPlan(bill=train + val if search else train, search=search)
+    def plan(self, shape: TaskShape, remaining: Remaining) -> ValidationPlan:
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
+        return plan_validation(shape, remaining, text, wanted=1)
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: LPPlusPlusPlan) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ValidationPlan) -> None:
         self.epoch, self.labels_N = 0, task.train.labels
         self.text_CD = box.text_features(task.classes.prompts())[0]
         self.features_ND = box.image_features(training_views(task, 1))

@@ -38,8 +38,7 @@ from torch.nn.functional import one_hot
 
 from methods._finite import finite
 from methods._temperature import fitted_temperature
-from methods._training import affordable
-from methods._views import training_views
+from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
     Bill,
@@ -48,7 +47,6 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
     method,
@@ -56,16 +54,6 @@ from methods.base import (
 
 CONSTANTS = {1: (3.0, 0.05), 2: (2.6, 0.05), 4: (1.5, 0.05), 8: (1.66, 0.07), 16: (1.7, 0.1)}
 """beta and lambda by shots, which the paper chose on ImageNet with RN50 and uses on other data sets."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelPlan(Plan):
-    """Which images the allotment pays for."""
-
-    views: int
-    """V: views of the training images; each is a row."""
-    search: bool
-    """Whether beta and lambda are chosen on the validation images."""
 
 
 @method(name="proker", access=Access.TEXT | Access.FEATURES, paper="arXiv:2501.11175")
@@ -99,17 +87,12 @@ class ProKeR(Method):
 
     config: Config
 
-    def plan(self, shape: TaskShape, remaining: Remaining) -> KernelPlan:
-        n, d = shape.n_train, shape.feature_dim
-        text, val = Bill.text_features(1, shape.n_classes, d), Bill.image_features(shape.n_val, d)
-        search = self.config.search and shape.n_val > 0 and n <= self.config.max_rows
-        search = search and remaining.affords(text + val + Bill.image_features(n, d)) != 0
-        bill = text + val if search else text
+    def plan(self, shape: TaskShape, remaining: Remaining) -> ValidationPlan:
+        text, n = Bill.text_features(1, shape.n_classes, shape.feature_dim), shape.n_train
         wanted = min(max(1, shape.views), max(1, self.config.max_rows // n))
-        views = affordable(wanted, Bill(images=n), remaining.minus(bill))
-        return KernelPlan(bill=bill + Bill.image_features(views * n, d), views=views, search=search)
+        return plan_validation(shape, remaining, text, wanted, self.config.search and n <= self.config.max_rows)
 
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: KernelPlan) -> None:
+    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ValidationPlan) -> None:
         config, self.labels_N, self.views = self.config, task.train.labels, plan.views
         self.text_CD = box.text_features(task.classes.prompts())[0]
         self.rows_nD = box.image_features(training_views(task, plan.views))

@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from methods._finite import finite
-from methods._training import affordable, cosine_lr
-from methods._views import ViewsPlan, n_views_used, view_features, view_features_bill
+from methods._training import cosine_lr, descend
+from methods._views import ViewsPlan, plan_epoch_views, view_features
 from methods.base import (
     Access,
     Bill,
@@ -68,9 +67,7 @@ class RegularizedLinearAdapter(Method):
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> ViewsPlan:
         text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
-        view = Bill(requests=1 if shape.fresh_views else 0, images=shape.n_train)
-        views = affordable(n_views_used(shape, self.config.epochs), view, remaining.minus(text))
-        return ViewsPlan(bill=text + view_features_bill(shape, views), views=views)
+        return plan_epoch_views(shape, remaining, text, self.config.epochs)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.epoch, self.labels_N, self.logit_scale = 0, task.train.labels, box.logit_scale
@@ -87,11 +84,8 @@ class RegularizedLinearAdapter(Method):
         features_ND = self.views.of(self.epoch, box.image_features)
         distance = (self.map_DD - torch.eye(len(self.map_DD))).square().sum()
         loss = cross_entropy(self.logits(features_ND, self.text_CD), self.labels_N) + self.penalty * distance  # (2)
-        finite(loss, f"loss in epoch {self.epoch + 1}")
         self.optimizer.param_groups[0]["lr"] = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         return self.epoch < self.config.epochs
 

@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from methods._finite import finite
-from methods._training import affordable, shuffled_batches, warm_cosine_lr
-from methods._views import ViewsPlan, n_views_used, view_features, view_features_bill
+from methods._training import descend, shuffled_batches, warm_cosine_lr
+from methods._views import ViewsPlan, plan_epoch_views, view_features
 from methods.base import (
     Access,
     Bill,
@@ -75,9 +74,7 @@ class TaskRes(Method):
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> ViewsPlan:
         text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
-        view = Bill(requests=1 if shape.fresh_views else 0, images=shape.n_train)
-        views = affordable(n_views_used(shape, self._n_epochs(shape.shots)), view, remaining.minus(text))
-        return ViewsPlan(bill=text + view_features_bill(shape, views), views=views)
+        return plan_epoch_views(shape, remaining, text, self._n_epochs(shape.shots))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ViewsPlan) -> None:
         self.epoch, self.n_epochs = 0, self._n_epochs(task.shots)
@@ -96,10 +93,7 @@ class TaskRes(Method):
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.epoch)  # (3)
         for rows in shuffled_batches(len(self.labels_N), self.config.batch_size, self.generator, drop_last=True):
             loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
-            finite(loss, f"loss in epoch {self.epoch + 1}")
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         if self.epoch == self.n_epochs:
             self.notes["classifier_rotation_deg"] = self.classifier_rotation_deg()

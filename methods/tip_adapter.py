@@ -37,8 +37,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from methods._finite import finite
-from methods._training import affordable, cosine_lr, shuffled_batches
-from methods._views import EpochViews, training_views
+from methods._training import cosine_lr, descend, shuffled_batches
+from methods._views import EpochViews, ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
     Bill,
@@ -47,7 +47,6 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
     method,
@@ -56,13 +55,9 @@ from methods.base import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePlan(Plan):
-    """Which images the allotment pays for."""
+class CachePlan(ValidationPlan):
+    """Which images the allotment pays for. The views make the keys; alpha and beta are searched."""
 
-    views: int
-    """V: views of the training images that make the keys."""
-    search: bool
-    """Whether alpha and beta are searched on the validation images."""
     fresh_views: int = 0
     """Views that -F queries while it trains; 0 = it reuses those of the keys."""
 
@@ -91,12 +86,8 @@ class TipAdapter(Method):
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> CachePlan:
-        n, d = shape.n_train, shape.feature_dim
-        text, val = Bill.text_features(1, shape.n_classes, d), Bill.image_features(shape.n_val, d)
-        search = shape.n_val > 0 and remaining.affords(text + val + Bill.image_features(n, d)) != 0
-        bill = text + val if search else text
-        views = affordable(max(1, shape.views), Bill(images=n), remaining.minus(bill))
-        return CachePlan(bill=bill + Bill.image_features(views * n, d), views=views, search=search)
+        text = Bill.text_features(1, shape.n_classes, shape.feature_dim)
+        return CachePlan(**vars(plan_validation(shape, remaining, text, max(1, shape.views))))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: CachePlan) -> None:
         self.alpha, self.beta = self.config.init_alpha, self.config.init_beta
@@ -185,10 +176,7 @@ class TipAdapterF(TipAdapter):
             lr = cosine_lr(self.config.lr, done, self.config.epochs * len(batches))
             self.optimizer.param_groups[0]["lr"] = lr
             loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
-            finite(loss, f"loss in epoch {self.epoch + 1}")
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         if self.epoch == self.config.epochs:
             self._search()
