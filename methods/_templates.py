@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import Classes, Plan, TextPrompts
+from methods._training import affordable
+from methods.base import Bill, Classes, Plan, Remaining, TaskShape, TextPrompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,12 @@ class TemplatesPlan(Plan):
     """How many templates the allotment pays for."""
 
     templates: int
+
+
+def plan_templates(shape: TaskShape, remaining: Remaining, template: Bill) -> TemplatesPlan:
+    """Return the plan of a method that pays `template` for each template of the ensemble, as many as it can pay."""
+    templates = affordable(shape.n_templates, template, remaining)
+    return TemplatesPlan(bill=template * templates, templates=templates)
 
 
 def template_prompts(classes: Classes, templates: int) -> TextPrompts:

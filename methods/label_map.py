@@ -31,21 +31,19 @@ from torch.nn.functional import one_hot
 
 from methods._answers import bill_of
 from methods._temperature import fitted_temperature
-from methods._templates import TemplatesPlan, by_image, template_prompts
-from methods._training import affordable
+from methods._templates import TemplatesPlan, by_image, plan_templates, template_prompts
 from methods.base import (
     Access,
-    Bill,
     BlackBox,
     Classes,
     FewShotTask,
     ImageSet,
     Method,
-    Plan,
     Remaining,
     TaskShape,
     method,
 )
+from methods.zero_shot import ZeroShot
 
 LEAST = 1e-12
 """Least sum of a column of the map: a column of zeros, of a class without images, stays zero."""
@@ -76,9 +74,7 @@ class LabelMap(Method):
     answer = Access.LABELS
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> TemplatesPlan:
-        template = bill_of(self.answer, 1, shape.n_train, shape.n_classes)
-        templates = affordable(shape.n_templates, template, remaining)
-        return TemplatesPlan(bill=template * templates, templates=templates)
+        return plan_templates(shape, remaining, bill_of(self.answer, 1, shape.n_train, shape.n_classes))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: TemplatesPlan) -> None:
         self.prompts = template_prompts(task.classes, plan.templates)
@@ -106,14 +102,8 @@ class LabelMapTopK(LabelMap):
 
 
 @method(name="vote", access=Access.TEXT | Access.LABELS, paper="arXiv:2410.24018", new_classes=True, uses_views=False)
-class Vote(Method):
+class Vote(ZeroShot):
     """The number of templates under which the endpoint names a class, without fitting."""
-
-    def plan(self, shape: TaskShape, remaining: Remaining) -> Plan:
-        return Plan(bill=Bill())
-
-    def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Plan) -> None:
-        self.classes = task.classes
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return box.scores(images, (classes or self.classes).ensemble()).exp().sum(0)

@@ -23,8 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from methods._ridge import Ridge
-from methods._templates import TemplatesPlan, by_image, template_prompts
-from methods._training import affordable
+from methods._templates import TemplatesPlan, by_image, plan_templates, template_prompts
 from methods.base import (
     Access,
     Bill,
@@ -53,9 +52,7 @@ class ScoreRidge(Method):
     config: Config
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> TemplatesPlan:
-        template = Bill.scores(1, shape.n_train, shape.n_classes)
-        templates = affordable(shape.n_templates, template, remaining)
-        return TemplatesPlan(bill=template * templates, templates=templates)
+        return plan_templates(shape, remaining, Bill.scores(1, shape.n_train, shape.n_classes))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: TemplatesPlan) -> None:
         self.prompts = template_prompts(task.classes, plan.templates)
