@@ -54,6 +54,12 @@ class Limits:
         """The limits for people, such as '8,000 requests and 256,000 images'; empty without limits."""
         return " and ".join(f"{n:,} {unit}" for unit in LIMITED_UNITS if (n := getattr(self, unit)) is not None)
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Sort key from small to large; no limit is the largest."""
+        requests, images = (float("inf") if n is None else float(n) for n in (self.requests, self.images))
+        return requests, images
+
     def exceeded_unit(self, spent: Bill, bill: Bill) -> str | None:
         """Return the first unit in which `spent + bill` exceeds the limits, or None."""
         for unit in LIMITED_UNITS:

@@ -18,9 +18,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
+from pipeline.budget import Limits
 from pipeline.results.identity import FIT_SETTINGS, FREE, SHARED, listed
 from pipeline.results.row import KINDS
 from pipeline.results.stats import harmonic
@@ -54,7 +54,7 @@ class Section(NamedTuple):
     @property
     def order(self) -> tuple[Any, ...]:
         """Sort key: access class first, and budgets from small to unlimited."""
-        budget = tuple(np.inf if b is None else b for b in (self.budget_requests, self.budget_images))
+        budget = Limits(self.budget_requests, self.budget_images).size
         kind = (*KINDS, HARMONIC).index(self.kind)
         return CLASSES.index(self.access_class), *self[1:4], kind, self.dataset, self.test_set, self.shots, *budget
 

@@ -30,9 +30,14 @@ def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
     ]
     head = " & ".join(map(latex, shown[0])) + r" \\"
     body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    key = re.sub(r"[^A-Za-z0-9]+", "-", caption).strip("-").lower()
-    start = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", rf"\label{{tab:{key}}}"]
+    start = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", latex_label(caption)]
     return "\n".join([*start, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{table}"]) + "\n"
+
+
+def latex_label(text: str) -> str:
+    """Return the label of a table, made of the letters and digits of a text."""
+    key = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
+    return rf"\label{{tab:{key}}}"
 
 
 def latex_number(text: str) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.budget import Limits
@@ -20,7 +19,7 @@ from pipeline.results.identity import listed
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
 from pipeline.results.standing import UNFITTED
-from pipeline.results.tables import compact
+from pipeline.results.tables import budget, compact, limits
 
 Record = dict[str, Any]
 
@@ -91,14 +90,15 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     kinds = {r["kind"] for r in over_sets}
     kind = next(k for k in ("source", HARMONIC, *sorted(kinds)) if k in kinds)
     of_kind = [r for r in over_sets if r["kind"] == kind]
-    all_shots, allotments = sorted({r["shots"] for r in of_kind}), sorted({_allotment(r) for r in of_kind}, key=_size)
+    all_shots = sorted({r["shots"] for r in of_kind})
+    allotments = sorted({limits(r) for r in of_kind}, key=lambda of: of.size)
     shots, allotment = all_shots[-1], allotments[-1]
     sets = list(dict.fromkeys(r["dataset"] for r in every if r["kind"] == kind))
     shifts = list(dict.fromkeys(r["test_set"] for r in every if r["kind"] == "shift"))
     by = axis or ("dataset" if len(all_shots) == 1 and len(sets) > 1 else "shots")
 
-    def where(of: str, k: int, budget: Limits, test_set: str = "all") -> dict[str, Any]:
-        return {"kind": of, "shots": k, "test_set": test_set, "budget": budget}
+    def where(of: str, k: int, paid: Limits, test_set: str = "all") -> dict[str, Any]:
+        return {"kind": of, "shots": k, "test_set": test_set, "budget": paid}
 
     if by == "dataset":
         full = {r["dataset"]: r["test_set"] for r in every if r["kind"] == kind}
@@ -107,7 +107,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         columns |= {f"{name} (shift)": where("shift", shots, allotment, name) for name in shifts}
         main = 0
     elif by == "budget":
-        columns = {budget_header(budget): where(kind, shots, budget) for budget in allotments}
+        columns = {budget_header(of): where(kind, shots, of) for of in allotments}
         main = len(columns) - 1
     else:
         columns = {f"{k} shot{'s' * (k > 1)}": where(kind, k, allotment) for k in all_shots}
@@ -119,7 +119,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         "data": " and ".join(sets) if len(sets) < 3 else f"{len(sets)} data sets",
         "shots": f"{'/'.join(map(str, all_shots if by == 'shots' else [shots]))} shot{'s' * (shots > 1)}",
         "seeds": _seeds([line.main for line in lines]),
-        "allotment": _budget_name(allotment) + f" (largest of {len(allotments)})" * (len(allotments) > 1)
+        "allotment": budget(allotment) + f" (largest of {len(allotments)})" * (len(allotments) > 1)
         if by != "budget"
         else "",
         "model": model[0],
@@ -149,25 +149,11 @@ def _model(record: Record) -> tuple[str, ...]:
     return tuple(record[name] for name in _MODEL)
 
 
-def _allotment(record: Record) -> Limits:
-    return Limits(record["budget_requests"], record["budget_images"])
-
-
-def _size(limits: Limits) -> tuple[float, float]:
-    """Order of allotments; no limit is the largest."""
-    requests, images = (np.inf if n is None else n for n in (limits.requests, limits.images))
-    return float(requests), float(images)
-
-
-def _budget_name(limits: Limits) -> str:
-    return limits.text or "no limit"
-
-
-def budget_header(limits: Limits) -> str:
+def budget_header(of: Limits) -> str:
     """Return an allotment as the header of a column, e.g. '1,000 requests' and '8,000 req, 256k im'."""
-    if limits.requests is not None and limits.images is not None:
-        return f"{compact(limits.requests)} req, {compact(limits.images)} im"
-    return _budget_name(limits)
+    if of.requests is not None and of.images is not None:
+        return f"{compact(of.requests)} req, {compact(of.images)} im"
+    return budget(of)
 
 
 def _count(number: int, noun: str) -> str:
@@ -183,7 +169,7 @@ def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_a
     """Return a line per method that has a record in the main column, or else in any column."""
     placed: dict[tuple[str, str], list[Record | None]] = {}
     for record in records:
-        key = {**{k: record[k] for k in ("kind", "shots", "test_set")}, "budget": _allotment(record)}
+        key = {**{k: record[k] for k in ("kind", "shots", "test_set")}, "budget": limits(record)}
         if key not in columns:
             continue
         if record["method"] in UNFITTED:
@@ -251,7 +237,7 @@ def _by_budget(leaders: list[Record], view: Overview) -> list[str]:
         return []
     kind, shots = leaders[0]["kind"], leaders[0]["shots"]
     ladders: dict[str, list[Record]] = {}
-    for r in sorted(view.summary, key=lambda r: _size(_allotment(r))):
+    for r in sorted(view.summary, key=lambda r: limits(r).size):
         same = r["kind"] == kind and r["shots"] == shots and not r["reference"]
         if same and r[view.value] is not None and r["requests"] is not None:
             ladders.setdefault(r["label"], []).append(r)

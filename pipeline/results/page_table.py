@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.budget import Limits
 from pipeline.console import plain
 from pipeline.results.comparison import GAINS, HARMONIC, access_class
 from pipeline.results.spread import estimate, excludes_zero
-from pipeline.results.tables import count, sections, state
+from pipeline.results.tables import budget, count, limits, sections, state
 
 Record = dict[str, Any]
 
@@ -70,7 +69,7 @@ METHOD = Column(
 CELLS = (
     Column("test set", lambda r: escape(test_set(r)), None, "l c-data", "mean of N sets: average over data sets"),
     Column("shots", lambda r: str(r["shots"]), lambda r: r["shots"], "c-shots", "labelled images per class"),
-    Column("budget", lambda r: escape(budget(r)), None, "l c-budget", "what a trial may spend on fitting"),
+    Column("budget", lambda r: escape(budget(limits(r))), None, "l c-budget", "what a trial may spend on fitting"),
     Column("model", lambda r: escape(model(r)), None, "l c-model", "model and precision of the endpoint"),
 )
 """What a line is about; each is a filter. A column is hidden while its filter selects one value."""
@@ -137,7 +136,7 @@ def records_of(summary: pa.Table, board: pa.Table) -> list[Record]:
     merged: dict[tuple[Any, ...], Record] = {}
     for table in (summary, board):
         for record in (r for section in sections(table) for r in section):
-            key = (test_set(record), record["shots"], budget(record), model(record), record["label"])
+            key = (test_set(record), record["shots"], budget(limits(record)), model(record), record["label"])
             numbers = (*(record[k] for k in ("accuracy", "seeds", "requests", "images")), state(record))
             same = merged.get((*key, numbers))
             native = access_class(record["access"]) == record["access_class"]
@@ -147,9 +146,8 @@ def records_of(summary: pa.Table, board: pa.Table) -> list[Record]:
 
 
 def _order(r: Record) -> tuple[Any, ...]:
-    limits = tuple(float("inf") if r[f"budget_{u}"] is None else r[f"budget_{u}"] for u in ("requests", "images"))
     kind = ("source", HARMONIC, "shift", "transfer").index(r["kind"])
-    first = r["dataset"] != "all", kind, test_set(r), -r["shots"], *(-limit for limit in limits), model(r)
+    first = r["dataset"] != "all", kind, test_set(r), -r["shots"], *(-limit for limit in limits(r).size), model(r)
     return *first, r["accuracy"] is None, -(r["accuracy"] or 0.0), r["label"]
 
 
@@ -162,11 +160,6 @@ def test_set(r: Record) -> str:
     else:
         words = f"{r['test_set']} ({kind}of {r['dataset']})" if kind else r["dataset"]
     return plain(words + ", base-to-new" * (r["kind"] == HARMONIC))
-
-
-def budget(r: Record) -> str:
-    """Return the allotment of a record in words."""
-    return Limits(r["budget_requests"], r["budget_images"]).text or "no limit"
 
 
 def model(r: Record) -> str:
@@ -184,7 +177,7 @@ def filters(records: Sequence[Record]) -> list[Filter]:
         "class": ("Access class", sorted({c for r in records for c in r["classes"]}), ""),
         "data": ("Data set", list(dict.fromkeys(map(test_set, records))), test_set(first)),
         "shots": ("Shots", [str(n) for n in sorted({r["shots"] for r in records})], str(first["shots"])),
-        "budget": ("Budget", list(dict.fromkeys(map(budget, records))), budget(first)),
+        "budget": ("Budget", list(dict.fromkeys(budget(limits(r)) for r in records)), budget(limits(first))),
         "model": ("Model", list(dict.fromkeys(map(model, records))), model(first)),
     }
     several = {key: o for key, o in options.items() if key != "model" or len(o[1]) > 1}
@@ -217,7 +210,7 @@ def _line(r: Record, columns: Iterable[Column]) -> str:
         "class": "|".join(r["classes"]),
         "data": test_set(r),
         "shots": r["shots"],
-        "budget": budget(r),
+        "budget": budget(limits(r)),
         "model": model(r),
     }
     data = "".join(f" data-{key}={_quoted(str(value))}" for key, value in values.items())

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.results.escape import latex, markdown
-from pipeline.results.latex_tables import latex_number
+from pipeline.results.latex_tables import latex_label, latex_number
 from pipeline.results.overview import NO_FIT, Line, Overview
-from pipeline.results.tables import accuracy, to_csv, to_json
+from pipeline.results.tables import accuracy, count, to_csv, to_json
 
 Record = dict[str, Any]
 PARTS = ("", "_ci95", "_min", "_max")
-NOT_A_LABEL = re.compile(r"[^A-Za-z0-9]+")
 
 
 def records(view: Overview | None) -> list[Record]:
@@ -65,7 +63,6 @@ def pivot_latex(view: Overview | None, title: str, notes: Sequence[str] = ()) ->
         for line, cells in _cells(view, group):
             shown = [rf"\textbf{{{latex_number(text)}}}" if best else latex_number(text) for text, best in cells]
             body.append(" & ".join([latex(line.main["label"]), *shown, *_bill(line)]) + r" \\")
-    key = NOT_A_LABEL.sub("-", f"{title}-{view.axis}").strip("-").lower()
     return "\n".join(
         [
             *(f"% {note}" for note in notes),
@@ -73,7 +70,7 @@ def pivot_latex(view: Overview | None, title: str, notes: Sequence[str] = ()) ->
             r"\begin{table}[t]",
             r"\centering",
             rf"\caption{{{latex(caption(view))}}}",
-            rf"\label{{tab:{key}}}",
+            latex_label(f"{title}-{view.axis}"),
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
             r"\toprule",
@@ -118,4 +115,4 @@ def _rounded(record: Record | None) -> float | None:
 
 
 def _bill(line: Line) -> list[str]:
-    return ["-" if line.main[unit] is None else f"{line.main[unit]:,.0f}" for unit in ("requests", "images")]
+    return [count(line.main[unit]) for unit in ("requests", "images")]

@@ -15,6 +15,8 @@ MAX_LABEL = 2
 """Lines that a sweep's own description may take."""
 MAX_CONCLUSIONS = 4
 MAX_HEADER = 22
+MAX_METHOD = 24
+"""Characters of the first column that are kept before intervals and further columns are given up."""
 GROUP = {
     "scores": "SCORES: methods that get class scores",
     "features": "FEATURES: methods that get image and text features",
@@ -107,8 +109,11 @@ def _table(view: Overview, terminal: Terminal, room: int, all_command: str) -> l
     shown = _chosen(view, room - sum(name != NO_FIT for name in view.groups))
     hidden = len(view.lines) - sum(map(len, shown.values()))
     lines = [line for group in shown.values() for line in group]
-    style = next((s for s in _styles(view) if _width(view, lines, s, terminal) <= terminal.width), _styles(view)[-1])
-    names, widths = _layout(view, lines, style, terminal)
+    for style in _styles(view):
+        names, widths = _layout(view, lines, style, terminal)
+        if _total([min(widths[0], MAX_METHOD), *widths[1:]]) <= terminal.width:
+            break
+    widths[0] = max(8, widths[0] - max(0, _total(widths) - terminal.width))
     text = [_aligned("", list(names), widths)]
     for name, group in shown.items():
         if name != NO_FIT:
@@ -160,16 +165,12 @@ def _layout(view: Overview, lines: list[Line], style: Style, terminal: Terminal)
     ]
     rows = [names, *(_cells(view, line, style, terminal) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
-    over = 2 + sum(widths) + 2 * (len(widths) - 1) - terminal.width
-    widths[0] = max(8, widths[0] - max(0, over))
     return names, widths
 
 
-def _width(view: Overview, lines: list[Line], style: Style, terminal: Terminal) -> int:
-    names, _ = _layout(view, lines, style, terminal)
-    rows = [names, *(_cells(view, line, style, terminal) for line in lines)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
-    return 2 + min(widths[0], 24) + sum(widths[1:]) + 2 * (len(widths) - 1)
+def _total(widths: Sequence[int]) -> int:
+    """Return the width of a line: a mark, then columns with two spaces between them."""
+    return 2 + sum(widths) + 2 * (len(widths) - 1)
 
 
 def _cells(view: Overview, line: Line, style: Style, terminal: Terminal) -> list[str]:

@@ -1,16 +1,9 @@
-"""Spread of an estimate over seeds: a confidence interval for three or more seeds, the range for two, else nothing.
-
-With two seeds, Student's t multiplies the standard error by 12.7: the interval is far wider than the difference of the
-two values and is not shown.
-"""
+"""Spread of an estimate over seeds: its confidence interval if there is one (`standing.over_seeds`), else the range."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-MIN_SEEDS = 3
-"""Seeds from which on a confidence interval is shown."""
 
 
 class Spread(NamedTuple):
@@ -34,8 +27,8 @@ def spread(record: Mapping[str, Any], name: str) -> Spread | None:
     seeds = record.get(f"{name}_pairs", record.get("seeds")) or 0
     if mean is None or seeds < 2:
         return None
-    if seeds >= MIN_SEEDS:
-        return None if half_width is None else Spread(mean - half_width, mean + half_width, True)
+    if half_width is not None:
+        return Spread(mean - half_width, mean + half_width, True)
     low, high = record.get(f"{name}_min"), record.get(f"{name}_max")
     return None if low is None or high is None else Spread(low, high, False)
 

@@ -151,10 +151,20 @@ def heading(rows: Sequence[Record]) -> str:
     return plain(f"{what}, {where}")
 
 
+def limits(record: Mapping[str, Any]) -> Limits:
+    """Return the allotment of a record."""
+    return Limits(record["budget_requests"], record["budget_images"])
+
+
+def budget(of: Limits) -> str:
+    """Return limits as text, e.g. '8,000 requests'; 'no limit' without one."""
+    return of.text or "no limit"
+
+
 def allotment(record: Record) -> str:
     """Return the allotment of a section as text, e.g. 'allotment 8,000 requests'; 'no limit' without one."""
-    words = Limits(record["budget_requests"], record["budget_images"]).text
-    return f"allotment {words}" if words else "no limit"
+    of = limits(record)
+    return f"allotment {of.text}" if of.text else budget(of)
 
 
 def plus_minus(mean: float | None, ci95: float | None, sign: str = "", ends: Sequence[float | None] = ()) -> str:
