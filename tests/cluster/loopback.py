@@ -13,7 +13,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.support.command import free_port
 from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,12 +37,6 @@ TIMEOUT_S = patience(300)
 
 def echo(line: str) -> None:
     print(line, flush=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def as_user(command: str, expect: int | None = 0) -> str:

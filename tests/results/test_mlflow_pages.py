@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,17 +10,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.results.report import write_report
-from tests.support.browser import Browser, browser, free_port, wait_for
+from tests.support.command import free_port, wait_until
 from tests.support.patience import patience
 from tests.support.synthetic import report_of, write_store
+from tools.browser import Browser
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = os.environ.get("FAREBOX_SCREENSHOTS")
@@ -30,6 +32,44 @@ class Served(NamedTuple):
     root: str
     methods: str
     trials: str
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    """Wait until it is true; it may fail while a page is not served yet or another is being loaded."""
+
+    def true() -> Any:
+        try:
+            return condition()
+        except (OSError, RuntimeError):
+            return False
+
+    wait_until(true, what, seconds)
+
+
+class Window(Browser):
+    """A window on MLflow's pages, which draw themselves after they are loaded."""
+
+    def text(self) -> str:
+        return str(self.run("document.body.innerText"))
+
+    def see(self, text: str) -> None:
+        """Wait until the page shows a text."""
+        try:
+            wait_for(lambda: text in self.text(), text)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the page shows: {self.text()[:3000]}") from None
+
+    def click(self, text: str) -> None:
+        """Click on the first visible link whose text contains `text`, once it is there; stay in this tab."""
+        script = (
+            "(() => { const found = [...document.querySelectorAll('a')].find("
+            f"a => a.textContent.includes({json.dumps(text)}) && a.getClientRects().length);"
+            "if (found) { found.removeAttribute('target'); found.click(); } return Boolean(found) })()"
+        )
+        try:
+            wait_for(lambda: self.run(script), f"a link {text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the page shows: {self.text()[:3000]}") from None
 
 
 @pytest.fixture(scope="module")
@@ -62,32 +102,33 @@ def served(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def page() -> Iterator[Browser]:
-    with browser() as page:
+def page() -> Iterator[Window]:
+    with Window() as page:
+        page.look(1500, 950)
         yield page
 
 
-def shoot(page: Browser, name: str) -> None:
+def shoot(page: Window, name: str) -> None:
     if SCREENSHOTS:
         page.run("document.querySelectorAll('button[aria-label=\"Close\"]').forEach(button => button.click())")
         time.sleep(3)  # the charts are drawn again
-        page.screenshot(Path(SCREENSHOTS) / f"mlflow_{name}.png")
+        page.picture(Path(SCREENSHOTS) / f"mlflow_{name}.png")
 
 
-def test_the_methods_are_compared_two_clicks_after_the_landing_page(served: Served, page: Browser) -> None:
+def test_the_methods_are_compared_two_clicks_after_the_landing_page(served: Served, page: Window) -> None:
     page.open(f"{served.root}/")
     page.click("farebox/")
     page.click("compare the methods")
     page.see("Group by: method")
     for chart in ("requests vs. accuracy", "images vs. accuracy"):
         page.see(chart)
-    charts = "return document.querySelectorAll('.js-plotly-plot').length >= 3"
+    charts = "document.querySelectorAll('.js-plotly-plot').length >= 3"
     wait_for(lambda: page.run(charts), "three charts")
     page.see("craft")
     shoot(page, "methods")
 
 
-def test_the_printed_address_shows_the_trials_with_their_columns(served: Served, page: Browser) -> None:
+def test_the_printed_address_shows_the_trials_with_their_columns(served: Served, page: Window) -> None:
     page.open(served.trials)
     page.see("matching runs")
     for column in ("accuracy", "images", "requests", "dataset", "method"):

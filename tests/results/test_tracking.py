@@ -27,7 +27,7 @@ from pipeline.results.tracking_names import name_of
 from pipeline.results.tracking_store import ui_command
 from pipeline.results.tracking_views import VIEWS
 from pipeline.source_code import code_digest
-from tests.support.browser import free_port
+from tests.support.command import free_port
 from tests.support.synthetic import make, report_of, sweep, write_store
 
 MakeMirror = Callable[[], Mirror]
