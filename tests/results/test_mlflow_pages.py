@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.results.report import write_report
-from tests.support.command import free_port, wait_until
+from tests.support.command import free_port
 from tests.support.patience import patience
 from tests.support.synthetic import report_of, write_store
 from tools.browser import Browser
@@ -36,14 +36,15 @@ class Served(NamedTuple):
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
     """Wait until it is true; it may fail while a page is not served yet or another is being loaded."""
-
-    def true() -> Any:
+    end = time.monotonic() + patience(seconds)
+    while time.monotonic() < end:
         try:
-            return condition()
+            if condition():
+                return
         except (OSError, RuntimeError):
-            return False
-
-    wait_until(true, what, seconds)
+            pass
+        time.sleep(0.3)
+    raise AssertionError(f"not seen in time: {what}")
 
 
 class Window(Browser):
@@ -60,14 +61,24 @@ class Window(Browser):
             raise AssertionError(f"{error}; the page shows: {self.text()[:3000]}") from None
 
     def click(self, text: str) -> None:
-        """Click on the first visible link whose text contains `text`, once it is there; stay in this tab."""
+        """Follow the first visible link whose text contains `text`, once it is there; stay in this tab.
+
+        The link is clicked again while nothing happens: MLflow draws its links before they react.
+        """
         script = (
             "(() => { const found = [...document.querySelectorAll('a')].find("
             f"a => a.textContent.includes({json.dumps(text)}) && a.getClientRects().length);"
             "if (found) { found.removeAttribute('target'); found.click(); } return Boolean(found) })()"
         )
+        before = self.run("location.href")
+
+        def followed() -> bool:
+            clicked = self.run(script)
+            time.sleep(1)
+            return bool(clicked) and self.run("location.href") != before
+
         try:
-            wait_for(lambda: self.run(script), f"a link {text!r}")
+            wait_for(followed, f"a link {text!r} that leads to a page")
         except AssertionError as error:
             raise AssertionError(f"{error}; the page shows: {self.text()[:3000]}") from None
 
