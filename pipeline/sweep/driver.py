@@ -21,7 +21,6 @@ from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.row import ResultRow
-from pipeline.results.runs import add_run
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
@@ -109,9 +108,7 @@ def _reserve_and_run(
 ) -> int:
     """Reserve the bills of these trials and run those that are funded; return how many were run."""
     config, kept = plan.config, len(plan.trials) - len(todo)
-    reservations.release_left_over(ledger, storage.id, todo)
-    funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
-    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo, config.label)
+    funded, unfunded = reservations.begin(ledger, plan, todo, storage.id, echo)
     for spec in todo:
         if spec.trial_id in unfunded:
             store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])

@@ -12,7 +12,6 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.errors import ConfigError
 from pipeline.results.row import ResultRow
-from pipeline.results.runs import add_run
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.preflight import refuse_network_sqlite
@@ -63,23 +62,14 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
             echo(line)
         ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):
-            reservations.release_left_over(ledger, storage.id, todo)
-            funded, unfunded = reservations.reserve(ledger, plan, todo, storage.id)
-            if unfunded:
-                raise ConfigError(next(iter(unfunded.values())))
-            add_run(
-                config.storage,
-                [trial.trial_id for trial in plan.trials],
-                config.on_code_change == "keep",
-                echo,
-                config.label,
-            )
+            funded, unfunded = reservations.begin(ledger, plan, todo, storage.id, echo)
             try:
+                if unfunded:
+                    raise ConfigError(next(iter(unfunded.values())))
                 with torch_threads(config.threads):
                     pool = LocalPool(Endpoint(config.model, config.features), ledger)
                     for trial in funded:
                         run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
             finally:
-                for trial in funded:
-                    ledger.release(storage.id, trial.account)
+                reservations.release(ledger, storage.id, funded)
             reservations.remove_checkpoints(store, plan.trials)

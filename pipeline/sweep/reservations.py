@@ -8,9 +8,11 @@ from typing import Any
 
 from pipeline.budget import LIMITED_UNITS, Limits, row_columns
 from pipeline.config.compose import GlobalBudget
+from pipeline.console import Echo
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.row import FINISHED, STATUSES, ResultRow
+from pipeline.results.runs import add_run
 from pipeline.results.store import ResultStore
 from pipeline.sweep.run_ledger import SWEEP_PREFIX, audit, check_name, sweep_account
 from pipeline.sweep.storage_id import StorageId
@@ -46,6 +48,20 @@ def stale_line(stale: Mapping[str, str], rerun: bool) -> str:
     parts += ["the pipeline"] if "pipeline" in stale.values() else []
     doing = "run again" if rerun else "kept as they are (on_code_change=keep)"
     return f"{len(stale)} finished trials are stale, the code changed since ({' and '.join(parts)}): {doing}"
+
+
+def begin(
+    ledger: Ledger, plan: SweepPlan, todo: Sequence[TrialSpec], storage_id: str, echo: Echo
+) -> tuple[list[TrialSpec], dict[str, str]]:
+    """Release what a killed run left reserved, reserve the bills of these trials, and record the run in plan.json.
+
+    Returns and raises: as `reserve`.
+    """
+    config = plan.config
+    release_left_over(ledger, storage_id, todo)
+    reserved = reserve(ledger, plan, todo, storage_id)
+    add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo, config.label)
+    return reserved
 
 
 def reserve(
