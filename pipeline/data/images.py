@@ -237,10 +237,17 @@ class Preprocess:
 
     def one(self, images: Images, i: int) -> Tensor:
         """Return the pixels [3, size, size] of the i-th image. Thread-safe."""
+        return self.normalised(np.asarray(self.image(images, i)))
+
+    def image(self, images: Images, i: int) -> Image.Image:
+        """Return the i-th image or its view at the size of the model's input, 8-bit RGB. Thread-safe."""
         image, view = images.decoded(i), int(images.views_of[i])
-        image = self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
+        return self._centre(image) if view == PLAIN else self._random_crop(image, images.key_of(i), images.augment)
+
+    def normalised(self, rgb: np.ndarray) -> Tensor:
+        """Return the pixels [3, size, size] of an 8-bit RGB array [size, size, 3]."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        array = (np.asarray(image, np.float32) / 255 - mean) / std
+        array = (np.asarray(rgb, np.float32) / 255 - mean) / std
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32))
 
     def _centre(self, image: Image.Image) -> Image.Image:
