@@ -82,7 +82,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
         (
             "ray",
             {
-                "pipeline/sweep/driver.py",
+                "pipeline/sweep/on_ray.py",
                 "pipeline/sweep/ray_session.py",
                 "pipeline/blackbox/ray_actors.py",
                 "pipeline/sweep/tune_trials.py",
