@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
+from pipeline.commands import subcommands
 from pipeline.commands.examples import epilog
-from pipeline.commands.subcommands import RAW, add_budget_commands, add_data_commands
+from pipeline.commands.subcommands import RAW
 from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
@@ -118,12 +119,21 @@ def status(arguments: argparse.Namespace) -> int:
 def leaderboard(arguments: argparse.Namespace) -> int:
     """Print the leaderboard of a sweep: one screen; --by and --all show more, methods=, shots= ... select rows."""
     from pipeline.commands.leaderboard import Options, leaderboard, of_words
+    from pipeline.commands.merge import merged_words
 
-    config, only = of_words(arguments.words)
-    options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
-    text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
+    with merged_words(arguments.words, log) as (words, problems):
+        config, only = of_words(words)
+        options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
+        text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
     print(text)
-    return exit_code(damaged)
+    return exit_code([*problems, *damaged])
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """Merge the results of several storages, for example of two machines, into a new storage."""
+    from pipeline.commands.merge import merge_storages
+
+    return exit_code(merge_storages(arguments.words, arguments.to, arguments.keep_code, echo))
 
 
 def ledger(arguments: argparse.Namespace) -> int:
@@ -188,12 +198,7 @@ def models(arguments: argparse.Namespace) -> int:
     if arguments.text_norm is None:
         return print_table(catalog.models(), arguments.json)
     record = catalog.text_norm(arguments.text_norm)
-    if arguments.json:
-        print(strict_json(record, indent=1))
-        return 0
-    echo("{model}: {text_norm} ({lowest} to {highest} over {prompts} prompts, {template!r})".format(**record))
-    echo("its card states no value" if record["card"] is None else f"its card states {record['card']}")
-    echo(f"line for the card:\n{record['line']}")
+    print(strict_json(record, indent=1) if arguments.json else catalog.text_norm_lines(record))
     return 0
 
 
@@ -283,18 +288,12 @@ def _parser() -> argparse.ArgumentParser:
     command(run)
     command(plan).add_argument("--json", action="store_true", help="print one JSON record per trial")
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
-    board = command(leaderboard)
-    board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
-    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
-    board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
-    board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
-    board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
+    subcommands.add_leaderboard_options(command(leaderboard))
+    subcommands.add_merge_arguments(command(merge, overrides=False))
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
-    add_budget_commands(command(budget, overrides=False))
+    subcommands.add_budget_commands(command(budget, overrides=False))
     command(sync)
-    pages = command(ui)
-    pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
-    pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
+    subcommands.add_ui_options(command(ui))
     benches = command(bench, overrides=False)
     benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
@@ -305,13 +304,12 @@ def _parser() -> argparse.ArgumentParser:
     audited = command(audit, overrides=False)
     audited.add_argument("--json", action="store_true", help="print one JSON record per release")
     audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
-    add_data_commands(command(data, overrides=False))
+    subcommands.add_data_commands(command(data, overrides=False))
     command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):
         listed = command(listing, False)
         listed.add_argument("--json", action="store_true", help="print JSON")
-    what = "load this model, and print the mean length of its text tower's output and the line for its card"
-    listed.add_argument("--text-norm", metavar="MODEL", help=what)
+    listed.add_argument("--text-norm", metavar="MODEL", help="load this model, and print its text_norm for its card")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The commands of `farebox budget` and `farebox data`, for argparse."""
+"""Commands and options of the larger commands, for argparse."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ DATA_COMMANDS = {
 }
 
 
+def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
+    """Add the options of `farebox leaderboard`."""
+    board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
+    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
+    board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
+    board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
+    board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
+
+
+def add_ui_options(pages: argparse.ArgumentParser) -> None:
+    """Add the options of `farebox ui`."""
+    pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
+    pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
+
+
 def add_budget_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `farebox budget`."""
     for subparser in _added(parser, "budget", BUDGET_COMMANDS).values():
@@ -37,6 +52,14 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     parsers["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
     parsers["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
     parsers["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `farebox merge`."""
+    parser.add_argument("words", nargs="*", metavar="DIR", help="storages, two or more")
+    parser.add_argument("--to", metavar="DIR", required=True, help="new storage")
+    what = "show results of all versions of the code, marked as such, instead of the newest's only"
+    parser.add_argument("--keep-code", action="store_true", help=what)
 
 
 def _added(
