@@ -121,12 +121,12 @@ def leaderboard(arguments: argparse.Namespace) -> int:
     from pipeline.commands.leaderboard import Options, leaderboard, of_words
     from pipeline.commands.merge import merged_words
 
-    with merged_words(arguments.words, log) as (words, problems):
-        config, only = of_words(words)
+    with merged_words(arguments.words, log) as several:
+        config, only = of_words(several.words)
         options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
         text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
-    print(text)
-    return exit_code([*problems, *damaged])
+    print(several.as_typed(text))
+    return exit_code([*several.problems, *damaged])
 
 
 def merge(arguments: argparse.Namespace) -> int:

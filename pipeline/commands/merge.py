@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.config.typed_values import path as path_of
 from pipeline.console import Echo, short_path
@@ -63,16 +64,28 @@ def _total(merged: Merged) -> str:
     return text
 
 
-@contextlib.contextmanager
-def merged_words(words: Sequence[str], log: Echo) -> Iterator[tuple[list[str], list[str]]]:
-    """Replace storage=A,B among the overrides by a temporary storage with the results of both.
+class Several(NamedTuple):
+    """Overrides in which storage=A,B is replaced by a temporary storage with the results of both."""
 
-    Yields:
-        The overrides, and one line for each problem of the merge.
-    """
+    words: list[str]
+    problems: list[str]
+    """One line for each problem of the merge."""
+    temporary: str = ""
+    """The temporary storage as messages show it; empty for one storage."""
+    typed: str = ""
+    """What was typed in its place."""
+
+    def as_typed(self, text: str) -> str:
+        """Return a text with the temporary storage replaced by what was typed."""
+        return text.replace(self.temporary, self.typed) if self.temporary else text
+
+
+@contextlib.contextmanager
+def merged_words(words: Sequence[str], log: Echo) -> Iterator[Several]:
+    """Merge the storages of storage=A,B among the overrides for the time of a command."""
     folders = next((_listed(word) for word in reversed(words) if word.startswith(STORAGE)), [])
     if not folders:
-        yield list(words), []
+        yield Several(list(words), [])
         return
     with tempfile.TemporaryDirectory(prefix="farebox-merged-") as folder:
         target = Path(folder) / "merged"
@@ -80,7 +93,8 @@ def merged_words(words: Sequence[str], log: Echo) -> Iterator[tuple[list[str], l
         merged = merge(_sources(folders), target, keep_code=False, echo=log)
         write_id(target, new_id(target))
         log(f"{len(folders)} storages: {_total(merged)}")
-        yield [word for word in words if not word.startswith(STORAGE)] + [f"{STORAGE}{target}"], merged.problems
+        others = [word for word in words if not word.startswith(STORAGE)]
+        yield Several([*others, f"{STORAGE}{target}"], merged.problems, short_path(target), ",".join(folders))
 
 
 def _listed(word: str) -> list[str]:

@@ -75,6 +75,9 @@ def test_the_leaderboard_shows_several_storages_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     words = ("leaderboard", "--format", "csv")
     assert here(*words, f"storage={tmp_path / 'a'},{tmp_path / 'b'}") == here(*words, f"storage={tmp_path / 'both'}")
+    assert f"storage={tmp_path / 'a'},{tmp_path / 'b'} --all" in here(
+        "leaderboard", f"storage={tmp_path / 'a'},{tmp_path / 'b'}"
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
