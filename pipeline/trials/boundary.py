@@ -19,7 +19,18 @@ from typing import Any, NoReturn, TypeVar, cast
 import numpy as np
 from torch import Tensor
 
-from methods.base import Bill, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
+from methods.base import (
+    Access,
+    Bill,
+    FewShotTask,
+    ImageSet,
+    LabelledImages,
+    PixelImages,
+    Prompts,
+    Remaining,
+    SoftPrompts,
+    TextPrompts,
+)
 from pipeline.blackbox.client import MeteredBox, wrong_plan
 from pipeline.blackbox.request import check_shapes
 from pipeline.budget import Phase
@@ -64,12 +75,21 @@ class ImageHandle:
 
     def pixels(self, size: int) -> Tensor:
         """Return grey thumbnails [B, size * size] in [0, 1] of the plain images."""
+        return self._read(lambda images: images.pixels(size))
+
+    def array(self, size: int) -> Tensor:
+        """Return the images or their views [B, 3, size, size] in [0, 1]; only for methods that declare PIXELS."""
+        return self._read(lambda images: images.array(size), needed=Access.PIXELS)
+
+    def _read(self, read: Callable[[Images], Tensor], needed: Access | None = None) -> Tensor:
         session = _OPEN.get(self._set)
         if session is None:
             raise AccessDenied(f"{len(self)} images of another trial, or of an earlier batch, cannot be read")
+        if needed is not None:
+            session.require(needed)
         images, _ = session.resolve(self)
         with session.watchdog.paused():
-            return images.pixels(size)
+            return read(images)
 
 
 class MethodBox:
@@ -104,20 +124,25 @@ class MethodBox:
         return _session(self).box.feature_dim
 
     @property
+    def image_size(self) -> int:
+        """Side of the model's input in pixels."""
+        return _session(self).box.image_size
+
+    @property
     def remaining(self) -> Remaining:
         """The unspent part of the allotment."""
         return _session(self).box.remaining
 
-    def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
         """Return the scores [P, B, C]."""
         session, prompts = _session(self), _copied(prompts)
-        whole, positions = session.resolve(images)
+        whole, positions = session.resolve_made(images)
         return session.send(lambda: session.box.scores(whole, prompts), positions, prompts)
 
-    def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         """Yield the scores of one call in blocks: rows and their scores [P, rows, C]."""
         session, prompts = _session(self), _copied(prompts)
-        whole, positions = session.resolve(images)
+        whole, positions = session.resolve_made(images)
         blocks = session.box.score_blocks(whole, prompts)
         block: tuple[slice, Tensor] | None
         block = session.send(lambda: next(blocks), positions, prompts)  # the call is charged with its first block
@@ -264,6 +289,22 @@ class Session:
         base, positions = self._sets[name], np.array(images._positions, np.int64)
         views = np.array(images._views, np.int64)
         return Images(base.source, base.split, base.rows[positions], views, base.augment), positions
+
+    def resolve_made(self, images: ImageSet | PixelImages) -> tuple[Images | PixelImages, np.ndarray]:
+        """Return the same for images that the method made: a copy of them, and the positions of their base images."""
+        if not isinstance(images, PixelImages):
+            return self.resolve(images)
+        pixels = images.pixels.detach().as_subclass(Tensor).clone()
+        base, positions = self.resolve(images.base)
+        made = PixelImages(base, pixels)
+        return made, np.tile(positions, len(made.pixels_PB3SS))
+
+    def require(self, access: Access) -> None:
+        """Raise AccessDenied if the method does not declare this access to the pixels of its images."""
+        if not self.box.access.covers(access):
+            error = AccessDenied(f"{self.method} reads images.array: declare access {access.label} in @method")
+            self.failure = self.failure or error
+            raise error
 
     def send(
         self, call: Callable[[], T], positions: np.ndarray | None, prompts: Prompts | None, gradients: bool = False
