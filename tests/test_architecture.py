@@ -453,6 +453,7 @@ METHOD_NAMES = frozenset(
     | {"taskres", "taskres_enhanced", "taskres_image_side", "taskres_unit", "tip_adapter", "tip_adapter_f"}
     | {"zero_shot", "zero_shot_ensemble", "zs_lp", "clap", "gda", "proker", "ss_text", "ss_text_plus", "score_ridge"}
     | {"sim", "lp_pp", "rla", "lfa", "cross_modal", "label_map", "label_map_topk", "vote", "zip", "sharpzo"}
+    | {"blackvip", "vp_spsa", "bar"}
 )
 """Stored results and scripts use these names: none may disappear."""
 WITHOUT_A_PAGE: set[str] = {"zero_shot", "zero_shot_ensemble"}

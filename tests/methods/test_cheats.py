@@ -46,7 +46,8 @@ from pipeline.budget import Phase
 from pipeline.data.images import Images
 from pipeline.results.row import ResultRow
 from pipeline.trials import watchdog
-from pipeline.trials.boundary import ImageHandle, Session
+from pipeline.trials.boundary import Session
+from pipeline.trials.image_handle import ImageHandle
 from pipeline.trials.trial import run_recorded, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 from tests.support.patience import patience
