@@ -21,8 +21,8 @@ from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining
 class ToyImages:
     """An `ImageSet` over a tensor [B, X] of pixels in [0, 1]. Views add seeded noise.
 
-    `numbers_B` identifies the images of a split; a view has the number of its image. `arrays` counts the calls of
-    `array` of a set and of all sets that were made from it.
+    `numbers_B` identifies the images of a split; a view has the number of its image. `arrays` lists the sizes that
+    `array` was called with, of a set and of all sets that were made from it.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ in the center, i = 1, 2, ... the step of T, and g the one-sided estimate of `_sp
 Departures from the released code:
 1. The perturbation c is 5 by default. The published 0.01 is spread over d numbers, which moves a pixel of side 224 by
    less than 1/100,000, and images are sent with 8 bits a channel; the release passes floats. With 5 it moves by about
-   1/300. hparams=paper restores 0.01.
+   1/400. hparams=paper restores 0.01.
 2. For other sides than 224, the image has the same share of the side.
 3. One fixed view of the training images; the release augments each batch anew: `views=fresh`.
 """
