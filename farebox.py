@@ -18,6 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,16 +128,22 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
 def few_shot_task(*overrides: str) -> FewShotTask:
     """Return the few-shot task of `datasets=`, `shots=` and `seeds=`, as a method is given it.
 
+    With `local=`, it has the local model as `task.local`.
+
     Raises:
         ConfigError: the overrides name more than one task.
+        DataError: the data, or the weights of the local model, cannot be used.
     """
     from pipeline.errors import ConfigError
+    from pipeline.local.encoder import open_encoder
     from pipeline.trials.trial import few_shot_task
 
-    trials = plan("methods=zero_shot", *overrides).trials
+    planned = plan("methods=zero_shot", *overrides)
+    trials, card = planned.trials, planned.config.local
     if len(trials) != 1:
         raise ConfigError(f"expected one task, found {len(trials)}: name one data set, seed and number of shots")
-    return few_shot_task(trials[0])
+    task = few_shot_task(trials[0])
+    return replace(task, local=open_encoder(card)) if card else task
 
 
 def load_results(storage: str | os.PathLike[str]) -> pd.DataFrame:

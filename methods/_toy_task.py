@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods._toy import ToyTowers
 from methods._toy_box import ToyBox, ToyImages
+from methods._toy_local import ToyLocal
 from methods.base import (
     Access,
     Bill,
@@ -46,12 +47,17 @@ def toy_task(shots: int = 4, views: int = 3, fresh_views: bool = False) -> tuple
         val=draw(min(shots, 4), 2, "val"),
         views=views,
         fresh_views=fresh_views,
+        local=ToyLocal(),
     )
     return task, draw(20, 3, "test")
 
 
 def fit(method: Method, task: FewShotTask, box: BlackBox, seed: int = 0) -> int:
-    """Start the method and step until it is finished. Return the number of steps."""
+    """Start the method and step until it is finished. Return the number of steps.
+
+    Only a method that declares `uses_local` is given the local model.
+    """
+    task = task if method.info.uses_local else replace(task, local=None)
     method.begin(task, box, np.random.default_rng(seed))
     steps = 1
     while method.step(box):

@@ -266,6 +266,35 @@ class PixelImages:
         return self.pixels if self.pixels.dim() == 5 else self.pixels.unsqueeze(0)
 
 
+class LocalModel(Protocol):
+    """A frozen pretrained encoder that runs on the client, for methods that declare `uses_local`. It sends no request.
+
+    Tensors are float32 on the CPU. An attribute of the method may hold it: a pickle contains a reference only.
+    """
+
+    @property
+    def size(self) -> int:
+        """Side S of its square input in pixels."""
+        ...
+
+    @property
+    def feature_dim(self) -> int:
+        """Width F of its features."""
+        ...
+
+    def features(self, images: ImageSet) -> Tensor:
+        """Return the features [B, F] of images or views, not normalised and without a gradient."""
+        ...
+
+    def pixels(self, images: ImageSet, size: int) -> Tensor:
+        """Return images or views as RGB pixels [B, 3, size, size] in [0, 1]."""
+        ...
+
+    def encode(self, pixels_B3SS: Tensor) -> Tensor:
+        """Return the features [B, F] of pixels in [0, 1]; differentiable."""
+        ...
+
+
 class LabelledImages(NamedTuple):
     """Images with their labels [N] (int64)."""
 
@@ -287,6 +316,8 @@ class FewShotTask:
     """Number of fixed augmented views of the training images that a method may query; 0 = the plain images only."""
     fresh_views: bool = False
     """Use new views in every epoch, as the papers' loaders do; each is billed."""
+    local: LocalModel | None = None
+    """The run's local model; None for methods that do not declare `uses_local`."""
 
 
 @dataclass(frozen=True)
@@ -450,6 +481,8 @@ class MethodInfo:
     """False: results do not depend on the `views` setting, and the task offers the method no views."""
     uses_text_norm: bool = False
     """True: the method reads `box.text_norm`, and the value that a model's card states is part of its trial ids."""
+    uses_local: bool = False
+    """True: the method needs `task.local`; its rows name the local model, and it is ranked apart."""
 
 
 M = TypeVar("M", bound=type[Method])
@@ -465,11 +498,13 @@ def method(
     new_classes: bool = False,
     uses_views: bool = True,
     uses_text_norm: bool = False,
+    uses_local: bool = False,
 ) -> Callable[[M], M]:
     """Register a method. `access` is all that it may ask; `new_classes`: predict accepts classes it was not fitted on.
 
     `uses_views=False` declares that the method reads no augmented views. Its task then has `views=0`, and its results
-    are shared by runs with different `views` settings. `uses_text_norm=True` lets the method read `box.text_norm`.
+    are shared by runs with different `views` settings. `uses_text_norm=True` lets the method read `box.text_norm`, and
+    `uses_local=True` gives it `task.local`.
 
     Raises ValueError when two classes claim one name.
     """
@@ -480,7 +515,9 @@ def method(
             others = " and ".join(f"{c.__module__}.{c.__qualname__}" for c in (known.cls, cls))
             raise ValueError(f"two methods are named {name!r}: {others}")
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        cls.info = MethodInfo(name, cls, access, paper, version, new_classes, summary, uses_views, uses_text_norm)
+        cls.info = MethodInfo(
+            name, cls, access, paper, version, new_classes, summary, uses_views, uses_text_norm, uses_local
+        )
         REGISTRY[name] = cls.info
         return cls
 

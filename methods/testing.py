@@ -193,7 +193,7 @@ def contract(name: str) -> type[MethodContract]:
         ViewsContract: info.uses_views,
         NewClassesContract: info.new_classes,
         NoBudgetContract: least == Bill() != most,
-        LearningContract: most != Bill(),
+        LearningContract: most != Bill() and not info.uses_local,  # else the local model decides it
         IterativeContract: info.cls.step is not Method.step,
         MethodContract: True,
     }

@@ -136,3 +136,27 @@ class DatasetCard:
         """Path of the Parquet file: as given, or in the package's embedded data."""
         path = Path(self.path)
         return path if path.is_absolute() or path.exists() else EMBEDDED / path
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCard:
+    """Card of a pretrained model that methods run on the client. See conf/local/*.yaml and docs/models.md."""
+
+    name: str
+    arch: str
+    """tiny_conv, or the name of a timm model without its tag."""
+    weights: str
+    """A safetensors file: its path, or a name in the package's embedded data."""
+    sha256: str
+    """SHA-256 of that file."""
+    licence: str
+    trained_on: str
+    """What it was trained on: whether it has seen the test images of a data set is for the reader to judge."""
+    source: str = ""
+    note: str = ""
+
+    @property
+    def file(self) -> Path:
+        """Path of the weights: as given, or in the package's embedded data."""
+        path = Path(self.weights)
+        return path if path.is_absolute() or path.exists() else EMBEDDED / path

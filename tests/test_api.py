@@ -118,6 +118,14 @@ def test_an_open_box_bills_calls_and_refuses_what_the_budget_does_not_pay(card: 
         assert box.meter.paid == Bill.image_features(n, box.feature_dim)
 
 
+def test_a_task_has_the_local_model_that_is_named(card: Path) -> None:
+    overrides = ("sweep=smoke", "model=fake", "shots=2", "seeds=1", f"datasets=[{card}]")
+    assert farebox.few_shot_task(*overrides).local is None
+    task = farebox.few_shot_task(*overrides, "local=tiny_local")
+    assert task.local is not None
+    assert task.local.features(task.train.images).shape == (10, task.local.feature_dim)
+
+
 def test_a_task_must_be_one(card: Path) -> None:
     with pytest.raises(ConfigError, match="expected one task, found 2"):
         farebox.few_shot_task("sweep=smoke", "model=fake", f"datasets=[{card}]", "shots=[2,4]", "seeds=1")

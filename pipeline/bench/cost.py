@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from methods.base import FewShotTask
 from pipeline.bench.harness import BenchResult, bench, machine, random_card
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
@@ -42,6 +44,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.trials.boundary import Session
 from pipeline.trials.evaluate import eval_labels, metrics, predict
 from pipeline.trials.isolation import torch_threads
+from pipeline.trials.local_handle import opened
 from pipeline.trials.plan import TrialSpec, make_plan
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.trial import few_shot_task
@@ -171,12 +174,15 @@ def _measure(cost_spec: CostSpec) -> Cost:
 def _run_trial(cost_spec: CostSpec, spec: TrialSpec, metered: MeteredBox, n_threads: int) -> Cost:
     info = spec.choice.info
     session = Session(metered, spec.choice.name, predicted=spec.predicted, uses_text_norm=info.uses_text_norm)
-    with session:
-        return _run_supervised(cost_spec, spec, Supervisor(session, info.cls, spec.seed), n_threads)
+    with session, opened(session, spec.local) as local:
+        task = replace(few_shot_task(spec), local=local)
+        return _run_supervised(cost_spec, spec, task, Supervisor(session, info.cls, spec.seed), n_threads)
 
 
-def _run_supervised(cost_spec: CostSpec, spec: TrialSpec, supervisor: Supervisor, n_threads: int) -> Cost:
-    method, task, box = spec.choice.build(), supervisor.task(few_shot_task(spec)), supervisor.session.method_box
+def _run_supervised(
+    cost_spec: CostSpec, spec: TrialSpec, given: FewShotTask, supervisor: Supervisor, n_threads: int
+) -> Cost:
+    method, task, box = spec.choice.build(), supervisor.task(given), supervisor.session.method_box
     before, start = _reset_peak(), time.perf_counter()
     supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
     start_s, steps, running = time.perf_counter() - start, list[float](), True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pipeline.cards import AUGMENTATIONS, DatasetCard, ModelCard, check_model
+from pipeline.cards import AUGMENTATIONS, DatasetCard, LocalCard, ModelCard, check_model
 from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.config.files import Kind, file_of, load
@@ -17,7 +18,7 @@ from pipeline.data.decode import BITS
 from pipeline.data.layouts.registry import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean
 
-PROSE = frozenset(("licence", "source", "url", "citation", "note"))
+PROSE = frozenset(("licence", "source", "url", "citation", "note", "trained_on"))
 """Keys of cards whose text may have several lines."""
 
 
@@ -67,6 +68,26 @@ def dataset_card(name: str, root: str | None = None) -> DatasetCard:
     if not root:
         return card
     return dataclasses.replace(card, path=str(typed_values.path("data.root", root).absolute() / card.path))
+
+
+def local_card(name: str) -> LocalCard:
+    """Read the card of a local model.
+
+    Args:
+        name: The name of a file in conf/local, or the path of another card, as in local=my/encoder.yaml.
+
+    Raises:
+        ConfigError: There is no such card, or one of its values is missing or wrong.
+    """
+    card: LocalCard = _read(LocalCard, "local", name)
+    for key in ("arch", "weights", "licence", "trained_on"):
+        if not getattr(card, key).strip():
+            raise ConfigError(f"local model {card.name!r}: {key} is empty: state it in its card (docs/models.md)")
+    if not re.fullmatch("[0-9a-f]{64}", card.sha256):
+        raise ConfigError(
+            f"local model {card.name!r}: sha256: {card.sha256[:70]!r}: expected 64 hexadecimal digits (sha256sum FILE)"
+        )
+    return card
 
 
 def _read(cls: type[Any], kind: Kind, name: str) -> Any:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.budget import Limits
-from pipeline.cards import DatasetCard, ModelCard
+from pipeline.cards import DatasetCard, LocalCard, ModelCard
 from pipeline.config import typed_values
 from pipeline.config import values as checks
-from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.card_files import dataset_card, local_card, model_card
 from pipeline.config.files import merged, names
 from pipeline.config.method_choice import MethodChoice, check_method_file, method_choice
 from pipeline.config.sqlite_urls import check_sqlite, sqlite_folder
@@ -48,6 +48,7 @@ class Config:
     storage: Path
     label: str
     model: ModelCard
+    local: LocalCard | None
     methods: tuple[str, ...]
     datasets: tuple[DatasetCard, ...]
     data: DataOptions
@@ -115,11 +116,13 @@ def _resolve(raw: dict[str, Any]) -> Config:
         checks.one_of("data.small_classes", raw["data"]["small_classes"], ("error", "take_all")),
     )
     features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
+    local = checks.maybe_text("local", raw["local"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
         label="" if raw["label"] in (None, "") else checks.text("label", raw["label"]),
         model=model_card(checks.text("model", raw["model"])),
+        local=None if local is None else local_card(local),
         methods=methods,
         datasets=tuple(dataset_card(n, data.root) for n in checks.name_list("datasets", raw["datasets"])),
         data=data,

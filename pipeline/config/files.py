@@ -28,7 +28,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
 _INSTALLED = Path(__file__).resolve().parents[1] / "_conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else _INSTALLED
 
-Kind = Literal["sweep", "model", "dataset", "method"]
+Kind = Literal["sweep", "model", "local", "dataset", "method"]
 ALLOW_ENV = "FAREBOX_ALLOW_ENV"
 """Environment variable; 1 allows interpolations such as ${oc.env:NAME} in files."""
 REFERENCE = re.compile(r"\$\{([a-z_]+)\}")

@@ -23,11 +23,23 @@ FINISHED = ("done", "budget_exhausted")
 KINDS = ("source", "shift", "transfer", "base", "new")
 TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
-    *("model_digest", "code_digest", "precision", "transform", "dataset", "data_digest", "template"),
+    *(
+        "model_digest",
+        "code_digest",
+        "precision",
+        "transform",
+        "local_model",
+        "local_digest",
+        "dataset",
+        "data_digest",
+        "template",
+    ),
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
     *("hparams", "budget_requests", "budget_images", "status", "config"),
 )
 """Columns that describe the trial; they are equal in all of its rows."""
+ADDED = ("local_model", "local_digest", "local_params")
+"""Columns that older rows lack. They have the default there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,12 @@ class ResultRow:
     """Floating-point precision of the endpoint, e.g. 'fp32'."""
     transform: str
     """Image preprocessing of the endpoint."""
+    local_model: str = ""
+    """Name of the card of the pretrained model that the method ran on the client; empty for other methods."""
+    local_digest: str = ""
+    """Digest of the local model: architecture, weights and input rule."""
+    local_params: int | None = None
+    """Number of parameters of the local model."""
     dataset: str
     """Data set that the few-shot split is drawn from."""
     data_digest: str = ""
@@ -261,6 +279,15 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
     return [ResultRow(**record) for record in table.to_pylist()]
 
 
+def _with_added(table: pa.Table) -> pa.Table:
+    """Return a table of older rows with the columns that were added later."""
+    lacking = [f for f in fields(ResultRow) if f.name in ADDED and f.name not in table.schema.names]
+    for column in lacking:
+        field = SCHEMA.field(column.name)
+        table = table.append_column(field, pa.array([column.default] * len(table), field.type))
+    return table.select(SCHEMA.names) if lacking and set(table.schema.names) == set(SCHEMA.names) else table
+
+
 def check_trial(table: pa.Table) -> pa.Table:
     """Check that a table holds the rows of one trial, and return it without metadata.
 
@@ -268,7 +295,7 @@ def check_trial(table: pa.Table) -> pa.Table:
         ValueError: the columns are not those of `SCHEMA`, a row is not consistent, two rows have the same test set, or
             rows disagree in a column of the trial.
     """
-    table = table.replace_schema_metadata(None)
+    table = _with_added(table.replace_schema_metadata(None))
     if not table.schema.equals(SCHEMA):
         differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["their types"]
         raise ValueError(f"its columns are those of another Farebox version ({', '.join(differing[:3])})")

@@ -20,6 +20,7 @@ from pipeline.config.compose import Config
 from pipeline.data.dataset import missing
 from pipeline.data.few_shot import check_validation
 from pipeline.errors import DataError
+from pipeline.local.encoder import local_of
 from pipeline.trials.plan import Cell, TrialSpec, cells, make_plan, predicted, shape_of
 from pipeline.trials.protocol import check_eval_names, eval_cards, leave_out
 
@@ -123,7 +124,8 @@ def estimate(config: Config) -> SweepEstimate:
         )
         for cell in to_run
     )
-    return SweepEstimate(config, trials, tuple(left_out.items()), lacking, facts)
+    notes = tuple(dict.fromkeys(local.note for cell in to_run if (local := local_of(config.local, cell.choice.info))))
+    return SweepEstimate(config, trials, tuple(left_out.items()), lacking, facts, notes)
 
 
 def missing_assets(config: Config) -> tuple[MissingAsset, ...]:

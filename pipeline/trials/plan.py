@@ -18,6 +18,7 @@ from pipeline.data.dataset import Dataset, check_card
 from pipeline.data.few_shot import Split, draw
 from pipeline.data.images import check_readable
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.local.encoder import LocalFacts, local_of
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
 from pipeline.trials.prompts import check_prompts
@@ -56,6 +57,8 @@ class TrialSpec:
     hparams: str
     curve: int
     predicted: Bill
+    local: LocalFacts | None
+    """The local model, for methods that use one."""
 
     @property
     def name(self) -> str:
@@ -177,7 +180,8 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
         for cell in to_run
     ]
     datasets = {test.dataset.name: test.dataset for sets in tests.values() for test in sets}
-    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, tuple(_same_data(datasets.values())))
+    locals_ = dict.fromkeys(trial.local.note for trial in trials if trial.local)
+    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, (*locals_, *_same_data(datasets.values())))
 
 
 def _eval_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
@@ -236,11 +240,7 @@ def _draws(config: Config, dataset: Dataset, labels: range) -> dict[tuple[int, i
 
 
 def _trial(
-    config: Config,
-    cell: Cell,
-    tests: tuple[EvalSet, ...],
-    drawn: tuple[Split, str],
-    facts: ModelFacts,
+    config: Config, cell: Cell, tests: tuple[EvalSet, ...], drawn: tuple[Split, str], facts: ModelFacts
 ) -> TrialSpec:
     choice, dataset, shots, seed = cell.choice, tests[0].dataset, cell.shots, cell.seed
     card = dataset.card
@@ -260,6 +260,8 @@ def _trial(
     }
     if choice.info.uses_text_norm:
         resolved["text_norm"] = config.model.text_norm  # None: measured by a rule that code_digest covers
+    if local := local_of(config.local, choice.info):
+        resolved["local"] = local.digest
     if config.protocol != "all_to_all":
         resolved["protocol"] = config.protocol
     if config.transfer:
@@ -291,6 +293,7 @@ def _trial(
         hparams=config.hparams,
         curve=config.curve,
         predicted=predicted(cell, shape),
+        local=local,
     )
 
 

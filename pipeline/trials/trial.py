@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.trials.boundary import Session
 from pipeline.trials.checkpoint import Checkpoint
 from pipeline.trials.evaluate import eval_labels, metrics, predict
 from pipeline.trials.isolation import process_state_kept
+from pipeline.trials.local_handle import LocalHandle, opened
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.protocol import EvalSet
 from pipeline.trials.rows import common_columns, spec_columns, write_failure
@@ -115,10 +116,11 @@ def run_trial(
         with (
             Watchdog(timeout_s, dump) as watchdog,
             Session(box, name, watchdog, spec.predicted, spec.choice.info.uses_text_norm) as session,
+            opened(session, spec.local) as local,
             process_state_kept(),
             Supervisor(session, cls, spec.seed) as supervisor,
         ):
-            deployed = _fit(spec, state, supervisor, checkpoint, checkpoint_s)
+            deployed = _fit(spec, state, local, supervisor, checkpoint, checkpoint_s)
             client_bytes = sum(t.numel() * t.element_size() for t in deployed.values())
             fit_columns = columns | {"client_bytes": client_bytes}
             rows = [_score(spec, state, supervisor, test, store, fit_columns) for test in spec.eval_sets]
@@ -158,11 +160,16 @@ def run_recorded(spec: TrialSpec, pool: Pool, storage: str, store: ResultStore, 
 
 
 def _fit(
-    spec: TrialSpec, state: State, supervisor: Supervisor, checkpoint: Checkpoint, every_s: float
+    spec: TrialSpec,
+    state: State,
+    local: LocalHandle | None,
+    supervisor: Supervisor,
+    checkpoint: Checkpoint,
+    every_s: float,
 ) -> dict[str, Tensor]:
     """Fit the method from `state` to its end; return the tensors that it deploys."""
     method, box = state.method, supervisor.session.method_box
-    task = supervisor.task(few_shot_task(spec))
+    task = supervisor.task(replace(few_shot_task(spec), local=local))
     saved = began = time.monotonic()
     before = state.seconds
     try:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.embedded import captions, check, corpus, datasets, dedupe, fetch, publish, train, validate, vocabulary
+from tools.embedded import captions, check, corpus, datasets, dedupe, fetch, local, publish, train, validate, vocabulary
 from tools.embedded.drawings import Drawings
 from tools.embedded.settings import CARDS, PACKAGE, SIZE, WORK
 
@@ -99,6 +99,11 @@ def _datasets() -> None:
         print(f"  {dataset.name}: {len(dataset.classes)} classes, (images, least in a class) {counts}")
 
 
+def _local() -> None:
+    local.run()
+    local.card()
+
+
 def _publish() -> None:
     publish.cards(FIGURES)
     publish.notice_and_digests()
@@ -123,11 +128,12 @@ STEPS = (
     Step("train", "pre-train (the long step)", (*_pair(CORPUS), train.BPE), (TRAINED,), _train),
     Step("datasets", "build the datasets", (*_pair(CORPUS), *_pair(HELD_OUT)), PARQUET, _datasets),
     Step("model", "write the model's files", (TRAINED, train.BPE), MODEL, lambda: publish.model(TRAINED, PACKAGE)),
+    Step("local", "train the local encoder, without class names", PARQUET, (local.WEIGHTS, local.CARD), _local),
     Step("validate", "choose the templates on val", (*MODEL, *PARQUET), (FIGURES,), lambda: validate.run(FIGURES)),
     Step(
         "publish",
         "write cards, notice and digests",
-        (FIGURES, publish.NOTICE, *MODEL, *PARQUET),
+        (FIGURES, publish.NOTICE, *MODEL, local.WEIGHTS, *PARQUET),
         (*CARD_FILES, PACKAGE / "NOTICE.md", DIGESTS),
         _publish,
     ),

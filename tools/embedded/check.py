@@ -71,7 +71,8 @@ def _digests() -> None:
     listed = json.loads((PACKAGE / "digests.json").read_text())
     for name, digest in listed.items():
         require(sha256(PACKAGE / name) == digest, f"{name} is not the file in digests.json")
-    names = {"tiny.safetensors", "tiny.json", "tiny_bpe.txt.gz", "NOTICE.md", *(f"{n}.parquet" for n in ORIGINS)}
+    names = {"tiny.safetensors", "tiny.json", "tiny_bpe.txt.gz", "tiny_local.safetensors", "NOTICE.md"}
+    names |= {f"{n}.parquet" for n in ORIGINS}
     require(set(listed) == names, f"digests.json lists {sorted(listed)}")
 
 
