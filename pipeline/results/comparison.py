@@ -2,10 +2,11 @@
 
 A *section* holds comparable rows: one access class, model, test set, number of shots and allotment. Its rows are
 grouped by label: the method's name, with the settings that differ between variants of the method. `zero_shot`,
-`zero_shot_ensemble`, `pixel_nn`, `logit_head` and `score_ridge` appear in every section as references. A section
-without trials of a reference takes them from another section of the same model and test set. For the zero-shot
-references, which cost nothing to fit, any number of shots and any budget will do; for the others the shots must be
-equal, and budgets under which the reference's bill fits into this section's allotment are preferred.
+`zero_shot_ensemble`, `pixel_nn`, `logit_head` and `score_ridge` appear in every section as references. Methods that run
+a local model have access classes of their own, in which `local_probe` is one more reference. A section without trials
+of a reference takes them from another section of the same model and test set. For the zero-shot references, which cost
+nothing to fit, any number of shots and any budget will do; for the others the shots must be equal, and budgets under
+which the reference's bill fits into this section's allotment are preferred.
 
 A row is paired with a reference row only if `may_pair` holds: both agree in everything that affects a result except the
 method.
@@ -28,12 +29,16 @@ from pipeline.results.stats import harmonic
 Row = dict[str, Any]
 Cells = dict["Section", dict[str, list[Row]]]
 
-CLASSES = ("labels", "top-k", "scores", "features", "white box")
+LOCAL = " + local model"
+"""Mark of the access classes of methods that run a pretrained model on the client."""
+CLASSES = tuple(name + mark for name in ("labels", "top-k", "scores", "features", "white box") for mark in ("", LOCAL))
 """Access classes, from the least detailed answers on."""
 HARMONIC = "harmonic"
 GAINS = {"zero_shot": (*KINDS, HARMONIC), "logit_head": ("source", "shift"), "score_ridge": ("source", "shift")}
 """References of gains, and the kinds of test set on which each can be evaluated."""
-REFERENCES = (*FREE, "pixel_nn", "logit_head", "score_ridge")
+LOCAL_REFERENCE = "local_probe"
+"""Reference of the classes with a local model: what that model gives without any request."""
+REFERENCES = (*FREE, "pixel_nn", "logit_head", "score_ridge", LOCAL_REFERENCE)
 
 
 class Section(NamedTuple):
@@ -59,8 +64,11 @@ class Section(NamedTuple):
         return CLASSES.index(self.access_class), *self[1:4], kind, self.dataset, self.test_set, self.shots, *budget
 
 
-def access_class(access: str) -> str:
-    """Return the access class of an access label, by the most detailed answer in it; scores if it has none."""
+def access_class(access: str, local_model: str = "") -> str:
+    """Return the access class of an access label, by the most detailed answer in it; scores if it has none.
+
+    Methods with a local model have classes of their own.
+    """
     flags = access.split("+")
     answers = {
         "GRADIENTS": "white box",
@@ -69,7 +77,12 @@ def access_class(access: str) -> str:
         "TOPK": "top-k",
         "LABELS": "labels",
     }
-    return next((name for flag, name in answers.items() if flag in flags), "scores")
+    return next((name for flag, name in answers.items() if flag in flags), "scores") + LOCAL * bool(local_model)
+
+
+def is_native(row: Row, name: str) -> bool:
+    """Return whether a row or record belongs to an access class itself: references are shown in others as well."""
+    return access_class(row["access"], row["local_model"]) == name
 
 
 def cells(rows: pa.Table) -> Cells:
@@ -123,7 +136,7 @@ def _age(rows: list[Row]) -> tuple[str, str]:
 
 def _section(row: Row) -> Section:
     named = {name: row[name] for name in Section._fields if name in row}
-    return Section(access_class=access_class(row["access"]), **named)
+    return Section(access_class=access_class(row["access"], row["local_model"]), **named)
 
 
 def _harmonic(rows: list[Row]) -> Iterator[Row]:
@@ -189,7 +202,7 @@ def _with_references(
         return other[1:7] == section[1:7] and (name in FREE or other.shots == section.shots)
 
     result = dict(methods)
-    for name in REFERENCES:
+    for name in REFERENCES if section.access_class.endswith(LOCAL) else REFERENCES[:-1]:
         alone = [r[0] for r in methods.values() if r[0]["method"] != name and not partner(methods, r[0], name)]
         candidates: dict[str, list[tuple[Section, list[Row]]]] = defaultdict(list)
         for other in (s for s in native if alone and usable(s, name)):

@@ -32,8 +32,8 @@ Row = dict[str, Any]
 
 FREE = ("zero_shot", "zero_shot_ensemble")
 """Methods without a fit: neither fit settings, nor the few-shot draw, nor the budget affects them."""
-FIT_SETTINGS = ("views", "validation")
-"""Settings of the fit in which a method and its reference must agree."""
+FIT_SETTINGS = ("views", "validation", "local_model")
+"""Settings of the fit in which a method and its reference must agree, unless one of them has no such setting."""
 
 
 class Column(NamedTuple):
@@ -52,6 +52,7 @@ IDENTITY = (
     Column("method_digest", ("method",), "method code"),
     Column("model_digest", ("model", "precision"), "model weights"),
     Column("transform", ("model", "precision"), "image preprocessing"),
+    Column("local_digest", ("local_model",), "local model"),
     Column("data_digest", ("dataset",), "data"),
     Column("test_digest", ("kind", "test_set"), "test data"),
     Column("template", ("dataset",), "template"),
@@ -59,7 +60,7 @@ IDENTITY = (
     Column("classnames_digest", ("dataset", "protocol"), "class names"),
     Column("augment", ("dataset",), "augmentation"),
 )
-SHARED = tuple(column.name for column in IDENTITY if "method" not in column.scope)
+SHARED = tuple(column.name for column in IDENTITY if column.scope not in (("method",), ("local_model",)))
 """Columns in which the rows of a method and of its reference must agree."""
 CODE = ("code_digest", "method_digest")
 """Columns in which rows that were kept on purpose may differ."""

@@ -101,6 +101,7 @@ def _schema() -> pa.Schema:
     integers = {"shots", "budget_requests", "budget_images"}
     columns = [(n, count if n in integers else text) for n in Section._fields]
     columns += [("budget_unit", text), ("datasets", count), ("method", text), ("label", text), ("access", text)]
+    columns += [("local_model", text)]
     columns += [("reference", pa.bool_()), ("rank", number), ("ranked", pa.bool_()), ("ranked_among", count)]
     columns += [("rank_low", number), ("rank_high", number), ("resolution", number)]
     columns += [("seeds", count), *((status, count) for status in UNFINISHED)]
@@ -184,7 +185,7 @@ def _estimates(parts: list[tuple[Section, list[Row]]], cells: Cells, correct: _C
     done = [_done(rows) for _, rows in parts]
     seeds = sorted(set.intersection(*(set(d) for d in done)))
     kept = [d[seed] for d in done for seed in seeds]
-    record: Row = {k: first[k] for k in ("method", "access", "reference")}
+    record: Row = {k: first[k] for k in ("method", "access", "local_model", "reference")}
     record |= {s: sum(row["status"] == s for row in everything) for s in UNFINISHED}
     record["seeds"] = len(seeds)
     record |= over_seeds("accuracy", [float(np.mean([d[s]["accuracy"] for d in done])) for s in seeds])

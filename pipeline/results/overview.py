@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.budget import Limits
-from pipeline.results.comparison import CLASSES, HARMONIC, access_class
+from pipeline.results.comparison import CLASSES, HARMONIC, LOCAL, is_native
 from pipeline.results.identity import listed
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
@@ -174,10 +174,8 @@ def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_a
             continue
         if record["method"] in UNFITTED:
             group = NO_FIT
-        elif (
-            access_class(record["access"]) == record["access_class"]
-        ):  # a reference is shown in every class of the leaderboard, and here in its own
-            group = record["access"] if by_access else record["access_class"]
+        elif is_native(record, record["access_class"]):  # a reference is shown in every class, and here in its own
+            group = record["access"] + LOCAL * bool(record["local_model"]) if by_access else record["access_class"]
         else:
             continue
         cells = placed.setdefault((group, record["label"]), [None] * len(columns))

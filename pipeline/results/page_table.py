@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.console import plain
-from pipeline.results.comparison import GAINS, HARMONIC, access_class
+from pipeline.results.comparison import GAINS, HARMONIC, is_native
 from pipeline.results.spread import estimate, excludes_zero
 from pipeline.results.tables import budget, count, limits, rank_text, sections, state
 
@@ -149,7 +149,7 @@ def records_of(summary: pa.Table, board: pa.Table) -> list[Record]:
             key = (test_set(record), record["shots"], budget(limits(record)), model(record), record["label"])
             numbers = (*(record[k] for k in ("accuracy", "seeds", "requests", "images")), state(record))
             same = merged.get((*key, numbers))
-            native = access_class(record["access"]) == record["access_class"]
+            native = is_native(record, record["access_class"])
             classes = [*(same["classes"] if same else []), record["access_class"]]
             merged[(*key, numbers)] = (record if same is None or native else same) | {"classes": classes}
     return sorted(merged.values(), key=_order)

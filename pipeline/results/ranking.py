@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.results.comparison import Row, Section, access_class
+from pipeline.results.comparison import Row, Section, is_native
 from pipeline.results.stats import ranks
 
 MIN_SEEDS = 5
@@ -48,7 +48,7 @@ def rankings(
         ranked = {
             label: done
             for label, done in methods.items()
-            if len(done) >= MIN_SEEDS and access_class(next(iter(done.values()))["access"]) == section.access_class
+            if len(done) >= MIN_SEEDS and is_native(next(iter(done.values())), section.access_class)
         }
         grouped[over(section)].append(ranked)
     columns: dict[tuple[Section, str], Row] = {}

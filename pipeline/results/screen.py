@@ -19,6 +19,7 @@ MAX_METHOD = 24
 """Characters of the first column that are kept before intervals and further columns are given up."""
 GROUP = {
     "scores": "SCORES: methods that get class scores",
+    "scores + local model": "SCORES + LOCAL MODEL: methods that also run a pretrained model on the client",
     "features": "FEATURES: methods that get image and text features",
     "white box": "WHITE BOX: references that get gradients",
 }

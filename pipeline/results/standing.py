@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.results.comparison import Row, Section, access_class, may_pair
+from pipeline.results.comparison import Row, Section, is_native, may_pair
 from pipeline.results.identity import FREE
 from pipeline.results.stats import mean_ci95
 
@@ -44,7 +44,7 @@ def standings(done: Mapping[tuple[Section, str], Done]) -> dict[tuple[Section, s
     for (section, label), parts in done.items():
         if len(parts) == n_sets[section] and _seeds(parts):
             row = next(iter(parts[0].values()))
-            if row["method"] not in UNFITTED and access_class(row["access"]) == section.access_class:
+            if row["method"] not in UNFITTED and is_native(row, section.access_class):
                 candidates[section][label] = parts
     columns: dict[tuple[Section, str], Row] = {}
     for section, methods in candidates.items():

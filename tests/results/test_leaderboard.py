@@ -295,3 +295,47 @@ def test_a_base_to_new_trial_that_failed_is_counted_and_has_no_harmonic_mean() -
 
 def test_no_rows_make_an_empty_table() -> None:
     assert report_of([]).board.num_rows == report_of([]).summary.num_rows == 0
+
+
+# --- methods with a local model ------------------------------------------------------------------------------------
+
+
+def with_local(local: str = "tiny_local", **changes: Any) -> list[ResultRow]:
+    """A probe and a method with a local model."""
+    return [
+        *seeds("local_probe", [30.0] * 5, access="TEXT", local_model=local, local_digest=local, **changes),
+        *seeds("ares", [35.0] * 5, access="TEXT+SCORES", local_model=local, local_digest=local, **changes),
+    ]
+
+
+def test_methods_with_a_local_model_are_ranked_apart_beside_their_probe() -> None:
+    board = report_of([*trio(), *with_local()]).board.to_pylist()
+    native = {r["label"]: r["access_class"] for r in board if r["ranked"]}
+    assert native["ares"] == native["local_probe"] == "scores + local model"
+    assert native["craft"] == "scores"
+    apart = [r for r in board if r["access_class"] == "scores + local model"]
+    assert {r["label"] for r in apart} == {"ares", "local_probe", "zero_shot", "logit_head"}
+    assert {r["ranked_among"] for r in apart if r["ranked"]} == {2}
+    assert [r["label"] for r in apart if r["leader"]] == ["ares"]
+    (ares,) = [r for r in apart if r["label"] == "ares"]
+    assert (ares["local_model"], ares["gain_zero_shot"], ares["gain_logit_head"]) == ("tiny_local", -5.0, -18.0)
+    assert not any(r["label"] == "local_probe" for r in board if r["access_class"] == "scores")
+    (craft,) = [r for r in board if r["label"] == "craft"]
+    assert craft["leader"] and craft["local_model"] == ""
+
+
+def test_the_probe_serves_budgets_in_which_it_did_not_run() -> None:
+    rows = [*trio(), *(r for r in with_local() if r.method == "local_probe")]
+    rows += [r for r in with_local(budget_requests=100) if r.method == "ares"]
+    apart = [r for r in report_of(rows).board.to_pylist() if r["budget_requests"] == 100]
+    assert {r["label"] for r in apart} == {"ares", "local_probe", "zero_shot", "logit_head"}
+
+
+def test_two_local_models_are_told_apart_and_changed_weights_are_left_out() -> None:
+    board = report_of([*with_local(), *with_local("other")]).board.to_pylist()
+    labels = {r["label"] for r in board if r["access_class"] == "scores + local model"}
+    assert labels == {f"{m} local_model={n}" for m in ("ares", "local_probe") for n in ("tiny_local", "other")}
+    old = [replace(r, local_digest="before", trial_id=f"{r.trial_id}0", created="2026-01-01") for r in with_local()]
+    report = report_of([*old, *with_local()])
+    assert {r["seeds"] for r in report.board.to_pylist()} == {5}
+    assert any("local model" in note for note in report.notes)
