@@ -16,7 +16,7 @@ from pipeline.trials.estimate import TrialEstimate, estimate
 from pipeline.trials.plan import refuse_unpayable
 from tests.support.lab import Lab
 
-PAPERS = ("coop", "craft_paper", "taskres_paper", "cbbt_paper", "paper")
+PAPERS = ("coop", "craft_paper", "taskres_paper", "cbbt_paper", "peers_paper", "paper")
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,29 @@ def test_crafts_own_number_of_candidates_at_each_number_of_shots() -> None:
     for shots, candidates in {1: 2000, 2: 4000, 4: 4000, 8: 8000, 16: 8000}.items():
         assert asked["bbt", shots] == candidates
         assert asked["craft", shots] == candidates // 40 * 41, "the refiner's request of each generation is billed"
+
+
+def test_peers_ask_what_their_releases_do_at_sixteen_shots_of_eurosat() -> None:
+    made = estimate(compose(["sweep=peers_paper", "datasets=[eurosat]", "shots=16", "seeds=1"]))
+    asked = {t.cell.choice.name: (t.bill.requests, t.bill.images) for t in made.trials}
+    n, m = 160, 40
+    assert asked["clap"] == asked["zs_lp"] == (2, 20 * n)
+    assert asked["gda"] == asked["tip_adapter"] == (3, 10 * n + m)
+    assert asked["sim"] == (1, n)
+    assert asked["zip"] == (5_000, 5_000 * 128)
+    assert asked["sharpzo_released"] == (506_200, 506_200 * n)
+
+
+def test_a_wrong_local_model_is_refused_without_the_data(tmp_path: Path) -> None:
+    card = tmp_path / "mine.yaml"
+    card.write_text(f"arch: tiny_conv\nweights: {tmp_path}/no\nsha256: {'0' * 64}\nlicence: '-'\ntrained_on: '-'\n")
+    words = ["sweep=peers_paper", "methods=[ares,local_probe]", "shots=16", "model=vit_b16"]
+    assert [name for name, _ in estimate(compose([*words, "methods=[ares,sim]"])).unable] == ["ares"]
+    with pytest.raises(DataError, match="there is no weights file"):
+        estimate(compose([*words, f"local={card}"]))
+    made = estimate(compose([*words, "local=tiny_local"]))
+    assert {t.bill.requests for t in made.trials if t.cell.choice.name == "local_probe"} == {0}
+    assert any("SimCLR" in note for note in made.notes)
 
 
 def test_the_estimate_with_all_data_present_equals_the_plan(lab: Lab) -> None:
