@@ -54,6 +54,12 @@ def _shares(counts_QC: Tensor) -> Tensor:
     return counts_QC / (1 + counts_QC.sum(1, keepdim=True))
 
 
+def bayesian_map(counts_QC: Tensor) -> Tensor:
+    """Return the map M [Q, C] from named to true classes, of the sums [Q, C] of u over the images of each class (1)."""
+    rows_QC = _shares(counts_QC)
+    return rows_QC / rows_QC.sum(0).clamp(min=LEAST)
+
+
 def _left_out(u_NQ: Tensor, labels_N: Tensor, counts_QC: Tensor) -> Tensor:
     """Return the logits [N, C] of each training image with the map of the other images."""
     logits, sums_C = [], _shares(counts_QC).sum(0)
@@ -80,8 +86,7 @@ class LabelMap(Method):
         self.prompts = template_prompts(task.classes, plan.templates)
         u_NQ, labels_N = self._named(task.train.images, box).double(), task.train.labels
         counts_QC = u_NQ.T @ one_hot(labels_N, len(task.classes)).double()
-        rows_QC = _shares(counts_QC)
-        self.map_QC = (rows_QC / rows_QC.sum(0).clamp(min=LEAST)).float()  # (1)
+        self.map_QC = bayesian_map(counts_QC).float()  # (1)
         self.temperature = fitted_temperature(_left_out(u_NQ, labels_N, counts_QC), labels_N)
         self.trainable_params = self.map_QC.numel() + 1
         self.notes.update(templates=plan.templates, temperature=self.temperature)

@@ -106,21 +106,26 @@ class LinearProbe(Method):
         return ProbePlan(bill=train + val if search else train, search=search)
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ProbePlan) -> None:
-        x_ND, labels_N = box.image_features(task.train.images), task.train.labels
+        x_ND = box.image_features(task.train.images)
+        self.fit(task, x_ND, box.image_features(task.val.images) if plan.search else None)
+
+    def fit(self, task: FewShotTask, x_ND: Tensor, val_MD: Tensor | None) -> None:
+        """Fit on the features of the training images; choose C_reg on those of the validation images, if any."""
         fits: dict[float, Tensor] = {}
 
         def fit(log_c: float) -> Tensor:
             if log_c not in fits:
-                fits[log_c] = logistic_regression(x_ND, labels_N, len(task.classes), 10**log_c, self.config.max_iter)
+                fits[log_c] = logistic_regression(
+                    x_ND, task.train.labels, len(task.classes), 10**log_c, self.config.max_iter
+                )
             return fits[log_c]
 
         log_c = float(np.log10(self.config.c_reg))
-        if plan.search:
-            val_MD = box.image_features(task.val.images).double()
+        if val_MD is not None:
 
             def accuracy(log_c: float) -> float:
                 w_D1C = fit(log_c)
-                hit_M = (val_MD @ w_D1C[:-1] + w_D1C[-1]).argmax(dim=1) == task.val.labels
+                hit_M = (val_MD.double() @ w_D1C[:-1] + w_D1C[-1]).argmax(dim=1) == task.val.labels
                 return hit_M.double().mean().item()
 
             log_c = max(self.config.coarse, key=accuracy)  # max keeps the first of equals
@@ -134,9 +139,11 @@ class LinearProbe(Method):
         w_D1C = fit(log_c)
         self.weight_DC, self.bias_C = w_D1C[:-1].float(), w_D1C[-1].float()
         self.trainable_params = w_D1C.numel()
-        self.notes.update(c_reg=10**log_c, searched_on_val=len(task.val.labels) if plan.search else 0)
+        self.notes.update(c_reg=10**log_c, searched_on_val=0 if val_MD is None else len(task.val.labels))
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-        # in float64, so that a row's logits do not depend on the other rows of the product
-        features_BD = box.image_features(images).double()
-        return (features_BD @ self.weight_DC.double() + self.bias_C.double()).float()
+        return self.logits(box.image_features(images))
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        """Return the logits [B, C], computed in float64, so that a row's logits do not depend on the other rows."""
+        return (features_BD.double() @ self.weight_DC.double() + self.bias_C.double()).float()

@@ -24,7 +24,7 @@ import methods
 import pipeline
 from methods import all_methods
 from pipeline import cli, errors
-from pipeline.config.card_files import dataset_card, model_card
+from pipeline.config.card_files import dataset_card, local_card, model_card
 from pipeline.config.compose import Config, compose
 from pipeline.config.files import UNDESCRIBED, names
 from pipeline.config.method_choice import method_choice
@@ -92,6 +92,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
         ),
         ("mlflow", {"pipeline/results/tracking.py", "pipeline/results/tracking_store.py"}),
         ("rich", {"pipeline/sweep/live.py"}),
+        ("timm", {"pipeline/local/networks.py"}),
         ("open_clip", {"pipeline/blackbox/architecture.py", "pipeline/blackbox/weights.py"}),
         ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/ledger/")}),
         ("omegaconf", {"pipeline/config/files.py", "pipeline/config/method_choice.py"}),
@@ -145,8 +146,9 @@ def test_listing_what_exists_loads_neither_ray_nor_mlflow_nor_open_clip() -> Non
 
 ORDER = (
     *("pipeline.errors", "methods", "pipeline.untrusted", "pipeline.files", "pipeline.budget", "pipeline.cards"),
-    *("pipeline.source_code", "pipeline.console", "pipeline.data.layouts", "pipeline.data", "pipeline.ledger"),
+    *("pipeline.source_code", "pipeline.console", "pipeline.data.layouts", "pipeline.data", "pipeline.local"),
     *(
+        "pipeline.ledger",
         "pipeline.config",
         "pipeline.results",
         "pipeline.results.published",
@@ -286,6 +288,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "storage": ("elsewhere", "storage"),
     "label": ("mine", "label"),
     "model": ("fake", "model"),
+    "local": ("tiny_local", "local"),
     "methods": ("[taskres]", "methods"),
     "datasets": ("[emoji]", "datasets"),
     "data.root": ("elsewhere", "data"),
@@ -399,6 +402,13 @@ def test_every_model_card_is_whole(name: str) -> None:
         assert card.arch.endswith("-quickgelu"), "OpenAI's weights were trained with QuickGELU"
 
 
+@pytest.mark.parametrize("name", names("local"))
+def test_every_card_of_a_local_model_is_true_of_its_file(name: str) -> None:
+    card = local_card(name)
+    assert card.source and card.note
+    assert file_sha256(card.file) == card.sha256
+
+
 # --- data sets -----------------------------------------------------------------------------------------------------
 
 EMBEDDED_SETS = [name for name in names("dataset") if dataset_card(name).layout == "parquet"]
@@ -454,6 +464,7 @@ METHOD_NAMES = frozenset(
     | {"zero_shot", "zero_shot_ensemble", "zs_lp", "clap", "gda", "proker", "ss_text", "ss_text_plus", "score_ridge"}
     | {"sim", "lp_pp", "rla", "lfa", "cross_modal", "label_map", "label_map_topk", "vote", "zip", "sharpzo"}
     | {"blackvip", "vp_spsa", "bar"}
+    | {"local_probe", "ares"}
 )
 """Stored results and scripts use these names: none may disappear."""
 WITHOUT_A_PAGE: set[str] = {"zero_shot", "zero_shot_ensemble"}
