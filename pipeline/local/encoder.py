@@ -136,7 +136,9 @@ def _verified(where: str, path: Path, sha256: str) -> bytes:
     data = path.read_bytes()
     actual = hashlib.sha256(data).hexdigest()
     if actual != sha256:
-        raise DataError(f"{where}: {path} has SHA-256 {actual}; its card states {sha256}: correct the card or the file")
+        raise DataError(
+            f"{where}: {path} has SHA-256 {actual[:16]}..., its card {sha256[:16]}...: correct the card or the file"
+        )
     return data
 
 

@@ -75,7 +75,7 @@ def test_the_gradient_of_encode_reaches_the_pixels_and_no_weight(shipped: Encode
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"sha256": "0" * 64}, DataError, "its card states 0000"),
+        ({"sha256": "0" * 64}, DataError, "its card 0000"),
         ({"weights": "/nowhere/w.safetensors"}, DataError, "there is no weights file /nowhere/w.safetensors"),
         ({"arch": "tiny_con"}, ConfigError, "tiny_conv"),
         ({"arch": "resnet18"}, ConfigError, "do not fit arch 'resnet18'"),

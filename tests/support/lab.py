@@ -107,6 +107,7 @@ class Lab:
             "sweep=smoke",
             f"storage={folder}",
             "model=fake",
+            "local=tiny_local",
             f"datasets=[{card}]",
             "views=2",
             "shots=4",

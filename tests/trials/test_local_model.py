@@ -30,7 +30,7 @@ LOCAL = "local=tiny_local"
 
 
 def test_a_method_that_needs_a_local_model_is_not_run_without_one(lab: Lab) -> None:
-    plan = lab.plan("methods=[zero_shot,local_probe,ares]")
+    plan = lab.plan("methods=[zero_shot,local_probe,ares]", "local=null")
     assert [name for name, _ in plan.unable] == ["local_probe", "ares"]
     assert all("local=tiny_local" in reason for _, reason in plan.unable)
     plan = lab.plan("methods=[zero_shot,local_probe,ares]", LOCAL)
@@ -38,7 +38,7 @@ def test_a_method_that_needs_a_local_model_is_not_run_without_one(lab: Lab) -> N
 
 
 def test_only_the_trials_of_such_methods_have_the_model_in_their_id(lab: Lab, tmp_path: Path) -> None:
-    assert lab.spec("taskres", LOCAL).trial_id == lab.spec("taskres").trial_id
+    assert lab.spec("taskres", LOCAL).trial_id == lab.spec("taskres", "local=null").trial_id
     assert lab.spec("taskres", LOCAL).local is None
     mine = lab.spec("ares", LOCAL)
     assert mine.local == describe(local_card("tiny_local"))
