@@ -116,12 +116,13 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     from pipeline.ledger.ledger import Ledger
 
     config = compose(*overrides)
-    (budget,) = config.allotments
+    (budget,), (answers,) = config.allotments, config.answers
     with contextlib.closing(Ledger("sqlite://")) as ledger:
         ledger.open_account("box", budget)
         ledger.reserve("memory", "box", ["box"], budget)
         pool = LocalPool(Endpoint(config.model, config.features), ledger)
-        yield MeteredBox(pool, "memory", "box", config.model.access, budget)
+        access = answers.granted(config.model.access)
+        yield MeteredBox(pool, "memory", "box", access, budget, answers=answers)
 
 
 def few_shot_task(*overrides: str) -> FewShotTask:

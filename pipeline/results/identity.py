@@ -69,7 +69,7 @@ ENVIRONMENT = {"cpu": "CPU", "device": "device", "threads": "threads", "torch_ve
 """Columns of the machine. Results are bit-identical per value; a mixture is reported, and no row is left out."""
 _CELL = (
     *("access", "model", "precision", "kind", "dataset", "test_set", "shots", "seed"),
-    *("budget_requests", "budget_images", "method", "config", "hparams", *FIT_SETTINGS),
+    *("budget_requests", "budget_images", "answers", "method", "config", "hparams", *FIT_SETTINGS),
 )
 _READ = tuple(
     dict.fromkeys(

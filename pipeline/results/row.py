@@ -21,11 +21,13 @@ STATUSES = {
 FINISHED = ("done", "budget_exhausted")
 """Statuses of trials that have a score and do not run again."""
 KINDS = ("source", "shift", "transfer", "base", "new")
+LATER_COLUMNS = {"answers": "logits"}
+"""Columns that rows of earlier versions lack, with their value in such rows."""
 TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
     *("model_digest", "code_digest", "precision", "transform", "dataset", "data_digest", "template"),
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
-    *("hparams", "budget_requests", "budget_images", "status", "config"),
+    *("hparams", "budget_requests", "budget_images", "answers", "status", "config"),
 )
 """Columns that describe the trial; they are equal in all of its rows."""
 
@@ -97,6 +99,8 @@ class ResultRow:
     """Allotment in requests; null without a limit."""
     budget_images: int | None
     """Allotment in image rows; null without a limit."""
+    answers: str = "logits"
+    """What the endpoint answered, e.g. 'probabilities, 3 digits' (docs/answers.md); 'logits' for full answers."""
     status: str
     """done; budget_exhausted: the allotment ran out and the trial was scored as it was; failed; unfunded: not run, as
     the budget had no room for its allotment."""
@@ -261,6 +265,15 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
     return [ResultRow(**record) for record in table.to_pylist()]
 
 
+def with_later_columns(table: pa.Table) -> pa.Table:
+    """Return a table with the columns that were added to `SCHEMA` later, as rows from before are to be read."""
+    for name, value in LATER_COLUMNS.items():
+        if name not in table.column_names:
+            column = pa.array([value] * len(table), SCHEMA.field(name).type)
+            table = table.add_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+    return table
+
+
 def check_trial(table: pa.Table) -> pa.Table:
     """Check that a table holds the rows of one trial, and return it without metadata.
 
@@ -268,7 +281,7 @@ def check_trial(table: pa.Table) -> pa.Table:
         ValueError: the columns are not those of `SCHEMA`, a row is not consistent, two rows have the same test set, or
             rows disagree in a column of the trial.
     """
-    table = table.replace_schema_metadata(None)
+    table = with_later_columns(table.replace_schema_metadata(None))
     if not table.schema.equals(SCHEMA):
         differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["their types"]
         raise ValueError(f"its columns are those of another Farebox version ({', '.join(differing[:3])})")
