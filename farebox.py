@@ -155,9 +155,11 @@ def load_results(storage: str | os.PathLike[str]) -> pd.DataFrame:
 def leaderboard(storage: str | os.PathLike[str]) -> pd.DataFrame:
     """Load the leaderboard of a storage: one row for each method in each section, with every column."""
     from pipeline.results.leaderboard import leaderboard
+    from pipeline.results.noise_floor import with_floors
 
     store, selection = _read(storage)
-    return leaderboard(selection.rows, store.reader(selection.rows)).board.to_pandas()
+    board = leaderboard(selection.rows, store.reader(selection.rows)).board
+    return with_floors(board, selection.floors).to_pandas()
 
 
 def _read(storage: str | os.PathLike[str]) -> tuple[ResultStore, Selection]:
@@ -168,7 +170,7 @@ def _read(storage: str | os.PathLike[str]) -> tuple[ResultStore, Selection]:
     store = ResultStore(Path(storage))
     if not any((store.storage / name).exists() for name in ("storage_id", "results")):
         raise ConfigError(f"no results in {storage}: name the storage of a run, as in load_results('runs/demo')")
-    selection = read_selection(store)
+    selection = read_selection(store, store.storage.absolute().parent / "features")
     for line in store.damage():
         warnings.warn(line, stacklevel=3)
     return store, selection

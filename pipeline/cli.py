@@ -13,7 +13,7 @@ from pipeline import __version__, check_packages
 from pipeline.commands import subcommands
 from pipeline.commands.examples import epilog
 from pipeline.commands.subcommands import RAW
-from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
+from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table, short_path
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
 from pipeline.sweep.preflight import refuse_passwords
@@ -202,6 +202,20 @@ def models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def probe(arguments: argparse.Namespace) -> int:
+    """Ask a model the same questions in different batches and orders; print how far its answers differ."""
+    from pipeline.commands import probe as probe_command
+    from pipeline.config.compose import compose
+
+    record, file = probe_command.probe(compose(arguments.words))
+    if arguments.json:
+        print(strict_json(record, indent=1))
+    else:
+        print("\n".join(probe_command.lines(record)))
+        log(f"written to {short_path(file)}; leaderboards of this model show the noise floor")
+    return 0
+
+
 def bench(arguments: argparse.Namespace) -> int:
     """Run performance benchmarks on this machine; without NAME, all of them in turn."""
     from pipeline.bench import harness
@@ -294,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     subcommands.add_budget_commands(command(budget, overrides=False))
     command(sync)
     subcommands.add_ui_options(command(ui))
+    command(probe).add_argument("--json", action="store_true", help="print the record as JSON")
     benches = command(bench, overrides=False)
     benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")

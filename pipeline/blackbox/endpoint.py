@@ -76,10 +76,14 @@ class Endpoint:
         producer = [self.model.identity, card.precision, self.model.transform, f"code {image_feature_digest()}"]
         if self.model.device.type != "cpu":
             producer.append(self.model.device.type)  # its features differ in the last bits from those of a CPU
-        self._features, self._producer = features, producer
-        self._stores: dict[str, FeatureStore] = {}
-        self.store()  # a folder that cannot be used fails here
+        self._producer = producer
+        self.forget(features)
+
+    def forget(self, features: Path) -> None:
+        """Empty the caches, and store features in this folder, so that images and prompts are encoded again."""
+        self._features, self._stores = features, dict[str, FeatureStore]()
         self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
+        self.store()  # a folder that cannot be used fails here
 
     def store(self, codec: str = "float") -> FeatureStore:
         """Return the store of the features of images that are sent in this way (see `data.images.recoded`)."""

@@ -136,7 +136,7 @@ def leaderboard(
     options, only, terminal = options or Options(), only or Filter(), terminal or Terminal()
     options.check()
     store = open_store(config)
-    selection = read_selection(store)
+    selection = read_selection(store, config.features)
     config = of_rows(config, selection.everything)
     if options.raw:
         selection = only.select(selection, references=False)

@@ -24,7 +24,7 @@ DATA_COMMANDS = {
 def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
     """Add the options of `farebox leaderboard`."""
     board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
-    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
+    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots, budget or answers; or access to group by access")
     board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
     board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
     board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")

@@ -91,7 +91,9 @@ class Selection:
     left_out: Mapping[tuple[str, str], str]
     """Reason for each row that is not shown, by (trial_id, test_set)."""
     notes: tuple[str, ...]
-    """One line per group of rows left out, per unfinished run and per mixture of environments."""
+    """One line per group of rows left out, per unfinished run, per mixture of environments and per noise floor."""
+    floors: tuple[Row, ...] = ()
+    """Measured noise floors of the endpoints (`noise_floor`)."""
 
 
 def select(rows: pa.Table, runs: RunRecord | None = None) -> Selection:
