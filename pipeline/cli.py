@@ -7,13 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline import __version__, check_packages
 from pipeline.commands import subcommands
 from pipeline.commands.examples import epilog
-from pipeline.commands.subcommands import RAW
-from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table, short_path
+from pipeline.commands.subcommands import RAW, Parser
+from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
 from pipeline.sweep.preflight import refuse_passwords
@@ -205,14 +205,8 @@ def models(arguments: argparse.Namespace) -> int:
 def probe(arguments: argparse.Namespace) -> int:
     """Ask a model the same questions in different batches and orders; print how far its answers differ."""
     from pipeline.commands import probe as probe_command
-    from pipeline.config.compose import compose
 
-    record, file = probe_command.probe(compose(arguments.words))
-    if arguments.json:
-        print(strict_json(record, indent=1))
-    else:
-        print("\n".join(probe_command.lines(record)))
-        log(f"written to {short_path(file)}; leaderboards of this model show the noise floor")
+    print(probe_command.run(arguments.words, arguments.json, log))
     return 0
 
 
@@ -278,16 +272,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser with short error messages."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with code 2."""
-        super().error(shortened(message, 250))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
+    parser = Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -31,6 +31,7 @@ from pipeline.config.method_choice import method_choice
 from pipeline.data.dataset import source_of
 from pipeline.data.layouts.coop import COOP
 from pipeline.files import file_sha256
+from pipeline.trials.cells import able_with
 from pipeline.trials.estimate import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -286,6 +287,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "storage": ("elsewhere", "storage"),
     "label": ("mine", "label"),
     "model": ("fake", "model"),
+    "answers": ("topk", "answers"),
     "methods": ("[taskres]", "methods"),
     "datasets": ("[emoji]", "datasets"),
     "data.root": ("elsewhere", "data"),
@@ -380,8 +382,10 @@ def test_every_setting_of_a_method_file_is_a_field_of_its_config(path: Path) -> 
 def test_every_sweep_composes_and_plans(name: str, tmp_path: Path) -> None:
     config = compose([f"sweep={name}", f"storage={tmp_path}"])
     made = estimate(config)
-    assert made.unable == ()
-    allotments = sum(len(config.allotments_of(method)) for method in config.methods)
+    able = {method: able_with(config, config.choice(method, "icons").info) for method in config.methods}
+    assert {method for method, _ in made.unable} == {m for m, some in able.items() if len(some) < len(config.answers)}
+    assert all(able.values())
+    allotments = sum(len(config.allotments_of(method)) * len(some) for method, some in able.items())
     cells = allotments * len(config.datasets) * len(config.shots) * len(config.seeds)
     assert len(made.trials) == cells
     if made.exact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import count
@@ -23,10 +23,12 @@ from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.probe import MOST_WORDS, Differences, NoiseFloor, measure, text_end
 from pipeline.budget import Limits
 from pipeline.cards import DatasetCard
-from pipeline.config.compose import Config
+from pipeline.config.compose import Config, compose
+from pipeline.console import short_path
 from pipeline.data.dataset import check_card
 from pipeline.data.images import Images
 from pipeline.errors import ConfigError
+from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
 from pipeline.results import noise_floor
 
@@ -36,6 +38,15 @@ LEAST_EFFECT = 1e-6
 """Difference of features or scores that rounding may make between two texts of one call."""
 
 Record = dict[str, Any]
+
+
+def run(words: Sequence[str], as_json: bool, log: Callable[[str], None]) -> str:
+    """Probe the model of a command, store the record, and return it as text or JSON."""
+    record, file = probe(compose(words))
+    if as_json:
+        return strict_json(record, indent=1)
+    log(f"written to {short_path(file)}; leaderboards of this model show the noise floor")
+    return "\n".join(lines(record))
 
 
 def probe(config: Config) -> tuple[Record, Path]:
