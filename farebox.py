@@ -108,14 +108,18 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     `box.meter.bills` holds the bill by phase.
 
     Raises:
+        ConfigError: the overrides name several kinds of answers.
         BudgetExceeded: by a call that would exceed the budget; it is not charged.
     """
     from pipeline.blackbox.client import MeteredBox
     from pipeline.blackbox.endpoint import Endpoint
     from pipeline.blackbox.local_pool import LocalPool
+    from pipeline.errors import ConfigError
     from pipeline.ledger.ledger import Ledger
 
     config = compose(*overrides)
+    if len(config.answers) != 1:
+        raise ConfigError(f"expected one kind of answers, found {len(config.answers)}: name one, as in answers=topk")
     (budget,), (answers,) = config.allotments, config.answers
     with contextlib.closing(Ledger("sqlite://")) as ledger:
         ledger.open_account("box", budget)

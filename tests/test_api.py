@@ -10,7 +10,7 @@ import pytest
 
 import farebox
 from methods.base import Bill
-from pipeline.errors import BudgetExceeded, ConfigError
+from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError
 from pipeline.results.row import ResultRow
 from tests.support.command import ROOT, here
 from tests.support.lab import Lab
@@ -116,6 +116,21 @@ def test_an_open_box_bills_calls_and_refuses_what_the_budget_does_not_pay(card: 
         with pytest.raises(BudgetExceeded):
             box.image_features(task.train.images)
         assert box.meter.paid == Bill.image_features(n, box.feature_dim)
+
+
+def test_an_open_box_gives_the_answers_of_its_configuration(card: Path) -> None:
+    overrides = ("sweep=smoke", "model=fake", "shots=4", "seeds=1", f"datasets=[{card}]")
+    task = farebox.few_shot_task(*overrides)
+    with farebox.open_box(*overrides, "answers={scores: topk, k: 2}") as box:
+        told = box.scores(task.train.images, task.classes.prompts())
+        assert box.top_k == 2 and set(told.isfinite().sum(-1).flatten().tolist()) == {2}
+        with pytest.raises(AccessDenied):
+            box.image_features(task.train.images)
+    with (
+        pytest.raises(ConfigError, match="expected one kind of answers, found 2"),
+        farebox.open_box("answers=topk,label"),
+    ):
+        pass
 
 
 def test_a_task_must_be_one(card: Path) -> None:

@@ -225,6 +225,8 @@ def missing_references(board: pa.Table) -> list[str]:
             continue
         places: dict[str, list[str]] = defaultdict(list)
         for record in board.to_pylist():
+            if answers_order(record["answers"])[0] >= ANSWERS.index("top-k"):
+                continue  # the references need all scores
             has_gain = record["kind"] in kinds and record["accuracy"] is not None and record["method"] != name
             compared = record["method"] not in FREE and (name in FREE or not record["reference"])
             if has_gain and compared and record[f"gain_{name}"] is None:
