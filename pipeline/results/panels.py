@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from pipeline.console import plain
 from pipeline.results.comparison import CLASSES
 from pipeline.results.palette import DASHES, MARKERS, colour
-from pipeline.results.plot_labels import LINE, LONGEST_NAME, Point, draw_labels
+from pipeline.results.plot_labels import LINE, LONGEST_NAME
 from pipeline.results.spread import spread
 
 Record = dict[str, Any]
@@ -87,33 +87,6 @@ def grid(
     figure.set_layout_engine("none")
     for ax, in_panel in filled:
         panel(ax, in_panel)
-    return figure
-
-
-def by_category(records: Sequence[Record], column: str, values: Sequence[str], title: str) -> Figure:
-    """Draw one panel with the accuracy of each method (a line) by the value of a column, in the order of `values`."""
-    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
-    ax = figure.subplots()
-    heights = [value for r in records for value in accuracy_range(r)]
-    ax.set_ylim(min(heights) - 2, max(heights) + 2)
-    ax.set_xscale("log")  # as `draw_labels` expects; the positions are powers of ten
-    at = {value: 10.0**i for i, value in enumerate(values)}
-    ax.set_xticks(list(at.values()), [value.replace(", ", ",\n") for value in at])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylabel("accuracy (%)", fontsize=8.5)
-    ax.grid(color="#ececec")
-    ax.set_axisbelow(True)
-    bare(ax)
-    add_title(figure, title)
-    access_legend(figure, records)
-    figure.draw_without_rendering()  # fixes the panel's size, so that names can be kept apart in pixels
-    figure.set_layout_engine("none")
-    ends = []
-    for label, of_label in by_label(records).items():
-        line = sorted(of_label, key=lambda r: at[r[column]])
-        series(ax, label, [at[r[column]] for r in line], line)
-        ends.append(Point(at[line[-1][column]], line[-1]["accuracy"], label))
-    draw_labels(ax, ends, list(at.values()))
     return figure
 
 

@@ -21,20 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.console import plain
-from pipeline.results.comparison import CLASSES, FULL, access_class, answers_order, cells
+from pipeline.results.answers_plot import CAPTION as ANSWERS_CAPTION
+from pipeline.results.answers_plot import answers_figure, answers_title, drawn_records
+from pipeline.results.comparison import CLASSES, FULL, answers_order, cells
 from pipeline.results.drawing import Drawing, drawing
 from pipeline.results.palette import DASHES, MARKERS, colour
-from pipeline.results.panels import (
-    access_legend,
-    accuracy_range,
-    add_title,
-    bare,
-    by_category,
-    by_label,
-    grid,
-    number_ticks,
-    series,
-)
+from pipeline.results.panels import access_legend, accuracy_range, add_title, bare, by_label, grid, number_ticks, series
 from pipeline.results.panels import seeds as seeds_text
 from pipeline.results.plot_labels import LONGEST_NAME, Point, draw_labels
 from pipeline.results.rank_plot import CAPTION as RANK_CAPTION
@@ -103,7 +95,12 @@ def sketch(board: pa.Table, summary: pa.Table, rows: pa.Table) -> dict[str, Sket
 
 def _of_model(everything: list[Record], pooled: list[Record], fits: list[Record], model: str) -> dict[str, Sketch]:
     kinds = sorted({r["answers"] for r in everything}, key=answers_order)
-    by_answers = _by_answers(pooled, kinds, model) if len(kinds) > 1 else {}
+    by_answers: dict[str, Sketch] = {}
+    if len(kinds) > 1 and (own := drawn_records(pooled)):
+        at = _at_one_point(own)
+        title, more = answers_title(at) + model, _others(own, at, "other shots and allotments")
+        figure = answers_figure(at, kinds, title)
+        by_answers["accuracy_by_answers"] = Sketch(figure, title, f"{ANSWERS_CAPTION} {BARS}{more}")
     if kinds != [FULL]:
         model += f"; answers: {kinds[0]}"
         alike = ([r for r in some if r["answers"] == kinds[0]] for some in (everything, pooled, fits))
@@ -185,23 +182,6 @@ def _by_bill(board: list[Record], unit: str, model: str) -> Sketch:
         f"horizontal lines. {BARS}{_others(board, records, 'other shots')}"
     )
     return Sketch(grid(records, panel, accuracy_range, title, f"{what} (logarithmic)", WIDE), title, caption)
-
-
-def _by_answers(pooled: list[Record], kinds: list[str], model: str) -> dict[str, Sketch]:
-    own = [r for r in pooled if r["accuracy"] is not None and r["kind"] == "source"]
-    own = [r for r in own if access_class(r["access"]) == r["access_class"]]  # each reference once
-    if not own:
-        return {}
-    records = _at_one_point(own)
-    n_sets = max(r["datasets"] for r in records)
-    mean = f"mean of {n_sets} data set{'s' * (n_sets > 1)}"
-    about = f"{records[0]['shots']} shots, {allotment(records[0])}, {seeds_text(records)}{model}"
-    title = f"Accuracy by what the endpoint answers, {mean}, {about}"
-    caption = (
-        "Accuracy on the data sets' own test sets by what the endpoint answers, from full scores to labels. A line "
-        f"ends where the method cannot use the answers. {BARS}{_others(own, records, 'other shots and allotments')}"
-    )
-    return {"accuracy_by_answers": Sketch(by_category(records, "answers", kinds, title), title, caption)}
 
 
 def _fits(rows: pa.Table) -> list[Record]:

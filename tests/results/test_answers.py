@@ -62,8 +62,8 @@ def test_gains_are_over_references_with_the_same_answers() -> None:
 def test_tables_and_the_page_name_answers_that_are_not_full() -> None:
     report = report_of(rows_of())
     text = text_table(report.board)
-    assert "icons, 16 shots, allotment 8,000 requests, tiny fp32\n" in text
-    assert "icons, 16 shots, allotment 8,000 requests, tiny fp32, answers: probabilities, 3 digits\n" in text
+    assert "icons, 16 shots, allotment 8,000 requests, tiny fp32, resolution" in text
+    assert "icons, 16 shots, allotment 8,000 requests, tiny fp32, answers: probabilities, 3 digits, resolution" in text
     page = html(report.board, report.summary, report.selection, {})
     assert "<select name=answers>" in page and 'data-answers="top-5"' in page
     full = [row for row in rows_of() if row.answers == "logits"]
