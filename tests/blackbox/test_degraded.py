@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from methods.base import Access, Bill, Classes, Prompts, SoftPrompts
+from methods.base import Access, Bill, Classes, PixelImages, Prompts, SoftPrompts
 from pipeline.blackbox import client
 from pipeline.blackbox.answers import degraded_scores, gaussian, keys_of, quantised, rounded, set_keys
 from pipeline.blackbox.client import MeteredBox
@@ -308,3 +308,25 @@ def test_the_same_question_with_other_answers_is_another_call(tiny: Endpoint, le
     for answers in (FULL_ANSWERS, PROBABILITIES, replace(PROBABILITIES, digits=3)):
         metered(tiny, ledger, TEXT["SCORES"], answers).scores(images, CLASSES.prompts())
     assert ledger.trial_bill("s", "t")[Phase.REPLAY] == Bill.scores(1, 20, 7) * 2
+
+
+def test_images_that_a_client_made_have_noise_of_their_own_and_are_sent_as_jpeg_too(
+    tiny: Endpoint, ledger: Ledger, images: Images
+) -> None:
+    access = Access.TEXT | Access.PIXELS | Access.SCORES
+    base = images[:3]
+    side = tiny.info.image_size
+    pixels = torch.randint(0, 256, (2, 3, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    made, second = PixelImages(base, pixels), PixelImages(base[[2]], pixels[1:, 2:])
+    assert FULL_ANSWERS.granted(access) == access and NOISY.granted(access).covers(access)
+    granting = Endpoint(replace(model_card("tiny"), grant="SOFT+PIXELS+FEATURES"), tiny.store().folder.parent)
+    ledger.reserve("s", "exact", ["ceiling"], Limits(100, 10_000))
+    noisy = metered(granting, ledger, access, NOISY)
+    exact = MeteredBox(noisy.pool, "s", "exact", access, Limits())
+    prompts = CLASSES.prompts()
+    noise = noisy.scores(made, prompts) - exact.scores(made, prompts)
+    assert 0.3 < noise.std() < 0.7 and noise.flatten().unique().numel() == noise.numel()
+    alone = noisy.scores(second, prompts) - exact.scores(second, prompts)
+    torch.testing.assert_close(alone[0, 0], noise[1, 2], atol=1e-4, rtol=0)
+    coded = metered(granting, ledger, access, Answers(images="jpeg90"), "coded").scores(made, prompts)
+    assert not torch.equal(coded, exact.scores(made, prompts))
