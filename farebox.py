@@ -109,20 +109,25 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     `box.meter.bills` holds the bill by phase.
 
     Raises:
+        ConfigError: the overrides name several kinds of answers.
         BudgetExceeded: by a call that would exceed the budget; it is not charged.
     """
     from pipeline.blackbox.client import MeteredBox
     from pipeline.blackbox.endpoint import Endpoint
     from pipeline.blackbox.local_pool import LocalPool
+    from pipeline.errors import ConfigError
     from pipeline.ledger.ledger import Ledger
 
     config = compose(*overrides)
-    (budget,) = config.allotments
+    if len(config.answers) != 1:
+        raise ConfigError(f"expected one kind of answers, found {len(config.answers)}: name one, as in answers=topk")
+    (budget,), (answers,) = config.allotments, config.answers
     with contextlib.closing(Ledger("sqlite://")) as ledger:
         ledger.open_account("box", budget)
         ledger.reserve("memory", "box", ["box"], budget)
         pool = LocalPool(Endpoint(config.model, config.features), ledger)
-        yield MeteredBox(pool, "memory", "box", config.model.access, budget)
+        access = answers.granted(config.model.access)
+        yield MeteredBox(pool, "memory", "box", access, budget, answers=answers)
 
 
 def few_shot_task(*overrides: str) -> FewShotTask:
@@ -161,9 +166,11 @@ def load_results(storage: str | os.PathLike[str]) -> pd.DataFrame:
 def leaderboard(storage: str | os.PathLike[str]) -> pd.DataFrame:
     """Load the leaderboard of a storage: one row for each method in each section, with every column."""
     from pipeline.results.leaderboard import leaderboard
+    from pipeline.results.noise_floor import with_floors
 
     store, selection = _read(storage)
-    return leaderboard(selection.rows, store.reader(selection.rows)).board.to_pandas()
+    board = leaderboard(selection.rows, store.reader(selection.rows)).board
+    return with_floors(board, selection.floors).to_pandas()
 
 
 def _read(storage: str | os.PathLike[str]) -> tuple[ResultStore, Selection]:
@@ -174,7 +181,7 @@ def _read(storage: str | os.PathLike[str]) -> tuple[ResultStore, Selection]:
     store = ResultStore(Path(storage))
     if not any((store.storage / name).exists() for name in ("storage_id", "results")):
         raise ConfigError(f"no results in {storage}: name the storage of a run, as in load_results('runs/demo')")
-    selection = read_selection(store)
+    selection = read_selection(store, store.storage.absolute().parent / "features")
     for line in store.damage():
         warnings.warn(line, stacklevel=3)
     return store, selection

@@ -18,22 +18,28 @@ def answer_of(access: Access) -> Access:
     return next((output for output in OUTPUTS if output in access.closure()), Access.SCORES)
 
 
-def reduced(scores_PBC: Tensor, answer: Access) -> Tensor:
+def best_of(values_PBC: Tensor, scores_PBC: Tensor, k: int) -> Tensor:
+    """Return the values of the classes with the k best scores, and -inf for others; of equal scores the first count."""
+    best_PBk = scores_PBC.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    untold_PBC = values_PBC.new_full(values_PBC.shape, -float("inf"))
+    return untold_PBC.scatter(-1, best_PBk, values_PBC.gather(-1, best_PBk))
+
+
+def reduced(scores_PBC: Tensor, answer: Access, k: int = TOP_K) -> Tensor:
     """Reduce scores [P, B, C] to an answer of the same shape.
 
-    SCORES: the scores. TOPK: the log probabilities of the TOP_K best classes; of equal scores the first classes count.
-    LABELS: zero for the best class. What is not told is -inf.
+    SCORES: the scores. TOPK: the log probabilities of the k best classes. LABELS: zero for the best class. What is not
+    told is -inf.
     """
     if answer is Access.SCORES:
         return scores_PBC
-    k = 1 if answer is Access.LABELS else min(TOP_K, scores_PBC.shape[-1])
-    best_PBk = scores_PBC.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    told_PBC = scores_PBC.log_softmax(-1) if answer is Access.TOPK else scores_PBC.new_zeros(scores_PBC.shape)
-    return scores_PBC.new_full(scores_PBC.shape, -float("inf")).scatter(-1, best_PBk, told_PBC.gather(-1, best_PBk))
+    if answer is Access.LABELS:
+        return best_of(scores_PBC.new_zeros(scores_PBC.shape), scores_PBC, 1)
+    return best_of(scores_PBC.log_softmax(-1), scores_PBC, k)
 
 
-def bill_of(answer: Access, p: int, b: int, c: int) -> Bill:
+def bill_of(answer: Access, p: int, b: int, c: int, k: int = TOP_K) -> Bill:
     """Return the cost of scoring P prompt sets on B images and C classes with this answer, in one call."""
     if answer is Access.SCORES:
         return Bill.scores(p, b, c)
-    return Bill.labels(p, b, c) if answer is Access.LABELS else Bill.top_k(p, b, c)
+    return Bill.labels(p, b, c) if answer is Access.LABELS else Bill.top_k(p, b, c, k)

@@ -15,7 +15,7 @@ from torch import Tensor
 from methods._answers import answer_of, bill_of, reduced
 from methods._state import contents
 from methods._toy import ToyTowers
-from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
+from methods.base import TOP_K, Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
 
 
 class ToyImages:
@@ -76,6 +76,7 @@ class ToyBox:
             "logit_scale",
             "reads_text_norm",
             "token_dim",
+            "top_k",
             "towers",
         ),
     )
@@ -88,6 +89,7 @@ class ToyBox:
         self.calls: list[str] = []
         self.logit_scale, self.reads_text_norm = self.towers.logit_scale, False
         self.token_dim, self.feature_dim, self.image_size = self.towers.E, self.towers.D, self.towers.SIDE
+        self.top_k = TOP_K
         self._batch: ToyImages | None = None
         self._unseen, self._prompts, self._sets = set[int](), set[bytes](), 0
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # commands that read results import this module, but need nei
     from torch import Tensor
 
 TOP_K = 5
-"""Number of classes that an endpoint tells under access TOPK; all of them if there are fewer."""
+"""Number of classes that an endpoint tells under access TOPK, unless its answers have another k (docs/answers.md); all
+of them if there are fewer."""
 
 
 class Access(enum.Flag):
@@ -39,7 +40,7 @@ class Access(enum.Flag):
     LABELS = enum.auto()
     """The best class of an image."""
     TOPK = enum.auto()
-    """The `TOP_K` best classes of an image, with their probabilities."""
+    """The k best classes of an image, with their probabilities; see `BlackBox.top_k`."""
     SCORES = enum.auto()
     FEATURES = enum.auto()
     GRADIENTS = enum.auto()
@@ -75,6 +76,14 @@ class Access(enum.Flag):
         """Return whether a grant of `self` allows everything in `needed`."""
         return needed.closure() in self.closure()
 
+    def minimal(self) -> Access:
+        """Return this access without the flags that others of it imply."""
+        least = self
+        for flag in Access:
+            if flag in least and flag in (least & ~flag).closure():
+                least &= ~flag
+        return least
+
     @property
     def label(self) -> str:
         """Names joined by +, for example 'SOFT+SCORES'."""
@@ -96,9 +105,9 @@ class Bill:
         return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b * c)
 
     @classmethod
-    def top_k(cls, p: int, b: int, c: int) -> Bill:
+    def top_k(cls, p: int, b: int, c: int, k: int = TOP_K) -> Bill:
         """Cost of the same call under access TOPK: k classes and k probabilities for each row."""
-        return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b * 2 * min(TOP_K, c))
+        return cls(requests=p, images=p * b, prompts=p * c, outputs=p * b * 2 * min(k, c))
 
     @classmethod
     def labels(cls, p: int, b: int, c: int) -> Bill:
@@ -332,9 +341,11 @@ class TaskShape:
     fresh_views: bool
     n_templates: int
     feature_dim: int
+    top_k: int = TOP_K
+    """Number of classes that the endpoint tells under access TOPK."""
 
     @classmethod
-    def of(cls, task: FewShotTask, feature_dim: int) -> TaskShape:
+    def of(cls, task: FewShotTask, feature_dim: int, top_k: int = TOP_K) -> TaskShape:
         return cls(
             n_classes=len(task.classes),
             n_train=len(task.train.labels),
@@ -344,6 +355,7 @@ class TaskShape:
             fresh_views=task.fresh_views,
             n_templates=max(1, len(task.classes.templates)),
             feature_dim=feature_dim,
+            top_k=top_k,
         )
 
 
@@ -355,6 +367,8 @@ class BlackBox(Protocol):
     feature_dim: int
     image_size: int
     """Side of the model's input in pixels."""
+    top_k: int
+    """Number of classes that it tells under access TOPK."""
 
     @property
     def remaining(self) -> Remaining: ...
@@ -369,8 +383,9 @@ class BlackBox(Protocol):
 
         P sets of `PixelImages` are scored under P prompt sets, each under its own, or under one; one set of images
         under P prompt sets.
-        A method that declares less than SCORES is told less: under TOPK the log probabilities of the TOP_K best
-        classes, under LABELS zero for the best class, and -inf for all others.
+        A method that declares less than SCORES is told less: under TOPK the log probabilities of the `top_k` best
+        classes, under LABELS zero for the best class, and -inf for all others. An endpoint that answers probabilities
+        returns their logarithms: logits up to a constant for each image.
         """
         ...
 
@@ -442,7 +457,7 @@ class Method:
     @final
     def begin(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator) -> None:
         """Plan within `box.remaining` and start."""
-        self.start(task, box, rng, self.plan(TaskShape.of(task, box.feature_dim), box.remaining))
+        self.start(task, box, rng, self.plan(TaskShape.of(task, box.feature_dim, box.top_k), box.remaining))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: Any) -> None:
         """Set up the state and send the requests that are sent once. `plan` is what `plan()` returned."""

@@ -17,7 +17,7 @@ classes (BLM+), and 0 elsewhere; U [N, T * C] holds u of the training images, Y 
 Departures from the paper and its released code:
 1. The paper re-estimates M in each epoch of a white-box visual prompt, whose best epoch is chosen on the test set. Only
    the map is black-box, and it is all of it that is used here, on prompts of the data set's own classes.
-2. k is the endpoint's (`TOP_K`), where BLM+ takes 15 % of the outputs.
+2. k is the endpoint's (5 by default), where BLM+ takes 15 % of the outputs.
 3. The paper has no temperature. Ours is fitted on the training images, each with the map of the others (no query). It
    changes NLL and ECE and no predicted class.
 """
@@ -80,7 +80,7 @@ class LabelMap(Method):
     answer = Access.LABELS
 
     def plan(self, shape: TaskShape, remaining: Remaining) -> TemplatesPlan:
-        return plan_templates(shape, remaining, bill_of(self.answer, 1, shape.n_train, shape.n_classes))
+        return plan_templates(shape, remaining, bill_of(self.answer, 1, shape.n_train, shape.n_classes, shape.top_k))
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: TemplatesPlan) -> None:
         self.prompts = template_prompts(task.classes, plan.templates)

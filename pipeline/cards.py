@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from methods.base import Access
+from methods.base import TOP_K, Access
 from pipeline.errors import ConfigError, did_you_mean
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
@@ -18,6 +18,48 @@ AUGMENTATIONS = {
     "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
 }
 """Augmentations of training images, by the name that a data set's card has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What an endpoint answers in place of full scores and features (docs/answers.md). The default is full answers."""
+
+    scores: str = "logits"
+    """logits, probabilities, topk (the best classes with their probabilities) or label (the best class)."""
+    k: int = TOP_K
+    """Number of classes that access TOPK is told."""
+    digits: int | None = None
+    """Decimals that scores or probabilities are rounded to. None: not rounded."""
+    features: str = "float32"
+    """float32, int8 or binary."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on a score. On a component of a feature it is divided by the logit scale."""
+    images: str = "float"
+    """float: images are sent as they are; jpeg90: as JPEG files of quality 90 at the size of the model's input."""
+
+    @property
+    def text(self) -> str:
+        """The settings as rows show them: 'logits', 'probabilities, 3 digits', 'top-5', 'label'."""
+        parts = [f"top-{self.k}" if self.scores == "topk" else self.scores]
+        parts += [f"{self.digits} digit{'s' * (self.digits != 1)}"] if self.digits is not None else []
+        parts += [f"{self.features} features"] if self.features != "float32" else []
+        parts += [f"noise {self.noise!r}"] if self.noise else []
+        return ", ".join([*parts, *([f"{self.images} images"] if self.images != "float" else [])])
+
+    def granted(self, grant: Access) -> Access:
+        """Return what is left of a model's grant. Features come with logits only, gradients with full answers only."""
+        if self == Answers():
+            return grant
+        untold = {
+            "logits": Access(0),
+            "probabilities": Access.FEATURES,
+            "topk": Access.FEATURES | Access.SCORES,
+            "label": Access.FEATURES | Access.SCORES | Access.TOPK,
+        }
+        return (grant.closure() & ~(untold[self.scores] | Access.GRADIENTS)).minimal()
+
+
+FULL_ANSWERS = Answers()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +79,8 @@ class ModelCard:
     """fp32, bf16 or fp16; bf16 and fp16 need CUDA."""
     grant: str = "SOFT+FEATURES"
     """Access that the endpoint grants, e.g. TEXT+SCORES."""
+    answers: Answers = FULL_ANSWERS
+    """What it answers in place of full scores and features."""
     mean: tuple[float, float, float] | None = None
     """Mean by which the red, green and blue channels are normalised, in [0, 1]. None: see docs/models.md."""
     std: tuple[float, float, float] | None = None

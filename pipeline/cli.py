@@ -7,12 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline import __version__, check_packages
 from pipeline.commands import subcommands
 from pipeline.commands.examples import epilog
-from pipeline.commands.subcommands import RAW
+from pipeline.commands.subcommands import RAW, Parser
 from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
@@ -202,6 +202,14 @@ def models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def probe(arguments: argparse.Namespace) -> int:
+    """Ask a model the same questions in different batches and orders; print how far its answers differ."""
+    from pipeline.commands import probe as probe_command
+
+    print(probe_command.run(arguments.words, arguments.json, log))
+    return 0
+
+
 def bench(arguments: argparse.Namespace) -> int:
     """Run performance benchmarks on this machine; without NAME, all of them in turn."""
     from pipeline.bench import harness
@@ -264,16 +272,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser with short error messages."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with code 2."""
-        super().error(shortened(message, 250))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
+    parser = Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -294,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     subcommands.add_budget_commands(command(budget, overrides=False))
     command(sync)
     subcommands.add_ui_options(command(ui))
+    command(probe).add_argument("--json", action="store_true", help="print the record as JSON")
     benches = command(bench, overrides=False)
     benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")

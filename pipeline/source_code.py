@@ -23,7 +23,7 @@ RESULT_SOURCES = (
 )
 """Sources that can change a number of a row, except those of the method. Editing one makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
-    {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "ray_actors", "ray_pool", "replica_queue")}
+    {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "probe", "ray_actors", "ray_pool", "replica_queue")}
     | {f"pipeline/data/{name}.py" for name in ("inspect", "contact_sheet")}
     | {f"pipeline/trials/{name}.py" for name in ("checkpoint", "estimate", "prompts", "watchdog")}
 )

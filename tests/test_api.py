@@ -10,7 +10,7 @@ import pytest
 
 import farebox
 from methods.base import Bill
-from pipeline.errors import BudgetExceeded, ConfigError
+from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError
 from pipeline.results.row import ResultRow
 from tests.support.command import ROOT, here
 from tests.support.lab import Lab
@@ -124,6 +124,21 @@ def test_a_task_has_the_local_model_that_is_named(card: Path) -> None:
     task = farebox.few_shot_task(*overrides, "local=tiny_local")
     assert task.local is not None
     assert task.local.features(task.train.images).shape == (10, task.local.feature_dim)
+
+
+def test_an_open_box_gives_the_answers_of_its_configuration(card: Path) -> None:
+    overrides = ("sweep=smoke", "model=fake", "shots=4", "seeds=1", f"datasets=[{card}]")
+    task = farebox.few_shot_task(*overrides)
+    with farebox.open_box(*overrides, "answers={scores: topk, k: 2}") as box:
+        told = box.scores(task.train.images, task.classes.prompts())
+        assert box.top_k == 2 and set(told.isfinite().sum(-1).flatten().tolist()) == {2}
+        with pytest.raises(AccessDenied):
+            box.image_features(task.train.images)
+    with (
+        pytest.raises(ConfigError, match="expected one kind of answers, found 2"),
+        farebox.open_box("answers=topk,label"),
+    ):
+        pass
 
 
 def test_a_task_must_be_one(card: Path) -> None:

@@ -31,6 +31,7 @@ from pipeline.config.method_choice import method_choice
 from pipeline.data.dataset import source_of
 from pipeline.data.layouts.coop import COOP
 from pipeline.files import file_sha256
+from pipeline.trials.cells import able_with
 from pipeline.trials.estimate import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +101,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
             "matplotlib",
             {
                 *(f"pipeline/results/{name}.py" for name in ("drawing", "panels", "plot_labels", "plots", "rank_plot")),
+                "pipeline/results/answers_plot.py",
                 "pipeline/claims/figures.py",
             },
         ),
@@ -289,6 +291,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "label": ("mine", "label"),
     "model": ("fake", "model"),
     "local": ("tiny_local", "local"),
+    "answers": ("topk", "answers"),
     "methods": ("[taskres]", "methods"),
     "datasets": ("[emoji]", "datasets"),
     "data.root": ("elsewhere", "data"),
@@ -383,8 +386,10 @@ def test_every_setting_of_a_method_file_is_a_field_of_its_config(path: Path) -> 
 def test_every_sweep_composes_and_plans(name: str, tmp_path: Path) -> None:
     config = compose([f"sweep={name}", f"storage={tmp_path}"])
     made = estimate(config)
-    assert made.unable == ()
-    allotments = sum(len(config.allotments_of(method)) for method in config.methods)
+    able = {method: able_with(config, config.choice(method, "icons").info) for method in config.methods}
+    assert {method for method, _ in made.unable} == {m for m, some in able.items() if len(some) < len(config.answers)}
+    assert all(able.values())
+    allotments = sum(len(config.allotments_of(method)) * len(some) for method, some in able.items())
     cells = allotments * len(config.datasets) * len(config.shots) * len(config.seeds)
     assert len(made.trials) == cells
     if made.exact:
@@ -533,7 +538,7 @@ def test_the_drawn_tree_of_errors_is_the_tree_of_classes() -> None:
 
 VERBS = frozenset(
     {"run", "plan", "status", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models", "bench", "claims"}
-    | {"data", "budget", "audit", "completion", "merge"}
+    | {"data", "budget", "audit", "completion", "merge", "probe"}
 )
 """Scripts rely on them: a verb is added here on purpose, and never taken away."""
 

@@ -91,11 +91,11 @@ class RandomEndpoint(Endpoint):
         super().__init__(card, features)
         self.model.encode_images, self.model.encode_prompts = _images, _prompts  # type: ignore[method-assign]
         self.model.feature_dim = WIDTH
-        self.store = FeatureStore(features, "drawn", WIDTH)
+        self._stores["float"] = FeatureStore(features, "drawn", WIDTH)
         (features.parent / PID).write_text(str(os.getpid()))
 
 
-def _images(images: Images) -> Tensor:
+def _images(images: Images, codec: str = "float") -> Tensor:
     return normalize(
         torch.randn(len(images), WIDTH, generator=torch.Generator().manual_seed(int(images.rows[0]))), dim=1
     )

@@ -20,6 +20,7 @@ from methods._finite import first_non_finite
 from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
 from pipeline.blackbox.request import Kind, ModelInfo, Request, Response, access_of, call_digest, price
 from pipeline.budget import BUDGETED_PHASES, Limits, Phase, paid
+from pipeline.cards import FULL_ANSWERS, Answers
 from pipeline.data.images import Images, as_images
 from pipeline.data.made_images import MadeImages
 from pipeline.errors import AccessDenied, BudgetExceeded, EndpointRefused, MethodError, NonFiniteError
@@ -67,9 +68,17 @@ class MeteredBox:
     """The BlackBox (see methods.base) of one trial."""
 
     def __init__(
-        self, pool: Pool, storage: str, trial: str, access: Access, allotment: Limits, meter: Meter | None = None
+        self,
+        pool: Pool,
+        storage: str,
+        trial: str,
+        access: Access,
+        allotment: Limits,
+        meter: Meter | None = None,
+        answers: Answers = FULL_ANSWERS,
     ) -> None:
         self.pool, self.storage, self.trial, self.access, self.allotment = pool, storage, trial, access, allotment
+        self.answers, self.top_k = answers, answers.k
         self.answer = answer_of(access)
         """What `scores` returns: no more than the method declares."""
         self.meter = meter or Meter()
@@ -104,7 +113,7 @@ class MeteredBox:
             raise EndpointRefused(f"one image in all sets has {sent:,} bytes, at most {BLOCK_BYTES:,}: send fewer sets")
         charge = self._charge("scores", whole, prompts)
         for rows in _blocks(len(whole), charge.bill.prompts, sent):
-            yield rows, self._send(Request("scores", whole[rows], prompts, charge, answer=self.answer), rows.start == 0)
+            yield rows, self._send(self._request("scores", whole[rows], prompts, charge), first=rows.start == 0)
 
     def image_features(self, images: ImageSet) -> Tensor:
         """Return the features [B, D] of images."""
@@ -112,25 +121,38 @@ class MeteredBox:
         charge = self._charge("image_features", whole, None)
         features_BD = torch.empty(len(whole), self.feature_dim)
         for rows in _blocks(len(whole), self.feature_dim):
-            features_BD[rows] = self._send(Request("image_features", whole[rows], None, charge), first=rows.start == 0)
+            request = self._request("image_features", whole[rows], None, charge)
+            features_BD[rows] = self._send(request, first=rows.start == 0)
         return features_BD
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """Return the features [P, C, D] of prompts."""
         prompts = _plain(prompts)
-        return self._send(Request("text_features", None, prompts, self._charge("text_features", None, prompts)))
+        charge = self._charge("text_features", None, prompts)
+        return self._send(self._request("text_features", None, prompts, charge))
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """Backpropagate a gradient [P, C, D] of the text features to the contexts [P, L, E]; white box."""
         plain, upstream_PCD = _plain(prompts), upstream_PCD.detach().float().contiguous()
         charge = self._charge("text_gradients", None, plain, upstream_PCD)
-        return self._send(Request("text_gradients", None, plain, charge, upstream_PCD))
+        return self._send(self._request("text_gradients", None, plain, charge, upstream_PCD))
 
     def embed_text(self, text: str) -> Tensor:
         """Return the token embeddings [L, E] of a text; free."""
         if not self.access.covers(Access.SOFT):
             raise AccessDenied(f"embed_text needs SOFT, the method declares {self.access.label}")
         return torch.from_numpy(self.pool.embed_text(text).copy())
+
+    def _request(
+        self,
+        kind: Kind,
+        images: Images | MadeImages | None,
+        prompts: Prompts | None,
+        charge: Charge,
+        upstream_PCD: Tensor | None = None,
+    ) -> Request:
+        answer = self.answer if kind == "scores" else Access.SCORES
+        return Request(kind, images, prompts, charge, upstream_PCD, answer, self.answers)
 
     def _charge(
         self,
@@ -141,7 +163,7 @@ class MeteredBox:
     ) -> Charge:
         """Price a call. Raises AccessDenied or BudgetExceeded where the declared access or the allotment forbids it."""
         answer = self.answer if kind == "scores" else Access.SCORES
-        bill = price(kind, images, prompts, self.feature_dim, answer)
+        bill = price(kind, images, prompts, self.feature_dim, answer, self.answers.k)
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
@@ -150,7 +172,7 @@ class MeteredBox:
             raise AccessDenied(f"{kind} needs {needed.label}, the method declares {self.access.label}")
         if phase in BUDGETED_PHASES:
             self._check_allotment(bill)
-        digest = call_digest(kind, images, prompts, upstream_PCD, answer)
+        digest = call_digest(kind, images, prompts, upstream_PCD, answer, self.answers)
         return Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
 
     def _check_allotment(self, bill: Bill) -> None:

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods._answers import reduced
 from methods._finite import first_non_finite
 from methods.base import Access, Prompts, SoftPrompts
+from pipeline.blackbox import answers, text_norm
 from pipeline.blackbox import model as models
-from pipeline.blackbox import text_norm
 from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.request import (
     Kind,
@@ -29,7 +28,7 @@ from pipeline.blackbox.request import (
     prompt_counts,
     prompts_digest,
 )
-from pipeline.cards import ModelCard
+from pipeline.cards import FULL_ANSWERS, ModelCard
 from pipeline.data.images import Images
 from pipeline.data.made_images import MadeImages
 from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
@@ -77,8 +76,21 @@ class Endpoint:
         producer = [self.model.identity, card.precision, self.model.transform, f"code {image_feature_digest()}"]
         if self.model.device.type != "cpu":
             producer.append(self.model.device.type)  # its features differ in the last bits from those of a CPU
-        self.store = FeatureStore(features, " ".join(producer), self.model.feature_dim)
+        self._producer = producer
+        self.forget(features)
+
+    def forget(self, features: Path) -> None:
+        """Empty the caches, and store features in this folder, so that images and prompts are encoded again."""
+        self._features, self._stores = features, dict[str, FeatureStore]()
         self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
+        self.store()  # a folder that cannot be used fails here
+
+    def store(self, codec: str = "float") -> FeatureStore:
+        """Return the store of the features of images that are sent in this way (see `data.images.recoded`)."""
+        if codec not in self._stores:
+            producer = [*self._producer, *([codec] if codec != "float" else [])]
+            self._stores[codec] = FeatureStore(self._features, " ".join(producer), self.model.feature_dim)
+        return self._stores[codec]
 
     @property
     def info(self) -> ModelInfo:
@@ -105,8 +117,10 @@ class Endpoint:
             EndpointRefused: a shape is wrong, a value is not finite, or there are too many prompts.
         """
         needed = access_of(request.kind, request.images, request.prompts, request.answer)
-        if not self.model.grant.covers(needed):
-            raise AccessDenied(f"the call needs {needed.label}, the model grants {self.model.grant.label}")
+        granted = request.answers.granted(self.model.grant)
+        if not granted.covers(needed):
+            how = f" with answers {request.answers.text}" if request.answers != FULL_ANSWERS else ""
+            raise AccessDenied(f"the call needs {needed.label}, the model grants {granted.label}{how}")
         check_shapes(request.images, request.prompts)
         if isinstance(request.images, MadeImages):
             self._check_pixels(request.kind, request.images.pixels_PB3SS)
@@ -156,7 +170,8 @@ class Endpoint:
         if request.kind == "text_features":
             assert request.prompts is not None
             text_PCD, n_prompts = self._text(request.prompts)
-            return Response(text_PCD.cpu().numpy(), computed_prompts=n_prompts)
+            told = answers.told_features(text_PCD, request, self.model.logit_scale)
+            return Response(told.cpu().numpy(), computed_prompts=n_prompts)
         if request.kind == "text_gradients":
             assert isinstance(request.prompts, SoftPrompts) and request.upstream_PCD is not None
             p, c = prompt_counts(request.prompts)
@@ -164,20 +179,23 @@ class Endpoint:
             check_finite(request.kind, gradients_PLE, request.prompts)
             return Response(gradients_PLE.numpy(), computed_prompts=p * c)
         assert request.images is not None
+        codec = request.answers.images
         if isinstance(request.images, MadeImages):
-            image_PBD = self._made(request.images)
+            image_PBD = self._made(request.images, codec)
             n_images, hits = image_PBD.shape[0] * image_PBD.shape[1], 0
         else:
-            image_BD, n_images = self._image(request.images)
+            image_BD, n_images = self._image(request.images, codec)
             image_PBD, hits = image_BD.unsqueeze(0), len(request.images) - n_images
         if request.kind == "image_features":
-            return Response(image_BD.cpu().numpy(), computed_images=n_images, cache_hits=hits)
+            told = answers.told_features(image_BD, request, self.model.logit_scale)
+            return Response(told.cpu().numpy(), computed_images=n_images, cache_hits=hits)
         assert request.prompts is not None
         text_PCD, n_prompts = self._text(request.prompts)
         scores_PBC = self._scores(image_PBD, text_PCD)
         if request.answer is not Access.SCORES:
             check_finite("scores", scores_PBC, request.prompts)  # the client could not see it in the answer
-        return Response(reduced(scores_PBC, request.answer).cpu().numpy(), n_images, n_prompts, hits)
+        told = answers.told_scores(scores_PBC, request)
+        return Response(told.cpu().numpy(), n_images, n_prompts, hits)
 
     def embed_text(self, text: str) -> np.ndarray:
         """Return the token embeddings [L, E] of a text; free. Raises AccessDenied where SOFT is not granted."""
@@ -194,32 +212,32 @@ class Endpoint:
         pairs = zip(image_PBD, text_PCD.expand(len(image_PBD), c, d), strict=True)
         return torch.stack([image_BD @ text_CD.T for image_BD, text_CD in pairs]).mul_(self.model.logit_scale)
 
-    def _made(self, images: MadeImages) -> Tensor:
+    def _made(self, images: MadeImages, codec: str) -> Tensor:
         """Return the features [P, B, D] of images that a client made, on the model's device. They are not stored."""
         p, b = images.pixels_PB3SS.shape[:2]
-        features = self.model.encode_pixels(images.pixels_PB3SS.reshape(p * b, *images.pixels_PB3SS.shape[2:]))
+        features = self.model.encode_pixels(images.pixels_PB3SS.reshape(p * b, *images.pixels_PB3SS.shape[2:]), codec)
         if (bad := first_non_finite(features)) is not None:
             raise NonFiniteError(f"scores: {images.where(bad[0] % b)} has a feature that is {_CAUSE}")
         return features.view(p, b, -1).to(self.model.device)
 
-    def _image(self, images: Images) -> tuple[Tensor, int]:
+    def _image(self, images: Images, codec: str) -> tuple[Tensor, int]:
         """Return the features [B, D] on the model's device, and how many images were encoded for them."""
-        digest = images.digest
+        digest, store = f"{images.digest} {codec}", self.store(codec)
         features = self._images.get(digest)
         if features is not None:
             return features, 0
         keys = images.keys
-        features, missing = self.store.read(keys)
+        features, missing = store.read(keys)
         first: dict[str, int] = {}
         for i in missing:
             first.setdefault(keys[i], i)
         new = list(first.values())
         for start in range(0, len(new), STORED_AT_ONCE):
             part = new[start : start + STORED_AT_ONCE]
-            encoded = self.model.encode_images(images[part])
+            encoded = self.model.encode_images(images[part], codec)
             if (bad := first_non_finite(encoded)) is not None:
                 raise NonFiniteError(f"image_features: {images.where(part[bad[0]])} has a feature that is {_CAUSE}")
-            self.store.add([keys[i] for i in part], encoded)
+            store.add([keys[i] for i in part], encoded)
             features[part] = encoded
         features[missing] = features[[first[keys[i]] for i in missing]]
         features = features.to(self.model.device)

@@ -26,7 +26,7 @@ from pipeline.blackbox.text_tower import SharedPrefixTower, fits, too_long
 from pipeline.blackbox.weights import check_finite
 from pipeline.cards import ModelCard
 from pipeline.data.decode import ahead, cores
-from pipeline.data.images import Images
+from pipeline.data.images import Images, recoded
 from pipeline.errors import ConfigError, EndpointRefused
 
 IMAGE_TILE = 32
@@ -49,12 +49,12 @@ class Model(Protocol):
     grant: Access
     transform: str
 
-    def encode_images(self, images: Images) -> Tensor:
-        """Return the features [B, D] of images, on the CPU."""
+    def encode_images(self, images: Images, codec: str = "float") -> Tensor:
+        """Return the features [B, D] of images, sent as `data.images.recoded` says, on the CPU."""
         ...
 
-    def encode_pixels(self, pixels_B3SS: np.ndarray) -> Tensor:
-        """Return the features [B, D] of 8-bit images at the size of the input, on the CPU."""
+    def encode_pixels(self, pixels_B3SS: np.ndarray, codec: str = "float") -> Tensor:
+        """Return the features [B, D] of 8-bit images at the size of the input, sent as `codec` says, on the CPU."""
         ...
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
@@ -93,23 +93,24 @@ class FakeModel:
         self.logit_scale = self.towers.logit_scale
         self.token_dim, self.feature_dim, self.image_size = self.towers.E, self.towers.D, self.towers.SIDE
 
-    def encode_images(self, images: Images) -> Tensor:
+    def encode_images(self, images: Images, codec: str = "float") -> Tensor:
         """Return the features [B, D]; a view adds noise that its key determines."""
-        return torch.cat([self.towers.image_features(self._pixels(images, i)[None]) for i in range(len(images))])
+        return torch.cat([self.towers.image_features(self._pixels(images, i, codec)[None]) for i in range(len(images))])
 
-    def encode_pixels(self, pixels_B3SS: np.ndarray) -> Tensor:
+    def encode_pixels(self, pixels_B3SS: np.ndarray, codec: str = "float") -> Tensor:
         """See Model.encode_pixels."""
         made = [Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))) for pixels in pixels_B3SS]
-        return torch.cat([self.towers.image_features(self._grey(image)[None]) for image in made])
+        return torch.cat([self.towers.image_features(self._grey(image, codec)[None]) for image in made])
 
-    def _pixels(self, images: Images, i: int) -> Tensor:
+    def _pixels(self, images: Images, i: int, codec: str) -> Tensor:
         view = int(images.views_of[i])
         noise = 0.05 * self.towers.vector(images.key_of(i), self.towers.X) if view else 0
-        return self._grey(images.decoded(i)) + noise
+        return self._grey(images.decoded(i), codec) + noise
 
-    def _grey(self, image: Image.Image) -> Tensor:
+    def _grey(self, image: Image.Image, codec: str) -> Tensor:
         side = self.towers.SIDE
-        return torch.from_numpy(np.asarray(image.convert("L").resize((side, side)), np.float32).ravel() / 255)
+        grey = recoded(image.convert("L").resize((side, side)), codec)
+        return torch.from_numpy(np.asarray(grey, np.float32).ravel() / 255)
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Return the features [P, C, D] of prompts."""
@@ -148,13 +149,18 @@ class OpenClipModel:
         self.feature_dim = facts.feature_dim
         self.token_dim = self.text.token_dim if self.text else 0
 
-    def encode_images(self, images: Images) -> Tensor:
+    def encode_images(self, images: Images, codec: str = "float") -> Tensor:
         """See Model.encode_images."""
-        return self._encode(lambda i: self.preprocess.one(images, i), len(images))
+        return self._encode(lambda i: self.preprocess.one(images, i, codec), len(images))
 
-    def encode_pixels(self, pixels_B3SS: np.ndarray) -> Tensor:
+    def encode_pixels(self, pixels_B3SS: np.ndarray, codec: str = "float") -> Tensor:
         """See Model.encode_pixels."""
-        return self._encode(lambda i: self.preprocess.normalised(pixels_B3SS[i].transpose(1, 2, 0)), len(pixels_B3SS))
+
+        def one(i: int) -> Tensor:
+            rgb = np.ascontiguousarray(pixels_B3SS[i].transpose(1, 2, 0))
+            return self.preprocess.normalised(np.asarray(recoded(Image.fromarray(rgb), codec)))
+
+        return self._encode(one, len(pixels_B3SS))
 
     @torch.inference_mode()
     def _encode(self, one: Callable[[int], Tensor], n: int) -> Tensor:

@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from methods._answers import bill_of
-from methods.base import Access, Bill, Prompts, SoftPrompts
+from methods.base import TOP_K, Access, Bill, Prompts, SoftPrompts
+from pipeline.cards import FULL_ANSWERS, Answers
 from pipeline.data.images import Images
 from pipeline.data.made_images import MadeImages
 from pipeline.errors import EndpointRefused
@@ -43,6 +44,8 @@ class Request:
     """Gradient in the text features, for `text_gradients`."""
     answer: Access = Access.SCORES
     """Of `scores`: SCORES, TOPK or LABELS (see `methods._answers.reduced`)."""
+    answers: Answers = FULL_ANSWERS
+    """How detailed and exact the answers of this endpoint are."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def price(
     prompts: Prompts | None,
     feature_dim: int,
     answer: Access = Access.SCORES,
+    k: int = TOP_K,
 ) -> Bill:
     """Return the bill of a call, computed from its shapes (docs/budget.md).
 
@@ -114,7 +118,7 @@ def price(
     assert images is not None
     if isinstance(images, MadeImages):
         p = max(p, images.n_sets)
-    return bill_of(answer, p, len(images), c)
+    return bill_of(answer, p, len(images), c, k)
 
 
 def check_shapes(images: Images | MadeImages | None, prompts: Prompts | None) -> None:
@@ -152,9 +156,11 @@ def call_digest(
     prompts: Prompts | None,
     upstream_PCD: Tensor | None = None,
     answer: Access = Access.SCORES,
+    answers: Answers = FULL_ANSWERS,
 ) -> str:
     """Return the digest of a whole call, 32 hex digits. Calls with equal digests ask for the same values."""
     name = kind if answer is Access.SCORES else f"{kind} as {answer.label}"
+    name += f" ({answers.text})" if answers != FULL_ANSWERS else ""
     content = f"{name}/{images.digest if images else ''}/{prompts_digest(prompts) if prompts else ''}"
     h = hashlib.sha256(content.encode())
     if upstream_PCD is not None:

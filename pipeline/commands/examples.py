@@ -37,6 +37,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "sync": ("farebox sync sweep=demo", "farebox sync storage=runs/mine mlflow=http://localhost:5000"),
     "ui": ("farebox ui sweep=demo", "farebox ui storage=runs/mine --port 5001"),
+    "probe": (
+        "farebox probe model=tiny",
+        "farebox probe model=tiny datasets=icons,digits answers=probabilities --json",
+    ),
     "bench": ("farebox bench", "farebox bench ledger --json"),
     "claims": ("farebox claims craft", "farebox claims taskres seeds=1,2 --json"),
     "data": ("farebox data check icons digits", "farebox data add pets ~/images/pets"),

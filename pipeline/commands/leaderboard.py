@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config import answers
 from pipeline.config import values as checks
 from pipeline.config.compose import Config, compose
-from pipeline.config.files import parse_overrides
+from pipeline.config.files import VALUE_OR_KEYS, parse_overrides
 from pipeline.config.plugins import with_methods_of_files
 from pipeline.console import Terminal, short_path
 from pipeline.errors import ConfigError, did_you_mean
@@ -93,6 +94,8 @@ def of_words(words: Sequence[str]) -> tuple[Config, Filter]:
             values |= {key: names} if (names := tuple(n for n in of_files if not n.endswith(".py"))) else {}
         elif key in ("model", "datasets"):
             values[key] = checks.name_list(key, value)
+        elif key == "answers":
+            values[key] = tuple(answers.texts(key, value))
         elif key.startswith("budget."):
             values[key] = checks.limit_list(key, value)
         else:
@@ -102,7 +105,7 @@ def of_words(words: Sequence[str]) -> tuple[Config, Filter]:
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in nested.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" not in VALUE_OR_KEYS:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -133,7 +136,7 @@ def leaderboard(
     options, only, terminal = options or Options(), only or Filter(), terminal or Terminal()
     options.check()
     store = open_store(config)
-    selection = read_selection(store)
+    selection = read_selection(store, config.features)
     config = of_rows(config, selection.everything)
     if options.raw:
         selection = only.select(selection, references=False)

@@ -54,7 +54,7 @@ def sync(config: Config, echo: Echo, log: Echo = lambda line: None) -> list[str]
         One line for each trial that MLflow did not accept, and for each damaged file.
     """
     store = open_store(config)
-    selection = read_selection(store)
+    selection = read_selection(store, config.features)
     config = of_rows(config, selection.everything)
     for line in ignored_variable(config):
         log(f"farebox: {line}")

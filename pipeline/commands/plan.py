@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from methods.base import Bill
 from pipeline.budget import Limits, total
+from pipeline.cards import FULL_ANSWERS
 from pipeline.trials.estimate import SweepEstimate
 
 HEADER = ("method", "data set", "shots", "allotment", "trials", "requests each", "images each", "requests", "images")
@@ -14,7 +15,8 @@ def plan_table(estimate: SweepEstimate) -> str:
     """Return the predicted bills as text: a line per method, data set, shots and allotment, the total, and notes."""
     bills_of: dict[tuple[str, ...], list[Bill]] = {}
     for cell, _, bill, _ in estimate.trials:
-        cell_name = (cell.choice.name, cell.dataset.name, str(cell.shots), cell.budget_name)
+        degraded = f", answers {cell.answers.text}" if cell.answers != FULL_ANSWERS else ""
+        cell_name = (cell.choice.name, cell.dataset.name, str(cell.shots), cell.budget_name + degraded)
         bills_of.setdefault(cell_name, []).append(bill)
     lines: list[tuple[str, ...]] = [HEADER]
     for key, bills in bills_of.items():

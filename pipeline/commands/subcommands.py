@@ -1,10 +1,12 @@
-"""Commands and options of the larger commands, for argparse."""
+"""Parsers with short messages, and commands and options of the larger commands, for argparse."""
 
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from pipeline.commands.examples import epilog
+from pipeline.errors import shortened
 
 RAW = argparse.RawTextHelpFormatter
 BUDGET_COMMANDS = {
@@ -24,7 +26,8 @@ DATA_COMMANDS = {
 def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
     """Add the options of `farebox leaderboard`."""
     board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
-    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
+    by = "columns: dataset, shots, budget or answers; or access to group by access"
+    board.add_argument("--by", metavar="AXIS", help=by)
     board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
     board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
     board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
@@ -34,6 +37,14 @@ def add_ui_options(pages: argparse.ArgumentParser) -> None:
     """Add the options of `farebox ui`."""
     pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
     pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with short error messages."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with code 2."""
+        super().error(shortened(message, 250))
 
 
 def add_budget_commands(parser: argparse.ArgumentParser) -> None:

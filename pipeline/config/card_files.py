@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from pipeline.cards import AUGMENTATIONS, DatasetCard, LocalCard, ModelCard, check_model
-from pipeline.config import typed_values
+from pipeline.config import answers, typed_values
 from pipeline.config import values as checks
 from pipeline.config.files import Kind, file_of, load
 from pipeline.data.decode import BITS
@@ -100,6 +100,8 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
             raise ConfigError(f"{file}: " + did_you_mean("key", key, known))
     hints = get_type_hints(cls)
     names_file = data.pop("classnames") if isinstance(data.get("classnames"), str) else None
+    if cls is ModelCard and "answers" in data:
+        data["answers"] = answers.of_value(f"{file}: answers", data["answers"])
     for key, value in data.items():
         convert = typed_values.prose if key in PROSE else typed_values.of_type
         data[key] = convert(f"{file}: {key}", value, hints[key])

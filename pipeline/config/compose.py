@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.budget import Limits
-from pipeline.cards import DatasetCard, LocalCard, ModelCard
-from pipeline.config import typed_values
+from pipeline.cards import Answers, DatasetCard, LocalCard, ModelCard
+from pipeline.config import answers, typed_values
 from pipeline.config import values as checks
 from pipeline.config.card_files import dataset_card, local_card, model_card
 from pipeline.config.files import merged, names
@@ -49,6 +49,8 @@ class Config:
     label: str
     model: ModelCard
     local: LocalCard | None
+    answers: tuple[Answers, ...]
+    """What the endpoint answers; each is an axis value of the sweep, as an allotment is."""
     methods: tuple[str, ...]
     datasets: tuple[DatasetCard, ...]
     data: DataOptions
@@ -115,13 +117,15 @@ def _resolve(raw: dict[str, Any]) -> Config:
         None if raw["data"]["root"] is None else str(typed_values.path("data.root", raw["data"]["root"])),
         checks.one_of("data.small_classes", raw["data"]["small_classes"], ("error", "take_all")),
     )
+    model = model_card(checks.text("model", raw["model"]))
     features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
     local = checks.maybe_text("local", raw["local"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
         label="" if raw["label"] in (None, "") else checks.text("label", raw["label"]),
-        model=model_card(checks.text("model", raw["model"])),
+        model=model,
+        answers=answers.of_config("answers", raw["answers"], model),
         local=None if local is None else local_card(local),
         methods=methods,
         datasets=tuple(dataset_card(n, data.root) for n in checks.name_list("datasets", raw["datasets"])),

@@ -39,9 +39,11 @@ UNDESCRIBED = frozenset(
 )
 """Keys that a sweep's label does not describe. An override of any other key drops it, as it may be false."""
 LISTS = frozenset(
-    {"methods", "datasets", "shots", "seeds", "transfer", "eval_shift", "budget.requests", "budget.images"}
+    {"methods", "datasets", "shots", "seeds", "transfer", "eval_shift", "budget.requests", "budget.images", "answers"}
 )
 """Keys with lists of values, which a command may have without brackets: methods=craft,taskres."""
+VALUE_OR_KEYS = frozenset({"answers"})
+"""Keys that have a value, a list or keys under it, as in answers=topk and answers.scores=topk."""
 FURTHER = "budget.further"
 """Key with a list of allotments for each method name."""
 BY_NAME = {"method": "SETTING", "variants": "config.SETTING"}
@@ -272,7 +274,7 @@ def _check_keys(where: str, layer: Mapping[str, Any], known: Mapping[str, Any], 
         if key not in known:
             raise ConfigError(f"{where}: " + did_you_mean("key", f"{prefix}{key}", [f"{prefix}{k}" for k in known]))
         nested = isinstance(known[key], dict)
-        if isinstance(value, dict) != nested:
+        if isinstance(value, dict) != nested and key not in VALUE_OR_KEYS:
             expected = f"keys under it, as in {prefix}{key}.KEY=VALUE" if nested else "a value or a list"
             raise ConfigError(f"{where}: {prefix}{key}={value}: expected {expected}")
         if nested and key not in BY_NAME and f"{prefix}{key}" != FURTHER:

@@ -6,6 +6,7 @@ Every pixel that the endpoint gets is a function of image bytes, transform name 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -207,6 +208,16 @@ def _unreadable(source: Source, row: int, size: int, reason: str) -> str:
     return f"{source.where(row)} is not a readable image ({size:,} bytes, {reason})"
 
 
+def recoded(image: Image.Image, codec: str) -> Image.Image:
+    """Return an 8-bit image as it arrives: unchanged (float), or after JPEG coding of quality 90 (jpeg90)."""
+    if codec == "float":
+        return image
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    with Image.open(file) as coded:
+        return coded.convert(image.mode)
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """The input rule of a model: resize the short side and crop the centre (or squash), then normalise."""
@@ -238,9 +249,9 @@ class Preprocess:
         """Return the pixels [B, 3, size, size] of the images."""
         return torch.stack([self.one(images, i) for i in range(len(images))])
 
-    def one(self, images: Images, i: int) -> Tensor:
-        """Return the pixels [3, size, size] of the i-th image. Thread-safe."""
-        return self.normalised(np.asarray(self.image(images, i)))
+    def one(self, images: Images, i: int, codec: str = "float") -> Tensor:
+        """Return the pixels [3, size, size] of the i-th image, sent as `recoded` says. Thread-safe."""
+        return self.normalised(np.asarray(recoded(self.image(images, i), codec)))
 
     def image(self, images: Images, i: int) -> Image.Image:
         """Return the i-th image or its view at the size of the model's input, 8-bit RGB. Thread-safe."""

@@ -1,12 +1,12 @@
 """Group rows into sections of the leaderboard, add reference rows, and decide which rows may be compared.
 
-A *section* holds comparable rows: one access class, model, test set, number of shots and allotment. Its rows are
-grouped by label: the method's name, with the settings that differ between variants of the method. `zero_shot`,
-`zero_shot_ensemble`, `pixel_nn`, `logit_head` and `score_ridge` appear in every section as references. Methods that run
-a local model have access classes of their own, in which `local_probe` is one more reference. A section without trials
-of a reference takes them from another section of the same model and test set. For the zero-shot references, which cost
-nothing to fit, any number of shots and any budget will do; for the others the shots must be equal, and budgets under
-which the reference's bill fits into this section's allotment are preferred.
+A *section* holds comparable rows: one access class, model, kind of answers, test set, number of shots and allotment.
+Its rows are grouped by label: the method's name, with the settings that differ between variants of the method.
+`zero_shot`, `zero_shot_ensemble`, `pixel_nn`, `logit_head` and `score_ridge` appear in every section as references.
+Methods that run a local model have access classes of their own, in which `local_probe` is one more reference. A section
+without trials of a reference takes them from another section of the same model, answers and test set. For the zero-shot
+references, which cost nothing to fit, any number of shots and any budget will do; for the others the shots must be
+equal, and budgets under which the reference's bill fits into this section's allotment are preferred.
 
 A row is paired with a reference row only if `may_pair` holds: both agree in everything that affects a result except the
 method.
@@ -33,6 +33,9 @@ LOCAL = " + local model"
 """Mark of the access classes of methods that run a pretrained model on the client."""
 CLASSES = tuple(name + mark for name in ("labels", "top-k", "scores", "features", "white box") for mark in ("", LOCAL))
 """Access classes, from the least detailed answers on."""
+ANSWERS = ("logits", "probabilities", "top-k", "label")
+"""Kinds of scores that an endpoint answers (the first word of the column `answers`), from the most detailed on."""
+FULL = ANSWERS[0]
 HARMONIC = "harmonic"
 GAINS = {"zero_shot": (*KINDS, HARMONIC), "logit_head": ("source", "shift"), "score_ridge": ("source", "shift")}
 """References of gains, and the kinds of test set on which each can be evaluated."""
@@ -45,6 +48,7 @@ class Section(NamedTuple):
     """Key of a section; its fields are the first columns of the leaderboard."""
 
     access_class: str
+    answers: str
     model: str
     model_digest: str
     precision: str
@@ -58,10 +62,17 @@ class Section(NamedTuple):
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sort key: access class first, and budgets from small to unlimited."""
+        """Sort key: access class first, answers from full ones on, and budgets from small to unlimited."""
         budget = Limits(self.budget_requests, self.budget_images).size
         kind = (*KINDS, HARMONIC).index(self.kind)
-        return CLASSES.index(self.access_class), *self[1:4], kind, self.dataset, self.test_set, self.shots, *budget
+        first = CLASSES.index(self.access_class), *answers_order(self.answers), *self[2:5]
+        return *first, kind, self.dataset, self.test_set, self.shots, *budget
+
+
+def answers_order(answers: str) -> tuple[int, int, str]:
+    """Sort key of the column `answers`: by the kind of scores, full ones first, then what is exact before the rest."""
+    kind, *settings = answers.split(", ")
+    return ANSWERS.index(kind if kind in ANSWERS else "top-k"), len(settings), answers
 
 
 def access_class(access: str, local_model: str = "") -> str:
@@ -120,7 +131,8 @@ def partner(methods: dict[str, list[Row]], row: Row, name: str) -> list[Row]:
 def may_pair(row: Row, other: Row) -> bool:
     """Return whether two rows on one test set differ only in the method, so that their difference is a gain."""
     draw = other["method"] in FREE or row["split_digest"] == other["split_digest"]
-    return draw and _same_fit(row, other) and all(row[column] == other[column] for column in SHARED)
+    same_answers = row["answers"] == other["answers"]
+    return draw and same_answers and _same_fit(row, other) and all(row[c] == other[c] for c in SHARED)
 
 
 def _same_fit(row: Row, other: Row) -> bool:
@@ -199,7 +211,7 @@ def _with_references(
         return other.shots != section.shots, other[-2:] != section[-2:], not fits, other.order
 
     def usable(other: Section, name: str) -> bool:
-        return other[1:7] == section[1:7] and (name in FREE or other.shots == section.shots)
+        return other[1:8] == section[1:8] and (name in FREE or other.shots == section.shots)
 
     result = dict(methods)
     for name in REFERENCES if section.access_class.endswith(LOCAL) else REFERENCES[:-1]:
@@ -226,11 +238,14 @@ def missing_references(board: pa.Table) -> list[str]:
             continue
         places: dict[str, list[str]] = defaultdict(list)
         for record in board.to_pylist():
+            if answers_order(record["answers"])[0] >= ANSWERS.index("top-k"):
+                continue  # the references need all scores
             has_gain = record["kind"] in kinds and record["accuracy"] is not None and record["method"] != name
             compared = record["method"] not in FREE and (name in FREE or not record["reference"])
             if has_gain and compared and record[f"gain_{name}"] is None:
                 shots = f"{record['shots']} shot{'s' * (record['shots'] != 1)}"
-                places[record["label"]].append(f"{record['test_set']} at {shots}")
+                degraded = f" with {record['answers']}" * (record["answers"] != FULL)
+                places[record["label"]].append(f"{record['test_set']} at {shots}{degraded}")
         if places:
             where = list(dict.fromkeys(place for of_label in places.values() for place in of_label))
             lines.append(

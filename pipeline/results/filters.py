@@ -1,7 +1,7 @@
 """Filters of `farebox leaderboard`: which rows of a storage are shown.
 
-`model`, `datasets` and `seeds` restrict the rows before anything is computed. `methods`, `shots` and the budget
-restrict the records; rows of references outside them still serve to compute gains.
+`model`, `datasets` and `seeds` restrict the rows before anything is computed. `methods`, `shots`, the budget and
+`answers` restrict the records; rows of references outside them still serve to compute gains.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "seeds": ("seed",),
     "budget.requests": ("budget_requests",),
     "budget.images": ("budget_images",),
+    "answers": ("answers",),
 }
 """Columns of a row by the key that filters them; a row is kept if one of them has one of the values."""
-_OF_RECORDS = ("shots", "budget.requests", "budget.images")
+_OF_RECORDS = ("shots", "budget.requests", "budget.images", "answers")
 
 
 @dataclass(frozen=True)

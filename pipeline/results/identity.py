@@ -70,7 +70,7 @@ ENVIRONMENT = {"cpu": "CPU", "device": "device", "threads": "threads", "torch_ve
 """Columns of the machine. Results are bit-identical per value; a mixture is reported, and no row is left out."""
 _CELL = (
     *("access", "model", "precision", "kind", "dataset", "test_set", "shots", "seed"),
-    *("budget_requests", "budget_images", "method", "config", "hparams", *FIT_SETTINGS),
+    *("budget_requests", "budget_images", "answers", "method", "config", "hparams", *FIT_SETTINGS),
 )
 _READ = tuple(
     dict.fromkeys(
@@ -92,7 +92,9 @@ class Selection:
     left_out: Mapping[tuple[str, str], str]
     """Reason for each row that is not shown, by (trial_id, test_set)."""
     notes: tuple[str, ...]
-    """One line per group of rows left out, per unfinished run and per mixture of environments."""
+    """One line per group of rows left out, per unfinished run, per mixture of environments and per noise floor."""
+    floors: tuple[Row, ...] = ()
+    """Measured noise floors of the endpoints (`noise_floor`)."""
 
 
 def select(rows: pa.Table, runs: RunRecord | None = None) -> Selection:

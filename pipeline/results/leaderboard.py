@@ -40,6 +40,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from pipeline.results import noise_floor
 from pipeline.results.comparison import GAINS, Cells, Row, Section, cells, may_pair, partner
 from pipeline.results.identity import FREE
 from pipeline.results.predictions import Predictions
@@ -111,7 +112,7 @@ def _schema() -> pa.Schema:
     for name in GAINS:
         columns += [(f"gain_{name}{part}", number) for part in ("", "_ci95", "_min", "_max", "_low", "_high")]
         columns += [(f"gain_{name}_pairs", count)]
-    return pa.schema(columns + [(n, number) for n in _MEANS] + [("sources", count)])
+    return pa.schema(columns + [(n, number) for n in _MEANS] + [("sources", count), (noise_floor.COLUMN, number)])
 
 
 SCHEMA = _schema()

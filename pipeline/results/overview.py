@@ -1,7 +1,8 @@
 """The overview of a leaderboard: one line per method, one column per value of an axis, and what follows from it.
 
-An axis is shots, dataset, budget or access. Everything else has one value: the largest number of shots, the largest
-allotment, and the mean over data sets. `screen.py` and `tables.py` write an overview; nothing is computed there.
+An axis is shots, dataset, budget, access or answers. Everything else has one value: the largest number of shots, the
+largest allotment, the most detailed answers, and the mean over data sets. `screen.py` and `tables.py` write an
+overview; nothing is computed there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.budget import Limits
-from pipeline.results.comparison import CLASSES, HARMONIC, LOCAL, is_native
+from pipeline.results.comparison import CLASSES, FULL, HARMONIC, LOCAL, answers_order, is_native
 from pipeline.results.identity import listed
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
@@ -23,7 +24,7 @@ from pipeline.results.tables import budget, compact, limits
 
 Record = dict[str, Any]
 
-AXES = ("dataset", "shots", "budget", "access")
+AXES = ("dataset", "shots", "budget", "access", "answers")
 """Axes of `farebox leaderboard --by`."""
 NO_FIT = "no fit"
 """Group of the references without a fit."""
@@ -65,8 +66,13 @@ class Overview:
 
     @property
     def shows_gains(self) -> bool:
-        """Whether gains over zero_shot are shown: some method could be compared with it. Otherwise accuracies are."""
-        return any(r and r["gain_zero_shot"] is not None for line in self.lines for r in line.records)
+        """Whether gains over zero_shot are shown: some method could be compared with it. Otherwise accuracies are.
+
+        By answers, accuracies are: zero_shot differs between the columns, and cannot run in all of them.
+        """
+        return self.axis != "answers" and any(
+            r and r["gain_zero_shot"] is not None for line in self.lines for r in line.records
+        )
 
     @property
     def value(self) -> str:
@@ -80,7 +86,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     Args:
         board: The leaderboard by test set.
         summary: The leaderboard over data sets.
-        axis: One of `AXES`; None for shots, or for data sets if there is one number of shots.
+        axis: One of `AXES`; None for shots, or if there is one number of shots, for answers or for data sets.
     """
     every, over_sets = board.to_pylist(), summary.to_pylist()
     if not over_sets:
@@ -95,10 +101,11 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     shots, allotment = all_shots[-1], allotments[-1]
     sets = list(dict.fromkeys(r["dataset"] for r in every if r["kind"] == kind))
     shifts = list(dict.fromkeys(r["test_set"] for r in every if r["kind"] == "shift"))
-    by = axis or ("dataset" if len(all_shots) == 1 and len(sets) > 1 else "shots")
+    all_answers = sorted({r["answers"] for r in of_kind}, key=answers_order)
+    by = axis or _default_axis(all_shots, all_answers, sets)
 
-    def where(of: str, k: int, paid: Limits, test_set: str = "all") -> dict[str, Any]:
-        return {"kind": of, "shots": k, "test_set": test_set, "budget": paid}
+    def where(of: str, k: int, paid: Limits, test_set: str = "all", answers: str = all_answers[0]) -> dict[str, Any]:
+        return {"kind": of, "shots": k, "test_set": test_set, "budget": paid, "answers": answers}
 
     if by == "dataset":
         full = {r["dataset"]: r["test_set"] for r in every if r["kind"] == kind}
@@ -109,6 +116,9 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     elif by == "budget":
         columns = {budget_header(of): where(kind, shots, of) for of in allotments}
         main = len(columns) - 1
+    elif by == "answers":
+        columns = {text: where(kind, shots, allotment, answers=text) for text in all_answers}
+        main = 0
     else:
         columns = {f"{k} shot{'s' * (k > 1)}": where(kind, k, allotment) for k in all_shots}
         main = len(columns) - 1
@@ -122,6 +132,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         "allotment": budget(allotment) + f" (largest of {len(allotments)})" * (len(allotments) > 1)
         if by != "budget"
         else "",
+        "answers": _answers_fact(all_answers) if by != "answers" else "",
         "model": model[0],
         "methods": _count(len({r["label"] for r in of_kind}), "method"),
     }
@@ -143,6 +154,19 @@ def unfinished(view: Overview) -> str:
     """Return how many trials of the columns have no result, in words; empty if all are done."""
     counts = {s: sum(r[s] for line in view.lines for r in line.records if r) for s in UNFINISHED}
     return ", ".join(f"{n:,} {STATUSES[s]}" for s, n in counts.items() if n)
+
+
+def _default_axis(all_shots: Sequence[int], all_answers: Sequence[str], sets: Sequence[str]) -> str:
+    if len(all_shots) > 1:
+        return "shots"
+    return "answers" if len(all_answers) > 1 else "dataset" if len(sets) > 1 else "shots"
+
+
+def _answers_fact(all_answers: Sequence[str]) -> str:
+    """Return the answers that an overview shows, with the number of others; empty if all are full."""
+    if all_answers == [FULL]:
+        return ""
+    return f"answers: {all_answers[0]}" + f" (first of {len(all_answers)})" * (len(all_answers) > 1)
 
 
 def _model(record: Record) -> tuple[str, ...]:
@@ -169,7 +193,7 @@ def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_a
     """Return a line per method that has a record in the main column, or else in any column."""
     placed: dict[tuple[str, str], list[Record | None]] = {}
     for record in records:
-        key = {**{k: record[k] for k in ("kind", "shots", "test_set")}, "budget": limits(record)}
+        key = {**{k: record[k] for k in ("kind", "shots", "test_set", "answers")}, "budget": limits(record)}
         if key not in columns:
             continue
         if record["method"] in UNFITTED:
@@ -219,7 +243,7 @@ def _of_class(name: str, leader: Record, view: Overview) -> str:
 def _under_shift(leaders: list[Record], view: Overview) -> list[str]:
     found = []
     for leader in leaders:
-        key = {k: leader[k] for k in ("access_class", "shots", "budget_requests", "budget_images", "label")}
+        key = {k: leader[k] for k in ("access_class", "shots", "budget_requests", "budget_images", "answers", "label")}
         for r in view.summary:
             if r["kind"] == "shift" and all(r[k] == v for k, v in key.items()) and r[view.value] is not None:
                 found.append(_signed(r, view.value))

@@ -1,6 +1,7 @@
 // Filters and sorts the tables of the page. What is selected is kept in the address, after "#".
 "use strict";
 (() => {
+  const KEYS = ["data", "shots", "budget", "answers", "model"];
   const form = document.getElementById("filters");
   if (!form) return;
   const tables = [...document.querySelectorAll("table.board")];
@@ -29,7 +30,7 @@
     const data = line.dataset;
     return line.cells[0].textContent.toLowerCase().includes(state.method.trim().toLowerCase())
       && (!state.class || data.class.split("|").includes(state.class))
-      && ["data", "shots", "budget", "model"].every((key) => !state[key] || data[key] === state[key]);
+      && KEYS.every((key) => !state[key] || data[key] === state[key]);
   }
 
   function sort(table) {
@@ -60,7 +61,7 @@
         all += 1;
       }
       table.closest(".wide").hidden = lines(table).every((line) => line.hidden);
-      for (const key of ["data", "shots", "budget", "model"]) table.classList.toggle(`one-${key}`, !!state[key]);
+      for (const key of KEYS) table.classList.toggle(`one-${key}`, !!state[key]);
       table.classList.toggle("short", state.more !== "true");
       sort(table);
     }

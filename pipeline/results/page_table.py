@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.console import plain
-from pipeline.results.comparison import GAINS, HARMONIC, is_native
+from pipeline.results.comparison import FULL, GAINS, HARMONIC, answers_order, is_native
 from pipeline.results.spread import estimate, excludes_zero
 from pipeline.results.tables import budget, count, limits, rank_text, sections, state
 
@@ -79,6 +79,7 @@ CELLS = (
     Column("test set", lambda r: escape(test_set(r)), None, "l c-data", "mean of N sets: average over data sets"),
     Column("shots", lambda r: str(r["shots"]), lambda r: r["shots"], "c-shots", "labelled images per class"),
     Column("budget", lambda r: escape(budget(limits(r))), None, "l c-budget", "what a trial may spend on fitting"),
+    Column("answers", lambda r: escape(plain(r["answers"])), None, "l c-answers", "what the endpoint answered"),
     Column("model", lambda r: escape(model(r)), None, "l c-model", "model and precision of the endpoint"),
 )
 """What a line is about; each is a filter. A column is hidden while its filter selects one value."""
@@ -146,7 +147,8 @@ def records_of(summary: pa.Table, board: pa.Table) -> list[Record]:
     merged: dict[tuple[Any, ...], Record] = {}
     for table in (summary, board):
         for record in (r for section in sections(table) for r in section):
-            key = (test_set(record), record["shots"], budget(limits(record)), model(record), record["label"])
+            about = record["answers"], model(record), record["label"]
+            key = (test_set(record), record["shots"], budget(limits(record)), *about)
             numbers = (*(record[k] for k in ("accuracy", "seeds", "requests", "images")), state(record))
             same = merged.get((*key, numbers))
             native = is_native(record, record["access_class"])
@@ -157,7 +159,8 @@ def records_of(summary: pa.Table, board: pa.Table) -> list[Record]:
 
 def _order(r: Record) -> tuple[Any, ...]:
     kind = ("source", HARMONIC, "shift", "transfer").index(r["kind"])
-    first = r["dataset"] != "all", kind, test_set(r), -r["shots"], *(-limit for limit in limits(r).size), model(r)
+    first = r["dataset"] != "all", kind, test_set(r), -r["shots"], *(-limit for limit in limits(r).size)
+    first = *first, *answers_order(r["answers"]), model(r)
     return *first, r["accuracy"] is None, -(r["accuracy"] or 0.0), r["label"]
 
 
@@ -177,10 +180,16 @@ def model(r: Record) -> str:
     return plain(f"{r['model']} {r['precision']}")
 
 
-def filters(records: Sequence[Record]) -> list[Filter]:
-    """Return the filters of these records: access class, test set, shots, budget, and model if there are several.
+def _alike(records: Sequence[Record]) -> set[str]:
+    """Return the columns that are not shown: the model if there is one only, and answers if all are full."""
+    alike = {"model"} if len(set(map(model, records))) == 1 else set[str]()
+    return alike | ({"answers"} if {r["answers"] for r in records} == {FULL} else set[str]())
 
-    They start with one test set (a mean, if there is one), the most shots and the largest budget.
+
+def filters(records: Sequence[Record]) -> list[Filter]:
+    """Return the filters of these records: access class, test set, shots, budget, and answers and model if several.
+
+    They start with one test set (a mean, if there is one), the most shots, the largest budget and the fullest answers.
     """
     first = records[0]
     options = {
@@ -188,9 +197,10 @@ def filters(records: Sequence[Record]) -> list[Filter]:
         "data": ("Data set", list(dict.fromkeys(map(test_set, records))), test_set(first)),
         "shots": ("Shots", [str(n) for n in sorted({r["shots"] for r in records})], str(first["shots"])),
         "budget": ("Budget", list(dict.fromkeys(budget(limits(r)) for r in records)), budget(limits(first))),
+        "answers": ("Answers", list(dict.fromkeys(r["answers"] for r in records)), first["answers"]),
         "model": ("Model", list(dict.fromkeys(map(model, records))), model(first)),
     }
-    several = {key: o for key, o in options.items() if key != "model" or len(o[1]) > 1}
+    several = {key: o for key, o in options.items() if key not in _alike(records)}
     return [Filter(key, label, tuple(values), start) for key, (label, values, start) in several.items()]
 
 
@@ -199,9 +209,8 @@ def columns_of(records: Sequence[Record]) -> list[Column]:
     halves = records[0]["kind"] == HARMONIC
     by_image = () if halves else tuple(map(_by_image, GAINS))
     every = (METHOD, *CELLS, *(HALVES if halves else NUMBERS), *BILLS, *by_image, *DETAILS)
-    several_models = len(set(map(model, records))) > 1
     used = [c for c in every if c.name in ALWAYS or any(c.cell(r) not in ("", "-") for r in records)]
-    return [c for c in used if c.name != "model" or several_models]
+    return [c for c in used if c.name not in _alike(records)]
 
 
 def table(records: Sequence[Record], caption: str) -> str:
@@ -221,6 +230,7 @@ def _line(r: Record, columns: Iterable[Column]) -> str:
         "data": test_set(r),
         "shots": r["shots"],
         "budget": budget(limits(r)),
+        "answers": r["answers"],
         "model": model(r),
     }
     data = "".join(f" data-{key}={_quoted(str(value))}" for key, value in values.items())

@@ -29,6 +29,8 @@ _ACCESS = {
     "TEXT": "text prompts",
     "SOFT": "soft prompts",
     "PIXELS": "images of its own",
+    "LABELS": "labels",
+    "TOPK": "best labels",
     "SCORES": "scores",
     "FEATURES": "features",
     "GRADIENTS": "gradients",

@@ -1,4 +1,4 @@
-"""Draw the leaderboard's figures: gain over zero-shot, accuracy by shots, by bill, and during the fit.
+"""Draw the leaderboard's figures: gain over zero-shot, accuracy by shots, by bill, by answers, and during the fit.
 
 Figures have one panel per access class (rows) and data set (columns). A method has the same colour everywhere; the
 marker shows its access, and its name is drawn beside its line. References are black or grey. Bars with caps are 95%
@@ -21,7 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.console import plain
-from pipeline.results.comparison import CLASSES, cells
+from pipeline.results.answers_plot import CAPTION as ANSWERS_CAPTION
+from pipeline.results.answers_plot import answers_figure, answers_title, drawn_records
+from pipeline.results.comparison import CLASSES, FULL, answers_order, cells
 from pipeline.results.drawing import Drawing, drawing
 from pipeline.results.palette import DASHES, MARKERS, colour
 from pipeline.results.panels import access_legend, accuracy_range, add_title, bare, by_label, grid, number_ticks, series
@@ -92,6 +94,21 @@ def sketch(board: pa.Table, summary: pa.Table, rows: pa.Table) -> dict[str, Sket
 
 
 def _of_model(everything: list[Record], pooled: list[Record], fits: list[Record], model: str) -> dict[str, Sketch]:
+    kinds = sorted({r["answers"] for r in everything}, key=answers_order)
+    by_answers: dict[str, Sketch] = {}
+    if len(kinds) > 1 and (own := drawn_records(pooled)):
+        at = _at_one_point(own)
+        title, more = answers_title(at) + model, _others(own, at, "other shots and allotments")
+        figure = answers_figure(at, kinds, title)
+        by_answers["accuracy_by_answers"] = Sketch(figure, title, f"{ANSWERS_CAPTION} {BARS}{more}")
+    if kinds != [FULL]:
+        model += f"; answers: {kinds[0]}"
+        alike = ([r for r in some if r["answers"] == kinds[0]] for some in (everything, pooled, fits))
+        everything, pooled, fits = alike
+    return by_answers | _of_answers(everything, pooled, fits, model)
+
+
+def _of_answers(everything: list[Record], pooled: list[Record], fits: list[Record], model: str) -> dict[str, Sketch]:
     board = [r for r in everything if r["accuracy"] is not None and r["kind"] == "source"]
     overall = [r for r in pooled if r["gain_zero_shot"] is not None]
     sketches: dict[str, Sketch] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from pipeline.config.compose import Config
 from pipeline.console import Terminal, short_path
 from pipeline.errors import TrackingError
 from pipeline.files import write_atomic
+from pipeline.results import noise_floor
 from pipeline.results.comparison import missing_references
 from pipeline.results.filters import Filter
 from pipeline.results.html import html
@@ -88,14 +89,20 @@ def make_report(
     """
     only = only or Filter()
     selection = only.select(selection)
-    board, summary = (only.records(table) for table in leaderboard(selection.rows, predictions, only.methods))
+    computed = leaderboard(selection.rows, predictions, only.methods)
+    board, summary = (noise_floor.with_floors(only.records(table), selection.floors) for table in computed)
     notes = (*selection.notes, *missing_references(board))
     return Report(selection, board, summary, notes, title, "" if only.values else label, sweep or title)
 
 
-def read_selection(store: ResultStore) -> Selection:
-    """Read the rows of a storage and select the current ones."""
-    return select(store.read(), read_runs(store.storage))
+def read_selection(store: ResultStore, features: Path | None = None) -> Selection:
+    """Read the rows of a storage, select the current ones, and read noise floors from the folder of the features."""
+    selection = select(store.read(), read_runs(store.storage))
+    if features is None:
+        return selection
+    floors, problems = noise_floor.read(features, selection.rows)
+    notes = (*selection.notes, *problems, *map(noise_floor.line, floors))
+    return replace(selection, notes=notes, floors=tuple(floors))
 
 
 def page(report: Report, printed: str = "") -> str:
@@ -188,7 +195,7 @@ def publish(config: Config, echo: Callable[[str], None], terminal: Terminal | No
         One line for each damaged file of the storage.
     """
     store = ResultStore(config.storage)
-    selection = read_selection(store)
+    selection = read_selection(store, config.features)
     label = read_runs(store.storage).description
     known = is_published(config, selection)
     reader = None if known else store.reader(selection.rows)  # the screen needs no bootstrap, which takes seconds

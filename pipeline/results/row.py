@@ -21,6 +21,8 @@ STATUSES = {
 FINISHED = ("done", "budget_exhausted")
 """Statuses of trials that have a score and do not run again."""
 KINDS = ("source", "shift", "transfer", "base", "new")
+LATER_COLUMNS = {"local_model": "", "local_digest": "", "local_params": None, "answers": "logits"}
+"""Columns that rows of earlier versions lack, with their value in such rows."""
 TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
     *(
@@ -35,11 +37,9 @@ TRIAL_COLUMNS = (
         "template",
     ),
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
-    *("hparams", "budget_requests", "budget_images", "status", "config"),
+    *("hparams", "budget_requests", "budget_images", "answers", "status", "config"),
 )
 """Columns that describe the trial; they are equal in all of its rows."""
-ADDED = ("local_model", "local_digest", "local_params")
-"""Columns that older rows lack. They have the default there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,8 @@ class ResultRow:
     """Allotment in requests; null without a limit."""
     budget_images: int | None
     """Allotment in image rows; null without a limit."""
+    answers: str = "logits"
+    """What the endpoint answered, e.g. 'probabilities, 3 digits' (docs/answers.md); 'logits' for full answers."""
     status: str
     """done; budget_exhausted: the allotment ran out and the trial was scored as it was; failed; unfunded: not run, as
     the budget had no room for its allotment."""
@@ -279,13 +281,13 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
     return [ResultRow(**record) for record in table.to_pylist()]
 
 
-def _with_added(table: pa.Table) -> pa.Table:
-    """Return a table of older rows with the columns that were added later."""
-    lacking = [f for f in fields(ResultRow) if f.name in ADDED and f.name not in table.schema.names]
-    for column in lacking:
-        field = SCHEMA.field(column.name)
-        table = table.append_column(field, pa.array([column.default] * len(table), field.type))
-    return table.select(SCHEMA.names) if lacking and set(table.schema.names) == set(SCHEMA.names) else table
+def with_later_columns(table: pa.Table) -> pa.Table:
+    """Return a table with the columns that were added to `SCHEMA` later, as rows from before are to be read."""
+    for name, value in sorted(LATER_COLUMNS.items(), key=lambda item: SCHEMA.get_field_index(item[0])):
+        if name not in table.column_names:
+            column = pa.array([value] * len(table), SCHEMA.field(name).type)
+            table = table.add_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+    return table
 
 
 def check_trial(table: pa.Table) -> pa.Table:
@@ -295,7 +297,7 @@ def check_trial(table: pa.Table) -> pa.Table:
         ValueError: the columns are not those of `SCHEMA`, a row is not consistent, two rows have the same test set, or
             rows disagree in a column of the trial.
     """
-    table = _with_added(table.replace_schema_metadata(None))
+    table = with_later_columns(table.replace_schema_metadata(None))
     if not table.schema.equals(SCHEMA):
         differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["their types"]
         raise ValueError(f"its columns are those of another Farebox version ({', '.join(differing[:3])})")

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.budget import Limits
 from pipeline.console import plain
 from pipeline.files import strict_json
-from pipeline.results.comparison import GAINS, HARMONIC, Section
+from pipeline.results.comparison import FULL, GAINS, HARMONIC, Section
 from pipeline.results.escape import csv_cell, markdown
 from pipeline.results.identity import Selection
 from pipeline.results.leaderboard import UNFINISHED
@@ -34,8 +34,8 @@ HALVES = ("base", "new")
 RAW = (
     *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests"),
     *("images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
-    *("base_method", "access", "budget_requests", "budget_images", "macro_accuracy", "nll", "ece", "labels_used"),
-    *("paper_queries", "error", "kind", "validation", "split_digest", "test_label_reads"),
+    *("base_method", "access", "budget_requests", "budget_images", "answers", "macro_accuracy", "nll", "ece"),
+    *("labels_used", "paper_queries", "error", "kind", "validation", "split_digest", "test_label_reads"),
     *("template", "templates_digest", "classnames_digest", "augment", "data_digest", "test_digest"),
     *("model_digest", "precision", "transform", "code_digest", "method_version", "method_digest"),
     *("views", "hparams", "config", "cpu", "device", "threads", "torch_version", "farebox_version", "created"),
@@ -126,7 +126,7 @@ def raw_records(selection: Selection) -> list[Record]:
 
     def order(r: Record) -> tuple[Any, ...]:
         budget = tuple(-1 if r[f"budget_{u}"] is None else r[f"budget_{u}"] for u in ("requests", "images"))
-        cell = (r["model"], r["method"], r["dataset"], r["shots"], *budget, r["seed"], r["trial_id"])
+        cell = (r["model"], r["method"], r["dataset"], r["shots"], *budget, r["answers"], r["seed"], r["trial_id"])
         return *cell, r["test_set"] != r["dataset"], r["test_set"]
 
     left_out = selection.left_out
@@ -149,6 +149,7 @@ def heading(rows: Sequence[Record]) -> str:
         what = r["dataset"]
     what += ", base-to-new" * (r["kind"] == HARMONIC)
     where = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {allotment(r)}, {r['model']} {r['precision']}"
+    where += f", answers: {r['answers']}" * (r["answers"] != FULL)
     resolution = next((r["resolution"] for r in rows if r["resolution"] is not None), None)
     return plain(f"{what}, {where}" + ("" if resolution is None else f", resolution {resolution:.1f} points"))
 

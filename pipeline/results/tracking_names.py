@@ -15,13 +15,14 @@ from typing import Any
 
 from pipeline.budget import UNITS, Phase
 from pipeline.files import strict_json
+from pipeline.results.comparison import FULL
 from pipeline.results.row import STATUSES, ResultRow
 
 FIRST_PARAMS = ("dataset", "method", "seed", "shots")
 """Params under their plain names. MLflow sorts params by name: the others start with `trial/`, and so stand below."""
 PARAMS = (
-    *("model", "access", "status", "budget_requests", "budget_images", "views", "validation", "hparams", "precision"),
-    *("base_method", "method_version", "split_digest", "model_digest", "template", "templates_digest"),
+    *("model", "access", "status", "budget_requests", "budget_images", "answers", "views", "validation", "hparams"),
+    *("precision", "base_method", "method_version", "split_digest", "model_digest", "template", "templates_digest"),
     *("classnames_digest", "data_digest", "test_digest", "augment", "transform", "code_digest", "method_digest"),
 )
 SYSTEM = ("cpu", "device", "threads", "torch_version", "python_version", "farebox_version")
@@ -99,13 +100,14 @@ def name_of(row: ResultRow) -> str:
     """Return the name of a trial's run. Trials of one sweep that differ in method, task or budget differ in it."""
     limits = _limits(row.budget_requests, row.budget_images)
     more = [] if row.hparams == "default" else [row.hparams]
+    limits += _degraded(row.answers)
     parts = [row.method, row.dataset, f"{row.shots}shot", f"s{row.seed}", *more, *limits]
     return fit_value("-".join(parts), LONGEST_NAME)
 
 
 def mean_name(record: Mapping[str, Any]) -> str:
     """Return the name of the run with the means of a method over data sets and seeds."""
-    limits = _limits(record["budget_requests"], record["budget_images"])
+    limits = [*_limits(record["budget_requests"], record["budget_images"]), *_degraded(record["answers"])]
     parts = [record["label"], "mean", f"{record['shots']}shot", *limits, record["model"], record["precision"]]
     return fit_value("-".join(parts), LONGEST_NAME)
 
@@ -113,6 +115,10 @@ def mean_name(record: Mapping[str, Any]) -> str:
 def _limits(requests: int | None, images: int | None) -> list[str]:
     limits = [f"{n}{unit}" for n, unit in ((requests, "requests"), (images, "images")) if n is not None]
     return limits or ["unlimited"]
+
+
+def _degraded(answers: str) -> list[str]:
+    return [answers] if answers != FULL else []
 
 
 def description_of(rows: Sequence[ResultRow]) -> str:
@@ -143,7 +149,7 @@ def means_of(summary: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[str, 
         if record["accuracy"] is None:
             continue
         params = {"dataset": "mean", "method": record["label"], "shots": record["shots"], "seed": "mean"}
-        names = ("model", "access", "precision", "budget_requests", "budget_images", "datasets", "seeds")
+        names = ("model", "access", "precision", "budget_requests", "budget_images", "answers", "datasets", "seeds")
         params |= {f"trial/{name}": record[name] for name in names}
         metrics, _ = means.setdefault(mean_name(record), ({}, _texts(params)))
         first = record["kind"] in ("source", "base")

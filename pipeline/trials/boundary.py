@@ -80,6 +80,11 @@ class MethodBox:
         return _session(self).box.image_size
 
     @property
+    def top_k(self) -> int:
+        """Number of classes that are told under access TOPK."""
+        return _session(self).box.top_k
+
+    @property
     def remaining(self) -> Remaining:
         """The unspent part of the allotment."""
         return _session(self).box.remaining

@@ -21,7 +21,8 @@ from pipeline.data.dataset import missing
 from pipeline.data.few_shot import check_validation
 from pipeline.errors import DataError
 from pipeline.local.encoder import local_of
-from pipeline.trials.plan import Cell, TrialSpec, cells, make_plan, predicted, shape_of
+from pipeline.trials.cells import Cell, cells
+from pipeline.trials.plan import TrialSpec, make_plan, predicted, shape_of
 from pipeline.trials.protocol import check_eval_names, eval_cards, leave_out
 
 
@@ -91,6 +92,7 @@ class SweepEstimate:
                 "seed": trial.cell.seed,
                 "budget_requests": trial.cell.allotment.requests,
                 "budget_images": trial.cell.allotment.images,
+                "answers": trial.cell.answers.text,
                 **{f"predicted_{k}": v for k, v in asdict(trial.bill).items()},
             }
             for trial in self.trials

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field, replace
 
 from methods.base import Bill, TaskShape
 from pipeline.blackbox.facts import ModelFacts, describe
 from pipeline.budget import Limits, total
-from pipeline.cards import DatasetCard, ModelCard
+from pipeline.cards import FULL_ANSWERS, Answers, DatasetCard, ModelCard
 from pipeline.config.compose import Config
 from pipeline.config.method_choice import MethodChoice
 from pipeline.data.dataset import Dataset, check_card
@@ -21,8 +20,17 @@ from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.local.encoder import LocalFacts, local_of
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
+from pipeline.trials.cells import Cell, cells
 from pipeline.trials.prompts import check_prompts
-from pipeline.trials.protocol import EvalSet, check_eval_names, eval_cards, eval_sets, fitted, leave_out, unable, within
+from pipeline.trials.protocol import (
+    EvalSet,
+    check_eval_names,
+    eval_cards,
+    eval_sets,
+    fitted,
+    leave_out,
+    within,
+)
 
 _RULES = 1
 """Version of the evaluation protocol (batches of predictions, augmentation, scoring); part of the trial id."""
@@ -51,6 +59,7 @@ class TrialSpec:
     split: Split = field(repr=False)
     split_digest: str
     allotment: Limits
+    answers: Answers
     views: int
     fresh_views: bool
     validation: str
@@ -62,15 +71,15 @@ class TrialSpec:
 
     @property
     def name(self) -> str:
-        """Readable name: method, data set, shots, seed and budget."""
-        return (
-            f"{self.choice.name} on {self.dataset.name}, {self.shots} shots, seed {self.seed}, {self.cell.budget_name}"
-        )
+        """Readable name: method, data set, shots, seed, budget, and answers that are not full."""
+        task = f"{self.dataset.name}, {self.shots} shots, seed {self.seed}"
+        degraded = f", answers {self.answers.text}" if self.answers != FULL_ANSWERS else ""
+        return f"{self.choice.name} on {task}, {self.cell.budget_name}{degraded}"
 
     @property
     def cell(self) -> Cell:
         """The trial's cell in the table of the sweep."""
-        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed)
+        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed, self.answers)
 
     @property
     def account(self) -> str:
@@ -101,41 +110,6 @@ class SweepPlan:
         return total(t.predicted for t in self.trials)
 
 
-class Cell(NamedTuple):
-    """A cell in the table of a sweep: the part of a trial that the configuration alone determines."""
-
-    choice: MethodChoice
-    dataset: DatasetCard
-    allotment: Limits
-    shots: int
-    seed: int
-
-    @property
-    def budget_name(self) -> str:
-        """The allotment as text: '8,000 requests', '500,000 images' or 'no limit'."""
-        return self.allotment.text or "no limit"
-
-
-def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
-    """Return all cells that can run, in plan order, and the reason for each method that cannot.
-
-    Raises:
-        ConfigError: no method can run.
-    """
-    to_run, left_out = [], {}
-    for allotment in dict.fromkeys(a for name in config.methods for a in config.allotments_of(name)):
-        for name in (n for n in config.methods if allotment in config.allotments_of(n)):
-            for card in config.datasets:
-                choice = config.choice(name, card.name)
-                if reason := unable(config, choice.info):
-                    left_out[name] = reason
-                    continue
-                to_run += [Cell(choice, card, allotment, k, seed) for k in config.shots for seed in config.seeds]
-    if not to_run:
-        raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in left_out.items()))
-    return to_run, left_out
-
-
 def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, split: Split | None = None) -> TaskShape:
     """Return the sizes that a bill depends on, from a few-shot draw or, without one, from the card."""
     fresh, classes = config.views == "fresh", len(fitted(config.protocol, card.classes))
@@ -154,7 +128,7 @@ def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, sp
 
 def predicted(cell: Cell, shape: TaskShape) -> Bill:
     """Return the bill of fitting, as the method predicts it."""
-    return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
+    return cell.choice.build().bill(replace(shape, top_k=cell.answers.k), cell.allotment.remaining(Bill()))
 
 
 def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
@@ -258,6 +232,8 @@ def _trial(
         "task": [shots, seed, shape.views, shape.fresh_views, config.validation, config.curve],
         "allotment": [cell.allotment.requests, cell.allotment.images],
     }
+    if cell.answers != FULL_ANSWERS:
+        resolved["answers"] = asdict(cell.answers)
     if choice.info.uses_text_norm:
         resolved["text_norm"] = config.model.text_norm  # None: measured by a rule that code_digest covers
     if local := local_of(config.local, choice.info):
@@ -287,6 +263,7 @@ def _trial(
         split=split,
         split_digest=split_digest,
         allotment=cell.allotment,
+        answers=cell.answers,
         views=shape.views,
         fresh_views=shape.fresh_views,
         validation=config.validation,

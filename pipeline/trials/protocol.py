@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from methods.base import Classes, MethodInfo
+from methods.base import Classes
 from pipeline.cards import DatasetCard
 from pipeline.config.card_files import dataset_card, refuse_same_names
 from pipeline.config.compose import Config
@@ -81,18 +81,6 @@ def within(split: Split, source: Source, labels: range) -> Split:
     """Return the part of a draw that has these labels, in the order of the draw."""
     train, val = (tuple(r for r in rows if int(source.labels[r]) in labels) for rows in (split.train, split.val))
     return Split(train, val)
-
-
-def unable(config: Config, info: MethodInfo) -> str | None:
-    """Return why a method cannot run under this model and protocol; None if it can."""
-    if not config.model.access.covers(info.access):
-        return f"needs {info.access.label}, {config.model.name} grants {config.model.access.label}"
-    if info.uses_local and config.local is None:
-        return "runs a pretrained model on the client: name its card, as in local=tiny_local (docs/models.md)"
-    if not info.new_classes and (config.protocol == "base_to_new" or config.transfer):
-        reason = "transfer" if config.transfer else "protocol=base_to_new"
-        return f"cannot predict classes that it was not fitted on, which {reason} asks for"
-    return None
 
 
 def eval_cards(config: Config) -> dict[str, tuple[tuple[str, DatasetCard], ...]]:

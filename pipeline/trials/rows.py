@@ -78,6 +78,7 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "hparams": spec.hparams,
         "budget_requests": spec.allotment.requests,
         "budget_images": spec.allotment.images,
+        "answers": spec.answers.text,
         "config": strict_json(dict(spec.choice.config), sort_keys=True, default=list),
         "cpu": cpu_name(),
         "torch_version": torch.__version__,

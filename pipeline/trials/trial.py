@@ -108,7 +108,7 @@ def run_trial(
     cls, name = spec.choice.info.cls, spec.choice.name
     checkpoint = Checkpoint(store.storage, spec.account)
     state = checkpoint.load() or State(spec.choice.build(), Meter())
-    box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter)
+    box = MeteredBox(pool, storage, spec.account, spec.choice.info.access, spec.allotment, state.meter, spec.answers)
     columns = common_columns(spec, pool, threads)
     try:
         if pool.info.identity != spec.model_identity:

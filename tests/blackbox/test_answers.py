@@ -24,7 +24,7 @@ from pipeline.data.source import ParquetSource
 from pipeline.errors import AccessDenied, NonFiniteError
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Charge
-from pipeline.trials.protocol import unable
+from pipeline.trials.cells import unable
 
 CLASSES = Classes(("star", "house", "umbrella", "arrow", "box", "bell", "cup"), "an icon of a {}.", ("{} icon", "a {}"))
 LABELS, TOPK, SCORES = (Access.TEXT | output for output in (Access.LABELS, Access.TOPK, Access.SCORES))

@@ -147,8 +147,8 @@ class Broken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def encode_images(self, images: Images) -> Tensor:
-        features = self.model.encode_images(images)
+    def encode_images(self, images: Images, codec: str = "float") -> Tensor:
+        features = self.model.encode_images(images, codec)
         for i, key in enumerate(images.keys):
             if key == self.image:
                 features[i, 2] = math.nan

@@ -45,6 +45,7 @@ def test_an_id_does_not_depend_on_sweep_storage_or_order(lab: Lab, tmp_path: Pat
             "budget.sweep.requests=9999",
         ],
         ["method.taskres.alpha=0.5"],  # its default
+        ["answers=logits"],
     ):
         assert ids(lab, *words) == [wanted], words
     assert wanted in ids(lab, "seeds=[3,2,1]", "shots=[2,4]", "methods=[zero_shot,taskres]", "budget.requests=[9,300]")
@@ -60,6 +61,8 @@ def test_an_id_does_not_depend_on_sweep_storage_or_order(lab: Lab, tmp_path: Pat
         ["validation=none"],
         ["validation=full"],
         ["curve=2"],
+        ["answers={noise: 0.1}"],
+        ["answers={features: int8}"],
         ["budget.requests=301"],
         ["budget.requests=null"],
         ["budget.images=9999"],

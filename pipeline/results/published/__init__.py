@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.files import verified
+from pipeline.results.comparison import FULL
 from pipeline.results.identity import FREE
 from pipeline.results.releases import printed_selection
 
@@ -83,15 +84,15 @@ def _typed(row: Record) -> Printed:
 def matches(board: pa.Table) -> list[Record]:
     """Return one record per pair of a leaderboard cell and a matching printed row, by model, test set and shots.
 
-    Only a data set's own test set and its shift sets are matched. Zero-shot is printed at 0 shots and has no allotment,
-    so our zero-shot result is matched once, with 0 shots and without an allotment.
+    Only a data set's own test set and its shift sets are matched, and only full answers. Zero-shot is printed at 0
+    shots and has no allotment, so our zero-shot result is matched once, with 0 shots and without an allotment.
     """
     about: dict[tuple[str, str, str, int], list[Printed]] = defaultdict(list)
     for row in printed():
         about[row.farebox_method, row.backbone, row.dataset, row.shots].append(row)
     records: dict[tuple[Any, ...], Record] = {}
     for cell in board.to_pylist():
-        if cell["kind"] not in ("source", "shift") or cell["accuracy"] is None:
+        if cell["kind"] not in ("source", "shift") or cell["accuracy"] is None or cell["answers"] != FULL:
             continue
         free = {"shots": 0, "budget_requests": None, "budget_images": None} if cell["method"] in FREE else {}
         ours = {k: cell[k] for k in OURS} | free

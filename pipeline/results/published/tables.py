@@ -11,6 +11,7 @@ from itertools import groupby
 import pyarrow as pa
 
 from pipeline.files import strict_json
+from pipeline.results.comparison import FULL
 from pipeline.results.escape import markdown
 from pipeline.results.latex_tables import latex_table
 from pipeline.results.published import EVIDENCE, ORIGIN, OURS, Printed, Record, matches, unmatched
@@ -55,7 +56,7 @@ def _joined(board: pa.Table, matched: Sequence[Record]) -> list[Record]:
     place = ("shots", "budget_requests", "budget_images")
     left, records = list(matched), []
     for ours in board.to_pylist():
-        same = [r for r in left if all(r[k] == ours[k] for k in cell)]
+        same = [r for r in left if ours["answers"] == FULL and all(r[k] == ours[k] for k in cell)]
         same = [r for r in same if r["shots"] == 0 or all(r[k] == ours[k] for k in place)]
         left = [r for r in left if not any(r is other for other in same)]
         records += [ours | {name: r.get(name) for name in PRINTED} for r in same or [{}]]

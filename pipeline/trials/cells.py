@@ -1,0 +1,81 @@
+"""The cells of a sweep: every combination of answers, allotment, method, data set, shots and seed that can run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from methods.base import MethodInfo
+from pipeline.budget import Limits
+from pipeline.cards import Answers, DatasetCard
+from pipeline.config.compose import Config
+from pipeline.config.method_choice import MethodChoice
+from pipeline.errors import ConfigError
+
+
+class Cell(NamedTuple):
+    """A cell in the table of a sweep: the part of a trial that the configuration alone determines."""
+
+    choice: MethodChoice
+    dataset: DatasetCard
+    allotment: Limits
+    shots: int
+    seed: int
+    answers: Answers
+
+    @property
+    def budget_name(self) -> str:
+        """The allotment as text: '8,000 requests', '500,000 images' or 'no limit'."""
+        return self.allotment.text or "no limit"
+
+
+def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
+    """Return all cells that can run, in plan order, and the reason for each method that cannot.
+
+    Raises:
+        ConfigError: no method can run.
+    """
+    to_run: list[Cell] = []
+    left_out: dict[str, str] = {}
+    for answers in config.answers:
+        for allotment in dict.fromkeys(a for name in config.methods for a in config.allotments_of(name)):
+            for name in (n for n in config.methods if allotment in config.allotments_of(n)):
+                for card in config.datasets:
+                    choice = config.choice(name, card.name)
+                    if reason := unable(config, choice.info):
+                        left_out[name] = reason
+                    elif answers in able_with(config, choice.info):
+                        pairs = [(k, seed) for k in config.shots for seed in config.seeds]
+                        to_run += [Cell(choice, card, allotment, k, seed, answers) for k, seed in pairs]
+                    else:
+                        left_out[name] = unable_with(config, choice.info)
+    if not to_run:
+        raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in left_out.items()))
+    return to_run, left_out
+
+
+def able_with(config: Config, info: MethodInfo) -> list[Answers]:
+    """Return the answers of a run whose access covers that of a method."""
+    return [answers for answers in config.answers if answers.granted(config.model.access).covers(info.access)]
+
+
+def unable_with(config: Config, info: MethodInfo) -> str:
+    """Return which answers of a run a method cannot use, and why."""
+    able = able_with(config, info)
+    refused = [answers for answers in config.answers if answers not in able]
+    texts = "; ".join(answers.text for answers in refused)
+    granted = " or ".join(dict.fromkeys(a.granted(config.model.access).label for a in refused))
+    return f"needs {info.access.label}, {config.model.name} with answers {texts} grants {granted}"
+
+
+def unable(config: Config, info: MethodInfo) -> str | None:
+    """Return why a method cannot run under this model, its answers and this protocol; None if it can."""
+    if not config.model.access.covers(info.access):
+        return f"needs {info.access.label}, {config.model.name} grants {config.model.access.label}"
+    if not able_with(config, info):
+        return unable_with(config, info)
+    if info.uses_local and config.local is None:
+        return "runs a pretrained model on the client: name its card, as in local=tiny_local (docs/models.md)"
+    if not info.new_classes and (config.protocol == "base_to_new" or config.transfer):
+        reason = "transfer" if config.transfer else "protocol=base_to_new"
+        return f"cannot predict classes that it was not fitted on, which {reason} asks for"
+    return None
