@@ -13,6 +13,7 @@ from pipeline.cards import DatasetCard, ModelCard, check_model
 from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.config.files import Kind, file_of, load
+from pipeline.config.http_card import HTTP_KEYS, UNUSED_KEYS, http_card
 from pipeline.data.decode import BITS
 from pipeline.data.images import AUGMENTATIONS
 from pipeline.data.layouts.registry import LAYOUTS
@@ -74,7 +75,11 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
     """Return a card with each value converted to the type of its field."""
     data = load(kind, name)
     file = file_of(kind, name)
-    known = {f.name for f in dataclasses.fields(cls)} - {"card_file"}
+    known = {f.name for f in dataclasses.fields(cls)} - {"card_file", "http"}
+    http = None
+    if cls is ModelCard and data.get("kind") == "http":
+        own = {key: data.pop(key) for key in list(data) if key in HTTP_KEYS}
+        http, known = http_card(str(file), own, data), (known | HTTP_KEYS) - UNUSED_KEYS
     for key in data:
         if key not in known:
             raise ConfigError(f"{file}: " + did_you_mean("key", key, known))
@@ -86,8 +91,9 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
     if names_file is not None:
         data["classnames"] = checks.text("classnames", names_file)
     data["name"] = checks.card_name(f"{file}: name", file.stem if data.get("name") is None else data["name"])
+    further: dict[str, Any] = {"card_file": str(file)} if cls is DatasetCard else {"http": http}
     try:
-        return cls(**data, **({"card_file": str(file)} if cls is DatasetCard else {}))
+        return cls(**data, **further)
     except TypeError as error:
         raise ConfigError(f"{file}: {error}") from error
 
