@@ -8,9 +8,11 @@ FareboxError
  +- MethodError        a method broke a rule of its interface: wrong output, changed input, no return; fails its trial
  +- NonFiniteError     a number that must be finite is NaN or infinite; fails the trial, with the stage and the place
  +- EndpointError      the endpoint did not answer
- |   +- EndpointLost      the replica died; retried on another under the same id
- |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
+ |   +- EndpointLost      the replica died, retried on another; or a remote answer was lost, and its charge stays
+ |   +- EndpointBusy      a live endpoint did not answer in time; the trial fails and the same command runs it again
+ |   |   +- QueueFull         a replica has no room for a request; sent again
  |   +- EndpointRefused   the request itself is wrong; never retried
+ |   +- EndpointStopped   no trial can use a remote endpoint (key, account, another model); ends a run, likewise
  +- LedgerError        the ledger cannot be read or written, or is inconsistent; ends a run, the same command continues
  +- StorageError       a file of the sweep cannot be written (disk full, read-only); likewise
  +- CodeMismatch       a worker imports other code than the driver; ends a run before that worker computes anything
@@ -74,15 +76,23 @@ class EndpointError(FareboxError):
 
 
 class EndpointLost(EndpointError):
-    """The replica died before it answered."""
+    """The replica died before it answered, or the answer of a remote endpoint was lost after it may have computed."""
 
 
 class EndpointBusy(EndpointError):
-    """A live replica did not answer in time."""
+    """A live replica, or a remote endpoint, did not answer in time."""
+
+
+class QueueFull(EndpointBusy):
+    """The queue of a replica is full: the request was not accepted."""
 
 
 class EndpointRefused(EndpointError):
     """The request is invalid: no replica can answer it."""
+
+
+class EndpointStopped(EndpointError):
+    """A remote endpoint can be used by no trial: it rejects the key, the account is empty, or another model answers."""
 
 
 class LedgerError(FareboxError):
@@ -112,7 +122,7 @@ class TrackingError(FareboxError):
     """The rows could not be copied to MLflow. The rows themselves are intact."""
 
 
-ENDS_A_RUN = (CodeMismatch, LedgerError, StorageError)
+ENDS_A_RUN = (CodeMismatch, EndpointStopped, LedgerError, StorageError)
 """Errors that concern every trial of a run: they end the run, and the same command continues it."""
 
 

@@ -151,6 +151,7 @@ ORDER = (
         "pipeline.results",
         "pipeline.results.published",
         "pipeline.blackbox",
+        "pipeline.remote",
         "pipeline.trials",
         "pipeline.sweep",
     ),

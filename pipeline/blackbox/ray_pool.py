@@ -20,7 +20,7 @@ from pipeline.blackbox.ray_actors import LedgerActor, Replica, ray_error_line
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.cards import ModelCard
 from pipeline.console import Echo
-from pipeline.errors import ConfigError, EndpointBusy, EndpointLost, FareboxError, unwrap
+from pipeline.errors import ConfigError, EndpointBusy, EndpointLost, FareboxError, QueueFull, unwrap
 from pipeline.source_code import driver_code
 
 FAILOVER_TIMEOUT_S = 600.0
@@ -127,7 +127,7 @@ class RayPool:
         """Send a request and return its response. Sends it again, under the same id, when a replica dies or is busy.
 
         Raises:
-            EndpointBusy: no replica responded within `RESPONSE_TIMEOUT_S`.
+            EndpointBusy: no replica, or no remote endpoint, responded in time.
             EndpointLost: no replica was alive for `FAILOVER_TIMEOUT_S`, or Ray reports another failure.
             FareboxError: an error of the endpoint or the ledger, such as BudgetExceeded.
         """
@@ -135,7 +135,7 @@ class RayPool:
             self._rebalance()
             self.call = request.charge.id
         deadline, pause = time.monotonic() + RESPONSE_TIMEOUT_S, 0.05
-        while isinstance(result := self._get(lambda replica: replica.send.remote(request)), EndpointBusy):
+        while isinstance(result := self._get(lambda replica: replica.send.remote(request)), QueueFull):
             if time.monotonic() > deadline:
                 break
             time.sleep(pause)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from methods._answers import bill_of
 from methods.base import Access, Bill, Prompts, SoftPrompts
+from pipeline.budget import NOTHING_SENT, HttpBill
 from pipeline.data.images import Images
 from pipeline.errors import EndpointRefused
 from pipeline.ledger.records import Charge
@@ -58,6 +59,8 @@ class Response:
     """Status of the ledger's receipt."""
     load: int = 0
     """Requests that the replica still has to answer."""
+    http: HttpBill = NOTHING_SENT
+    """What was sent for this request to a remote endpoint, in this run and in earlier ones."""
 
 
 class ModelInfo(NamedTuple):
@@ -73,7 +76,7 @@ class ModelInfo(NamedTuple):
     precision: str
     transform: str
     device: str
-    """cpu, or the name of the GPU."""
+    """cpu, the name of the GPU, or the host of a remote endpoint."""
 
 
 def access_of(kind: Kind, prompts: Prompts | None, answer: Access = Access.SCORES) -> Access:

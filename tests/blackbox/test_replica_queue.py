@@ -19,7 +19,7 @@ from pipeline.blackbox.replica_queue import MAX_BUFFERED, ReplicaQueue
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase
 from pipeline.cards import ModelCard
-from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointRefused, LedgerError
+from pipeline.errors import BudgetExceeded, EndpointRefused, LedgerError, QueueFull
 from pipeline.ledger.records import Charge, Receipt
 
 
@@ -155,7 +155,7 @@ def test_a_full_replica_says_so_and_charges_nothing(
 
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         responses = await asyncio.gather(*(queue.send(request(i)) for i in range(5)))
-        assert [type(a) for a in responses] == [Response] * 3 + [EndpointBusy] * 2
+        assert [type(a) for a in responses] == [Response] * 3 + [QueueFull] * 2
         assert ledger.sent == [[0, 1, 2]]
         assert isinstance(await queue.send(request(5)), Response)
 
