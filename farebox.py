@@ -111,16 +111,16 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
         BudgetExceeded: by a call that would exceed the budget; it is not charged.
     """
     from pipeline.blackbox.client import MeteredBox
-    from pipeline.blackbox.endpoint import Endpoint
     from pipeline.blackbox.local_pool import LocalPool
     from pipeline.ledger.ledger import Ledger
+    from pipeline.remote.opening import opened_endpoint
 
     config = compose(*overrides)
     (budget,) = config.allotments
-    with contextlib.closing(Ledger("sqlite://")) as ledger:
+    with contextlib.closing(Ledger("sqlite://")) as ledger, opened_endpoint(config, None) as endpoint:
         ledger.open_account("box", budget)
         ledger.reserve("memory", "box", ["box"], budget)
-        pool = LocalPool(Endpoint(config.model, config.features), ledger)
+        pool = LocalPool(endpoint, ledger)
         yield MeteredBox(pool, "memory", "box", config.model.access, budget)
 
 

@@ -157,9 +157,7 @@ class Endpoint:
             return Response(image_BD.cpu().numpy(), computed_images=n_images, cache_hits=hits)
         assert request.prompts is not None
         text_PCD, n_prompts = self._text(request.prompts)
-        p, c, d = text_PCD.shape
-        flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(self.model.logit_scale)
-        scores_PBC = flat.view(-1, p, c).transpose(0, 1).contiguous()
+        scores_PBC = cosine_scores(image_BD, text_PCD, self.model.logit_scale)
         if request.answer is not Access.SCORES:
             check_finite("scores", scores_PBC, request.prompts)  # the client could not see it in the answer
         return Response(reduced(scores_PBC, request.answer).cpu().numpy(), n_images, n_prompts, hits)
@@ -204,6 +202,13 @@ class Endpoint:
         check_finite("text_features", features, prompts)
         self._texts.put(digest, features)
         return features, features.shape[0] * features.shape[1]
+
+
+def cosine_scores(image_BD: Tensor, text_PCD: Tensor, logit_scale: float) -> Tensor:
+    """Return the scores [P, B, C] of unit features."""
+    p, c, d = text_PCD.shape
+    flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(logit_scale)
+    return flat.view(-1, p, c).transpose(0, 1).contiguous()
 
 
 _CAUSE = "NaN or infinite: the model's weights or its precision are unsuitable"

@@ -16,6 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from methods.base import Bill
 from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.replica_queue import ReplicaQueue
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits
@@ -120,10 +121,11 @@ class Replica:
         features: str,
         threads: int,
         ledger_name: str,
-        make: Callable[..., Endpoint] = Endpoint,
+        make: Callable[..., EndpointLike] = Endpoint,
         code: ImportedCode | None = None,
+        workers: int = 1,
     ) -> None:
-        self.queue = ReplicaQueue(self._charge, self._refund, threads)
+        self.queue = ReplicaQueue(self._charge, self._refund, threads, workers)
         await self.queue.start(checked(make, code), card, Path(features))
         # By name: Ray could not pass a handle among the arguments again when it restarts this actor.
         self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
@@ -159,10 +161,10 @@ async def _ledger_result(reference: Awaitable[Any]) -> Any:
         raise LedgerError(f"the ledger did not answer: {ray_error_line(error)}") from error
 
 
-def checked(make: Callable[..., Endpoint], code: ImportedCode | None) -> Callable[..., Endpoint]:
+def checked(make: Callable[..., EndpointLike], code: ImportedCode | None) -> Callable[..., EndpointLike]:
     """Return a function that makes an endpoint, and first raises CodeMismatch unless this process imports `code`."""
 
-    def make_checked(*args: Any) -> Endpoint:
+    def make_checked(*args: Any) -> EndpointLike:
         if code is not None:
             check_code(code)
         return make(*args)

@@ -16,6 +16,8 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.ray_actors import LedgerActor, Replica, ray_error_line
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.cards import ModelCard
@@ -36,11 +38,20 @@ UNKNOWN = math.inf
 
 
 def start(
-    model: ModelCard, features: Path, threads: int, replicas: int | str, ledger_url: str, storage_id: str, echo: Echo
+    model: ModelCard,
+    features: Path,
+    threads: int,
+    replicas: int | str,
+    ledger_url: str,
+    storage_id: str,
+    echo: Echo,
+    make: Callable[..., EndpointLike] = Endpoint,
+    workers: int = 1,
 ) -> tuple[list[Any], Any]:
     """Start the replicas and the ledger's actor; return both once every replica has loaded its model.
 
-    `replicas` is their number, or "auto" (see `replica_resources`).
+    `replicas` is their number, or "auto" (see `replica_resources`). `make` makes the endpoint of each, and `workers` is
+    the number of requests that it computes at the same time.
 
     Raises:
         ConfigError: they do not start. The message has one line.
@@ -52,7 +63,7 @@ def start(
     code = driver_code()
     ledger = LedgerActor.options(name=name, scheduling_strategy=driver_node).remote(ledger_url, code)  # type: ignore[attr-defined]
     replica = Replica.options(num_gpus=gpus, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
-    actors = [replica.remote(model, str(features), threads, name, code=code) for _ in range(count)]
+    actors = [replica.remote(model, str(features), threads, name, make, code, workers) for _ in range(count)]
     try:
         for info in ray.get([actor.info.remote() for actor in actors], timeout=START_TIMEOUT_S):
             unwrap(info)

@@ -77,6 +77,9 @@ class Config:
     on_code_change: str
     mlflow: str
     features: Path
+    records: Path
+    offline: bool
+    spend: bool
     variants: Mapping[str, Mapping[str, Any]]
     method: Mapping[str, Mapping[str, Any]]
 
@@ -118,7 +121,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         None if raw["data"]["root"] is None else str(typed_values.path("data.root", raw["data"]["root"])),
         checks.one_of("data.small_classes", raw["data"]["small_classes"], ("error", "take_all")),
     )
-    features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
+    features, records, mlflow = raw["features"], raw["records"], checks.maybe_text("mlflow", raw["mlflow"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
@@ -157,6 +160,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
         on_code_change=checks.one_of("on_code_change", raw["on_code_change"], ("rerun", "keep")),
         mlflow=checks.tracking_uri("mlflow", check_sqlite("mlflow", mlflow) or f"sqlite:///{storage / 'mlflow.db'}"),
         features=typed_values.path("features", features).absolute() if features else storage.parent / "features",
+        records=typed_values.path("records", records).absolute() if records else storage.parent / "records",
+        offline=checks.flag("offline", raw["offline"]),
+        spend=checks.flag("spend", raw["spend"]),
         variants=variants,
         method=raw["method"],
     )

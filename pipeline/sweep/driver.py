@@ -20,6 +20,7 @@ from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
+from pipeline.remote.opening import RemoteFactory, refuse_unconfirmed
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
@@ -71,6 +72,7 @@ def run(config: Config, echo: Echo, mirror: Mirror) -> Outcome:
     plan = make_plan(config, fetch=True)
     check_writable("storage", config.storage)
     check_writable("features", config.features)
+    refuse_unconfirmed(config)
     with alone(config.storage):
         store = ResultStore(config.storage)
         todo = _select(plan, store, echo)
@@ -175,4 +177,9 @@ def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]
     """
     if not ray.cluster_resources().get("CPU"):
         raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
-    return start(config.model, config.features, config.threads, config.replicas, config.ledger_url, storage_id, echo)
+    http, replicas = config.model.http, config.replicas
+    remote: dict[str, Any] = {}
+    if http is not None:  # one replica, so that one limiter serves all trials
+        factory = RemoteFactory(config.records, config.storage, config.offline)
+        replicas, remote = 1, {"make": factory, "workers": http.rate.at_once}
+    return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.errors import ConfigError
+from pipeline.remote.opening import opened_endpoint, refuse_unconfirmed
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
@@ -56,6 +56,7 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     check_writable("storage", config.storage)
     check_writable("features", config.features)
+    refuse_unconfirmed(config)
     with alone(config.storage):
         todo, _ = reservations.pending(plan, store)
         for line in announcements(plan):
@@ -66,8 +67,8 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
             try:
                 if unfunded:
                     raise ConfigError(next(iter(unfunded.values())))
-                with torch_threads(config.threads):
-                    pool = LocalPool(Endpoint(config.model, config.features), ledger)
+                with torch_threads(config.threads), opened_endpoint(config, config.storage) as endpoint:
+                    pool = LocalPool(endpoint, ledger)
                     for trial in funded:
                         run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
             finally:

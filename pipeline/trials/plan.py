@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from methods.base import Bill, TaskShape
-from pipeline.blackbox.facts import ModelFacts, describe
+from pipeline.blackbox.facts import ModelFacts
 from pipeline.budget import Limits, total
 from pipeline.cards import DatasetCard, ModelCard
 from pipeline.config.compose import Config
@@ -18,6 +18,7 @@ from pipeline.data.dataset import Dataset, check_card
 from pipeline.data.few_shot import Split, draw
 from pipeline.data.images import check_readable
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
+from pipeline.remote.facts import describe
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
 from pipeline.trials.prompts import check_prompts
@@ -204,7 +205,7 @@ def _eval_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
 def announcements(plan: SweepPlan) -> list[str]:
     """Return the lines that a run prints first: the model's input rule and notes, and the methods that cannot run."""
     facts, name = plan.model, plan.config.model.name
-    lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
+    lines = [facts.rule] if facts.rule and plan.config.model.kind in ("open_clip", "http") else []
     return [
         *(f"model {name}: {line}" for line in (*lines, *facts.notes)),
         *plan.notes,

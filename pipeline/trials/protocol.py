@@ -87,6 +87,8 @@ def unable(config: Config, info: MethodInfo) -> str | None:
     """Return why a method cannot run under this model and protocol; None if it can."""
     if not config.model.access.covers(info.access):
         return f"needs {info.access.label}, {config.model.name} grants {config.model.access.label}"
+    if info.uses_text_norm and config.model.http is not None and config.model.text_norm is None:
+        return f"reads text_norm, which the card of {config.model.name} does not state"
     if not info.new_classes and (config.protocol == "base_to_new" or config.transfer):
         reason = "transfer" if config.transfer else "protocol=base_to_new"
         return f"cannot predict classes that it was not fitted on, which {reason} asks for"
