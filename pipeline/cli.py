@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__, check_packages
+from pipeline.commands import subcommands
 from pipeline.commands.examples import epilog
-from pipeline.commands.subcommands import RAW, add_budget_commands, add_data_commands
+from pipeline.commands.subcommands import RAW
 from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
@@ -164,6 +165,13 @@ def ui(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve a model of this machine over HTTP, for adapters of kind http; see docs/serve.md."""
+    from pipeline.commands.serve import serve_model
+
+    return serve_model(arguments.words, echo)
+
+
 def methods(arguments: argparse.Namespace) -> int:
     """List the methods, with the access that they need and their paper."""
     from pipeline.commands import catalog
@@ -283,18 +291,12 @@ def _parser() -> argparse.ArgumentParser:
     command(run)
     command(plan).add_argument("--json", action="store_true", help="print one JSON record per trial")
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
-    board = command(leaderboard)
-    board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
-    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
-    board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
-    board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
-    board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
+    subcommands.add_leaderboard_options(command(leaderboard))
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
-    add_budget_commands(command(budget, overrides=False))
+    subcommands.add_budget_commands(command(budget, overrides=False))
     command(sync)
-    pages = command(ui)
-    pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
-    pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
+    subcommands.add_ui_options(command(ui))
+    command(serve, overrides=False).add_argument("words", nargs="*", metavar="KEY=VALUE", help=subcommands.SERVE_KEYS)
     benches = command(bench, overrides=False)
     benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
     benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
@@ -305,13 +307,12 @@ def _parser() -> argparse.ArgumentParser:
     audited = command(audit, overrides=False)
     audited.add_argument("--json", action="store_true", help="print one JSON record per release")
     audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
-    add_data_commands(command(data, overrides=False))
+    subcommands.add_data_commands(command(data, overrides=False))
     command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):
         listed = command(listing, False)
         listed.add_argument("--json", action="store_true", help="print JSON")
-    what = "load this model, and print the mean length of its text tower's output and the line for its card"
-    listed.add_argument("--text-norm", metavar="MODEL", help=what)
+    listed.add_argument("--text-norm", metavar="MODEL", help="load this model, and print its text_norm for its card")
     return parser
 
 

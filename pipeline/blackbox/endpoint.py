@@ -18,7 +18,7 @@ from methods._finite import first_non_finite
 from methods.base import Access, Prompts, SoftPrompts
 from pipeline.blackbox import model as models
 from pipeline.blackbox import text_norm
-from pipeline.blackbox.feature_store import FeatureStore
+from pipeline.blackbox.feature_store import FeatureStore, MemoryStore
 from pipeline.blackbox.request import (
     Kind,
     ModelInfo,
@@ -39,6 +39,8 @@ IMAGE_BYTES = 256 * 2**20
 TEXT_BYTES = 2**30
 """Capacity of the cache of prompt features, and the most that one call may take: six times 40 prompt sets of 1,000
 classes at D = 1024."""
+MEMORY_BYTES = 2**28
+"""Capacity of a feature store in memory."""
 STORED_AT_ONCE = 1024
 """Maximum number of new images that are encoded before they are stored, and that a killed replica loses."""
 
@@ -67,16 +69,22 @@ class LRUCache:
 
 
 class Endpoint:
-    """A model with its feature store and caches. One thread at a time may call it."""
+    """A model with its feature store and caches. One thread at a time may call it.
 
-    def __init__(self, card: ModelCard, features: Path) -> None:
+    `features` is the folder of the store; without one, features are kept in memory.
+    """
+
+    def __init__(self, card: ModelCard, features: Path | None) -> None:
         self.model = models.load(card)
         self.precision = card.precision
         self.text_norm = card.text_norm or text_norm.measure(self.model).value
         producer = [self.model.identity, card.precision, self.model.transform, f"code {image_feature_digest()}"]
         if self.model.device.type != "cpu":
             producer.append(self.model.device.type)  # its features differ in the last bits from those of a CPU
-        self.store = FeatureStore(features, " ".join(producer), self.model.feature_dim)
+        width = self.model.feature_dim
+        self.store: FeatureStore | MemoryStore = (
+            MemoryStore(MEMORY_BYTES, width) if features is None else FeatureStore(features, " ".join(producer), width)
+        )
         self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
 
     @property

@@ -23,6 +23,7 @@ import logging
 import time
 import uuid
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -188,6 +189,31 @@ class FeatureStore:
         _remove(self._files[number].path, "a row does not match its sum, or is not finite", self.paid)
         keep = self._places >> _FILE_BITS != number
         self._keys, self._places = self._keys[keep], self._places[keep]
+
+
+class MemoryStore:
+    """Features [B, D] float32 by image key, in memory: those that were used last, up to `capacity` bytes."""
+
+    def __init__(self, capacity: int, feature_dim: int) -> None:
+        self.feature_dim, self.most = feature_dim, max(1, capacity // (4 * feature_dim))
+        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+
+    def read(self, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Return features [B, D], and the indices of keys that are not stored, whose rows are undefined."""
+        features, missing = torch.empty(len(keys), self.feature_dim), list[int]()
+        for i, key in enumerate(keys):
+            if (row := self._rows.get(key)) is None:
+                missing.append(i)
+            else:
+                features[i] = row
+                self._rows.move_to_end(key)
+        return features, missing
+
+    def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
+        """Store features, and remove those that were not used for longest."""
+        self._rows.update(zip(keys, features_BD.clone(), strict=True))
+        while len(self._rows) > self.most:
+            self._rows.popitem(last=False)
 
 
 def _digests(keys: Sequence[str]) -> np.ndarray:

@@ -33,6 +33,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "sync": ("farebox sync sweep=demo", "farebox sync storage=runs/mine mlflow=http://localhost:5000"),
     "ui": ("farebox ui sweep=demo", "farebox ui storage=runs/mine --port 5001"),
+    "serve": ("farebox serve model=tiny", "farebox serve model=fake port=5001 fault.every_429=5"),
     "bench": ("farebox bench", "farebox bench ledger --json"),
     "claims": ("farebox claims craft", "farebox claims taskres seeds=1,2 --json"),
     "data": ("farebox data check icons digits", "farebox data add pets ~/images/pets"),

@@ -1,4 +1,4 @@
-"""The commands of `farebox budget` and `farebox data`, for argparse."""
+"""Commands and options of the larger commands, for argparse."""
 
 from __future__ import annotations
 
@@ -19,6 +19,36 @@ DATA_COMMANDS = {
     "show": ("NAME [data.root=DIR]", "draw the classes of a data set with some images of each"),
     "export-split": ("NAME [shots=16] [seed=1]", "print a few-shot split as JSON: [path, label, class name] per image"),
 }
+
+SERVE_KEYS = """model=NAME         a model of this machine: fake, embedded or open_clip
+port=5000          0: any free port
+host=127.0.0.1     other hosts need a token in the environment variable FAREBOX_SERVE_TOKEN
+threads=1          CPU threads; answers are bit-identical only for equal numbers
+faults, for tests of clients; one of every N requests, chosen by fault.seed=1, after the first fault.after=0:
+  fault.every_429=N          is refused with 429 and Retry-After: fault.retry_after_s=0
+  fault.down_every=N         begins fault.down_s=1 seconds of 503
+  fault.drop_every=N         is computed, and its connection closed
+  fault.truncate_every=N     gets half of its answer
+and every answer:
+  fault.slow_s=S             waits S seconds
+  fault.model=other          states another identity
+  fault.permute_labels=true  has the classes of its scores, or its prompts, in another order
+  fault.jitter=1e-6          has noise that differs each time"""
+
+
+def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
+    """Add the options of `farebox leaderboard`."""
+    board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
+    board.add_argument("--by", metavar="AXIS", help="columns: dataset, shots or budget; or access to group by access")
+    board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
+    board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")
+    board.add_argument("--published", action="store_true", help="append a comparison with accuracies printed in papers")
+
+
+def add_ui_options(pages: argparse.ArgumentParser) -> None:
+    """Add the options of `farebox ui`."""
+    pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 (default 5000)")
+    pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
 
 
 def add_budget_commands(parser: argparse.ArgumentParser) -> None:
