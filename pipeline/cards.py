@@ -135,12 +135,12 @@ class HttpCard:
     adapter: str
     """A key of `HTTP_GRANTS`."""
     image: SentImage
+    logit_scale: float
+    """Factor of the cosines in scores, which few servers tell: 100 for CLIP."""
     auth: Auth | None = None
     identity: Served = Served()
     feature_dim: int = 0
     """Width of the features; required if the grant has FEATURES."""
-    logit_scale: float = 0.0
-    """Factor of the cosines in scores; required if the grant has FEATURES."""
     max_text: int | None = None
     """Most characters of a prompt, so that the server does not cut it. Required except for farebox, which refuses."""
     batch: Batch = Batch()
@@ -172,7 +172,7 @@ class HttpCard:
     @property
     def model_identity(self) -> str:
         """Identity of the model in trial ids and rows: its source, and the scale of its scores."""
-        return f"{self.source}; logit_scale {self.logit_scale:g}" if self.logit_scale else self.source
+        return f"{self.source}; logit_scale {self.logit_scale!r}"
 
     @property
     def host(self) -> str:

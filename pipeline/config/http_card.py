@@ -108,7 +108,7 @@ def _check_url(key: str, url: str) -> None:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment or port == 0 or " " in url:
         raise ConfigError(f"{key}: {url!r}: expected an address as https://host/path")
-    if parts.scheme == "http" and not HttpCard(url=url, adapter="", image=SentImage(size=1)).loopback:
+    if parts.scheme == "http" and not HttpCard(url=url, adapter="", image=SentImage(size=1), logit_scale=1.0).loopback:
         raise ConfigError(
             f"{key}: {url!r} would be sent unencrypted: expected https, or http to 127.0.0.1 or localhost"
         )
@@ -158,13 +158,10 @@ def _check_image(key: str, image: SentImage) -> None:
 
 def _check_model(where: str, card: HttpCard, grant: Access) -> None:
     """Check what the plan must know of the model, since it asks nothing."""
-    if Access.FEATURES in grant:
-        if card.feature_dim < 1:
-            raise ConfigError(f"{where}: feature_dim: missing: a grant with FEATURES needs the width of the features")
-        if card.logit_scale <= 0:
-            raise ConfigError(f"{where}: logit_scale: {card.logit_scale:g}: expected a number above 0, as 100 for CLIP")
-    elif card.logit_scale:
-        raise ConfigError(f"{where}: logit_scale: scores come from the server without FEATURES: leave it out")
+    if Access.FEATURES in grant and card.feature_dim < 1:
+        raise ConfigError(f"{where}: feature_dim: missing: a grant with FEATURES needs the width of the features")
+    if card.logit_scale <= 0:
+        raise ConfigError(f"{where}: logit_scale: {card.logit_scale:g}: expected a number above 0, as 100 for CLIP")
     if card.max_text is None and card.adapter != "farebox":
         raise ConfigError(f"{where}: max_text: missing: servers cut long prompts silently: state the most characters")
     if card.max_text is not None:

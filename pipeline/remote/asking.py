@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -23,8 +24,24 @@ from pipeline.remote.records import Answers, Records
 
 PROBE_EVERY = 1_000
 """Calls after which the endpoint is identified again."""
-CallOf = Callable[[Sequence[int]], Awaitable[Call]]
-"""Makes the call for some of the items of a request, by their indices."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Images or texts of a request."""
+
+    keys: list[str]
+    """Under which their answers are recorded; equal keys have equal answers."""
+    call_of: Callable[[Sequence[int]], Awaitable[Call]]
+    """Makes the call for some of them, by their indices."""
+    most: int
+    """How many are asked for in a call."""
+    name: Callable[[int], str]
+    """Describes one for messages."""
+    unit: str
+    """images or texts."""
+    whole: bool = False
+    """Whether they cannot be asked for in parts."""
 
 
 class Asker:
@@ -46,31 +63,18 @@ class Asker:
         self.identified_at: int | None = None
         """Calls that had been sent when the endpoint was identified last; None: it was not yet."""
 
-    async def rows(
-        self,
-        answers: Answers,
-        keys: list[str],
-        call_of: CallOf,
-        most: int,
-        payer: Payer,
-        name: Callable[[int], str],
-        whole: bool = False,
-    ) -> tuple[np.ndarray, int]:
+    async def rows(self, answers: Answers, items: Items, payer: Payer) -> tuple[np.ndarray, int]:
         """Return the answers to items as rows, and how many were asked for.
 
         Args:
             answers: where they are recorded.
-            keys: of the items; equal keys have equal answers.
-            call_of: see `CallOf`.
-            most: items in a call.
+            items: what is asked for.
             payer: for what calls are sent.
-            name: describes an item for messages.
-            whole: the items cannot be asked for in parts.
 
         Raises:
             FareboxError: see `HttpClient.send`. Answers that were received are recorded all the same.
         """
-        asked = 0
+        keys, asked = items.keys, 0
         while True:
             rows, missing = answers.read(keys)
             if not missing:
@@ -78,15 +82,15 @@ class Asker:
             first = {keys[i]: i for i in reversed(missing)}
             if self.offline:
                 raise EndpointRefused(
-                    f"offline: {len(first)} of {len(set(keys))} answers are not recorded, the first for "
-                    f"{name(missing[0])}: run with offline=false to ask {self.card.host}"
+                    f"offline: answers to {len(first)} of {len(set(keys))} {items.unit} are not recorded, the first "
+                    f"is {items.name(missing[0])}: run with offline=false to ask {self.card.host}"
                 )
             others = [answers.in_flight[key] for key in first if key in answers.in_flight]
             new = sorted(i for key, i in first.items() if key not in answers.in_flight)
             tasks = []
-            for start in range(0, len(new), most):
-                part = new[start : start + most]
-                task = asyncio.create_task(self._ask(answers, keys, part, call_of, payer, name, whole))
+            for start in range(0, len(new), items.most):
+                part = new[start : start + items.most]
+                task = asyncio.create_task(self._ask(answers, items, part, payer))
                 answers.in_flight |= {keys[i]: task for i in part}
                 tasks.append(task)
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -95,47 +99,29 @@ class Asker:
                 raise _gravest(errors)
             await asyncio.gather(*others, return_exceptions=True)  # of other requests: if they fail, ask for them here
 
-    async def _ask(
-        self,
-        answers: Answers,
-        keys: list[str],
-        part: Sequence[int],
-        call_of: CallOf,
-        payer: Payer,
-        name: Callable[[int], str],
-        whole: bool,
-    ) -> None:
+    async def _ask(self, answers: Answers, items: Items, part: Sequence[int], payer: Payer) -> None:
         try:
             async with self.connections:
                 await self._identify()
-                await self._record(answers, keys, part, call_of, payer, name, halve=not whole)
+                await self._record(answers, items, part, payer, halve=not items.whole)
         finally:
             for i in part:
-                answers.in_flight.pop(keys[i], None)
+                answers.in_flight.pop(items.keys[i], None)
 
-    async def _record(
-        self,
-        answers: Answers,
-        keys: list[str],
-        part: Sequence[int],
-        call_of: CallOf,
-        payer: Payer,
-        name: Callable[[int], str],
-        halve: bool,
-    ) -> None:
+    async def _record(self, answers: Answers, items: Items, part: Sequence[int], payer: Payer, halve: bool) -> None:
         """Ask for a part of the items and record the answers; in two halves if the server finds it too large."""
         try:
-            rows = await self.client.send(await call_of(part), payer)
+            rows = await self.client.send(await items.call_of(part), payer)
         except TooLarge as error:
             if not halve or len(part) < 2:
-                raise TooLarge(f"{error}; the first is {name(part[0])}") from None
+                raise TooLarge(f"{error}; the first is {items.name(part[0])}") from None
             middle = len(part) // 2
             for half in (part[:middle], part[middle:]):
-                await self._record(answers, keys, half, call_of, payer, name, halve=not error.sent)
+                await self._record(answers, items, half, payer, halve=not error.sent)
             return
         except EndpointRefused as error:
-            raise EndpointRefused(f"{error}; the first is {name(part[0])}") from None
-        answers.add([keys[i] for i in part], rows)
+            raise EndpointRefused(f"{error}; the first is {items.name(part[0])}") from None
+        answers.add([items.keys[i] for i in part], rows)
 
     async def _identify(self) -> None:
         """Verify which model answers, before the first call and every `PROBE_EVERY` calls.

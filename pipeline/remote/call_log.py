@@ -80,6 +80,11 @@ class CallLog:
         """Record the outcome of a call, with the tokens that the response reports and its price."""
         self._write({"n": number, "outcome": outcome, "status": status, "tokens": tokens, "micro_usd": micro_usd})
 
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
     def times(self, key: str) -> int:
         """Return how often a call with this idempotency key was sent, in this run or an earlier one."""
         return self._keys[key]

@@ -34,7 +34,7 @@ from pipeline.data.images import Images
 from pipeline.errors import AccessDenied, ConfigError, EndpointRefused
 from pipeline.remote.adapter import Call
 from pipeline.remote.adapters import adapter_of
-from pipeline.remote.asking import Asker
+from pipeline.remote.asking import Asker, Items
 from pipeline.remote.call_log import CallLog
 from pipeline.remote.http_client import HttpClient, Payer
 from pipeline.remote.pictures import Pictures
@@ -153,25 +153,21 @@ class RemoteEndpoint:
     def close(self) -> None:
         """Close the connections and end the thread."""
         self._run(self.client.close())
+        self.log.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _image(self, images: Images, payer: Payer) -> tuple[np.ndarray, int]:
         """Return the features [B, D] of images, and how many were asked for."""
-        store = self.records.features(self.http.feature_dim)
-        return self._run(
-            self.asker.rows(
-                store,
-                images.keys,
-                lambda part: self._encoded(images, part, self.adapter.image_features),
-                self._most_images,
-                payer,
-                images.where,
-            )
-        )
+
+        async def call_of(part: Sequence[int]) -> Call:
+            return await self._encoded(images, part, self.adapter.image_features)
+
+        items = Items(images.keys, call_of, self._most_images, images.where, "images")
+        return self._run(self._features(items, payer))
 
     def _text(self, prompts: Prompts, payer: Payer) -> tuple[np.ndarray, int]:
         """Return the features [P, C, D] of prompts, and how many were asked for."""
-        sets, store, whole = _texts(prompts), self.records.features(self.http.feature_dim), self.adapter.whole_texts
+        sets, whole = _texts(prompts), self.adapter.whole_texts
         texts = [text for prompt_set in sets for text in prompt_set]
         digest = prompts_digest(prompts)
         keys = [f"texts/{digest}/{i}" for i in range(len(texts))] if whole else [f"text/{text}" for text in texts]
@@ -180,10 +176,13 @@ class RemoteEndpoint:
             return self.adapter.text_features(sets if whole else [[texts[i] for i in part]])
 
         most = len(texts) if whole else self.http.batch.texts
-        rows, asked = self._run(
-            self.asker.rows(store, keys, call_of, most, payer, lambda i: f"prompt {texts[i][:40]!r}", whole)
-        )
+        items = Items(keys, call_of, most, lambda i: f"prompt {texts[i][:40]!r}", "texts", whole)
+        rows, asked = self._run(self._features(items, payer))
         return rows.reshape(*prompt_counts(prompts), -1), asked
+
+    async def _features(self, items: Items, payer: Payer) -> tuple[np.ndarray, int]:
+        """Return the features of images or texts as rows, and how many were asked for."""
+        return await self.asker.rows(self.records.features(self.http.feature_dim), items, payer)
 
     def _scores(self, images: Images, sets: Sequence[Sequence[str]], payer: Payer) -> tuple[Tensor, int]:
         """Return the scores [P, B, C] that the server tells, and for how many images it was asked."""
@@ -195,7 +194,8 @@ class RemoteEndpoint:
             async def call_of(part: Sequence[int]) -> Call:
                 return await self._encoded(images, part, lambda files: self.adapter.scores(files, texts))
 
-            return await self.asker.rows(store, keys, call_of, self._most_images, payer, images.where)
+            items = Items(keys, call_of, self._most_images, images.where, "images")
+            return await self.asker.rows(store, items, payer)
 
         async def of_all() -> list[tuple[np.ndarray, int]]:
             return await asyncio.gather(*(of_set(texts) for texts in sets))

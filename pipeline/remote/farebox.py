@@ -88,14 +88,14 @@ class FareboxAdapter(Adapter):
             raise WrongAnswer(f"its grant {shown(info['grant'])} is unknown") from error
         if not grant.covers(self.grant):
             raise WrongAnswer(f"it grants {grant.label}, less than the card: expected grant: {grant.label} in the card")
-        if (size := field(info, "image_size", int)) != card.image.size:
+        size = info.get("image_size")  # None: a model that takes images of any size
+        if size not in (None, card.image.size):
             raise WrongAnswer(f"its images have size {size}: expected image: {{size: {size}}} in the card")
-        if Access.FEATURES in self.grant:
-            if (width := field(info, "feature_dim", int)) != card.feature_dim:
-                raise WrongAnswer(f"its features have width {width}: expected feature_dim: {width} in the card")
-            scale = float(field(info, "logit_scale", (int, float)))
-            if not math.isclose(scale, card.logit_scale, rel_tol=1e-6):
-                raise WrongAnswer(f"its logit scale is {scale!r}: expected logit_scale: {scale!r} in the card")
+        if Access.FEATURES in self.grant and (width := field(info, "feature_dim", int)) != card.feature_dim:
+            raise WrongAnswer(f"its features have width {width}: expected feature_dim: {width} in the card")
+        scale = float(field(info, "logit_scale", (int, float)))
+        if not math.isclose(scale, card.logit_scale, rel_tol=1e-6):
+            raise WrongAnswer(f"its logit scale is {scale!r}: expected logit_scale: {scale!r} in the card")
         rule = f"resize{card.image.size}-{card.image.interpolation}-{card.image.resize_mode}-"
         if (transform := field(info, "transform", str)).startswith("resize") and not transform.startswith(rule):
             raise WrongAnswer(
