@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.results.report import publish
     from pipeline.sweep import driver as sweep
 
-    config = compose(arguments.words)
+    config = compose([*arguments.words, "spend=true"] if arguments.spend else arguments.words)
     for line in (*notes(arguments.words), *ignored_variable(config)):
         log(f"farebox: {line}")
     mirror = BackgroundMirror(config)
@@ -142,6 +142,14 @@ def budget(arguments: argparse.Namespace) -> int:
     from pipeline.commands import budget as budget_command
 
     print(budget_command.run(arguments.verb, arguments.words, arguments.json))
+    return 0
+
+
+def records(arguments: argparse.Namespace) -> int:
+    """Pack the recorded answers of remote models into an archive, or verify one."""
+    from pipeline.commands import records as records_command
+
+    print(records_command.run(arguments.verb, arguments.words))
     return 0
 
 
@@ -288,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
         return subparser
 
-    command(run)
+    command(run).add_argument("--spend", action="store_true", help="let a remote model be asked, which may cost money")
     command(plan).add_argument("--json", action="store_true", help="print one JSON record per trial")
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
     subcommands.add_leaderboard_options(command(leaderboard))
@@ -297,16 +305,8 @@ def _parser() -> argparse.ArgumentParser:
     command(sync)
     subcommands.add_ui_options(command(ui))
     command(serve, overrides=False).add_argument("words", nargs="*", metavar="KEY=VALUE", help=subcommands.SERVE_KEYS)
-    benches = command(bench, overrides=False)
-    benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
-    benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
-    measured = command(claims, overrides=False)
-    measured.add_argument("--json", action="store_true", help="print one JSON record per claim")
-    help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
-    measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
-    audited = command(audit, overrides=False)
-    audited.add_argument("--json", action="store_true", help="print one JSON record per release")
-    audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
+    subcommands.add_record_commands(command(records, overrides=False))
+    subcommands.add_report_options(*(command(function, False) for function in (bench, claims, audit)))
     subcommands.add_data_commands(command(data, overrides=False))
     command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):

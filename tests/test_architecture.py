@@ -322,6 +322,9 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "on_code_change": ("keep", "on_code_change"),
     "mlflow": ("http://host", "mlflow"),
     "features": ("elsewhere", "features"),
+    "records": ("elsewhere", "records"),
+    "offline": ("true", "offline"),
+    "spend": ("true", "spend"),
     "variants": ("{mine: {method: taskres}}", "variants"),
     "method": ("{zero_shot: {}}", "method"),
 }
@@ -356,7 +359,7 @@ def test_every_key_changes_its_field_and_no_other() -> None:
         if key != "sweep":
             changed = compose(["sweep=smoke", "model=tiny", f"{key}={value}"])
             fields = {f.name for f in dataclasses.fields(Config) if getattr(plain, f.name) != getattr(changed, f.name)}
-            beside = {"features", "mlflow"} if key == "storage" else set()  # in the storage folder, or beside it
+            beside = {"features", "records", "mlflow"} if key == "storage" else set()  # in the storage folder, or beside it
             beside |= {"label"} - ({"label"} if key.split(".")[0] in UNDESCRIBED else set())  # it may not be true now
             assert field in fields and fields <= {field} | beside, key
 
@@ -525,7 +528,7 @@ def test_the_drawn_tree_of_errors_is_the_tree_of_classes() -> None:
 
 VERBS = frozenset(
     {"run", "plan", "status", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models", "bench", "claims"}
-    | {"data", "budget", "audit", "completion", "serve"}
+    | {"data", "budget", "audit", "completion", "records", "serve"}
 )
 """Scripts rely on them: a verb is added here on purpose, and never taken away."""
 

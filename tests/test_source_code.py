@@ -74,7 +74,7 @@ def test_what_computes_a_number_is_listed_and_what_records_it_is_not() -> None:
 
 UNLISTED = {
     **dict.fromkeys(
-        [f"config/{n}" for n in ("card_files", "compose", "files", "method_choice", "plugins")], "trial id"
+        [f"config/{n}" for n in ("card_files", "compose", "files", "http_card", "method_choice", "plugins")], "trial id"
     ),
     **dict.fromkeys([f"config/{n}" for n in ("plain_yaml", "typed_values", "values")], "trial id"),
     **dict.fromkeys(["cards", "untrusted"], "trial id"),

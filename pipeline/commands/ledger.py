@@ -6,12 +6,13 @@ import contextlib
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.budget import Phase, total
+from pipeline.budget import HttpBill, Phase, total
 from pipeline.commands.leaderboard import open_store
 from pipeline.config.compose import Config
 from pipeline.errors import LedgerError
 from pipeline.files import strict_json
 from pipeline.ledger.records import AccountRecord
+from pipeline.remote.call_log import sent_line, total_of
 from pipeline.sweep.run_ledger import audit, existing_ledger, trials_of
 from pipeline.sweep.storage_id import read_id
 
@@ -39,6 +40,7 @@ def ledger(config: Config, as_json: bool) -> tuple[str, list[str]]:
         "trials": len(trials),
         "copied_trials": sum(t.storage != storage.id for t in trials),
         "open_trials": sum(t.open for t in trials),
+        "http": asdict(total_of(config.storage)),
         "problems": problems,
     }
     return strict_json(record, indent=1) if as_json else _text(record, accounts), problems
@@ -54,6 +56,7 @@ def _text(record: dict[str, Any], accounts: list[AccountRecord]) -> str:
             f"account {a.name}: {a.spent.requests:,} requests and {a.spent.images:,} images spent, "
             f"{a.reserved.requests:,} and {a.reserved.images:,} reserved; ceiling {a.limits.text or 'none'}"
         )
+    lines += sent_line(HttpBill(**record["http"]))
     copied = record["copied_trials"]
     inherited = f", {copied} of them billed to the storage that this one was copied from" if copied else ""
     verified = "verified: charges add up, match the rows, and are within all limits"

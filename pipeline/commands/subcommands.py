@@ -20,6 +20,11 @@ DATA_COMMANDS = {
     "export-split": ("NAME [shots=16] [seed=1]", "print a few-shot split as JSON: [path, label, class name] per image"),
 }
 
+RECORD_COMMANDS = {
+    "pack": ("storage=DIR to=FILE", "write the recorded answers of a storage's models to an archive for others"),
+    "verify": ("FILE", "verify that an archive is whole"),
+}
+
 SERVE_KEYS = """model=NAME         a model of this machine: fake, embedded or open_clip
 port=5000          0: any free port
 host=127.0.0.1     other hosts need a token in the environment variable FAREBOX_SERVE_TOKEN
@@ -57,6 +62,24 @@ def add_budget_commands(parser: argparse.ArgumentParser) -> None:
         subparser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_record_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `farebox records`."""
+    _added(parser, "remote", RECORD_COMMANDS, "records")
+
+
+def add_report_options(
+    bench: argparse.ArgumentParser, claims: argparse.ArgumentParser, audit: argparse.ArgumentParser
+) -> None:
+    """Add the options of `farebox bench`, `farebox claims` and `farebox audit`."""
+    bench.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
+    bench.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
+    claims.add_argument("--json", action="store_true", help="print one JSON record per claim")
+    help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
+    claims.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
+    audit.add_argument("--json", action="store_true", help="print one JSON record per release")
+    audit.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
+
+
 def add_data_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `farebox data`."""
     parsers = _added(parser, "data", DATA_COMMANDS)
@@ -70,13 +93,13 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _added(
-    parser: argparse.ArgumentParser, command: str, verbs: dict[str, tuple[str, str]]
+    parser: argparse.ArgumentParser, page: str, verbs: dict[str, tuple[str, str]], command: str = ""
 ) -> dict[str, argparse.ArgumentParser]:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
     parsers = {}
     for name, (usage, what) in verbs.items():
-        text = f"{name} {usage}: {what}. See docs/{command}.md."
-        end = epilog(f"{command} {name}")
+        text = f"{name} {usage}: {what}. See docs/{page}.md."
+        end = epilog(f"{command or page} {name}")
         parsers[name] = commands.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
         parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
     return parsers

@@ -150,6 +150,26 @@ def total_of(storage: Path) -> HttpBill:
     return summary.total()
 
 
+def sent_line(bill: HttpBill) -> list[str]:
+    """Return a line for people on what was sent; none if nothing was."""
+    if not bill.calls:
+        return []
+    more = [
+        text
+        for count, text in (
+            (bill.tokens, f"{bill.tokens:,} tokens"),
+            (bill.retries, f"{bill.retries:,} calls repeated"),
+            (bill.rate_limited, f"{bill.rate_limited:,} rate limits"),
+            (bill.waited_s, f"{bill.waited_s:,.0f} s waited"),
+            (bill.uncertain, f"{bill.uncertain:,} with an unknown outcome"),
+            (bill.micro_usd, f"${bill.micro_usd / 1e6:,.2f} by the card's prices"),
+        )
+        if count
+    ]
+    sent = f"sent: {bill.calls:,} HTTP calls with {bill.images:,} images and {bill.texts:,} texts, {bill.bytes:,} bytes"
+    return ["; ".join([sent, *more])]
+
+
 def _settled(sent: HttpBill, record: dict[str, Any]) -> HttpBill:
     """Return the bill of a call whose outcome is known."""
     outcome = record["outcome"]

@@ -15,11 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.budget import HttpBill
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import AccountRecord
 from pipeline.ledger.sqlite_file import sqlite_file
+from pipeline.remote.call_log import sent_line, total_of
 from pipeline.results.row import FINISHED
 from pipeline.results.store import ResultStore
 from pipeline.sweep.run_ledger import sweep_account
@@ -98,6 +100,7 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         "replicas": beat["replicas"] if alive else [],
         "left_s": beat["left_s"] if alive else None,
         "accounts": accounts,
+        "http": asdict(total_of(storage)),
     }
 
 
@@ -129,6 +132,7 @@ def shown(record: dict[str, Any]) -> str:
             f"account {a['name']}: {a['charged']['requests']:,} requests and {a['charged']['images']:,} images "
             f"charged, {a['reserved']['requests']:,} and {a['reserved']['images']:,} reserved; ceiling {ceiling}"
         )
+    text += sent_line(HttpBill(**record["http"]))
     if record["left_s"] is not None:
         text.append(f"about {clock(record['left_s'])} left")
     return "\n".join(text)
