@@ -15,11 +15,12 @@ import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar, final
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # commands that read results import this module, but need neither
+    import numpy as np
+    import torch
+    from torch import Tensor
 
 TOP_K = 5
 """Number of classes that an endpoint tells under access TOPK; all of them if there are fewer."""
@@ -372,6 +373,8 @@ class Method:
 
     def deployed(self) -> dict[str, Tensor]:
         """Return the tensors that `predict` needs on the client; their size is reported."""
+        from torch import Tensor
+
         return {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
 
 
@@ -429,6 +432,8 @@ def method(
 
 def torch_generator(rng: np.random.Generator) -> torch.Generator:
     """Return a torch generator seeded from numpy's. It pickles with the method."""
+    import torch
+
     return torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
 
 

@@ -15,6 +15,11 @@ from pipeline.errors import ConfigError, did_you_mean
 EMBEDDED = Path(__file__).resolve().parent / "embedded"
 INPUT_KEYS = ("mean", "std", "interpolation", "resize_mode")
 """Keys of a model card that override the model's input rule."""
+AUGMENTATIONS = {
+    "crop_flip": "random resized crop (area 0.5 to 1, bicubic) and horizontal flip, after CraFT and Tip-Adapter",
+    "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
+}
+"""Augmentations of training images, by the name that a data set's card has."""
 HTTP_GRANTS = {
     "farebox": "TEXT+FEATURES",
     "openai_embeddings": "TEXT+FEATURES",

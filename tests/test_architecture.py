@@ -82,7 +82,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
         (
             "ray",
             {
-                "pipeline/sweep/driver.py",
+                "pipeline/sweep/on_ray.py",
                 "pipeline/sweep/ray_session.py",
                 "pipeline/blackbox/ray_actors.py",
                 "pipeline/sweep/tune_trials.py",
@@ -359,7 +359,9 @@ def test_every_key_changes_its_field_and_no_other() -> None:
         if key != "sweep":
             changed = compose(["sweep=smoke", "model=tiny", f"{key}={value}"])
             fields = {f.name for f in dataclasses.fields(Config) if getattr(plain, f.name) != getattr(changed, f.name)}
-            beside = {"features", "records", "mlflow"} if key == "storage" else set()  # in the storage folder, or beside it
+            beside = (
+                {"features", "records", "mlflow"} if key == "storage" else set()
+            )  # in the storage folder, or beside it
             beside |= {"label"} - ({"label"} if key.split(".")[0] in UNDESCRIBED else set())  # it may not be true now
             assert field in fields and fields <= {field} | beside, key
 

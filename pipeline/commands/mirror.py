@@ -17,7 +17,7 @@ from pipeline.config.compose import Config
 from pipeline.console import Echo, short_path
 from pipeline.errors import ConfigError, masked
 from pipeline.results import tracking_views
-from pipeline.results.mirroring import ignored_variable, open_mirror, report_digest
+from pipeline.results.mirroring import FOLDER, ignored_variable, open_mirror, report_digest
 from pipeline.results.report import make_report, read_selection, write_report
 from pipeline.results.runs import read_runs
 from pipeline.results.tracking_store import ui_command
@@ -61,7 +61,7 @@ def sync(config: Config, echo: Echo, log: Echo = lambda line: None) -> list[str]
     mirror = open_mirror(config)
     outcome = mirror.sync(store, _progress(log))
     echo(f"{outcome.mirrored} trials are in MLflow at {masked(config.mlflow)}")
-    folder = config.storage / "leaderboard"
+    folder = config.storage / FOLDER
     if folder.is_dir() and not mirror.has_report(report_digest(config, selection)):
         title = f"Leaderboard of {config.sweep}"
         label = read_runs(store.storage).description

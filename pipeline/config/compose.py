@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods import BROKEN
 from pipeline.budget import Limits
 from pipeline.cards import DatasetCard, ModelCard
 from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.config.card_files import dataset_card, model_card
-from pipeline.config.files import load, merged, names
+from pipeline.config.files import merged, names
 from pipeline.config.method_choice import MethodChoice, check_method_file, method_choice
 from pipeline.config.sqlite_urls import check_sqlite, sqlite_folder
 from pipeline.errors import ConfigError
@@ -113,9 +112,6 @@ def _resolve(raw: dict[str, Any]) -> Config:
     budget = raw["budget"]
     methods = checks.name_list("methods", raw["methods"])
     variants = _variants(raw["variants"])
-    for name in methods:
-        if name not in variants and not BROKEN:  # else `plan` reports unknown names: finished results stay readable
-            load("method", name)
     storage = sqlite_folder("storage", typed_values.path("storage", raw["storage"]).absolute())
     data = DataOptions(
         None if raw["data"]["root"] is None else str(typed_values.path("data.root", raw["data"]["root"])),

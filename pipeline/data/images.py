@@ -25,11 +25,6 @@ CHECKED_AT_ONCE = 2_000
 """Number of images that a check decodes before it writes the outcomes to disk."""
 _VIEWS_PER_SEED = 10_000  # the plain image is view 0, others are 1 + seed * 10,000 + v
 
-AUGMENTATIONS = {
-    "crop_flip": "random resized crop (area 0.5 to 1, bicubic) and horizontal flip, after CraFT and Tip-Adapter",
-    "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Images:

@@ -7,19 +7,25 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.config.compose import Config
 from pipeline.console import plain
-from pipeline.errors import TrackingError
-from pipeline.files import file_sha256, strict_json
+from pipeline.errors import DamagedFile, TrackingError, masked
+from pipeline.files import file_sha256, read_sealed_json, sealed_json, strict_json, write_atomic
+from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.results.identity import Selection
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.results.tracking import Mirror
 from pipeline.source_code import driver_code, texts_digest
 
+MirrorRows = Callable[[Sequence[ResultRow]], None]
+"""Receives the rows of each trial when it has ended. It must return quickly: Ray Tune waits for it."""
+PUBLISHED = "published.json"
+FOLDER = "leaderboard"
+"""Folder of a storage with the files of its report."""
 RETRY_S = 60.0
 """Seconds without another attempt after MLflow failed."""
 
@@ -46,9 +52,29 @@ def report_digest(config: Config, selection: Selection) -> str:
         config.label,
         driver_code().digest,
     ]
-    for file in sorted((config.storage / "leaderboard").rglob("*")):
+    for file in sorted((config.storage / FOLDER).rglob("*")):
         parts += [str(file), file_sha256(file) if file.is_file() else ""]
     return texts_digest(parts)
+
+
+def is_published(config: Config, selection: Selection) -> bool:
+    """Return whether the report of these rows was written and mirrored to this MLflow store, and is unchanged."""
+    file = sqlite_file(config.mlflow)
+    if file is not None and not file.exists():
+        return False
+    try:
+        return read_sealed_json(config.storage / PUBLISHED) == _published(config, selection)
+    except (OSError, DamagedFile):
+        return False
+
+
+def mark_published(config: Config, selection: Selection) -> None:
+    """Record that the report of these rows is written and mirrored."""
+    write_atomic(config.storage / PUBLISHED, sealed_json(_published(config, selection)))
+
+
+def _published(config: Config, selection: Selection) -> dict[str, str]:
+    return {"mlflow": masked(config.mlflow), "digest": report_digest(config, selection)}
 
 
 def ignored_variable(config: Config) -> list[str]:

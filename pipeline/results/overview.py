@@ -211,7 +211,8 @@ def _of_class(name: str, leader: Record, view: Overview) -> str:
     others = [line.main for line in view.lines if line.main["access_class"] == name and line.main["tied"] is not None]
     tied = [r["label"] for r in others if r["tied"]]
     gain, ci95 = leader["gain_zero_shot"], leader["gain_zero_shot_ci95"]
-    text = f"With {name}, {leader['label']} leads ({_signed(leader, view.value)}"
+    value = view.value if leader[view.value] is not None else "accuracy"  # no reference was run with its settings
+    text = f"With {name}, {leader['label']} leads ({_signed(leader, value)}"
     if gain is not None and (gain <= 0 or (ci95 is not None and gain <= ci95)):
         text = f"With {name}, no method is clearly above zero_shot (best: {leader['label']} {gain:+.1f}"
     return text + (f"; tied: {listed(tied)}" if tied else "") + ")."

@@ -63,8 +63,17 @@ def _count(name: str, column: str, css: str = "", meaning: str = "") -> Column:
     return Column(name, lambda r: count(r[column]), lambda r: r[column], css, meaning)
 
 
+def _method(r: Record) -> str:
+    mark = " (ref)" if r["reference"] else " *" if r["leader"] else " =" if r["tied"] else ""
+    return escape(plain(r["label"])) + mark
+
+
 METHOD = Column(
-    "method", lambda r: escape(plain(r["label"])) + (" (ref)" if r["reference"] else ""), None, "l", "(ref): reference"
+    "method",
+    _method,
+    lambda r: r["label"],
+    "l",
+    "*: best of its access class; =: tied with it (their paired 95% confidence interval contains 0); (ref): reference",
 )
 CELLS = (
     Column("test set", lambda r: escape(test_set(r)), None, "l c-data", "mean of N sets: average over data sets"),

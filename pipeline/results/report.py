@@ -24,7 +24,7 @@ from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
 from pipeline.results.latex_tables import to_latex
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
-from pipeline.results.mirroring import open_mirror, report_digest
+from pipeline.results.mirroring import FOLDER, is_published, mark_published, open_mirror, report_digest
 from pipeline.results.overview import Overview, overview
 from pipeline.results.pivot import pivot_csv, pivot_json, pivot_latex, pivot_md
 from pipeline.results.runs import read_runs
@@ -150,7 +150,7 @@ def report_files(report: Report) -> dict[str, bytes]:
 
 def write_report(report: Report, storage: Path) -> Path:
     """Write the files of a report into a storage, and return their folder."""
-    folder = storage / "leaderboard"
+    folder = storage / FOLDER
     for name, data in report_files(report).items():
         write_atomic(folder / name, data)
     return folder
@@ -182,24 +182,35 @@ def last_screen(
 def publish(config: Config, echo: Callable[[str], None], terminal: Terminal | None = None) -> list[str]:
     """Write the report of a finished run, mirror it to MLflow, and print one screen of results and what to do next.
 
+    A report that was written and mirrored before is not made again.
+
     Returns:
         One line for each damaged file of the storage.
     """
     store = ResultStore(config.storage)
     selection = read_selection(store)
-    title = f"Leaderboard of {config.sweep}"
     label = read_runs(store.storage).description
-    report = make_report(selection, store.reader(selection.rows), title, label, config.sweep)
+    known = is_published(config, selection)
+    reader = None if known else store.reader(selection.rows)  # the screen needs no bootstrap, which takes seconds
+    report = make_report(selection, reader, f"Leaderboard of {config.sweep}", label, config.sweep)
+    if not known:
+        _write_and_mirror(report, config, store, echo)
+    page_file = config.storage / FOLDER / "leaderboard.html"
+    echo("\n" + last_screen(report, config, terminal or Terminal(), page_file))
+    return store.damage()
+
+
+def _write_and_mirror(report: Report, config: Config, store: ResultStore, echo: Callable[[str], None]) -> None:
     folder = write_report(report, config.storage)
     try:
         mirror = open_mirror(config)
         problems = mirror.sync(store).problems  # of trials that an earlier crash or a failure of MLflow left out
-        digest = report_digest(config, selection)
+        digest = report_digest(config, report.selection)
         mirror.log_report(folder, report.board.to_pylist(), report.summary.to_pylist(), digest)
     except TrackingError as error:
         problems = [str(error)]
+    if not problems:
+        mark_published(config, report.selection)
     storage = shlex.quote(f"storage={short_path(config.storage)}")
     for line in [*problems[:2], *([f"and {len(problems) - 2} more trials"] if len(problems) > 2 else [])]:
         echo(f"not mirrored to MLflow ({line}); try again with: farebox sync {storage}")
-    echo("\n" + last_screen(report, config, terminal or Terminal(), folder / "leaderboard.html"))
-    return store.damage()

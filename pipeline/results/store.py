@@ -88,7 +88,7 @@ class ResultStore:
         """Read the rows of all trials. Damaged files are left out and recorded in `damaged`."""
         paths = sorted(self.results.glob("*.arrow"))
         tables = [table for path in paths if (table := self._rows(path)) is not None]
-        return pa.concat_tables([SCHEMA.empty_table(), *tables])
+        return pa.concat_tables([pa.Table.from_batches([], SCHEMA), *tables])
 
     def trials(self) -> dict[str, list[ResultRow]]:
         """Read the rows of all trials by trial id, those of the source test set first; see `read`."""

@@ -7,39 +7,26 @@ ledger tells what was paid. So the same command continues after a crash, a SIGKI
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
-from ray import tune
-
-from pipeline.blackbox.ray_pool import loads, start
 from pipeline.budget import total
 from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
-from pipeline.remote.opening import RemoteFactory, refuse_unconfirmed
-from pipeline.results.row import ResultRow
+from pipeline.remote.opening import refuse_unconfirmed
+from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
 from pipeline.sweep.preflight import refuse_network_sqlite
-from pipeline.sweep.progress import Progress
-from pipeline.sweep.ray_session import lost, ray_session
-from pipeline.sweep.run_ledger import open_ledger, sweep_account
-from pipeline.sweep.run_state import LOADING
-from pipeline.sweep.status import Heartbeat
+from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId
-from pipeline.sweep.tune_trials import TuneCallback, run_trials
 from pipeline.trials.estimate import refuse_missing
 from pipeline.trials.plan import SweepPlan, TrialSpec, announcements, make_plan, refuse_unpayable
 from pipeline.trials.rows import failed_row, spec_columns
-
-Mirror = Callable[[Sequence[ResultRow]], None]
-"""Receives the rows of each trial when it has ended. It must return quickly: Ray Tune waits for it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,7 @@ class Outcome:
     """One line for each trial that failed, ran out of budget or was not funded, and for each problem in the ledger."""
 
 
-def run(config: Config, echo: Echo, mirror: Mirror) -> Outcome:
+def run(config: Config, echo: Echo, mirror: MirrorRows) -> Outcome:
     """Run the trials of a sweep that have no result yet.
 
     Args:
@@ -106,7 +93,7 @@ def _reserve_and_run(
     ledger: Ledger,
     storage: StorageId,
     echo: Echo,
-    mirror: Mirror,
+    mirror: MirrorRows,
 ) -> int:
     """Reserve the bills of these trials and run those that are funded; return how many were run."""
     config, kept = plan.config, len(plan.trials) - len(todo)
@@ -122,7 +109,9 @@ def _reserve_and_run(
     log = EventLog(config.storage, {t.trial_id: t.name for t in funded})
     with log.run(len(funded), kept):
         try:
-            failed = _run_on_ray(config, funded, storage.id, store, ledger, echo, mirror, log)
+            from pipeline.sweep.on_ray import run_on_ray  # imports Ray, which takes a second and starts nothing here
+
+            failed = run_on_ray(config, funded, storage.id, store, ledger, echo, mirror, log)
         except ConfigError:  # Ray or the endpoint did not start, so no trial can charge anything
             reservations.release(ledger, storage.id, funded)
             raise
@@ -130,56 +119,3 @@ def _reserve_and_run(
         for trial_id in failed:
             log.ended(store.rows_of(trial_id))
     return len(funded)
-
-
-def _run_on_ray(
-    config: Config,
-    funded: Sequence[TrialSpec],
-    storage_id: str,
-    store: ResultStore,
-    ledger: Ledger,
-    echo: Echo,
-    mirror: Mirror,
-    log: EventLog,
-) -> dict[str, str]:
-    """Start Ray, the ledger actor and the replicas, and run the trials; return what `run_trials` returns."""
-    progress = Progress([t.predicted.requests for t in funded], ledger, sweep_account(storage_id))
-
-    def trial_ended(spec: TrialSpec) -> None:
-        rows = store.rows_of(spec.trial_id)
-        progress.ended(spec.predicted.requests, rows)
-        if rows:
-            log.ended(rows)
-            mirror(rows)
-
-    with progress, ray_session(config.address, echo):
-        progress.stage = LOADING
-        replicas, ledger_actor = _start(config, storage_id, echo)
-        heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
-        callback = TuneCallback(funded, heart.running, log, trial_ended)
-        progress.beat = heart.beat
-        progress.start_trials()
-        try:
-            failed = run_trials(config, funded, storage_id, replicas, ledger_actor, callback)
-        except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
-            raise lost(error) from error
-        finally:
-            progress.stop()  # else it could write the file again that is removed now
-        heart.clear()
-        return failed
-
-
-def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]:
-    """Start the replicas and the ledger actor, outside the placement groups of trials, so that they outlive them.
-
-    Raises:
-        ConfigError: the cluster has no CPU core, or they do not start.
-    """
-    if not ray.cluster_resources().get("CPU"):
-        raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
-    http, replicas = config.model.http, config.replicas
-    remote: dict[str, Any] = {}
-    if http is not None:  # one replica, so that one limiter serves all trials
-        factory = RemoteFactory(config.records, config.storage, config.offline)
-        replicas, remote = 1, {"make": factory, "workers": http.rate.at_once}
-    return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)

@@ -138,6 +138,11 @@ def test_ambiguous_yaml_is_rejected(text: str, reason: str) -> None:
 # --- where numbers are wanted ----------------------------------------------------------------------------------------
 
 
+def with_first_method(words: list[str]) -> None:
+    config = compose(words)
+    config.choice(config.methods[0], "icons")
+
+
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
@@ -165,13 +170,13 @@ def test_ambiguous_yaml_is_rejected(text: str, reason: str) -> None:
 )
 def test_odd_values_are_refused_with_what_to_type(tmp_path: Path, word: str, reason: str) -> None:
     with pytest.raises(ConfigError) as error:
-        compose([word])
+        with_first_method([word])
     assert reason in str(error.value)
     key, _, value = word.partition("=")
     lines = [f"{' ' * 2 * i}{part}:" for i, part in enumerate(key.split("."))]
     (tmp_path / "own.yaml").write_text("\n".join(lines) + f" {value}\n")
     with pytest.raises(ConfigError) as error:
-        compose([f"sweep={tmp_path / 'own.yaml'}"])
+        with_first_method([f"sweep={tmp_path / 'own.yaml'}"])
     assert reason in str(error.value), "the same in a file"
 
 

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import sys
 import webbrowser
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.commands import mirror as mirror_command
+from pipeline.config.compose import compose
 from pipeline.errors import FareboxError, TrackingError
-from pipeline.results import tracking
+from pipeline.results import report, tracking
 from pipeline.results.report import write_report
 from pipeline.results.row import ResultRow, to_rows
 from pipeline.results.store import ResultStore
@@ -445,6 +447,33 @@ def test_a_second_sync_writes_nothing_and_draws_no_figure(
         monkeypatch.setattr(Mirror, name, lambda *_: pytest.fail("written again"))
     assert main(["sync", f"storage={tmp_path}"]) == 0
     assert "mirrored" not in capsys.readouterr().err
+
+
+def test_an_unchanged_report_is_published_once_and_a_changed_or_incomplete_one_again(
+    opened: MakeMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened()
+    store = write_store(tmp_path, methods=("craft",), shots=(16,), seeds=(1,), budgets=((8000, None),))
+    config, published = compose([f"storage={tmp_path}"]), Counter[str]()
+    write = report._write_and_mirror
+
+    def counted(*arguments: Any) -> None:
+        published["times"] += 1
+        write(*arguments)
+
+    def times(change: Callable[[], object] = lambda: None) -> int:
+        change()
+        printed: list[str] = []
+        assert report.publish(config, printed.append) == [] and "craft" in printed[-1]
+        return published["times"]
+
+    monkeypatch.setattr(report, "_write_and_mirror", counted)
+    assert [times(), times()] == [1, 1]
+    page = tmp_path / "leaderboard/leaderboard.html"
+    assert [times(page.unlink), times()] == [2, 2] and page.exists()
+    assert [times(lambda: (tmp_path / "published.json").write_text("{}")), times()] == [3, 3]
+    assert [times(lambda: store.write(trial("zero_shot"))), times()] == [4, 4]
+    assert [times((tmp_path / "mlflow.db").unlink), times()] == [5, 5]
 
 
 def test_ui_prints_both_addresses_and_opens_no_browser_on_a_pipe(

@@ -1,0 +1,79 @@
+"""Run funded trials on Ray: start it, the ledger's actor and the replicas, and wait for the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import tune
+
+from pipeline.blackbox.ray_pool import loads, start
+from pipeline.config.compose import Config
+from pipeline.console import Echo
+from pipeline.errors import ConfigError
+from pipeline.ledger.ledger import Ledger
+from pipeline.remote.opening import RemoteFactory
+from pipeline.results.mirroring import MirrorRows
+from pipeline.results.store import ResultStore
+from pipeline.sweep.event_log import EventLog
+from pipeline.sweep.progress import Progress
+from pipeline.sweep.ray_session import lost, ray_session
+from pipeline.sweep.run_ledger import sweep_account
+from pipeline.sweep.run_state import LOADING
+from pipeline.sweep.status import Heartbeat
+from pipeline.sweep.tune_trials import TuneCallback, run_trials
+from pipeline.trials.plan import TrialSpec
+
+
+def run_on_ray(
+    config: Config,
+    funded: Sequence[TrialSpec],
+    storage_id: str,
+    store: ResultStore,
+    ledger: Ledger,
+    echo: Echo,
+    mirror: MirrorRows,
+    log: EventLog,
+) -> dict[str, str]:
+    """Start Ray, the ledger actor and the replicas, and run the trials; return what `run_trials` returns."""
+    progress = Progress([t.predicted.requests for t in funded], ledger, sweep_account(storage_id))
+
+    def trial_ended(spec: TrialSpec) -> None:
+        rows = store.rows_of(spec.trial_id)
+        progress.ended(spec.predicted.requests, rows)
+        if rows:
+            log.ended(rows)
+            mirror(rows)
+
+    with progress, ray_session(config.address, echo):
+        progress.stage = LOADING
+        replicas, ledger_actor = _start(config, storage_id, echo)
+        heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
+        callback = TuneCallback(funded, heart.running, log, trial_ended)
+        progress.beat = heart.beat
+        progress.start_trials()
+        try:
+            failed = run_trials(config, funded, storage_id, replicas, ledger_actor, callback)
+        except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
+            raise lost(error) from error
+        finally:
+            progress.stop()  # else it could write the file again that is removed now
+        heart.clear()
+        return failed
+
+
+def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]:
+    """Start the replicas and the ledger actor, outside the placement groups of trials, so that they outlive them.
+
+    Raises:
+        ConfigError: the cluster has no CPU core, or they do not start.
+    """
+    if not ray.cluster_resources().get("CPU"):
+        raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
+    http, replicas = config.model.http, config.replicas
+    remote: dict[str, Any] = {}
+    if http is not None:  # one replica, so that one limiter serves all trials
+        factory = RemoteFactory(config.records, config.storage, config.offline)
+        replicas, remote = 1, {"make": factory, "workers": http.rate.at_once}
+    return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)
