@@ -34,7 +34,7 @@ from pipeline.budget import LIMITED_UNITS, Limits, Phase
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError
 from pipeline.ledger import audit as ledger_audit
 from pipeline.ledger import lists as ledger_lists
-from pipeline.ledger import money, storages
+from pipeline.ledger import money_rows, storages
 from pipeline.ledger import rows as ledger_rows
 from pipeline.ledger.batch import Batch, refund_charges
 from pipeline.ledger.checksum import RESTORE
@@ -238,7 +238,7 @@ class Ledger:
             storages.rename_trials(db, old, new)
             for before, after in accounts.items():
                 storages.rename_account(db, before, after)
-            money.rename(db, old, new, accounts)
+            money_rows.rename(db, old, new, accounts)
 
     def check(self, storage: str) -> None:
         """Verify the records of all trials and accounts, and the charges of one storage.

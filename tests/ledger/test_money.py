@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pipeline.errors import BudgetExceeded, LedgerError, dollars
-from pipeline.ledger import money as ledger_money
+from pipeline.ledger import money_rows
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import PurseRecord
 from tests.ledger.test_ledger import MEMORY, empty, tamper
@@ -99,7 +99,7 @@ def test_a_reservation_is_taken_from_all_purses_or_from_none(ledger: Ledger) -> 
         ledger.money.pay("s2", "t", "c1", 31)
     ledger.money.pay("s2", "t", "c2", 30)  # out of its reservation
     assert (purse(ledger, "team").spent, purse(ledger, "team").reserved) == (30, 70)
-    ledger.money.reserve("s1", 0)
+    ledger.money.release("s1")
     ledger.money.pay("s2", "t", "c3", 70)
 
 
@@ -274,7 +274,7 @@ class Purses(RuleBasedStateMachine):
         before = dict(self.reserved)
         for s, name in self.members:
             if s == storage:
-                self.reserved[s, name] = self.spent(storage) + amount if amount else 0
+                self.reserved[s, name] = self.spent(storage) + amount
         try:
             self.ledgers[which].money.reserve(storage, amount)
         except BudgetExceeded:
@@ -282,6 +282,11 @@ class Purses(RuleBasedStateMachine):
             self.reserved = before
         else:
             assert self.fits()
+
+    @rule(which=st.integers(0, 1), storage=STORAGES)
+    def release(self, which: int, storage: str) -> None:
+        self.ledgers[which].money.release(storage)
+        self.reserved = {key: n for key, n in self.reserved.items() if key[0] != storage}
 
     @rule(which=st.integers(0, 1), name=PURSES, limit=st.none() | st.integers(0, 120))
     def set_limit(self, which: int, name: str, limit: int | None) -> None:
@@ -308,13 +313,13 @@ class Purses(RuleBasedStateMachine):
         child = os.fork()
         if not child:
             try:
-                save = ledger_money._save
+                save = money_rows.save
 
                 def killed(*arguments: object) -> None:
                     save(*arguments)  # type: ignore[arg-type]
                     os.kill(os.getpid(), signal.SIGKILL)
 
-                ledger_money._save = killed  # type: ignore[assignment]
+                money_rows.save = killed  # type: ignore[assignment]
                 money = Ledger(self.url).money
                 {
                     "pay": lambda: money.pay(storage, "t", call, self.paid.get((storage, call), (0, None))[0]),
@@ -325,7 +330,10 @@ class Purses(RuleBasedStateMachine):
                 pass
             finally:
                 os._exit(1)
-        os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        known = self.paid.get((storage, call))
+        if (verb == "pay" and known is None) or (verb == "settle" and known is not None and known[1] is None):
+            assert code == -signal.SIGKILL
 
     @invariant()
     def the_sums_are_right(self) -> None:
