@@ -105,7 +105,7 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     """Open a metered black box: the endpoint of `model=` in this process, with a ledger in memory.
 
     `budget.requests` and `budget.images` limit what can be queried. See `methods.base.BlackBox` for its calls;
-    `box.meter.bills` holds the bill by phase.
+    `box.meter.bills` holds the bill by phase. `budget.usd` limits the money of a remote model.
 
     Raises:
         BudgetExceeded: by a call that would exceed the budget; it is not charged.
@@ -114,14 +114,20 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     from pipeline.blackbox.local_pool import LocalPool
     from pipeline.ledger.ledger import Ledger
     from pipeline.remote.opening import opened_endpoint
+    from pipeline.remote.wallet import LedgerWallet
+    from pipeline.sweep.money import costs_money
+    from pipeline.trials.physical import check_price
 
     config = compose(*overrides)
+    check_price(config)
     (budget,) = config.allotments
-    with contextlib.closing(Ledger("sqlite://")) as ledger, opened_endpoint(config, None) as endpoint:
+    with contextlib.closing(Ledger("sqlite://")) as ledger:
         ledger.open_account("box", budget)
         ledger.reserve("memory", "box", ["box"], budget)
-        pool = LocalPool(endpoint, ledger)
-        yield MeteredBox(pool, "memory", "box", config.model.access, budget)
+        ledger.money.open("memory", "box", config.usd)
+        wallet = LedgerWallet(ledger.money, "memory") if costs_money(config) else None
+        with opened_endpoint(config, None, wallet) as endpoint:
+            yield MeteredBox(LocalPool(endpoint, ledger), "memory", "box", config.model.access, budget)
 
 
 def few_shot_task(*overrides: str) -> FewShotTask:

@@ -85,11 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the predicted bill of every trial and what is missing on this machine; send no requests."""
-    from pipeline.commands.plan import absent_lines, model_lines, plan_table
+    from pipeline.commands.plan import absent_lines, model_lines, plan_table, refuse_unpayable_plan
     from pipeline.config.compose import compose
     from pipeline.config.files import notes
     from pipeline.trials.estimate import estimate as estimated
-    from pipeline.trials.plan import refuse_unpayable
 
     estimate = estimated(compose(arguments.words))
     for line in notes(arguments.words):
@@ -100,8 +99,7 @@ def plan(arguments: argparse.Namespace) -> int:
             log(line)
     else:
         print(plan_table(estimate))
-    if not estimate.config.partial:
-        refuse_unpayable(estimate.config, estimate.total)
+    refuse_unpayable_plan(estimate)
     return 0
 
 

@@ -31,6 +31,15 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+USD = "usd"
+"""Unit of a BudgetExceeded whose numbers are micro-dollars."""
+
+
+def dollars(micro_usd: int) -> str:
+    """Return an amount of micro-dollars as text: $1,234.50, with more decimals if it has them."""
+    whole, rest = divmod(micro_usd, 1_000_000)
+    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"${whole:,}.{decimals}"
 
 
 class FareboxError(Exception):
@@ -50,13 +59,22 @@ class AccessDenied(FareboxError):
 
 
 class BudgetExceeded(FareboxError):
-    """A charge would exceed a limit. The numbers are attributes; the message is made from them."""
+    """A charge would exceed a limit. The numbers are attributes; the message is made from them.
+
+    The unit is that of a `Bill`, or `USD`.
+    """
 
     def __init__(self, account: str, unit: str, asked: int, spent: int, limit: int) -> None:
         self.account, self.unit, self.asked, self.spent, self.limit = account, unit, asked, spent, limit
         super().__init__(account, unit, asked, spent, limit)
 
     def __str__(self) -> str:
+        if self.unit == USD:
+            return (
+                f"{dollars(self.asked)} asked of account {self.account!r}, which has "
+                f"{dollars(self.limit - self.spent)} left ({dollars(self.spent)} of {dollars(self.limit)} spent or "
+                "reserved)"
+            )
         return (
             f"{self.asked:,} {self.unit} asked of account {self.account!r}, which has {self.limit - self.spent:,} left "
             f"({self.spent:,} of {self.limit:,} charged or reserved)"

@@ -312,6 +312,8 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "budget.global.url": ("sqlite:///x.db", "global_budget"),
     "budget.global.requests": ("77", "global_budget"),
     "budget.global.images": ("77", "global_budget"),
+    "budget.usd": ("12.5", "usd"),
+    "budget.global.usd": ("12.5", "global_budget"),
     "budget.partial": ("true", "partial"),
     "replicas": ("3", "replicas"),
     "threads": ("3", "threads"),

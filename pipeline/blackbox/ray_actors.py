@@ -7,6 +7,8 @@ wrap a raised one; `unwrap` raises them again in the caller.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from pipeline.budget import Limits
 from pipeline.cards import ModelCard
 from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, unwrap
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.money import refused_as_stop
 from pipeline.ledger.records import Charge, Receipt
 from pipeline.source_code import ImportedCode, check_code
 
@@ -59,6 +62,14 @@ class LedgerActor:
     def refund(self, ids: Sequence[str]) -> FareboxError | None:
         """See Ledger.refund."""
         return self._call(lambda: self.ledger.refund(ids))
+
+    def pay(self, storage: str, trial: str, call_id: str, upper: int) -> FareboxError | None:
+        """See Money.pay."""
+        return self._call(lambda: self.ledger.money.pay(storage, trial, call_id, upper))
+
+    def settle(self, storage: str, call_id: str, price: int) -> FareboxError | None:
+        """See Money.settle."""
+        return self._call(lambda: self.ledger.money.settle(storage, call_id, price))
 
     def verify(self) -> list[str] | FareboxError:
         """See Ledger.verify."""
@@ -109,6 +120,29 @@ class RemoteLedger:
             return unwrap(ray.get(reference, timeout=LEDGER_TIMEOUT_S))
         except RayError as error:
             raise LedgerError(f"the ledger did not answer {name}: {ray_error_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ActorWallet:
+    """The money of a storage in the ledger of a run (a `remote.wallet.Wallet`), for the process of a replica."""
+
+    ledger_name: str
+    """Name of the ledger's actor."""
+    storage: str
+
+    async def pay(self, charge: Charge | None, call_id: str, micro_usd: int) -> None:
+        """See Wallet.pay."""
+        trial = charge.trial if charge else ""
+        with refused_as_stop():
+            await _ledger_result(self._ledger.pay.remote(self.storage, trial, call_id, micro_usd))
+
+    async def settle(self, call_id: str, micro_usd: int) -> None:
+        """See Wallet.settle."""
+        await _ledger_result(self._ledger.settle.remote(self.storage, call_id, micro_usd))
+
+    @cached_property
+    def _ledger(self) -> Any:
+        return ray.get_actor(self.ledger_name, namespace=NAMESPACE)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)

@@ -47,11 +47,12 @@ def start(
     echo: Echo,
     make: Callable[..., EndpointLike] = Endpoint,
     workers: int = 1,
+    name: str | None = None,
 ) -> tuple[list[Any], Any]:
     """Start the replicas and the ledger's actor; return both once every replica has loaded its model.
 
     `replicas` is their number, or "auto" (see `replica_resources`). `make` makes the endpoint of each, and `workers` is
-    the number of requests that it computes at the same time.
+    the number of requests that it computes at the same time. `name` is that of the ledger's actor (`ledger_name`).
 
     Raises:
         ConfigError: they do not start. The message has one line.
@@ -59,7 +60,7 @@ def start(
     count, gpus = replica_resources(replicas, ray.cluster_resources(), threads)
     wait_for_resources({"CPU": 1.0, "GPU": count * gpus}, echo)
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    name = f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"  # unique: a killed driver's actor may still exist
+    name = name or ledger_name(storage_id)
     code = driver_code()
     ledger = LedgerActor.options(name=name, scheduling_strategy=driver_node).remote(ledger_url, code)  # type: ignore[attr-defined]
     replica = Replica.options(num_gpus=gpus, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
@@ -74,6 +75,11 @@ def start(
     except RayError as error:  # the last line of Ray's message is the cause
         raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
     return actors, ledger
+
+
+def ledger_name(storage_id: str) -> str:
+    """Return a new name for the ledger's actor of a run: a killed driver's actor may still exist."""
+    return f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"
 
 
 def wait_for_resources(needed: Mapping[str, float], echo: Echo, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -9,7 +9,7 @@ from pipeline.commands.examples import epilog
 RAW = argparse.RawTextHelpFormatter
 BUDGET_COMMANDS = {
     "show": ("url=URL|storage=DIR", "print the limits and amounts of every account, and what reserves them"),
-    "set": ("NAME requests=N images=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
+    "set": ("NAME requests=N images=N usd=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
     "release": ("[STORAGE ...] url=URL", "release reservations of deleted storages, or of the named ones"),
 }
 

@@ -29,6 +29,8 @@ class GlobalBudget:
     name: str | None
     url: str | None
     limits: Limits
+    usd: int | None
+    """In micro-dollars."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Config:
     """Further allotments of single methods."""
     sweep_budget: Limits
     global_budget: GlobalBudget
+    usd: int | None
+    """Limit of the sweep's money in micro-dollars."""
     partial: bool
     replicas: int | str
     threads: int
@@ -145,7 +149,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
             checks.maybe_text("budget.global.name", budget["global"]["name"]),
             check_sqlite("budget.global.url", checks.maybe_text("budget.global.url", budget["global"]["url"])),
             checks.limits("budget.global", budget["global"]),
+            checks.dollars("budget.global.usd", budget["global"]["usd"]),
         ),
+        usd=checks.dollars("budget.usd", budget["usd"]),
         partial=checks.flag("budget.partial", budget["partial"]),
         replicas=checks.auto("replicas", raw["replicas"]),
         threads=checks.whole("threads", raw["threads"]),

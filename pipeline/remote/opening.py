@@ -48,12 +48,13 @@ def refuse_unconfirmed(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def opened_endpoint(config: Config, storage: Path | None) -> Iterator[EndpointLike]:
+def opened_endpoint(config: Config, storage: Path | None, wallet: Wallet | None = None) -> Iterator[EndpointLike]:
     """Open the endpoint of a run in this process.
 
     Args:
         config: the composed configuration.
         storage: folder of the log of HTTP calls; None to keep it in memory.
+        wallet: pays in money for what is sent; None: nothing is paid.
 
     Raises:
         ConfigError: see `refuse_unconfirmed`.
@@ -62,7 +63,7 @@ def opened_endpoint(config: Config, storage: Path | None) -> Iterator[EndpointLi
         yield Endpoint(config.model, config.features)
         return
     refuse_unconfirmed(config)
-    endpoint = RemoteEndpoint(config.model, config.records, storage, config.offline)
+    endpoint = RemoteEndpoint(config.model, config.records, storage, config.offline, wallet)
     try:
         yield endpoint
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
+from pipeline.ledger.money import Money, refused_as_stop
 from pipeline.ledger.records import Charge
 
 
@@ -19,7 +21,7 @@ class Wallet(Protocol):
             micro_usd: the upper bound.
 
         Raises:
-            BudgetExceeded: `budget.usd` does not allow it; the call is not sent.
+            EndpointStopped: `budget.usd` does not allow it; the call is not sent, and the run ends.
         """
         ...
 
@@ -28,8 +30,25 @@ class Wallet(Protocol):
         ...
 
 
+class LedgerWallet:
+    """The money of a storage in a ledger of this process. The ledger is used in other threads."""
+
+    def __init__(self, money: Money, storage: str) -> None:
+        self.money, self.storage = money, storage
+
+    async def pay(self, charge: Charge | None, call_id: str, micro_usd: int) -> None:
+        """See Wallet.pay."""
+        trial = charge.trial if charge else ""
+        with refused_as_stop():
+            await asyncio.to_thread(self.money.pay, self.storage, trial, call_id, micro_usd)
+
+    async def settle(self, call_id: str, micro_usd: int) -> None:
+        """See Wallet.settle."""
+        await asyncio.to_thread(self.money.settle, self.storage, call_id, micro_usd)
+
+
 class NoWallet:
-    """The wallet of a run whose card has no price, or that sets no `budget.usd`."""
+    """The wallet of a run whose card has no price."""
 
     async def pay(self, charge: Charge | None, call_id: str, micro_usd: int) -> None:
         """See Wallet.pay."""

@@ -20,6 +20,7 @@ from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
+from pipeline.sweep.money import money_lines
 from pipeline.sweep.preflight import refuse_network_sqlite
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
@@ -104,8 +105,27 @@ def _reserve_and_run(
     if todo:
         predicted = total(t.predicted for t in funded)
         echo(f"{len(funded)} trials to run, {kept} done before; {predicted.requests:,} requests predicted")
-    if not funded:
-        return 0
+    try:
+        if funded:
+            _run_funded(config, funded, kept, store, ledger, storage, echo, mirror)
+    finally:
+        ledger.money.release(storage.id)
+    for line in money_lines(ledger.money.purses()):
+        echo(line)
+    return len(funded)
+
+
+def _run_funded(
+    config: Config,
+    funded: Sequence[TrialSpec],
+    kept: int,
+    store: ResultStore,
+    ledger: Ledger,
+    storage: StorageId,
+    echo: Echo,
+    mirror: MirrorRows,
+) -> None:
+    """Run these trials and close them."""
     log = EventLog(config.storage, {t.trial_id: t.name for t in funded})
     with log.run(len(funded), kept):
         try:
@@ -118,4 +138,3 @@ def _reserve_and_run(
         reservations.close_trials(ledger, storage.id, funded, store, failed)
         for trial_id in failed:
             log.ended(store.rows_of(trial_id))
-    return len(funded)

@@ -8,7 +8,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from pipeline.blackbox.ray_pool import loads, start
+from pipeline.blackbox.ray_actors import ActorWallet
+from pipeline.blackbox.ray_pool import ledger_name, loads, start
 from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
@@ -17,6 +18,7 @@ from pipeline.remote.opening import RemoteFactory
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep.event_log import EventLog
+from pipeline.sweep.money import costs_money
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.ray_session import lost, ray_session
 from pipeline.sweep.run_ledger import sweep_account
@@ -74,6 +76,8 @@ def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]
     http, replicas = config.model.http, config.replicas
     remote: dict[str, Any] = {}
     if http is not None:  # one replica, so that one limiter serves all trials
-        factory = RemoteFactory(config.records, config.storage, config.offline)
-        replicas, remote = 1, {"make": factory, "workers": http.rate.at_once}
+        name = ledger_name(storage_id)
+        wallet = ActorWallet(name, storage_id) if costs_money(config) else None
+        factory = RemoteFactory(config.records, config.storage, config.offline, wallet)
+        replicas, remote = 1, {"make": factory, "workers": http.rate.at_once, "name": name}
     return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)

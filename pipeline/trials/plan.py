@@ -298,10 +298,9 @@ def _trial(
 def refuse_nameless(config: Config) -> None:
     """Raise ConfigError if a global budget has limits and no name: they would limit nothing."""
     budget = config.global_budget
-    if budget.name is None and budget.limits != Limits():
-        raise ConfigError(
-            f"budget.global limits {budget.limits.text} of a budget without a name: add budget.global.name"
-        )
+    if budget.name is None and (budget.limits != Limits() or budget.usd is not None):
+        limits = budget.limits.text or "the money"
+        raise ConfigError(f"budget.global limits {limits} of a budget without a name: add budget.global.name")
 
 
 def refuse_unpayable(config: Config, bill: Bill) -> None:
