@@ -112,8 +112,9 @@ def example_card(server: Server, service: Service) -> list[str]:
         f"identity: {{model: {json.dumps(info['model'])}}}",
         f"image: {{size: {size}, resize_mode: {mode}, interpolation: {kind}}}",
     ]
+    lines.append(f"logit_scale: {info['logit_scale']!r}")
     if "FEATURES" in info["grant"]:
-        lines += [f"feature_dim: {info['feature_dim']}", f"logit_scale: {info['logit_scale']!r}"]
+        lines.append(f"feature_dim: {info['feature_dim']}")
     lines.append(f"text_norm: {info['text_norm']!r}")
     if server.options.token is not None:
         lines.append(f"auth: {{env: FAREBOX_API_KEY}}  # a variable with the value of {TOKEN}")

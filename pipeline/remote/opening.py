@@ -40,10 +40,10 @@ def refuse_unconfirmed(config: Config) -> None:
     if http is None or config.offline:
         return
     secret(http)
-    if not (http.loopback or config.spend):
+    if not (http.loopback or config.spend or config.usd is not None):
         raise ConfigError(
-            f"model {config.model.name} sends images and texts to {http.host}, which may cost money: add --spend to "
-            "allow it (farebox plan prints how much is sent)"
+            f"model {config.model.name} sends images and texts to {http.host}, which may cost money: add --spend, or "
+            "budget.usd=AMOUNT, to allow it (farebox plan prints how much is sent)"
         )
 
 

@@ -217,8 +217,8 @@ def test_another_host_must_be_confirmed(tmp_path: Path, data: Path, served: Peer
     for more in ((), ("offline=false",)):
         with pytest.raises(ConfigError, match=r"to api\.example, which may cost money: add --spend"):
             refuse_unconfirmed(compose(sweep.words("one", *more)))
-    refuse_unconfirmed(compose(sweep.words("one", "spend=true")))
-    refuse_unconfirmed(compose(sweep.words("one", "offline=true")))
+    for allowed in ("spend=true", "budget.usd=1", "offline=true"):
+        refuse_unconfirmed(compose(sweep.words("one", allowed)))
 
 
 def test_a_batch_that_is_too_large_is_halved_once(tmp_path: Path, data: Path, served: Peer) -> None:
