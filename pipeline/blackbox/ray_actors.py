@@ -157,9 +157,9 @@ class Replica:
         ledger_name: str,
         make: Callable[..., EndpointLike] = Endpoint,
         code: ImportedCode | None = None,
-        workers: int = 1,
+        remote: int = 0,
     ) -> None:
-        self.queue = ReplicaQueue(self._charge, self._refund, threads, workers)
+        self.queue = ReplicaQueue(self._charge, self._refund, threads, remote)
         await self.queue.start(checked(make, code), card, Path(features))
         # By name: Ray could not pass a handle among the arguments again when it restarts this actor.
         self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)

@@ -3,7 +3,8 @@
 Charges are batched, computation is serial, and a response is released once its charge has committed. Charging and
 computing overlap: while one request is computed, those behind it are charged. All charges that arrive during one call
 to the ledger are sent in the next. The queue is bounded: a full one rejects requests with QueueFull, and only a few
-responses are computed ahead of their charges. An endpoint that waits for a remote server has several worker threads.
+responses are computed ahead of their charges. A remote endpoint, whose answers cost money, has several worker threads,
+and a request reaches it after its charge.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ReplicaQueue:
     Args:
         charge, refund: see `Ledger`.
         threads: torch threads of each computation.
-        workers: requests that are computed at the same time; more than one for a thread-safe endpoint only.
+        remote: requests that a remote endpoint answers at the same time, each after its charge; 0: it is a local one.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class ReplicaQueue:
         charge: ChargeFunction,
         refund: Callable[[list[str]], Awaitable[Any]],
         threads: int,
-        workers: int = 1,
+        remote: int = 0,
     ) -> None:
-        self.charge, self.refund = charge, refund
+        self.charge, self.refund, self.remote = charge, refund, remote
+        workers = max(1, remote)
         # OpenMP keeps a thread count for each thread: those that compute set their own.
         self.worker = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
         self.loaded: EndpointLike | FareboxError
@@ -97,8 +99,8 @@ class ReplicaQueue:
     async def _respond(self, request: Request) -> Response:
         charged = self._charge(request.charge)
         async with self.slots:
-            if charged.done():
-                unwrap(charged.result())  # refused while the request was queued: it is not computed
+            if charged.done() or self.remote:
+                unwrap(await charged)  # refused while the request was queued: it is not computed
             try:
                 response: Response = await self._run(self.endpoint.compute, request)
             except EndpointLost:  # a remote endpoint may have computed it: the charge stays

@@ -22,6 +22,8 @@ from pipeline.ledger.records import Charge
 Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
 """The calls that are charged."""
 
+REMOTE = "http "
+"""Begins the device of a remote endpoint."""
 ACCESS: dict[Kind, Access] = {
     "scores": Access.SCORES,
     "image_features": Access.FEATURES,
@@ -76,7 +78,12 @@ class ModelInfo(NamedTuple):
     precision: str
     transform: str
     device: str
-    """cpu, the name of the GPU, or the host of a remote endpoint."""
+    """cpu, the name of the GPU, or `REMOTE` and the host of a remote endpoint."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the model answers over HTTP."""
+        return self.device.startswith(REMOTE)
 
 
 def access_of(kind: Kind, prompts: Prompts | None, answer: Access = Access.SCORES) -> Access:

@@ -21,6 +21,7 @@ from methods._answers import answer_of, reduced
 from methods.base import Access, Prompts, TextPrompts
 from pipeline.blackbox.endpoint import TEXT_BYTES, cosine_scores
 from pipeline.blackbox.request import (
+    REMOTE,
     ModelInfo,
     Request,
     Response,
@@ -89,7 +90,7 @@ class RemoteEndpoint:
             grant=self.grant,
             precision=self.card.precision,
             transform=self.http.transform,
-            device=f"http {self.http.host}",
+            device=f"{REMOTE}{self.http.host}",
         )
 
     def check(self, request: Request) -> None:

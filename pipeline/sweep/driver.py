@@ -60,6 +60,8 @@ def run(config: Config, echo: Echo, mirror: MirrorRows) -> Outcome:
     plan = make_plan(config, fetch=True)
     check_writable("storage", config.storage)
     check_writable("features", config.features)
+    if config.model.http is not None:
+        check_writable("records", config.records)
     refuse_unconfirmed(config)
     with alone(config.storage):
         store = ResultStore(config.storage)

@@ -58,6 +58,8 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     check_writable("storage", config.storage)
     check_writable("features", config.features)
+    if config.model.http is not None:
+        check_writable("records", config.records)
     refuse_unconfirmed(config)
     with alone(config.storage):
         todo, _ = reservations.pending(plan, store)

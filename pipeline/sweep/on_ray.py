@@ -79,5 +79,5 @@ def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]
         name = ledger_name(storage_id)
         wallet = ActorWallet(name, storage_id) if costs_money(config) else None
         factory = RemoteFactory(config.records, config.storage, config.offline, wallet)
-        replicas, remote = 1, {"make": factory, "workers": http.rate.at_once, "name": name}
+        replicas, remote = 1, {"make": factory, "remote": http.rate.at_once, "name": name}
     return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)

@@ -94,17 +94,18 @@ def test_the_logical_bill_is_that_of_a_local_model(tmp_path: Path, data: Path, s
     assert {row["http_calls"] for row in local.values()} == {0}
 
 
-def test_faults_change_the_physical_bill_alone(tmp_path: Path, data: Path, served: Peer) -> None:
-    clean = Sweep(tmp_path, data, served).run("clean")
+def test_two_hundred_faults_change_the_physical_bill_alone(tmp_path: Path, data: Path, served: Peer) -> None:
+    single = {"images": 1, "texts": 1}
+    clean = Sweep(tmp_path, data, served, batch=single).run("clean")
     n_calls = len(served.calls)
     (tmp_path / "faulty").mkdir()
-    served.faults.extend([429, "drop", "fine", "truncate", 503, "not_json", "fine", 500, "drop"] * 2)
-    sweep = Sweep(tmp_path / "faulty", data, served, retry={"first_s": 0.01, "most_s": 1, "tries": 12})
-    rows = sweep.run("one")
-    assert numbers(rows) == numbers(clean)
+    served.faults.extend([429, "drop", "fine", "truncate", 503, "not_json", "fine", 500, "drop", "fine"] * 29)
+    retry = {"first_s": 0.002, "most_s": 0.02, "tries": 40}
+    rows = Sweep(tmp_path / "faulty", data, served, batch=single, retry=retry).run("one")
+    assert not served.faults and numbers(rows) == numbers(clean)
     bill = total_of(tmp_path / "faulty" / "one")
     assert bill.calls == len(served.calls) - n_calls == n_calls + bill.retries
-    assert bill.retries == 14 and bill.uncertain == 6 and bill.rate_limited == 2
+    assert (bill.retries, bill.uncertain, bill.rate_limited) == (7 * 29, 3 * 29, 29)
 
 
 def test_several_methods_that_ask_at_once_pay_for_an_image_once(tmp_path: Path, data: Path, served: Peer) -> None:
