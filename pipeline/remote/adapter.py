@@ -54,7 +54,7 @@ class Adapter:
     most_images: ClassVar[int | None] = None
     """Most images that the API takes in one call; None: the card decides."""
     honours_keys: ClassVar[bool] = False
-    """Whether the server answers the same `Idempotency-Key` again without computing it twice."""
+    """Whether the server answers the same `Idempotency-Key` again without computing it twice. Others are sent none."""
 
     def __init__(self, card: ModelCard) -> None:
         assert card.http is not None

@@ -174,7 +174,9 @@ class HttpClient:
 
     async def _exchange(self, call: Call, body: bytes, key: str) -> Reply:
         """Send a call once and read its response."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Idempotency-Key": key}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if self.adapter.honours_keys:
+            headers["Idempotency-Key"] = key
         auth = self.card.auth
         if auth is not None and self._key:
             headers[auth.header] = auth.prefix + self._key

@@ -13,8 +13,11 @@ import pytest
 
 import farebox
 from methods.base import TextPrompts
+from pipeline import cli
+from pipeline.cli import main
 from pipeline.config.compose import compose
 from pipeline.errors import AccessDenied, ConfigError, EndpointRefused, EndpointStopped, FareboxError
+from pipeline.remote import asking, probe
 from pipeline.remote.call_log import total_of
 from pipeline.remote.http_client import Payer
 from pipeline.remote.opening import refuse_unconfirmed
@@ -139,6 +142,9 @@ def test_a_run_that_fails_continues_where_it_stopped(tmp_path: Path, data: Path,
     answered = [call["body"] for call in served.calls if call.get("answered") and call["body"]["modality"] == "image"]
     sent = [image for body in answered for image in body["input"]]
     assert len(sent) - len(set(sent)) == 4, "only the images of the probes are asked again"
+    bill, n_probes = total_of(tmp_path / "one"), 2 * PROBE_CALLS["openai_embeddings"]
+    assert sum(row["http_calls"] for row in second.values()) == bill.calls - n_probes, "those of the failed run too"
+    assert sum(row["http_retries"] for row in second.values()) == bill.retries > 0
     clean = Sweep(tmp_path, data, served).run("other")
     assert numbers(second) == numbers(clean)
 
@@ -172,6 +178,27 @@ def test_another_model_ends_the_run_by_name(tmp_path: Path, data: Path, served: 
         EndpointStopped, match=r"another model: its answers to the probes differ by 0\.\d+ from the answers"
     ):
         sweep.run("two", "methods=score_ridge", "shots=8")
+
+
+def test_a_model_that_is_replaced_during_a_run_is_noticed(
+    tmp_path: Path, data: Path, served: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "PROBE_EVERY", 5)
+    sweep = Sweep(tmp_path, data, served, batch={"images": 4}, rate={"at_once": 1})
+    assert {row["status"] for row in sweep.run("one").values()} == {"done"}
+    words = [call for call in served.calls if call["body"]["input"] == list(probe.WORDS)]
+    n_others = len(served.calls) - PROBE_CALLS["openai_embeddings"] * len(words)
+    assert len(words) == -(-n_others // 5) >= 4
+    original = served.answer
+    others = iter(range(10**6))
+
+    def drifting(path: str, body: Any) -> Any:
+        served.shift = 0.05 if next(others) > 5 else 0.0
+        return original(path, body)
+
+    monkeypatch.setattr(served, "answer", drifting)
+    with pytest.raises(EndpointStopped, match="another model"):
+        sweep.run("two", "shots=8", "records=" + str(tmp_path / "others"))
 
 
 def test_a_card_that_states_the_fingerprint_is_compared_with_it(tmp_path: Path, data: Path, served: Peer) -> None:
@@ -220,6 +247,21 @@ def test_another_host_must_be_confirmed(tmp_path: Path, data: Path, served: Peer
             refuse_unconfirmed(compose(sweep.words("one", *more)))
     for allowed in ("spend=true", "budget.usd=1", "offline=true"):
         refuse_unconfirmed(compose(sweep.words("one", allowed)))
+
+
+def test_the_command_asks_for_a_confirmation(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = write_peer_card(tmp_path, "https://api.example")
+    words = [
+        "run",
+        f"model={card}",
+        f"datasets=[{data}]",
+        "sweep=smoke",
+        f"storage={tmp_path / 's'}",
+        "eval_shift=false",
+    ]
+    assert main([*words, "methods=zero_shot", "shots=4"]) == 2
+    assert "to api.example, which may cost money: add --spend" in capsys.readouterr().err
+    assert cli._parse(["run", "--spend", "shots=1"]).spend and not cli._parse(["run", "shots=1"]).spend
 
 
 def test_a_batch_that_is_too_large_is_halved_once(tmp_path: Path, data: Path, served: Peer) -> None:
