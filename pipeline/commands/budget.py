@@ -18,7 +18,7 @@ from pipeline.errors import USD, ConfigError, DamagedFile, LedgerError, dollars
 from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Reservation
-from pipeline.sweep.money import money_lines, money_record
+from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import SWEEP_PREFIX, check_name, existing_ledger
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import host_name, read_id

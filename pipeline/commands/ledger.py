@@ -13,7 +13,7 @@ from pipeline.errors import LedgerError
 from pipeline.files import strict_json
 from pipeline.ledger.records import AccountRecord, PurseRecord
 from pipeline.remote.call_log import sent_line, total_of
-from pipeline.sweep.money import money_lines, money_record
+from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import audit, existing_ledger, trials_of
 from pipeline.sweep.storage_id import read_id
 

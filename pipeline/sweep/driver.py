@@ -20,8 +20,8 @@ from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
-from pipeline.sweep.money import money_lines
 from pipeline.sweep.preflight import refuse_network_sqlite
+from pipeline.sweep.purses import money_lines
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId

@@ -24,7 +24,7 @@ from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.remote.call_log import sent_line, total_of
 from pipeline.results.row import FINISHED
 from pipeline.results.store import ResultStore
-from pipeline.sweep.money import money_lines, money_record
+from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.run_state import clock
 from pipeline.sweep.storage import held

@@ -19,7 +19,7 @@ from pipeline.remote.call_log import total_of
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.sweep.in_process import run_all
-from pipeline.sweep.money import money_lines
+from pipeline.sweep.purses import money_lines
 from pipeline.trials.estimate import estimate
 from pipeline.trials.physical import Sent, total_sent
 from pipeline.trials.plan import make_plan
