@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline import __version__, check_packages
 from pipeline.commands import subcommands
@@ -117,12 +117,21 @@ def status(arguments: argparse.Namespace) -> int:
 def leaderboard(arguments: argparse.Namespace) -> int:
     """Print the leaderboard of a sweep: one screen; --by and --all show more, methods=, shots= ... select rows."""
     from pipeline.commands.leaderboard import Options, leaderboard, of_words
+    from pipeline.commands.merge import merged_words
 
-    config, only = of_words(arguments.words)
-    options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
-    text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
-    print(text)
-    return exit_code(damaged)
+    with merged_words(arguments.words, log) as several:
+        config, only = of_words(several.words)
+        options = Options(arguments.format, arguments.raw, arguments.published, arguments.by, arguments.all)
+        text, damaged = leaderboard(config, options, only, Terminal.of(sys.stdout), log)
+    print(several.as_typed(text))
+    return exit_code([*several.problems, *damaged])
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """Merge the results of several storages, for example of two machines, into a new storage."""
+    from pipeline.commands.merge import merge_storages
+
+    return exit_code(merge_storages(arguments.words, arguments.to, arguments.keep_code, echo))
 
 
 def ledger(arguments: argparse.Namespace) -> int:
@@ -202,12 +211,7 @@ def models(arguments: argparse.Namespace) -> int:
     if arguments.text_norm is None:
         return print_table(catalog.models(), arguments.json)
     record = catalog.text_norm(arguments.text_norm)
-    if arguments.json:
-        print(strict_json(record, indent=1))
-        return 0
-    echo("{model}: {text_norm} ({lowest} to {highest} over {prompts} prompts, {template!r})".format(**record))
-    echo("its card states no value" if record["card"] is None else f"its card states {record['card']}")
-    echo(f"line for the card:\n{record['line']}")
+    print(strict_json(record, indent=1) if arguments.json else catalog.text_norm_lines(record))
     return 0
 
 
@@ -273,16 +277,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser with short error messages."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with code 2."""
-        super().error(shortened(message, 250))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
+    parser = subcommands.Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -298,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     command(plan).add_argument("--json", action="store_true", help="print one JSON record per trial")
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
     subcommands.add_leaderboard_options(command(leaderboard))
+    subcommands.add_merge_arguments(command(merge, overrides=False))
     command(ledger).add_argument("--json", action="store_true", help="print accounts, bills and problems as JSON")
     subcommands.add_budget_commands(command(budget, overrides=False))
     command(sync)

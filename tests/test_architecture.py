@@ -532,7 +532,7 @@ def test_the_drawn_tree_of_errors_is_the_tree_of_classes() -> None:
 
 VERBS = frozenset(
     {"run", "plan", "status", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models", "bench", "claims"}
-    | {"data", "budget", "audit", "completion", "records", "serve"}
+    | {"data", "budget", "audit", "completion", "merge", "records", "serve"}
 )
 """Scripts rely on them: a verb is added here on purpose, and never taken away."""
 

@@ -60,6 +60,13 @@ def text_norm(name: str) -> dict[str, Any]:
     }
 
 
+def text_norm_lines(record: dict[str, Any]) -> str:
+    """Return a record of `text_norm` as text."""
+    stated = "its card states no value" if record["card"] is None else f"its card states {record['card']}"
+    measured = "{model}: {text_norm} ({lowest} to {highest} over {prompts} prompts, {template!r})".format(**record)
+    return f"{measured}\n{stated}\nline for the card:\n{record['line']}"
+
+
 def broken() -> list[str]:
     """Return one line per module that cannot be imported."""
     return [

@@ -17,6 +17,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "farebox leaderboard sweep=demo methods=craft,bbt shots=16 --by dataset",
         "farebox leaderboard storage=runs/mine --by dataset --format latex",
     ),
+    "merge": (
+        "farebox merge runs/laptop runs/cluster --to runs/both",
+        "farebox merge runs/a runs/b runs/c --to runs/all --keep-code",
+    ),
     "ledger": ("farebox ledger sweep=demo", "farebox ledger storage=runs/mine --json"),
     "budget": (
         "farebox budget show storage=runs/demo",

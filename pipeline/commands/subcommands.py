@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from pipeline.commands.examples import epilog
+from pipeline.errors import shortened
 
 RAW = argparse.RawTextHelpFormatter
 BUDGET_COMMANDS = {
@@ -39,6 +41,14 @@ and every answer:
   fault.model=other          states another identity
   fault.permute_labels=true  has the classes of its scores, or its prompts, in another order
   fault.jitter=1e-6          has noise that differs each time"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with short error messages."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with code 2."""
+        super().error(shortened(message, 250))
 
 
 def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
@@ -90,6 +100,14 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     parsers["show"].add_argument("--page", type=int, default=1, help="page of 40 classes (default 1)")
     parsers["show"].add_argument("--out", metavar="FILE", help="PNG file to write (default NAME.png)")
     parsers["export-split"].add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `farebox merge`."""
+    parser.add_argument("words", nargs="*", metavar="DIR", help="storages, two or more")
+    parser.add_argument("--to", metavar="DIR", required=True, help="new storage")
+    what = "show results of all versions of the code, marked as such, instead of the newest's only"
+    parser.add_argument("--keep-code", action="store_true", help=what)
 
 
 def _added(

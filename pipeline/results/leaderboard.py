@@ -21,6 +21,9 @@ behind_leader     mean difference of the leader to the method, paired by data se
 tied              whether this interval contains 0; null for fewer than three common seeds, and for other access classes
 rank              average over data sets of the rank by accuracy, among methods of the access class with five or more
                   seeds on every data set; for the others null, and `ranked` is false
+rank_low, _high   95% bootstrap confidence interval of the rank over seeds and test images (`ranking.py`)
+resolution        median half-width of the 95% confidence interval of the difference between two methods of the access
+                  class, paired by data set and seed: smaller differences are not resolved by this section
 budget_exhausted  number of trials that ran out of budget; their mean accuracy is `budget_exhausted_accuracy`, and they
                   enter no other mean
 bills             means over the same seeds; a bill belongs to the trial, so it is equal on each of its test sets
@@ -30,28 +33,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.results.comparison import GAINS, Cells, Row, Section, access_class, cells, may_pair, partner
+from pipeline.results.comparison import GAINS, Cells, Row, Section, cells, may_pair, partner
 from pipeline.results.identity import FREE
 from pipeline.results.predictions import Predictions
+from pipeline.results.ranking import rankings
 from pipeline.results.standing import over_seeds, standings
-from pipeline.results.stats import mean_or_none, ranks, resampled_means
+from pipeline.results.stats import mean_or_none, resampled_means
 
 ReadPredictions = Callable[[str, str], Predictions]
 """Reads predictions by trial id and test set; raises DataError if there are none."""
 Groups = dict[tuple[Section, str], list[tuple[Section, list[Row]]]]
 """Cells averaged in one record, by its section and label."""
-Ranking = dict[tuple[Section, str], tuple[float, int]]
-"""Average rank and number of ranked methods, by section over data sets and label."""
 
-MIN_SEEDS = 5
-"""Seeds that a method needs to be ranked."""
 UNFINISHED = ("budget_exhausted", "failed", "unfunded")
 """Statuses that a record counts, in columns of these names."""
 _BILL = ("requests", "images", "prompts", "outputs", "evaluate_requests", "paper_queries")
@@ -87,7 +87,12 @@ def leaderboard(
                 continue
             single[section, label] = [(section, of_label)]
             pooled[_over_data_sets(section), label].append((section, of_label))
-    ranking, correct = _ranks(by_section), _Correctness(predictions)
+    correct = _Correctness(predictions)
+    finished = {
+        section: {label: done for label, rows in of_section.items() if (done := _done(rows))}
+        for section, of_section in by_section.items()
+    }
+    ranking = rankings(finished, _over_data_sets, correct)
     return Leaderboard(*(_table(groups, by_section, ranking, correct) for groups in (single, pooled)))
 
 
@@ -97,6 +102,7 @@ def _schema() -> pa.Schema:
     columns = [(n, count if n in integers else text) for n in Section._fields]
     columns += [("budget_unit", text), ("datasets", count), ("method", text), ("label", text), ("access", text)]
     columns += [("reference", pa.bool_()), ("rank", number), ("ranked", pa.bool_()), ("ranked_among", count)]
+    columns += [("rank_low", number), ("rank_high", number), ("resolution", number)]
     columns += [("seeds", count), *((status, count) for status in UNFINISHED)]
     columns += [(f"accuracy{part}", number) for part in ("", "_ci95", "_min", "_max")]
     columns += [("budget_exhausted_accuracy", number)]
@@ -114,7 +120,7 @@ def _over_data_sets(section: Section) -> Section:
     return section._replace(dataset="all", test_set="all")
 
 
-def _table(groups: Groups, cells: Cells, ranking: Ranking, correct: _Correctness) -> pa.Table:
+def _table(groups: Groups, cells: Cells, ranking: Mapping[tuple[Section, str], Row], correct: _Correctness) -> pa.Table:
     records = []
     # the parts of a cell in one order, so that those of two methods belong to the same data sets
     ordered = {key: sorted(parts, key=lambda part: part[0].order) for key, parts in groups.items()}
@@ -124,8 +130,7 @@ def _table(groups: Groups, cells: Cells, ranking: Ranking, correct: _Correctness
         record |= standing.get((section, label), {"leader": False})
         units = [u for u in ("requests", "images") if record[f"budget_{u}"] is not None]
         record["budget_unit"] = "+".join(units) or "none"
-        rank = ranking.get((_over_data_sets(section), label))
-        record |= {"ranked": rank is not None, "rank": rank and rank[0], "ranked_among": rank and rank[1]}
+        record |= ranking.get((_over_data_sets(section), label), {"ranked": False})
         accuracy = record["accuracy"]
         records.append(((section.order, accuracy is None, -(accuracy or 0.0), label), record))
     return pa.Table.from_pylist([record for _, record in sorted(records, key=lambda r: r[0])], schema=SCHEMA)
@@ -138,24 +143,6 @@ def _done(rows: list[Row]) -> dict[int, Row]:
 
 def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _ranks(cells: Cells) -> Ranking:
-    grouped: dict[Section, list[dict[str, float]]] = defaultdict(list)
-    for section, methods in cells.items():
-        means = {}
-        for label, rows in methods.items():
-            done = _done(rows)
-            if len(done) >= MIN_SEEDS and access_class(rows[0]["access"]) == section.access_class:
-                means[label] = float(np.mean([row["accuracy"] for row in done.values()]))
-        grouped[_over_data_sets(section)].append(means)
-    ranking: Ranking = {}
-    for section, tables in grouped.items():
-        labels = sorted(set.intersection(*(set(t) for t in tables)))
-        if len(labels) > 1:
-            average = np.mean([ranks(t[label] for label in labels) for t in tables], axis=0)
-            ranking |= {(section, label): (float(r), len(labels)) for label, r in zip(labels, average, strict=True)}
-    return ranking
 
 
 class _Correctness:

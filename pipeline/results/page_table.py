@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.console import plain
 from pipeline.results.comparison import GAINS, HARMONIC, access_class
 from pipeline.results.spread import estimate, excludes_zero
-from pipeline.results.tables import budget, count, limits, sections, state
+from pipeline.results.tables import budget, count, limits, rank_text, sections, state
 
 Record = dict[str, Any]
 
@@ -99,10 +99,11 @@ HALVES = (
 BILLS = (
     Column(
         "rank",
-        lambda r: "-" if r["rank"] is None else f"{r['rank']:.1f} of {r['ranked_among']}",
+        lambda r: "-" if r["rank"] is None else f"{rank_text(r, 1)} of {r['ranked_among']}",
         lambda r: r["rank"],
         "",
-        "average over data sets within the access class, among methods with five or more seeds",
+        "average over data sets within the access class, among methods with five or more seeds, and its 95% bootstrap "
+        "interval over seeds and test images",
     ),
     _count("requests", "requests", "", "requests billed for fitting"),
     _count("images", "images", "", "image rows billed for fitting"),

@@ -27,6 +27,8 @@ from pipeline.results.palette import DASHES, MARKERS, colour
 from pipeline.results.panels import access_legend, accuracy_range, add_title, bare, by_label, grid, number_ticks, series
 from pipeline.results.panels import seeds as seeds_text
 from pipeline.results.plot_labels import LONGEST_NAME, Point, draw_labels
+from pipeline.results.rank_plot import CAPTION as RANK_CAPTION
+from pipeline.results.rank_plot import rank_figure
 from pipeline.results.spread import spread
 from pipeline.results.tables import allotment
 
@@ -98,6 +100,11 @@ def _of_model(everything: list[Record], pooled: list[Record], fits: list[Record]
         sketches["gain_over_zero_shot"] = _gains(overall, everything, kinds, model)
         if len(kinds) > 1:
             sketches = {MAIN: _gains(overall, everything, kinds[:1], model), **sketches}
+    if sources := [r for r in pooled if r["kind"] in ("source", "harmonic")]:
+        at = _at_one_point(sources)
+        title = f"Average ranks, {at[0]['shots']} shots, {allotment(at[0])}{model}"
+        if (figure := rank_figure(at, title)) is not None:
+            sketches["average_ranks"] = Sketch(figure, title, RANK_CAPTION)
     if len({r["shots"] for r in board}) > 1:
         sketches["accuracy_by_shots"] = _by_shots(board, model)
     for unit in ("requests", "images"):

@@ -32,7 +32,7 @@ def over_seeds(name: str, values: Sequence[float]) -> Row:
 
 
 def standings(done: Mapping[tuple[Section, str], Done]) -> dict[tuple[Section, str], Row]:
-    """Return the columns `leader`, `tied` and `behind_leader` of methods by section and label.
+    """Return the columns `leader`, `tied`, `behind_leader` and `resolution` of methods by section and label.
 
     Other methods than these cannot be compared with a leader: references without a fit, methods of another access
     class, and methods that did not finish on every data set of their section.
@@ -46,11 +46,12 @@ def standings(done: Mapping[tuple[Section, str], Done]) -> dict[tuple[Section, s
             row = next(iter(parts[0].values()))
             if row["method"] not in UNFITTED and access_class(row["access"]) == section.access_class:
                 candidates[section][label] = parts
-    return {
-        (section, label): values
-        for section, methods in candidates.items()
-        for label, values in _against_leader(methods).items()
-    }
+    columns: dict[tuple[Section, str], Row] = {}
+    for section, methods in candidates.items():
+        resolution = _resolution(methods)
+        for label, values in _against_leader(methods).items():
+            columns[section, label] = values | {"resolution": resolution}
+    return columns
 
 
 def _seeds(parts: Done) -> list[int]:
@@ -59,6 +60,20 @@ def _seeds(parts: Done) -> list[int]:
 
 def _mean(parts: Done) -> float:
     return float(np.mean([part[seed]["accuracy"] for part in parts for seed in _seeds(parts)]))
+
+
+def _resolution(methods: Mapping[str, Done]) -> float | None:
+    """Return the median half-width of the 95% confidence interval of the difference between two methods.
+
+    Differences are paired by data set and seed. None for fewer than two methods with three common seeds.
+    """
+    several = [parts for parts in methods.values() if len(_seeds(parts)) >= MIN_SEEDS_CI95]
+    seeds = sorted(set.intersection(*(set(_seeds(parts)) for parts in several))) if several else []
+    if len(several) < 2 or len(seeds) < MIN_SEEDS_CI95:
+        return None
+    mean_KS = np.array([[np.mean([part[seed]["accuracy"] for part in parts]) for seed in seeds] for parts in several])
+    one, other = np.triu_indices(len(several), 1)
+    return float(np.median([mean_ci95(difference)[1] for difference in mean_KS[one] - mean_KS[other]]))
 
 
 def _against_leader(methods: Mapping[str, Done]) -> dict[str, Row]:

@@ -46,7 +46,8 @@ LEGEND = {
     "gain": "Difference to zero_shot, logit_head or score_ridge in points, paired by data set and seed, ± 95% CI (t).",
     "95% CI (t)": "95% confidence interval over seeds (Student's t), as half-width. With two seeds: the range.",
     "by image [ , ]": "95% bootstrap confidence interval of the gain over test images (1,000 resamples, seeds fixed).",
-    "rank": "Average rank within the access class; shown only with five or more seeds.",
+    "rank": "Average rank within the access class with its 95% bootstrap interval; only with five or more seeds.",
+    "resolution": "Median 95% CI (t) of the difference between two methods: smaller differences are not resolved.",
     "requests, images": "Billed for fitting: requests (one per prompt set), and image rows in all of them.",
     "base, new, H": "Base-to-new: accuracy on the fitted classes, on the remaining classes, and their harmonic mean.",
     "(ref)": "Reference method, shown in every access class.",
@@ -148,7 +149,8 @@ def heading(rows: Sequence[Record]) -> str:
         what = r["dataset"]
     what += ", base-to-new" * (r["kind"] == HARMONIC)
     where = f"{r['shots']} shot{'s' * (r['shots'] > 1)}, {allotment(r)}, {r['model']} {r['precision']}"
-    return plain(f"{what}, {where}")
+    resolution = next((r["resolution"] for r in rows if r["resolution"] is not None), None)
+    return plain(f"{what}, {where}" + ("" if resolution is None else f", resolution {resolution:.1f} points"))
 
 
 def limits(record: Mapping[str, Any]) -> Limits:
@@ -165,6 +167,14 @@ def allotment(record: Record) -> str:
     """Return the allotment of a section as text, e.g. 'allotment 8,000 requests'; 'no limit' without one."""
     of = limits(record)
     return f"allotment {of.text}" if of.text else budget(of)
+
+
+def rank_text(record: Record, digits: int = 0) -> str:
+    """Return a rank with its interval, e.g. '3.2 (2-5)', or '3.2 (2.0-5.3)' with one digit; '-' without a rank."""
+    if record["rank"] is None:
+        return "-"
+    low, high = record["rank_low"], record["rank_high"]
+    return f"{record['rank']:.1f}" + ("" if low is None else f" ({low:.{digits}f}-{high:.{digits}f})")
 
 
 def plus_minus(mean: float | None, ci95: float | None, sign: str = "", ends: Sequence[float | None] = ()) -> str:
@@ -208,7 +218,7 @@ def _shown(r: Record) -> dict[str, str]:
     else:
         numbers = {"accuracy": accuracy(r)}
         numbers |= {f"over {name}": gain(r, name) for name in GAINS}
-        numbers["rank"] = "-" if r["rank"] is None else f"{r['rank']:.1f}"
+        numbers["rank"] = rank_text(r)
     return {
         "method": plain(r["label"]) + (" (ref)" if r["reference"] else ""),
         "seeds": str(r["seeds"]),

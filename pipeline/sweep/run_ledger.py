@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, LedgerError
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import TrialRecord
 from pipeline.ledger.sqlite_file import sqlite_file
+from pipeline.results.merge import sources_of
 from pipeline.results.row import account_name
 from pipeline.sweep.storage_id import FILE, StorageId, is_copy, moved_here, new_id, read_id, write_id
 from pipeline.trials.checkpoint import stored_checkpoints
@@ -53,8 +54,9 @@ def open_ledger(config: Config, echo: Echo) -> tuple[Ledger, StorageId]:
     the copy's unfinished trials are removed, and these trials start again.
 
     Raises:
-        ConfigError: the ledger cannot be used, is in memory, or is damaged.
+        ConfigError: the ledger cannot be used, is in memory, or is damaged; or the storage was merged from others.
     """
+    _refuse_merged(config, "run in one of its sources, or in a new storage=DIR, and merge again")
     try:
         ledger = Ledger(config.ledger_url)
         try:
@@ -82,9 +84,10 @@ def existing_ledger(config: Config) -> Ledger:
     """Open the ledger of a sweep without creating one.
 
     Raises:
-        ConfigError: there is no ledger, its server does not answer, or it is in memory.
+        ConfigError: there is no ledger, its server does not answer, or it is in memory; or the storage was merged.
         LedgerError: the file cannot be read.
     """
+    _refuse_merged(config, "use the ledgers of its sources")
     file = sqlite_file(config.ledger_url)
     if file is not None and not file.is_file():
         raise ConfigError(f"no ledger at {file}: name the one that the sweep used with budget.global.url=URL")
@@ -96,6 +99,13 @@ def existing_ledger(config: Config) -> Ledger:
         raise
     _refuse_memory(ledger)
     return ledger
+
+
+def _refuse_merged(config: Config, instead: str) -> None:
+    """Raise ConfigError for a storage that `farebox merge` made: its charges are in the ledgers of its sources."""
+    if sources := sources_of(config.storage):
+        named = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+        raise ConfigError(f"{config.storage} was merged from {named} and holds results only: {instead}")
 
 
 def _refuse_memory(ledger: Ledger) -> None:

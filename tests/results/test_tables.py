@@ -134,7 +134,7 @@ def test_base_to_new_is_one_table_with_base_new_and_their_harmonic_mean() -> Non
     for head in ("base", "base gain", "new", "new gain", "H", "H gain"):
         assert f">{head}</th>" in text
     assert '">54.1 ± 2.1</td>' in text and "accuracy</th>" not in text
-    assert set(report_of(rows).figures) == {"main_gain_over_zero_shot", "gain_over_zero_shot"}
+    assert set(report_of(rows).figures) == {"main_gain_over_zero_shot", "gain_over_zero_shot", "average_ranks"}
     assert "H is the harmonic" not in text_table(report_of([make(accuracy=1.0)]).board)
 
 
