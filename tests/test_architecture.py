@@ -94,6 +94,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
         ("starlette", {"pipeline/serve/app.py"}),
         ("uvicorn", {"pipeline/serve/server.py"}),
         ("rich", {"pipeline/sweep/live.py"}),
+        ("aiohttp", {"pipeline/remote/http_client.py"}),
         ("open_clip", {"pipeline/blackbox/architecture.py", "pipeline/blackbox/weights.py"}),
         ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/ledger/")}),
         ("omegaconf", {"pipeline/config/files.py", "pipeline/config/method_choice.py"}),

@@ -73,13 +73,16 @@ class Asker:
 
         Raises:
             FareboxError: see `HttpClient.send`. Answers that were received are recorded all the same.
+            StorageError: what was recorded cannot be read; it is not asked for again.
         """
-        keys, asked = items.keys, 0
+        keys, asked = items.keys, set[str]()
         while True:
             rows, missing = answers.read(keys)
             if not missing:
-                return rows, asked
+                return rows, len(asked)
             first = {keys[i]: i for i in reversed(missing)}
+            if unread := asked & first.keys():
+                raise StorageError(f"{len(unread)} recorded answers cannot be read again from {self.records.folder}")
             if self.offline:
                 raise EndpointRefused(
                     f"offline: answers to {len(first)} of {len(set(keys))} {items.unit} are not recorded, the first "
@@ -94,7 +97,7 @@ class Asker:
                 answers.in_flight |= {keys[i]: task for i in part}
                 tasks.append(task)
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            asked += len(new)
+            asked |= {keys[i] for i in new}
             if errors := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
                 raise _gravest(errors)
             await asyncio.gather(*others, return_exceptions=True)  # of other requests: if they fail, ask for them here

@@ -249,7 +249,7 @@ class HttpClient:
             kind: type[EndpointError] = TooLarge if status == 413 else EndpointRefused
             raise kind(cause.format(f"refuses a call of {sent}"))
         if 300 <= status < 400:
-            where = shown((reply.headers or {}).get("Location", "another address"), 60)
+            where = shown(self._safe((reply.headers or {}).get("Location", "another address")), 60)
             raise EndpointStopped(f"{self.card.host} redirects to {where}: state the address itself in url")
         raise EndpointStopped(cause.format("gives no answer at this address: check url in the card"))
 

@@ -62,7 +62,6 @@ def run(config: Config, echo: Echo, mirror: MirrorRows) -> Outcome:
     check_writable("features", config.features)
     if config.model.http is not None:
         check_writable("records", config.records)
-    refuse_unconfirmed(config)
     with alone(config.storage):
         store = ResultStore(config.storage)
         todo = _select(plan, store, echo)
@@ -84,7 +83,9 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
         echo(reservations.stale_line(stale, config.on_code_change == "rerun"))
     if not todo:
         echo(f"nothing to run: all {len(plan.trials)} trials of this sweep are done")
-    elif not config.partial:
+        return todo
+    refuse_unconfirmed(config)
+    if not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))
     return todo
 

@@ -60,11 +60,12 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
     check_writable("features", config.features)
     if config.model.http is not None:
         check_writable("records", config.records)
-    refuse_unconfirmed(config)
     with alone(config.storage):
         todo, _ = reservations.pending(plan, store)
         for line in announcements(plan):
             echo(line)
+        if todo:
+            refuse_unconfirmed(config)
         ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):
             funded, unfunded = reservations.begin(ledger, plan, todo, storage.id, echo)
@@ -72,10 +73,11 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
             try:
                 if unfunded:
                     raise ConfigError(next(iter(unfunded.values())))
-                with torch_threads(config.threads), opened_endpoint(config, config.storage, wallet) as endpoint:
-                    pool = LocalPool(endpoint, ledger)
-                    for trial in funded:
-                        run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
+                if funded:
+                    with torch_threads(config.threads), opened_endpoint(config, config.storage, wallet) as endpoint:
+                        pool = LocalPool(endpoint, ledger)
+                        for trial in funded:
+                            run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
             finally:
                 reservations.release(ledger, storage.id, funded)
                 ledger.money.release(storage.id)

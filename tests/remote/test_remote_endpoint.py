@@ -16,11 +16,12 @@ from methods.base import TextPrompts
 from pipeline import cli
 from pipeline.cli import main
 from pipeline.config.compose import compose
-from pipeline.errors import AccessDenied, ConfigError, EndpointRefused, EndpointStopped, FareboxError
+from pipeline.errors import AccessDenied, ConfigError, EndpointRefused, EndpointStopped, FareboxError, StorageError
 from pipeline.remote import asking, probe
 from pipeline.remote.call_log import total_of
 from pipeline.remote.http_client import Payer
 from pipeline.remote.opening import refuse_unconfirmed
+from pipeline.remote.records import Answers
 from pipeline.results.store import ResultStore
 from pipeline.trials.plan import make_plan
 from tests.support.lab import run_here, small_data
@@ -170,6 +171,15 @@ def test_a_damaged_record_is_asked_for_again_and_kept_aside(tmp_path: Path, data
     assert n_items < served.items() <= n_items + 16 + 8 and len(list((tmp_path / "records").rglob("*.damaged"))) == 1
 
 
+def test_an_answer_that_cannot_be_read_back_is_not_paid_for_again(
+    tmp_path: Path, data: Path, served: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answers, "add", lambda *_: None)
+    with pytest.raises(StorageError, match="20 recorded answers cannot be read again"):
+        Sweep(tmp_path, data, served).run("one", "methods=[score_ridge]")
+    assert served.items() == 8 + 20
+
+
 def test_another_model_ends_the_run_by_name(tmp_path: Path, data: Path, served: Peer) -> None:
     sweep = Sweep(tmp_path, data, served)
     sweep.run("one", "methods=zero_shot")
@@ -238,6 +248,10 @@ def test_a_missing_key_is_named_before_anything_is_reserved(
     with pytest.raises(ConfigError, match="environment variable PEER_KEY"):
         sweep.run("one")
     assert served.calls == [] and not (tmp_path / "one" / "ledger.db").exists()
+    monkeypatch.setenv("PEER_KEY", KEY)
+    sweep.run("one")
+    monkeypatch.delenv("PEER_KEY")
+    sweep.run("one")  # a finished sweep needs none
 
 
 def test_another_host_must_be_confirmed(tmp_path: Path, data: Path, served: Peer) -> None:
