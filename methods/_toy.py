@@ -21,7 +21,8 @@ class ToyTowers:
 
     D = 16
     E = 8
-    X = 64
+    SIDE = 8
+    X = SIDE * SIDE
     logit_scale = 20.0
     text_norm = 4.33
     """Mean length of a text feature before normalisation, as `farebox models --text-norm fake` measures it."""
@@ -46,6 +47,11 @@ class ToyTowers:
     def image_features(self, pixels_BX: Tensor) -> Tensor:
         """Return image features [B, D]."""
         return normalize((pixels_BX - 0.5) @ self.image_map_XD * 3, dim=-1)
+
+    @staticmethod
+    def grey(pixels: Tensor) -> Tensor:
+        """Return 8-bit images [..., 3, 8, 8] as the model reads them: gray pixels [..., X] in [0, 1]."""
+        return (pixels.float() / 255).mean(-3).flatten(-2)
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """Return text features [P, C, D]."""

@@ -15,36 +15,46 @@ from torch import Tensor
 from methods._answers import answer_of, bill_of, reduced
 from methods._state import contents
 from methods._toy import ToyTowers
-from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
+from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
 
 
 class ToyImages:
     """An `ImageSet` over a tensor [B, X] of pixels in [0, 1]. Views add seeded noise.
 
-    `numbers_B` identifies the images of a split; a view has the number of its image.
+    `numbers_B` identifies the images of a split; a view has the number of its image. `arrays` lists the sizes that
+    `array` was called with, of a set and of all sets that were made from it.
     """
 
-    def __init__(self, pixels_BX: Tensor, split: str, numbers_B: Tensor | None = None) -> None:
+    def __init__(
+        self, pixels_BX: Tensor, split: str, numbers_B: Tensor | None = None, arrays: list[int] | None = None
+    ) -> None:
         self.pixels_BX, self.split = pixels_BX, split
         self.numbers_B = torch.arange(len(pixels_BX)) if numbers_B is None else numbers_B
+        self.arrays = [] if arrays is None else arrays
 
     def __len__(self) -> int:
         return len(self.pixels_BX)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> ToyImages:
-        return ToyImages(self.pixels_BX[rows], self.split, self.numbers_B[rows])
+        return ToyImages(self.pixels_BX[rows], self.split, self.numbers_B[rows], self.arrays)
 
     def views(self, n: int, seed: int = 0) -> ToyImages:
         def view(v: int) -> Tensor:
             g = torch.Generator().manual_seed(1000 * seed + v)
             return (self.pixels_BX + 0.05 * torch.randn(self.pixels_BX.shape, generator=g)).clamp(0, 1)
 
-        return ToyImages(torch.cat([view(v) for v in range(n)]), self.split, self.numbers_B.repeat(n))
+        return ToyImages(torch.cat([view(v) for v in range(n)]), self.split, self.numbers_B.repeat(n), self.arrays)
 
     def pixels(self, size: int) -> Tensor:
-        side = int(self.pixels_BX.shape[1] ** 0.5)
-        grid = self.pixels_BX.view(-1, 1, side, side)
-        return torch.nn.functional.adaptive_avg_pool2d(grid, size).flatten(1)
+        return self._resized(size).flatten(1)
+
+    def array(self, size: int) -> Tensor:
+        self.arrays.append(size)
+        return self._resized(size).repeat(1, 3, 1, 1)
+
+    def _resized(self, size: int) -> Tensor:
+        grid_B1SS = self.pixels_BX.view(-1, 1, ToyTowers.SIDE, ToyTowers.SIDE)
+        return torch.nn.functional.adaptive_avg_pool2d(grid_B1SS, size)
 
 
 class ToyBox:
@@ -62,6 +72,7 @@ class ToyBox:
             "bill",
             "calls",
             "feature_dim",
+            "image_size",
             "logit_scale",
             "reads_text_norm",
             "token_dim",
@@ -76,7 +87,7 @@ class ToyBox:
         self.bill = Bill()
         self.calls: list[str] = []
         self.logit_scale, self.reads_text_norm = self.towers.logit_scale, False
-        self.token_dim, self.feature_dim = self.towers.E, self.towers.D
+        self.token_dim, self.feature_dim, self.image_size = self.towers.E, self.towers.D, self.towers.SIDE
         self._batch: ToyImages | None = None
         self._unseen, self._prompts, self._sets = set[int](), set[bytes](), 0
 
@@ -107,11 +118,11 @@ class ToyBox:
         finally:
             self._batch, self.allotment = None, before
 
-    def _check_pass(self, call: str, images: ToyImages | None, prompts: Prompts | None) -> None:
+    def _check_pass(self, call: str, images: ToyImages | None, prompts: Prompts | None, n_sets: int = 1) -> None:
         if self._batch is None:
             return
         if images is not None:
-            numbers = images.numbers_B.tolist()
+            numbers = images.numbers_B.tolist() * n_sets
             known = images.split == self._batch.split and set(numbers) <= set(self._batch.numbers_B.tolist())
             assert known, f"{call} in predict gets images that predict was not given"
             once = len(set(numbers)) == len(numbers) and set(numbers) <= self._unseen
@@ -133,17 +144,23 @@ class ToyBox:
     def _kind(prompts: Prompts) -> Access:
         return Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT
 
-    def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
-        assert isinstance(images, ToyImages)
-        self._check_pass("scores", images, prompts)
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
+        base, needed = images, [self._kind(prompts)]
+        if isinstance(images, PixelImages):
+            base, needed = images.base, [*needed, Access.PIXELS]
+            pixels = self.towers.grey(images.pixels_PB3SS).squeeze(0)  # [B, X] for one set, else [P, B, X]
+        assert isinstance(base, ToyImages)
+        if base is images:
+            pixels = base.pixels_BX
+        self._check_pass("scores", base, prompts, len(pixels) if pixels.dim() == 3 else 1)
         text_PCD = self.towers.text_features(prompts)
-        scores_PBC = self.logit_scale * self.towers.image_features(images.pixels_BX) @ text_PCD.transpose(1, 2)
+        scores_PBC = self.logit_scale * self.towers.image_features(pixels) @ text_PCD.transpose(1, 2)
         p, b, c = scores_PBC.shape
         answer = answer_of(self.access)
-        self._pay("scores", bill_of(answer, p, b, c), answer, self._kind(prompts))
+        self._pay("scores", bill_of(answer, p, b, c), answer, *needed)
         return reduced(scores_PBC, answer)
 
-    def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         scores_PBC = self.scores(images, prompts)
         half = max(1, scores_PBC.shape[1] // 2)
         for start in range(0, scores_PBC.shape[1], half):

@@ -64,6 +64,8 @@ def fitted(method: Method, task: FewShotTask, allotment: Remaining = ALLOTMENT, 
     box = ToyBox(method.info.access, allotment)
     fit(method, task, box, seed)
     assert method.info.uses_text_norm or not box.reads_text_norm, "box.text_norm is read: declare uses_text_norm"
+    for images in (task.train.images, task.val.images):
+        _check_arrays(method, images)
     return box
 
 
@@ -72,7 +74,14 @@ def predict(method: Method, images: ImageSet, *classes: Classes) -> Tensor:
     box = ToyBox(method.info.access)
     ensembles = (toy_task()[0].classes, *classes)
     with box.predicting(images, max(1, *(len(c.templates) for c in ensembles))):
-        return method.predict(images, box, *classes)
+        logits = method.predict(images, box, *classes)
+    _check_arrays(method, images)
+    return logits
+
+
+def _check_arrays(method: Method, images: ImageSet) -> None:
+    assert isinstance(images, ToyImages)
+    assert method.info.access.covers(Access.PIXELS) or not images.arrays, "images.array is read: declare access PIXELS"
 
 
 def logits_of(method: Method, images: ImageSet, *classes: Classes) -> Tensor:

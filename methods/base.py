@@ -29,11 +29,13 @@ TOP_K = 5
 class Access(enum.Flag):
     """What a method may send and receive.
 
-    Inputs: TEXT < SOFT. Outputs: LABELS < TOPK < SCORES < FEATURES. GRADIENTS: white box.
+    Inputs: TEXT < SOFT, and PIXELS beside them. Outputs: LABELS < TOPK < SCORES < FEATURES. GRADIENTS: white box.
     """
 
     TEXT = enum.auto()
     SOFT = enum.auto()
+    PIXELS = enum.auto()
+    """Images that the method made itself, and the pixels of the task's images to make them from."""
     LABELS = enum.auto()
     """The best class of an image."""
     TOPK = enum.auto()
@@ -196,7 +198,7 @@ class Classes:
 
 
 class ImageSet(Protocol):
-    """An ordered set of image references. A method never handles the pixels that the endpoint receives."""
+    """An ordered set of image references. A method handles pixels only if it declares PIXELS (see `PixelImages`)."""
 
     def __len__(self) -> int: ...
 
@@ -211,6 +213,57 @@ class ImageSet(Protocol):
     def pixels(self, size: int) -> Tensor:
         """Return gray thumbnails [B, size * size] in [0, 1], read on the client without a request."""
         ...
+
+    def array(self, size: int) -> Tensor:
+        """Return the images or their views as [B, 3, size, size] in [0, 1], without a request; access PIXELS.
+
+        The rule is the same for every model: resize the short side to `size` (bicubic), then crop the center.
+        """
+        ...
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Return images with values in [0, 1] as the endpoint receives them: round(255 x), uint8.
+
+    Raises:
+        ValueError: a value is outside [0, 1], or NaN.
+    """
+    import torch
+
+    if not ((images >= 0) & (images <= 1)).all():
+        raise ValueError("an image has a value outside [0, 1]: clamp it before it is sent")
+    return (255 * images).round().to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelImages:
+    """P sets of B images that the client made, each from an image of `base`. `box.scores` takes them; access PIXELS.
+
+    What a call is charged to, and whether `predict` may make it, is that of the base images.
+
+    Raises:
+        ValueError: the pixels are not uint8 of one of the two shapes, with as many images as `base` has.
+    """
+
+    base: ImageSet
+    pixels: Tensor
+    """uint8 [B, 3, S, S], or [P, B, 3, S, S] for P sets; S is `box.image_size`. `eight_bits` makes them."""
+
+    def __post_init__(self) -> None:
+        import torch
+
+        shape, dtype = tuple(self.pixels.shape), self.pixels.dtype
+        square = len(shape) in (4, 5) and shape[-3] == 3 and shape[-1] == shape[-2]
+        if dtype != torch.uint8 or not square or shape[-4] != len(self.base):
+            raise ValueError(
+                f"pixels of shape {shape} and type {dtype} for {len(self.base)} images, expected uint8 [B, 3, S, S] or "
+                "[P, B, 3, S, S]: see eight_bits"
+            )
+
+    @property
+    def pixels_PB3SS(self) -> Tensor:
+        """The pixels with the axis P, which has length 1 for one set."""
+        return self.pixels if self.pixels.dim() == 5 else self.pixels.unsqueeze(0)
 
 
 class LabelledImages(NamedTuple):
@@ -269,6 +322,8 @@ class BlackBox(Protocol):
     logit_scale: float
     token_dim: int
     feature_dim: int
+    image_size: int
+    """Side of the model's input in pixels."""
 
     @property
     def remaining(self) -> Remaining: ...
@@ -278,16 +333,18 @@ class BlackBox(Protocol):
         """Mean length of the text tower's output before normalisation, for methods that declare `uses_text_norm`."""
         ...
 
-    def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
         """Return logit_scale * cosine, [P, B, C].
 
+        P sets of `PixelImages` are scored under P prompt sets, each under its own, or under one; one set of images
+        under P prompt sets.
         A method that declares less than SCORES is told less: under TOPK the log probabilities of the TOP_K best
         classes, under LABELS zero for the best class, and -inf for all others.
         """
         ...
 
-    def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the scores, for the same charge, as (rows, [P, rows, C]) blocks of at most 64 MiB."""
+    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the scores, for the same charge, as (rows, [P, rows, C]) blocks of at most 64 MiB each way."""
         ...
 
     def image_features(self, images: ImageSet) -> Tensor:

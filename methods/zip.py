@@ -39,8 +39,8 @@ from torch import Tensor
 
 from methods._fastfood import Fastfood
 from methods._finite import finite
-from methods._training import CLIP_TEMPLATE, mean_cross_entropy, shuffled_batches, with_context
-from methods._views import epoch_view, training_views
+from methods._spsa import TrainingBatches, directions, estimated_gradient
+from methods._training import CLIP_TEMPLATE, mean_cross_entropy, with_context
 from methods.base import (
     Access,
     Bill,
@@ -63,17 +63,6 @@ class ZIPPlan(Plan):
     """How much of the published schedule the allotment pays for."""
 
     steps: int
-
-
-def directions(n: int, d: int, generator: torch.Generator) -> Tensor:
-    """Return n directions [n, d] whose entries are uniform on [-1, -0.5] and [0.5, 1]."""
-    signs = 2.0 * torch.randint(0, 2, (n, d), generator=generator) - 1
-    return signs * (0.5 + 0.5 * torch.rand(n, d, generator=generator))
-
-
-def estimated_gradient(plus_J: Tensor, minus_J: Tensor, p_Jd: Tensor, c: float) -> Tensor:
-    """Return the gradient [d] from the losses at w + c p_j and at w - c p_j (3)."""
-    return ((plus_J - minus_J).unsqueeze(1) / (2 * c * p_Jd)).mean(0)
 
 
 @method(name="zip", access=Access.SOFT | Access.SCORES, paper="arXiv:2504.06838")
@@ -118,7 +107,7 @@ class ZIP(Method):
 
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: ZIPPlan) -> None:
         c = self.config
-        self.task, self.view, self.generator = task, training_views(task, 1), torch_generator(rng)
+        self.generator, self.batches = torch_generator(rng), TrainingBatches(task, c.batch_size)
         at_random = bool(c.n_ctx and plan.steps)
         self.classes = with_templates(task.classes, CLIP_TEMPLATE) if at_random else with_context(task.classes)
         self.c0_LE = box.embed_text(self.classes.context)
@@ -131,7 +120,7 @@ class ZIP(Method):
         v_qr = torch.randn(q, r, generator=self.generator)
         self.w_d = torch.cat([torch.zeros(n_ctx * r), torch.ones(r), v_qr.flatten(), torch.zeros(q)])
 
-        self.steps, self.done, self.epoch, self.batches = plan.steps, 0, -1, list[Tensor]()
+        self.steps, self.done = plan.steps, 0
         self.trainable_params = sum(self.sizes)
         self.paper_queries = 2 * c.n_directions * plan.steps
         self.notes |= {"steps": plan.steps, "start": "random" if at_random else self.classes.template}
@@ -172,12 +161,5 @@ class ZIP(Method):
 
     def _losses(self, box: BlackBox, w_Pd: Tensor) -> Tensor:
         """Return the loss [P] of each parameter vector on the next batch."""
-        labels_N = self.task.train.labels
-        if not self.batches:
-            size = self.config.batch_size
-            self.batches = list(shuffled_batches(len(labels_N), size, self.generator, drop_last=True))
-            self.epoch += 1
-        rows_B = self.batches.pop(0)
-        view = epoch_view(self.task, self.epoch) if self.task.fresh_views else self.view
-        scores_PBC = box.scores(view[rows_B], self.classes.soft(self.context(w_Pd)))
-        return mean_cross_entropy(scores_PBC, labels_N[rows_B])
+        images, labels_B = self.batches.next(self.generator)
+        return mean_cross_entropy(box.scores(images, self.classes.soft(self.context(w_Pd))), labels_B)

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from methods._answers import answer_of
 from methods._finite import first_non_finite
-from methods.base import Access, Bill, ImageSet, Prompts, Remaining, SoftPrompts
+from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
 from pipeline.blackbox.request import Kind, ModelInfo, Request, Response, access_of, call_digest, price
 from pipeline.budget import BUDGETED_PHASES, NOTHING_SENT, HttpBill, Limits, Phase, paid
 from pipeline.data.images import Images, as_images
-from pipeline.errors import AccessDenied, BudgetExceeded, MethodError, NonFiniteError
+from pipeline.data.made_images import MadeImages
+from pipeline.errors import AccessDenied, BudgetExceeded, EndpointRefused, MethodError, NonFiniteError
 from pipeline.ledger.records import Charge
 
 BLOCK_BYTES = 64 * 2**20
-"""Maximum size of a response; a larger one is requested in blocks of images."""
+"""Maximum size of a response, and of the pixels of a request; larger ones are sent in blocks of images."""
 
 
 class Pool(Protocol):
@@ -77,6 +78,7 @@ class MeteredBox:
         self.phase = Phase.ADAPT
         info = pool.info
         self.logit_scale, self.token_dim, self.feature_dim = info.logit_scale, info.token_dim, info.feature_dim
+        self.image_size = info.image_size
 
     @property
     def remaining(self) -> Remaining:
@@ -91,16 +93,19 @@ class MeteredBox:
             raise NonFiniteError(f"text_norm is {value}: the model's weights or its precision are unsuitable")
         return value
 
-    def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
         """Return the scores [P, B, C] of B images under P prompt sets, or the part of them that is declared."""
         blocks = [block for _, block in self.score_blocks(images, prompts)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
-    def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, scores [P, rows, C]) of one call, block by block."""
-        whole, prompts = as_images(images), _plain(prompts)
+        whole = MadeImages.of(images) if isinstance(images, PixelImages) else as_images(images)
+        prompts, sent = _plain(prompts), whole.row_bytes if isinstance(whole, MadeImages) else 0
+        if sent > BLOCK_BYTES:
+            raise EndpointRefused(f"one image in all sets has {sent:,} bytes, at most {BLOCK_BYTES:,}: send fewer sets")
         charge = self._charge("scores", whole, prompts)
-        for rows in _blocks(len(whole), charge.bill.prompts):
+        for rows in _blocks(len(whole), charge.bill.prompts, sent):
             yield rows, self._send(Request("scores", whole[rows], prompts, charge, answer=self.answer), rows.start == 0)
 
     def image_features(self, images: ImageSet) -> Tensor:
@@ -130,7 +135,11 @@ class MeteredBox:
         return torch.from_numpy(self.pool.embed_text(text).copy())
 
     def _charge(
-        self, kind: Kind, images: Images | None, prompts: Prompts | None, upstream_PCD: Tensor | None = None
+        self,
+        kind: Kind,
+        images: Images | MadeImages | None,
+        prompts: Prompts | None,
+        upstream_PCD: Tensor | None = None,
     ) -> Charge:
         """Price a call. Raises AccessDenied or BudgetExceeded where the declared access or the allotment forbids it."""
         answer = self.answer if kind == "scores" else Access.SCORES
@@ -138,7 +147,7 @@ class MeteredBox:
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
-        needed = access_of(kind, prompts, answer)
+        needed = access_of(kind, images, prompts, answer)
         if not self.access.covers(needed):
             raise AccessDenied(f"{kind} needs {needed.label}, the method declares {self.access.label}")
         if phase in BUDGETED_PHASES:
@@ -185,9 +194,9 @@ def wrong_plan(method: str, predicted: Bill | None, spent: Bill, refused: Budget
     )
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """Split n rows of `width` float32 numbers into blocks, which depend on the shape alone."""
-    size = max(1, BLOCK_BYTES // (4 * width))
+def _blocks(n: int, width: int, sent: int = 0) -> Iterator[slice]:
+    """Split n rows into blocks, which depend on the shape alone: `width` float32 numbers come back, `sent` bytes go."""
+    size = max(1, BLOCK_BYTES // max(4 * width, sent))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 

@@ -31,6 +31,7 @@ from pipeline.blackbox.request import (
 )
 from pipeline.cards import ModelCard
 from pipeline.data.images import Images
+from pipeline.data.made_images import MadeImages
 from pipeline.errors import AccessDenied, EndpointRefused, NonFiniteError
 from pipeline.source_code import image_feature_digest
 
@@ -97,6 +98,7 @@ class Endpoint:
             text_norm=self.text_norm,
             token_dim=m.token_dim,
             feature_dim=m.feature_dim,
+            image_size=m.image_size,
             grant=m.grant,
             precision=self.precision,
             transform=m.transform,
@@ -110,10 +112,12 @@ class Endpoint:
             AccessDenied: the model does not grant the access that the request needs.
             EndpointRefused: a shape is wrong, a value is not finite, or there are too many prompts.
         """
-        needed = access_of(request.kind, request.prompts, request.answer)
+        needed = access_of(request.kind, request.images, request.prompts, request.answer)
         if not self.model.grant.covers(needed):
             raise AccessDenied(f"the call needs {needed.label}, the model grants {self.model.grant.label}")
         check_shapes(request.images, request.prompts)
+        if isinstance(request.images, MadeImages):
+            self._check_pixels(request.kind, request.images.pixels_PB3SS)
         prompts = request.prompts
         if isinstance(prompts, SoftPrompts):
             shape = tuple(prompts.ctx_PLE.shape)
@@ -129,6 +133,15 @@ class Endpoint:
                 raise EndpointRefused(
                     f"{p:,} prompt sets of {c:,} prompts exceed the {limit:,} prompts of a call: send fewer sets"
                 )
+
+    def _check_pixels(self, kind: Kind, pixels_PB3SS: np.ndarray) -> None:
+        if kind != "scores":
+            raise EndpointRefused(f"{kind} takes the task's images only: send images that you made to scores")
+        size, shape = self.model.image_size, pixels_PB3SS.shape
+        if pixels_PB3SS.dtype != np.uint8 or len(shape) != 5 or shape[2:] != (3, size, size):
+            raise EndpointRefused(
+                f"pixels {shape} of {pixels_PB3SS.dtype}, expected uint8 [P, B, 3, {size}, {size}] (box.image_size)"
+            )
 
     def _check_upstream(self, prompts: Prompts | None, upstream_PCD: Tensor | None) -> None:
         if not isinstance(prompts, SoftPrompts):
@@ -159,13 +172,17 @@ class Endpoint:
             check_finite(request.kind, gradients_PLE, request.prompts)
             return Response(gradients_PLE.numpy(), computed_prompts=p * c)
         assert request.images is not None
-        image_BD, n_images = self._image(request.images)
-        hits = len(request.images) - n_images
+        if isinstance(request.images, MadeImages):
+            image_PBD = self._made(request.images)
+            n_images, hits = image_PBD.shape[0] * image_PBD.shape[1], 0
+        else:
+            image_BD, n_images = self._image(request.images)
+            image_PBD, hits = image_BD.unsqueeze(0), len(request.images) - n_images
         if request.kind == "image_features":
             return Response(image_BD.cpu().numpy(), computed_images=n_images, cache_hits=hits)
         assert request.prompts is not None
         text_PCD, n_prompts = self._text(request.prompts)
-        scores_PBC = cosine_scores(image_BD, text_PCD, self.model.logit_scale)
+        scores_PBC = self._scores(image_PBD, text_PCD)
         if request.answer is not Access.SCORES:
             check_finite("scores", scores_PBC, request.prompts)  # the client could not see it in the answer
         return Response(reduced(scores_PBC, request.answer).cpu().numpy(), n_images, n_prompts, hits)
@@ -175,6 +192,21 @@ class Endpoint:
         if not self.model.grant.covers(Access.SOFT):
             raise AccessDenied(f"embed_text needs SOFT, the model grants {self.model.grant.label}")
         return self.model.embed_text(text).numpy()
+
+    def _scores(self, image_PBD: Tensor, text_PCD: Tensor) -> Tensor:
+        """Return the scores [P, B, C] of P sets of images, each under its prompt set, or of one of either."""
+        if len(image_PBD) == 1:
+            return cosine_scores(image_PBD[0], text_PCD, self.model.logit_scale)
+        pairs = zip(image_PBD, text_PCD.expand(len(image_PBD), *text_PCD.shape[1:]), strict=True)
+        return torch.stack([image_BD @ text_CD.T for image_BD, text_CD in pairs]).mul_(self.model.logit_scale)
+
+    def _made(self, images: MadeImages) -> Tensor:
+        """Return the features [P, B, D] of images that a client made, on the model's device. They are not stored."""
+        p, b = images.pixels_PB3SS.shape[:2]
+        features = self.model.encode_pixels(images.pixels_PB3SS.reshape(p * b, *images.pixels_PB3SS.shape[2:]))
+        if (bad := first_non_finite(features)) is not None:
+            raise NonFiniteError(f"scores: {images.where(bad[0] % b)} has a feature that is {_CAUSE}")
+        return features.view(p, b, -1).to(self.model.device)
 
     def _image(self, images: Images) -> tuple[Tensor, int]:
         """Return the features [B, D] on the model's device, and how many images were encoded for them."""

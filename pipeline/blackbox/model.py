@@ -7,12 +7,13 @@ boundaries depend on the request's shape only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -43,11 +44,17 @@ class Model(Protocol):
     logit_scale: float
     token_dim: int
     feature_dim: int
+    image_size: int
+    """Side of the input in pixels."""
     grant: Access
     transform: str
 
     def encode_images(self, images: Images) -> Tensor:
         """Return the features [B, D] of images, on the CPU."""
+        ...
+
+    def encode_pixels(self, pixels_B3SS: np.ndarray) -> Tensor:
+        """Return the features [B, D] of 8-bit images at the size of the input, on the CPU."""
         ...
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
@@ -84,16 +91,25 @@ class FakeModel:
         self.towers = ToyTowers()
         self.identity, self.grant = describe(card).identity, card.access
         self.logit_scale = self.towers.logit_scale
-        self.token_dim, self.feature_dim = self.towers.E, self.towers.D
+        self.token_dim, self.feature_dim, self.image_size = self.towers.E, self.towers.D, self.towers.SIDE
 
     def encode_images(self, images: Images) -> Tensor:
         """Return the features [B, D]; a view adds noise that its key determines."""
         return torch.cat([self.towers.image_features(self._pixels(images, i)[None]) for i in range(len(images))])
 
+    def encode_pixels(self, pixels_B3SS: np.ndarray) -> Tensor:
+        """See Model.encode_pixels."""
+        made = [Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))) for pixels in pixels_B3SS]
+        return torch.cat([self.towers.image_features(self._grey(image)[None]) for image in made])
+
     def _pixels(self, images: Images, i: int) -> Tensor:
-        grey = np.asarray(images.decoded(i).convert("L").resize((8, 8)), np.float32).ravel() / 255
         view = int(images.views_of[i])
-        return torch.from_numpy(grey) + (0.05 * self.towers.vector(images.key_of(i), 64) if view else 0)
+        noise = 0.05 * self.towers.vector(images.key_of(i), self.towers.X) if view else 0
+        return self._grey(images.decoded(i)) + noise
+
+    def _grey(self, image: Image.Image) -> Tensor:
+        side = self.towers.SIDE
+        return torch.from_numpy(np.asarray(image.convert("L").resize((side, side)), np.float32).ravel() / 255)
 
     def encode_prompts(self, prompts: Prompts) -> Tensor:
         """Return the features [P, C, D] of prompts."""
@@ -123,7 +139,7 @@ class OpenClipModel:
         check_finite(card, self.net)
         self.identity, self.grant = facts.identity, card.access
         self.logit_scale = float(self.net.logit_scale.exp())
-        self.transform = self.preprocess.name
+        self.transform, self.image_size = self.preprocess.name, self.preprocess.size
         self.tokenizer: Any = architecture.tokenizer(card)
         self.text = SharedPrefixTower(self.net, self.tokenizer) if fits(self.net, self.tokenizer) else None
         if self.text is None:
@@ -132,14 +148,22 @@ class OpenClipModel:
         self.feature_dim = facts.feature_dim
         self.token_dim = self.text.token_dim if self.text else 0
 
-    @torch.inference_mode()
     def encode_images(self, images: Images) -> Tensor:
-        """Return the features [B, D] of images.
+        """See Model.encode_images."""
+        return self._encode(lambda i: self.preprocess.one(images, i), len(images))
+
+    def encode_pixels(self, pixels_B3SS: np.ndarray) -> Tensor:
+        """See Model.encode_pixels."""
+        return self._encode(lambda i: self.preprocess.normalised(pixels_B3SS[i].transpose(1, 2, 0)), len(pixels_B3SS))
+
+    @torch.inference_mode()
+    def _encode(self, one: Callable[[int], Tensor], n: int) -> Tensor:
+        """Return the features [n, D] of images whose input pixels [3, size, size] `one` returns.
 
         The next tile is decoded while one is computed: by as many threads as torch has, or by all cores for a GPU.
         """
         decoders = cores() if self.device.type == "cuda" else torch.get_num_threads()
-        pixels = ahead(lambda i: self.preprocess.one(images, i), len(images), decoders, IMAGE_TILE)
+        pixels = ahead(one, n, decoders, IMAGE_TILE)
         rows: list[Tensor] = []
         while tile := list(islice(pixels, IMAGE_TILE)):
             rows.append(self._tile(tile))  # asynchronous on a GPU

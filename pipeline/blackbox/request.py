@@ -16,6 +16,7 @@ from methods._answers import bill_of
 from methods.base import Access, Bill, Prompts, SoftPrompts
 from pipeline.budget import NOTHING_SENT, HttpBill
 from pipeline.data.images import Images
+from pipeline.data.made_images import MadeImages
 from pipeline.errors import EndpointRefused
 from pipeline.ledger.records import Charge
 
@@ -38,7 +39,7 @@ class Request:
     """A call, or one block of its images. All blocks carry the charge of the whole call, so it is charged once."""
 
     kind: Kind
-    images: Images | None
+    images: Images | MadeImages | None
     prompts: Prompts | None
     charge: Charge
     upstream_PCD: Tensor | None = None
@@ -74,6 +75,8 @@ class ModelInfo(NamedTuple):
     """Mean length of the text tower's output: the card's value, or else measured when the model is loaded."""
     token_dim: int
     feature_dim: int
+    image_size: int
+    """Side of the model's input in pixels."""
     grant: Access
     precision: str
     transform: str
@@ -86,16 +89,24 @@ class ModelInfo(NamedTuple):
         return self.device.startswith(REMOTE)
 
 
-def access_of(kind: Kind, prompts: Prompts | None, answer: Access = Access.SCORES) -> Access:
+def access_of(
+    kind: Kind, images: Images | MadeImages | None, prompts: Prompts | None, answer: Access = Access.SCORES
+) -> Access:
     """Return the access that a call needs."""
-    output = answer if kind == "scores" else ACCESS[kind]
+    needed = answer if kind == "scores" else ACCESS[kind]
+    if isinstance(images, MadeImages):
+        needed |= Access.PIXELS
     if prompts is None:
-        return output
-    return output | (Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT)
+        return needed
+    return needed | (Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT)
 
 
 def price(
-    kind: Kind, images: Images | None, prompts: Prompts | None, feature_dim: int, answer: Access = Access.SCORES
+    kind: Kind,
+    images: Images | MadeImages | None,
+    prompts: Prompts | None,
+    feature_dim: int,
+    answer: Access = Access.SCORES,
 ) -> Bill:
     """Return the bill of a call, computed from its shapes (docs/budget.md).
 
@@ -111,11 +122,13 @@ def price(
     if kind in ("text_features", "text_gradients"):
         return Bill.text_features(p, c, feature_dim)
     assert images is not None
+    if isinstance(images, MadeImages):
+        p = max(p, images.n_sets)
     return bill_of(answer, p, len(images), c)
 
 
-def check_shapes(images: Images | None, prompts: Prompts | None) -> None:
-    """Raise EndpointRefused for a request without images or prompts, and for prompt sets of different sizes."""
+def check_shapes(images: Images | MadeImages | None, prompts: Prompts | None) -> None:
+    """Raise EndpointRefused for a request without images or prompts, and for sets whose sizes or numbers differ."""
     if images is not None and len(images) == 0:
         raise EndpointRefused("the request has no images")
     if isinstance(prompts, SoftPrompts):
@@ -126,6 +139,14 @@ def check_shapes(images: Images | None, prompts: Prompts | None) -> None:
         sizes = sorted({len(texts) for texts in prompts.texts})
         if len(sizes) != 1 or sizes[0] == 0:
             raise EndpointRefused(f"prompt sets of {sizes} prompts, expected one prompt for each class in every set")
+    if isinstance(images, MadeImages):
+        n_sets = images.n_sets
+        if n_sets == 0:
+            raise EndpointRefused("the request has no images")
+        if prompts is not None and 1 not in (n_sets, p := prompt_counts(prompts)[0]) and n_sets != p:
+            raise EndpointRefused(
+                f"{n_sets} sets of images and {p} prompt sets, expected equal numbers, or one of either"
+            )
 
 
 def prompt_counts(prompts: Prompts) -> tuple[int, int]:
@@ -137,7 +158,7 @@ def prompt_counts(prompts: Prompts) -> tuple[int, int]:
 
 def call_digest(
     kind: Kind,
-    images: Images | None,
+    images: Images | MadeImages | None,
     prompts: Prompts | None,
     upstream_PCD: Tensor | None = None,
     answer: Access = Access.SCORES,

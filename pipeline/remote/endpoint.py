@@ -87,6 +87,7 @@ class RemoteEndpoint:
             text_norm=self.card.text_norm or float("nan"),
             token_dim=0,
             feature_dim=self.http.feature_dim,
+            image_size=self.http.image.size,
             grant=self.grant,
             precision=self.card.precision,
             transform=self.http.transform,
@@ -100,7 +101,7 @@ class RemoteEndpoint:
             AccessDenied: the card does not grant the access that the request needs.
             EndpointRefused: a shape is wrong, there are too many prompts, or one is longer than `max_text`.
         """
-        needed = access_of(request.kind, request.prompts, request.answer)
+        needed = access_of(request.kind, request.images, request.prompts, request.answer)
         if not self.grant.covers(needed):
             raise AccessDenied(f"the call needs {needed.label}, the model grants {self.grant.label}")
         check_shapes(request.images, request.prompts)
@@ -131,7 +132,7 @@ class RemoteEndpoint:
             assert request.prompts is not None
             text_PCD, n_prompts = self._text(request.prompts, payer)
             return Response(text_PCD, computed_prompts=n_prompts, http=self._bill(payer))
-        assert request.images is not None
+        assert isinstance(request.images, Images)  # no card of kind http grants PIXELS
         n_images, n_prompts = 0, 0
         if request.kind == "image_features" or Access.FEATURES in self.grant:
             values, n_images = self._image(request.images, payer)

@@ -34,6 +34,7 @@ TEXT_TOKENS = 2
 """Tokens of a text beside those of its bytes: start and end."""
 STOPPED = {401: "rejects the key", 403: "forbids the request", 402: "asks for payment: the account is empty"}
 REFUSED = (400, 413, 422)
+MAY_BE_BILLED = "it may have computed and billed what was sent"
 
 
 class TooLarge(EndpointRefused):
@@ -128,7 +129,10 @@ class HttpClient:
         waited_s, uncertain, reply = 0.0, False, Reply("unsent")
         for attempt in range(self.card.retry.tries):
             if attempt:
-                waited_s = await self._wait(reply, key, attempt)
+                try:
+                    waited_s = await self._wait(reply, key, attempt)
+                except EndpointBusy as error:
+                    raise EndpointLost(f"{error}; {MAY_BE_BILLED}") if uncertain else error from None
             reply = await self._attempt(call, body, key, payer, attempt, waited_s)
             if reply.outcome == "answered":
                 try:
@@ -139,7 +143,7 @@ class HttpClient:
             self._raise_final(call, reply)
         tried = f"{self.card.host} did not answer in {self.card.retry.tries} tries: {self._cause(reply)}"
         if uncertain:
-            raise EndpointLost(f"{tried}; it may have computed and billed what was sent; the same command continues")
+            raise EndpointLost(f"{tried}; {MAY_BE_BILLED}; the same command continues")
         raise EndpointBusy(f"{tried}; the same command continues")
 
     async def _attempt(self, call: Call, body: bytes, key: str, payer: Payer, attempt: int, waited_s: float) -> Reply:
@@ -240,18 +244,18 @@ class HttpClient:
             raise EndpointStopped(f"{self.card.host}: {reply.problem}")
         if reply.outcome != "refused" or status in self.card.retry.on:
             return
-        cause = f"{self.card.host} {{}} ({self._cause(reply)})"
+        host, cause = self.card.host, self._cause(reply)
         if status in STOPPED:
             env = f"; the key is read from {self.card.auth.env}" if self.card.auth and status != 402 else ""
-            raise EndpointStopped(cause.format(STOPPED[status]) + env)
+            raise EndpointStopped(f"{host} {STOPPED[status]} ({cause}){env}")
         if status in REFUSED:
             sent = f"{call.images} images" if call.images else f"{call.texts} texts"
             kind: type[EndpointError] = TooLarge if status == 413 else EndpointRefused
-            raise kind(cause.format(f"refuses a call of {sent}"))
+            raise kind(f"{host} refuses a call of {sent} ({cause})")
         if 300 <= status < 400:
             where = shown(self._safe((reply.headers or {}).get("Location", "another address")), 60)
-            raise EndpointStopped(f"{self.card.host} redirects to {where}: state the address itself in url")
-        raise EndpointStopped(cause.format("gives no answer at this address: check url in the card"))
+            raise EndpointStopped(f"{host} redirects to {where}: state the address itself in url")
+        raise EndpointStopped(f"{host} gives no answer at this address ({cause}): check url in the card")
 
     async def _wait(self, reply: Reply, key: str, attempt: int) -> float:
         """Wait before a further try, and let all other calls wait where the server asks for it; return the seconds.

@@ -22,7 +22,7 @@ COLOURS = {
 SPARE = ("#882255", "#44aa99", "#aa4499", "#117733", "#cc6677", "#6699cc", "#997700", "#004488")
 DASHES = {"zero_shot": (4, 2), "zero_shot_ensemble": (1, 1.5), "pixel_nn": (5, 1.5, 1, 1.5), "logit_head": (7, 1.5)}
 MARKERS = {"SCORES": "o", "TEXT+SCORES": "o", "SOFT+SCORES": "s", "FEATURES": "v", "TEXT+FEATURES": "^"}
-MARKERS |= {"SOFT+FEATURES": "D", "TEXT+LABELS": "<", "TEXT+TOPK": ">", "": "x"}
+MARKERS |= {"SOFT+FEATURES": "D", "TEXT+LABELS": "<", "TEXT+TOPK": ">", "": "x", "TEXT+PIXELS+SCORES": "P"}
 TEXT_CONTRAST = 4.5
 """Smallest contrast of text with its background (WCAG 2, level AA)."""
 

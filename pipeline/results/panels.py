@@ -28,6 +28,7 @@ PANEL = (4.4, 3.1)
 _ACCESS = {
     "TEXT": "text prompts",
     "SOFT": "soft prompts",
+    "PIXELS": "images of its own",
     "SCORES": "scores",
     "FEATURES": "features",
     "GRADIENTS": "gradients",

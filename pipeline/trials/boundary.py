@@ -1,8 +1,8 @@
 """The objects that a method works with: an opaque box and opaque image sets.
 
-Neither has an attribute that leads to a label, a file name, a row number, the pool, the bill or the phase. An image set
-contains view numbers and positions in a set that the trial opened (train, val, or the batch to predict). This module
-looks up the set and the box, so a pickle of a method contains nothing else either.
+Neither has an attribute that leads to a label, a file name, a row number, the pool, the bill or the phase. This module
+looks up the box, and the set that an image set (image_handle.py) names, so a pickle of a method contains nothing else
+either.
 
 `Session` decides which images a call may name and which phase is charged for it (docs/budget.md).
 """
@@ -12,64 +12,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
 
-from methods.base import Bill, FewShotTask, ImageSet, LabelledImages, Prompts, Remaining, SoftPrompts, TextPrompts
+from methods.base import (
+    Access,
+    Bill,
+    FewShotTask,
+    ImageSet,
+    LabelledImages,
+    PixelImages,
+    Prompts,
+    Remaining,
+    SoftPrompts,
+    TextPrompts,
+)
 from pipeline.blackbox.client import MeteredBox, wrong_plan
 from pipeline.blackbox.request import check_shapes
 from pipeline.budget import Phase
-from pipeline.data.images import PLAIN, Images, row_index, view_rows
+from pipeline.data.images import PLAIN, Images
 from pipeline.errors import AccessDenied, BudgetExceeded, FareboxError, MethodError, NonFiniteError
+from pipeline.trials.image_handle import OPEN, ImageHandle
 from pipeline.trials.one_pass import OnePass
 from pipeline.trials.watchdog import Watchdog
 
 T = TypeVar("T")
-
-
-class ImageHandle:
-    """Implements `methods.base.ImageSet`: positions in a set that a trial opened, and a view number for each."""
-
-    __slots__ = ("_positions", "_set", "_views")
-    _set: str
-    _positions: np.ndarray
-    _views: np.ndarray
-
-    def __init__(self, name: str, positions: np.ndarray, views: np.ndarray) -> None:
-        for array in (positions, views):
-            array.flags.writeable = False
-        for attribute, value in (("_set", name), ("_positions", positions), ("_views", views)):
-            object.__setattr__(self, attribute, value)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"an image set cannot be changed: {name}")
-
-    def __reduce__(self) -> tuple[type[ImageHandle], tuple[str, np.ndarray, np.ndarray]]:
-        return ImageHandle, (self._set, self._positions, self._views)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> ImageHandle:
-        index = row_index(rows)
-        return ImageHandle(self._set, self._positions[index], self._views[index])
-
-    def views(self, n: int, seed: int = 0) -> ImageHandle:
-        """Return n augmented copies of each image, view-major."""
-        return ImageHandle(self._set, *view_rows(self._positions, self._views, n, seed))
-
-    def pixels(self, size: int) -> Tensor:
-        """Return grey thumbnails [B, size * size] in [0, 1] of the plain images."""
-        session = _OPEN.get(self._set)
-        if session is None:
-            raise AccessDenied(f"{len(self)} images of another trial, or of an earlier batch, cannot be read")
-        images, _ = session.resolve(self)
-        with session.watchdog.paused():
-            return images.pixels(size)
 
 
 class MethodBox:
@@ -104,20 +75,25 @@ class MethodBox:
         return _session(self).box.feature_dim
 
     @property
+    def image_size(self) -> int:
+        """Side of the model's input in pixels."""
+        return _session(self).box.image_size
+
+    @property
     def remaining(self) -> Remaining:
         """The unspent part of the allotment."""
         return _session(self).box.remaining
 
-    def scores(self, images: ImageSet, prompts: Prompts) -> Tensor:
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
         """Return the scores [P, B, C]."""
         session, prompts = _session(self), _copied(prompts)
-        whole, positions = session.resolve(images)
+        whole, positions = session.resolve_made(images)
         return session.send(lambda: session.box.scores(whole, prompts), positions, prompts)
 
-    def score_blocks(self, images: ImageSet, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
         """Yield the scores of one call in blocks: rows and their scores [P, rows, C]."""
         session, prompts = _session(self), _copied(prompts)
-        whole, positions = session.resolve(images)
+        whole, positions = session.resolve_made(images)
         blocks = session.box.score_blocks(whole, prompts)
         block: tuple[slice, Tensor] | None
         block = session.send(lambda: next(blocks), positions, prompts)  # the call is charged with its first block
@@ -159,8 +135,6 @@ def _copied(prompts: Prompts) -> Prompts:
 
 
 _BOXES: weakref.WeakKeyDictionary[MethodBox, Session] = weakref.WeakKeyDictionary()
-_OPEN: dict[str, Session] = {}
-"""The session of each open image set."""
 
 
 def _session(box: MethodBox) -> Session:
@@ -265,6 +239,25 @@ class Session:
         views = np.array(images._views, np.int64)
         return Images(base.source, base.split, base.rows[positions], views, base.augment), positions
 
+    def resolve_made(self, images: ImageSet | PixelImages) -> tuple[Images | PixelImages, np.ndarray]:
+        """Return the same for images that the method made: a copy of them, and the positions of their base images."""
+        if not isinstance(images, PixelImages):
+            return self.resolve(images)
+        pixels = images.pixels.detach().as_subclass(Tensor).clone()
+        base, positions = self.resolve(images.base)
+        made = PixelImages(base, pixels)
+        return made, np.tile(positions, len(made.pixels_PB3SS))
+
+    def read(self, images: ImageHandle, read: Callable[[Images], Tensor], needed: Access | None) -> Tensor:
+        """Read pixels of a set on the client. Raises AccessDenied if the method does not declare the access needed."""
+        if needed is not None and not self.box.access.covers(needed):
+            error = AccessDenied(f"{self.method} reads images.array: declare access {needed.label} in @method")
+            self.failure = self.failure or error
+            raise error
+        whole, _ = self.resolve(images)
+        with self.watchdog.paused():
+            return read(whole)
+
     def send(
         self, call: Callable[[], T], positions: np.ndarray | None, prompts: Prompts | None, gradients: bool = False
     ) -> T:
@@ -309,9 +302,9 @@ class Session:
     def _open(self, part: str, images: Any) -> ImageHandle:
         name = f"{self._name}/{part}"
         self._sets[name] = images
-        _OPEN[name] = self
+        OPEN[name] = self
         return ImageHandle(name, np.arange(len(images)), np.full(len(images), PLAIN))
 
     def _close(self, name: str) -> None:
         self._sets.pop(name, None)
-        _OPEN.pop(name, None)
+        OPEN.pop(name, None)

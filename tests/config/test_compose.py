@@ -367,7 +367,9 @@ def test_a_model_card_of_ones_own_is_read_and_its_grant_checked(tmp_path: Path) 
     card = model_card(str(path))
     assert (card.name, card.access) == ("mine", Access.TEXT | Access.SCORES)
     path.write_text("kind: fake\ngrant: SOFT+SCORE\n")
-    with pytest.raises(ConfigError, match="grant: unknown access 'SCORE'; expected TEXT, SOFT, LABELS, TOPK, SCORES"):
+    with pytest.raises(
+        ConfigError, match="grant: unknown access 'SCORE'; expected TEXT, SOFT, PIXELS, LABELS, TOPK, SCORES"
+    ):
         model_card(str(path)).access  # noqa: B018
 
 

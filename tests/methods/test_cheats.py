@@ -32,11 +32,13 @@ from methods.base import (
     ImageSet,
     Method,
     MethodInfo,
+    PixelImages,
     Plan,
     Remaining,
     SoftPrompts,
     TaskShape,
     TextPrompts,
+    eight_bits,
 )
 from methods.testing import IterativeContract
 from pipeline.blackbox.client import MeteredBox
@@ -44,13 +46,15 @@ from pipeline.budget import Phase
 from pipeline.data.images import Images
 from pipeline.results.row import ResultRow
 from pipeline.trials import watchdog
-from pipeline.trials.boundary import ImageHandle, Session
+from pipeline.trials.boundary import Session
+from pipeline.trials.image_handle import ImageHandle
 from pipeline.trials.trial import run_recorded, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 from tests.support.patience import patience
 
 TS, TF = Access.TEXT | Access.SCORES, Access.TEXT | Access.FEATURES
 WHITE = Access.SOFT | Access.FEATURES | Access.GRADIENTS
+PIXELS = Access.TEXT | Access.PIXELS | Access.SCORES
 
 
 class Honest(Method):
@@ -143,8 +147,9 @@ def test_nothing_that_a_method_is_given_leads_to_a_label_or_to_the_machinery(
         uses_text_norm = True
 
         def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-            here = [images, images[:3], images.views(2), box, self.task, box.score_blocks]
-            again = pickle.loads(pickle.dumps((images, self.task)))
+            made = PixelImages(images, torch.zeros(len(images), 3, 8, 8, dtype=torch.uint8))
+            here = [images, images[:3], images.views(2), box, self.task, box.score_blocks, made]
+            again = pickle.loads(pickle.dumps((images, self.task, made)))
             found.extend(reachable([*here, again, copy.deepcopy(images)]))
             return super().predict(images, box, classes)
 
@@ -397,6 +402,173 @@ def test_what_is_priced_is_what_is_sent(lab: Lab) -> None:
 
 def test_a_curve_is_drawn_by_the_same_rules(lab: Lab) -> None:
     assert "more than one pass" in failed(lab, Twice, "curve=1")
+
+
+# --- images that a method made -------------------------------------------------------------------------------------
+
+
+def darker(images: ImageSet, sets: int = 1) -> PixelImages:
+    """Images that are half as bright, so many times."""
+    array_B3SS = images.array(8) / 2
+    return PixelImages(images, eight_bits(array_B3SS if sets == 1 else array_B3SS.expand(sets, *array_B3SS.shape)))
+
+
+class SendsPixels(Honest):
+    """Sends images that it made, in the fit and in prediction. The cheats below change one thing each."""
+
+    access = PIXELS
+
+    def step(self, box: BlackBox) -> bool:
+        box.scores(darker(self.task.train.images), self.task.classes.prompts())
+        self.done += 1
+        return self.done < 2
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        return box.scores(darker(images), self.task.classes.prompts())[0]
+
+
+class ReadsArraysOnly(Honest):
+    """Reads pixels, which it does not declare, and hides it."""
+
+    def step(self, box: BlackBox) -> bool:
+        with contextlib.suppress(Exception):
+            self.task.train.images.array(8)
+        return super().step(box)
+
+
+class SendsTrainInPredict(SendsPixels):
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        train = PixelImages(self.task.train.images, torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
+        box.scores(train, self.task.classes.prompts())
+        return super().predict(images, box, classes)
+
+
+class ReadsArraysOfTrainInPredict(SendsPixels):
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        self.task.train.images.array(8)
+        return super().predict(images, box, classes)
+
+
+class SendsAnEarlierBatch(SendsPixels):
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        self.first = getattr(self, "first", images)
+        made = PixelImages(self.first, torch.zeros(len(self.first), 3, 8, 8, dtype=torch.uint8))
+        return box.scores(made, self.task.classes.prompts())[0]
+
+
+class SendsATestImageInTheFit(SendsPixels):
+    """Keeps the images of a prediction, which `curve` makes before the fit ends, and asks about them in a step."""
+
+    kept: list[ImageSet] = []  # noqa: RUF012
+
+    def step(self, box: BlackBox) -> bool:
+        for images in self.kept:
+            box.scores(
+                PixelImages(images, torch.zeros(len(images), 3, 8, 8, dtype=torch.uint8)), self.task.classes.prompts()
+            )
+        return super().step(box)
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        self.kept.append(images)
+        return super().predict(images, box, classes)
+
+
+class ForgesABase(SendsPixels):
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        own = type(images)("another/train", np.arange(5), np.zeros(5, int))  # type: ignore[call-arg]
+        return box.scores(PixelImages(own, torch.zeros(5, 3, 8, 8, dtype=torch.uint8)), self.task.classes.prompts())[0]
+
+
+class ChangesItsBase(SendsPixels):
+    """Sends images whose base and whose number of sets are other ones at the second look."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        one, three, train = darker(images), darker(images, 3), self.task.train.images
+        bases, pixels = iter([images, *[train] * 9]), iter([one.pixels, *[three.pixels] * 9])
+
+        class Changing(PixelImages):
+            base = property(lambda _: next(bases))  # type: ignore[assignment]
+            pixels = property(lambda _: next(pixels))  # type: ignore[assignment]
+
+            def __init__(self) -> None:
+                pass
+
+        scores = box.scores(Changing(), self.task.classes.prompts())
+        assert len(scores) == 1, "what was priced is what was sent"
+        return scores[0]
+
+
+class TwicePixels(SendsPixels):
+    """Sends each image twice, in two calls."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        super().predict(images, box, classes)
+        return super().predict(images, box, classes)
+
+
+class PlainAndPixels(SendsPixels):
+    """Sends each image as it is, and once more as it made it."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        box.scores(images, self.task.classes.prompts())
+        return super().predict(images, box, classes)
+
+
+class TwoSets(SendsPixels):
+    """Sends two sets of the images in one call."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        return box.scores(darker(images, 2), self.task.classes.prompts()).mean(0)
+
+
+class PixelsOfViews(SendsPixels):
+    """Sends images made from two views of each image."""
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        scores = box.scores(darker(images.views(2)), self.task.classes.prompts())[0]
+        return scores[: len(images)] + scores[len(images) :]
+
+
+@pytest.mark.parametrize(
+    ("cls", "error"),
+    [
+        (ReadsArraysOnly, "reads images.array: declare access PIXELS in @method"),
+        (SendsTrainInPredict, "asked about 20 train images: predict may ask about the images that it is given only"),
+        (ReadsArraysOfTrainInPredict, "asked about 20 train images"),
+        (SendsAnEarlierBatch, "images of another batch or trial"),
+        (SendsATestImageInTheFit, "images of another batch or trial: start and step may ask about train and val"),
+        (ForgesABase, "asked about 5 train images: predict may ask about the images that it is given only"),
+    ],
+)
+def test_made_images_stand_for_images_that_the_method_may_ask_about(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, cls: type[Honest], error: str
+) -> None:
+    monkeypatch.setattr("pipeline.trials.evaluate.TEST_BATCH", 25)
+    monkeypatch.setattr("pipeline.trials.supervisor.outside_state", lambda cls: {})
+    assert error in failed(lab, cls, "curve=3")
+
+
+@pytest.mark.parametrize(
+    ("cls", "adapt", "evaluate"),
+    [
+        (TwicePixels, Bill.scores(1, 60, 5), Bill.scores(1, 60, 5)),
+        (PlainAndPixels, Bill.scores(1, 60, 5), Bill.scores(1, 60, 5)),
+        (TwoSets, Bill.scores(2, 60, 5), Bill()),
+        (PixelsOfViews, Bill.scores(1, 120, 5), Bill()),
+    ],
+)
+def test_made_images_beyond_one_pass_are_charged_to_adapt(
+    lab: Lab, cls: type[Honest], adapt: Bill, evaluate: Bill
+) -> None:
+    test_what_predict_asks_beyond_one_pass_is_charged_to_adapt(lab, cls, adapt, evaluate)
+
+
+@pytest.mark.parametrize("cls", [SendsPixels, ChangesItsBase])
+def test_one_pass_of_made_images_is_an_evaluation(lab: Lab, cls: type[Honest]) -> None:
+    row = done(lab, cls)
+    assert plain_bill(row) == ONE * 3
+    assert (row.evaluate_requests, row.evaluate_images) == (1, 60)
+    assert row.access == "TEXT+PIXELS+SCORES"
 
 
 # --- what a method may change --------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from torch import Tensor
 
 import methods
 from methods._fastfood import Fastfood, walsh_hadamard
+from methods._spsa import directions, estimated_gradient
 from methods._toy import ToyTowers
 from methods._toy_box import ToyBox, ToyImages
 from methods._toy_task import TOY_NAMES, fit, toy_task
 from methods.base import FewShotTask, Remaining, SoftPrompts, TaskShape
 from methods.testing import contract
-from methods.zip import ZIP, directions, estimated_gradient
+from methods.zip import ZIP
 
 
 class TestOneToken(contract("zip")):  # type: ignore[misc]

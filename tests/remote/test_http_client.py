@@ -116,7 +116,7 @@ def test_a_response_that_takes_too_long_is_uncertain(tmp_path: Path, served: Pee
 def test_a_server_that_stays_busy_is_given_up_and_computed_nothing(tmp_path: Path, served: Peer) -> None:
     served.faults.extend([503] * 10)
     tried = attempt(tmp_path, served)
-    assert type(tried.error) is EndpointBusy and "4 tries: status 503: 'fault 503'" in str(tried.error)
+    assert type(tried.error) is EndpointBusy and "4 tries: status 503: 'fault 503 {x}'" in str(tried.error)
     assert tried.bill.calls == len(served.calls) == 4
 
 
@@ -124,6 +124,13 @@ def test_a_server_that_may_have_computed_is_named_so(tmp_path: Path, served: Pee
     served.faults.extend(["drop", 503, 503, 503])
     tried = attempt(tmp_path, served)
     assert isinstance(tried.error, EndpointLost) and "may have computed" in str(tried.error)
+
+
+def test_a_long_wait_after_a_lost_answer_is_named_so_too(tmp_path: Path, served: Peer) -> None:
+    served.faults.extend(["drop", 429])
+    served.headers["Retry-After"] = "3600"
+    tried = attempt(tmp_path, served)
+    assert isinstance(tried.error, EndpointLost) and "retry.most_s" in str(tried.error)
 
 
 def test_nothing_is_sent_when_nobody_listens(tmp_path: Path, served: Peer) -> None:

@@ -15,6 +15,12 @@ from methods.base import Remaining
 
 FOLDER = Path(__file__).resolve().parents[1] / "methods" / "golden"
 ALLOTMENT = Remaining(requests=300, images=20_000)
+SETTINGS: dict[str, dict[str, float]] = {
+    "blackvip": {"perturbation": 0.3},
+    "vp_spsa": {"perturbation": 0.3, "lr": 0.5},
+}
+"""Settings in place of the defaults, under which an 8-bit value that rounds otherwise on another processor changes the
+result by less than the test's tolerance."""
 
 
 def record(name: str) -> dict[str, Any]:
@@ -22,7 +28,7 @@ def record(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     info = all_methods()[name]
     task, test = toy_task()
-    method, box = info.cls(), ToyBox(info.access, ALLOTMENT)
+    method, box = info.cls(info.cls.Config(**SETTINGS.get(name, {}))), ToyBox(info.access, ALLOTMENT)
     steps = fit(method, task, box, seed=0)
     bill = box.bill
     box.allotment = Remaining()

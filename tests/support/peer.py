@@ -116,7 +116,7 @@ class Peer:
             return web.json_response({"error": {"message": said}}, status=401)
         fault = self.faults.popleft() if self.faults else "fine"
         if isinstance(fault, int):
-            return web.json_response({"error": {"message": f"fault {fault}"}}, status=fault, headers=self.headers)
+            return web.json_response({"error": {"message": f"fault {fault} {{x}}"}}, status=fault, headers=self.headers)
         if "input" in body and len(body["input"]) > self.most_images:
             return web.json_response({"detail": "too many"}, status=413)
         if fault == "drop":
