@@ -5,6 +5,7 @@ The faulty requests follow from their number and the seed. A fault that comes ev
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections import Counter
@@ -41,7 +42,7 @@ class FaultOptions:
     jitter: float = 0.0
     """Standard deviation of noise that is added to the values, new in each answer."""
     retry_after_s: int = 0
-    """Seconds in the header Retry-After of these 429 and 503."""
+    """Seconds in the header Retry-After of these 429. That of a 503 is the time until the service is back."""
     after: int = 0
     """Number of requests before the first fault."""
     seed: int = 1
@@ -62,7 +63,11 @@ class Faults:
         return self._arrived > self.options.after
 
     def arrive(self) -> int:
-        """Count a request, and return its number. Raises ServiceError if it is refused (429, 503)."""
+        """Count a request, and return its number. Raises ServiceError if it is refused (429, 503).
+
+        Requests that come while the service is down are not counted: they begin no further such time.
+        """
+        self.refuse_if_down()
         self._arrived += 1
         options = self.options
         if not self.active:
@@ -71,17 +76,17 @@ class Faults:
             self._down_until = time.monotonic() + options.down_s
         self.refuse_if_down()
         if self._hits("429", options.every_429, self._arrived):
-            raise self._refusal(429, "rate_limited")
+            raise self._refusal(429, "rate_limited", options.retry_after_s)
         return self._arrived
 
     def refuse_if_down(self) -> None:
         """Raise ServiceError (503) during a time in which the service is down."""
-        if time.monotonic() < self._down_until:
-            raise self._refusal(503, "down")
+        if (left_s := self._down_until - time.monotonic()) > 0:
+            raise self._refusal(503, "down", math.ceil(left_s))
 
-    def _refusal(self, status: int, code: str) -> ServiceError:
+    def _refusal(self, status: int, code: str, retry_after_s: int) -> ServiceError:
         self.made[code] += 1
-        return ServiceError(status, code, "a fault made on purpose (fault.*)", self.options.retry_after_s)
+        return ServiceError(status, code, "a fault made on purpose (fault.*)", retry_after_s)
 
     def drops(self, number: int) -> bool:
         """Return whether the connection is closed in place of this answer."""

@@ -331,7 +331,7 @@ def test_one_of_every_n_requests_is_faulty_and_which_follows_from_the_seed(
 
 
 def test_a_service_that_is_down_says_when_to_come_back() -> None:
-    with serving("model=fake", "fault.down_every=4", "fault.down_s=0.5", "fault.retry_after_s=1") as url:
+    with serving("model=fake", "fault.down_every=4", "fault.down_s=0.5") as url:
         statuses = outcomes(url, 4)
         assert 503 in statuses
         assert call(f"{url}/v1/info")[2]["Retry-After"] == "1" and call(f"{url}/v1/count")[0] == 200
