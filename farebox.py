@@ -106,28 +106,34 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     """Open a metered black box: the endpoint of `model=` in this process, with a ledger in memory.
 
     `budget.requests` and `budget.images` limit what can be queried. See `methods.base.BlackBox` for its calls;
-    `box.meter.bills` holds the bill by phase.
+    `box.meter.bills` holds the bill by phase. `budget.usd` limits the money of a remote model.
 
     Raises:
         ConfigError: the overrides name several kinds of answers.
         BudgetExceeded: by a call that would exceed the budget; it is not charged.
     """
     from pipeline.blackbox.client import MeteredBox
-    from pipeline.blackbox.endpoint import Endpoint
     from pipeline.blackbox.local_pool import LocalPool
     from pipeline.errors import ConfigError
     from pipeline.ledger.ledger import Ledger
+    from pipeline.remote.opening import opened_endpoint
+    from pipeline.remote.wallet import LedgerWallet
+    from pipeline.sweep.money import costs_money
+    from pipeline.trials.physical import check_price
 
     config = compose(*overrides)
     if len(config.answers) != 1:
         raise ConfigError(f"expected one kind of answers, found {len(config.answers)}: name one, as in answers=topk")
+    check_price(config)
     (budget,), (answers,) = config.allotments, config.answers
     with contextlib.closing(Ledger("sqlite://")) as ledger:
         ledger.open_account("box", budget)
         ledger.reserve("memory", "box", ["box"], budget)
-        pool = LocalPool(Endpoint(config.model, config.features), ledger)
+        ledger.money.open("memory", "box", config.usd)
+        wallet = LedgerWallet(ledger.money, "memory") if costs_money(config) else None
         access = answers.granted(config.model.access)
-        yield MeteredBox(pool, "memory", "box", access, budget, answers=answers)
+        with opened_endpoint(config, None, wallet) as endpoint:
+            yield MeteredBox(LocalPool(endpoint, ledger), "memory", "box", access, budget, answers=answers)
 
 
 def few_shot_task(*overrides: str) -> FewShotTask:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 from methods.base import Bill, Remaining
 from pipeline.errors import ConfigError
@@ -72,6 +73,45 @@ class Limits:
     def bill(self) -> Bill:
         """The limits as an amount to reserve; 0 in a unit without a limit."""
         return Bill(requests=self.requests or 0, images=self.images or 0)
+
+
+@dataclass(frozen=True)
+class HttpBill:
+    """What was sent to a remote endpoint, which never changes the bill in `UNITS`."""
+
+    calls: int = 0
+    """HTTP calls that were sent, repeated ones included."""
+    images: int = 0
+    texts: int = 0
+    bytes: int = 0
+    """Size of the bodies that were sent."""
+    tokens: int = 0
+    """As the endpoint reports them."""
+    retries: int = 0
+    """Calls that repeat another one."""
+    rate_limited: int = 0
+    """Responses with status 429."""
+    waited_s: float = 0.0
+    """Seconds waited before a call was repeated."""
+    uncertain: int = 0
+    """Calls whose outcome is unknown: the connection broke, and the endpoint may have computed and billed them."""
+    micro_usd: int = 0
+    """Price by the card's table, in micro-dollars; an uncertain call counts with its upper bound."""
+
+    def __add__(self, other: HttpBill) -> HttpBill:
+        return HttpBill(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+NOTHING_SENT = HttpBill()
+
+
+def http_columns(bill: HttpBill) -> dict[str, Any]:
+    """Return a bill of HTTP calls as columns of a result row."""
+    columns = {
+        f"http_{name}": getattr(bill, name)
+        for name in ("calls", "images", "texts", "bytes", "tokens", "retries", "rate_limited", "waited_s")
+    }
+    return columns | {"uncertain_calls": bill.uncertain, "usd": bill.micro_usd / 1_000_000}
 
 
 def total(bills: Iterable[Bill]) -> Bill:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from methods.base import TOP_K, Access
 from pipeline.errors import ConfigError, did_you_mean
@@ -18,6 +20,178 @@ AUGMENTATIONS = {
     "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
 }
 """Augmentations of training images, by the name that a data set's card has."""
+HTTP_GRANTS = {
+    "farebox": "TEXT+FEATURES",
+    "openai_embeddings": "TEXT+FEATURES",
+    "oip_v2": "TEXT+FEATURES",
+    "hf_zero_shot": "TEXT+SCORES",
+    "jina_classify": "TEXT+SCORES",
+}
+"""The adapters of `kind: http`, and the greatest access that each can give."""
+MICRO = 1_000_000
+"""Micro-dollars in a dollar. Amounts of money are whole numbers of micro-dollars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auth:
+    """How a request proves who sends it. The secret itself is read from the environment when a run starts."""
+
+    env: str
+    """Environment variable that holds the key."""
+    header: str = "Authorization"
+    prefix: str = "Bearer "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Which model is expected to answer."""
+
+    model: str = ""
+    """Name that requests send and that responses must state, where they state one."""
+    probe: str = ""
+    """Fingerprint of its answers to fixed probes. Empty: recorded by the first run, compared by later ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Most items and bytes of one HTTP call."""
+
+    images: int = 32
+    texts: int = 128
+    bytes: int = 20 * 2**20
+    """Most bytes of a call's body."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Limits of the rate at which a run sends, over all its trials. None: no limit."""
+
+    requests_per_minute: int | None = None
+    """HTTP calls."""
+    images_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    at_once: int = 4
+    """Connections that are used at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """Which responses are asked for again, and when."""
+
+    on: tuple[int, ...] = (408, 425, 429, 500, 502, 503, 504)
+    """HTTP statuses."""
+    first_s: float = 1.0
+    """Seconds before the second try; they double with each further one."""
+    most_s: float = 60.0
+    """Most seconds between two tries, and the longest `Retry-After` that is waited for."""
+    tries: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentImage:
+    """How an image is sent: made at the size of the model's input on this side, then encoded."""
+
+    size: int
+    """Width and height in pixels."""
+    format: str = "png"
+    """png (lossless), or jpeg of quality 95."""
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """Names that a server of the Open Inference Protocol gave to its models and tensors. For `oip_v2` only."""
+
+    image_model: str
+    text_model: str
+    image_input: str = "image"
+    """BYTES tensor [B] of base64-encoded images."""
+    text_input: str = "text"
+    """BYTES tensor [B] of prompts."""
+    output: str = "embedding"
+    """FP32 tensor [B, D]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What the owner of the endpoint charges, in US dollars."""
+
+    as_of: str
+    """Date at which these prices were read, as 2026-11-01."""
+    usd_per_request: float = 0.0
+    """Per HTTP call."""
+    usd_per_image: float = 0.0
+    usd_per_1k_tokens: float = 0.0
+    tokens_per_image: int = 0
+    """Most tokens that an image is billed as."""
+
+    def micro_usd(self, requests: int, images: int, tokens: int) -> int:
+        """Return the price of HTTP calls with these images and tokens, in micro-dollars, rounded up."""
+        usd = requests * self.usd_per_request + images * self.usd_per_image + tokens / 1000 * self.usd_per_1k_tokens
+        return math.ceil(round(usd * MICRO, 6))  # rounded first: 3 * 0.1 is above 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpCard:
+    """The keys of a model card that only `kind: http` has. See docs/remote.md."""
+
+    url: str
+    adapter: str
+    """A key of `HTTP_GRANTS`."""
+    image: SentImage
+    logit_scale: float
+    """Factor of the cosines in scores, which few servers tell: 100 for CLIP."""
+    auth: Auth | None = None
+    identity: Served = Served()
+    feature_dim: int = 0
+    """Width of the features; required if the grant has FEATURES."""
+    max_text: int | None = None
+    """Most characters of a prompt, so that the server does not cut it. Required except for farebox, which refuses."""
+    batch: Batch = Batch()
+    rate: Rate = Rate()
+    timeout_s: float = 60.0
+    retry: Retry = Retry()
+    price: Price | None = None
+    tensors: Tensors | None = None
+
+    @property
+    def source(self) -> str:
+        """What determines its answers: adapter, model and form of the images. Records are stored under this text.
+
+        A model whose `identity.probe` is stated is known by its answers; any other by its address.
+        """
+        where = f"probe {self.identity.probe}" if self.identity.probe else self.url
+        model = self.identity.model or "model"
+        parts = [f"{self.adapter} {model} at {where}", f"images {self.transform}", f"{self.feature_dim} features"]
+        if self.tensors is not None:
+            parts.append(f"{self.tensors.image_model}.{self.tensors.image_input}")
+            parts.append(f"{self.tensors.text_model}.{self.tensors.text_input}.{self.tensors.output}")
+        return "; ".join(parts)
+
+    @property
+    def transform(self) -> str:
+        """Name of the form in which images are sent, as in result rows."""
+        return f"{self.image.format}{self.image.size}-{self.image.interpolation}-{self.image.resize_mode}"
+
+    @property
+    def model_identity(self) -> str:
+        """Identity of the model in trial ids and rows: its source, and the scale of its scores."""
+        return f"{self.source}; logit_scale {self.logit_scale!r}"
+
+    @property
+    def host(self) -> str:
+        """Host of the URL, with its port if that is stated."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the host is this machine."""
+        name = urlsplit(self.url).hostname or ""
+        try:
+            return name == "localhost" or ip_address(name).is_loopback
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +242,7 @@ class ModelCard:
 
     name: str
     kind: str
-    """fake, embedded or open_clip."""
+    """fake, embedded, open_clip, or http: a model that answers over HTTP."""
     arch: str = ""
     """open_clip model name; OpenAI weights need the -quickgelu variants."""
     weights: str = ""
@@ -96,6 +270,8 @@ class ModelCard:
     licence: str = ""
     source: str = ""
     note: str = ""
+    http: HttpCard | None = None
+    """The keys of `kind: http`, which its file has beside the others; None for every other kind."""
 
     @property
     def access(self) -> Access:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import __version__, check_packages
 from pipeline.commands import subcommands
 from pipeline.commands.examples import epilog
-from pipeline.commands.subcommands import RAW, Parser
+from pipeline.commands.subcommands import RAW
 from pipeline.console import Terminal, accept_any_text, echo, exit_code, log, print_error, print_table
 from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError, FareboxError, shortened, unexpected
 from pipeline.files import strict_json
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.results.report import publish
     from pipeline.sweep import driver as sweep
 
-    config = compose(arguments.words)
+    config = compose([*arguments.words, "spend=true"] if arguments.spend else arguments.words)
     for line in (*notes(arguments.words), *ignored_variable(config)):
         log(f"farebox: {line}")
     mirror = BackgroundMirror(config)
@@ -85,23 +85,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print the predicted bill of every trial and what is missing on this machine; send no requests."""
-    from pipeline.commands.plan import absent_lines, model_lines, plan_table
+    from pipeline.commands.plan import absent_lines, model_lines, plan_table, refuse_unpayable_plan
     from pipeline.config.compose import compose
     from pipeline.config.files import notes
     from pipeline.trials.estimate import estimate as estimated
-    from pipeline.trials.plan import refuse_unpayable
 
     estimate = estimated(compose(arguments.words))
     for line in notes(arguments.words):
         log(f"farebox: {line}")
-    if arguments.json:
-        print(strict_json(estimate.records(), indent=1))
-        for line in (*model_lines(estimate), *absent_lines(estimate)):
-            log(line)
-    else:
-        print(plan_table(estimate))
-    if not estimate.config.partial:
-        refuse_unpayable(estimate.config, estimate.total)
+    print(strict_json(estimate.records(), indent=1) if arguments.json else plan_table(estimate))
+    for line in (*model_lines(estimate), *absent_lines(estimate)) if arguments.json else ():
+        log(line)
+    refuse_unpayable_plan(estimate)
     return 0
 
 
@@ -154,6 +149,14 @@ def budget(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def records(arguments: argparse.Namespace) -> int:
+    """Pack the recorded answers of remote models into an archive, or verify one."""
+    from pipeline.commands import records as records_command
+
+    print(records_command.run(arguments.verb, arguments.words))
+    return 0
+
+
 def sync(arguments: argparse.Namespace) -> int:
     """Rebuild the MLflow mirror of a sweep from its rows."""
     from pipeline.commands.mirror import sync
@@ -172,6 +175,13 @@ def ui(arguments: argparse.Namespace) -> int:
         command, environment = served
         os.execvpe(command[0], command, os.environ | environment)
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve a model of this machine over HTTP, for adapters of kind http; see docs/serve.md."""
+    from pipeline.commands.serve import serve_model
+
+    return serve_model(arguments.words, echo)
 
 
 def methods(arguments: argparse.Namespace) -> int:
@@ -197,8 +207,7 @@ def models(arguments: argparse.Namespace) -> int:
 
     if arguments.text_norm is None:
         return print_table(catalog.models(), arguments.json)
-    record = catalog.text_norm(arguments.text_norm)
-    print(strict_json(record, indent=1) if arguments.json else catalog.text_norm_lines(record))
+    print(catalog.text_norm_text(arguments.text_norm, arguments.json))
     return 0
 
 
@@ -273,7 +282,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
+    parser = subcommands.Parser(prog="farebox", description=ABOUT, epilog=epilog(""), formatter_class=RAW)
     parser.add_argument("--version", action="version", version=f"farebox {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -285,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
         return subparser
 
-    command(run)
+    command(run).add_argument("--spend", action="store_true", help="let a remote model be asked, which may cost money")
     command(plan).add_argument("--json", action="store_true", help="print one JSON record per trial")
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
     subcommands.add_leaderboard_options(command(leaderboard))
@@ -295,16 +304,9 @@ def _parser() -> argparse.ArgumentParser:
     command(sync)
     subcommands.add_ui_options(command(ui))
     command(probe).add_argument("--json", action="store_true", help="print the record as JSON")
-    benches = command(bench, overrides=False)
-    benches.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
-    benches.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
-    measured = command(claims, overrides=False)
-    measured.add_argument("--json", action="store_true", help="print one JSON record per claim")
-    help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
-    measured.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
-    audited = command(audit, overrides=False)
-    audited.add_argument("--json", action="store_true", help="print one JSON record per release")
-    audited.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
+    command(serve, overrides=False).add_argument("words", nargs="*", metavar="KEY=VALUE", help=subcommands.SERVE_KEYS)
+    subcommands.add_record_commands(command(records, overrides=False))
+    subcommands.add_report_options(*(command(function, False) for function in (bench, claims, audit)))
     subcommands.add_data_commands(command(data, overrides=False))
     command(completion, overrides=False).add_argument("shell", metavar="SHELL", help="bash, zsh or fish")
     for listing in (methods, datasets, models):

@@ -8,9 +8,11 @@ FareboxError
  +- MethodError        a method broke a rule of its interface: wrong output, changed input, no return; fails its trial
  +- NonFiniteError     a number that must be finite is NaN or infinite; fails the trial, with the stage and the place
  +- EndpointError      the endpoint did not answer
- |   +- EndpointLost      the replica died; retried on another under the same id
- |   +- EndpointBusy      a live replica did not answer in time; the trial fails and the same command runs it again
+ |   +- EndpointLost      the replica died, retried on another; or a remote answer was lost, and its charge stays
+ |   +- EndpointBusy      a live endpoint did not answer in time; the trial fails and the same command runs it again
+ |   |   +- QueueFull         a replica has no room for a request; sent again
  |   +- EndpointRefused   the request itself is wrong; never retried
+ |   +- EndpointStopped   no trial can use a remote endpoint (key, account, another model); ends a run, likewise
  +- LedgerError        the ledger cannot be read or written, or is inconsistent; ends a run, the same command continues
  +- StorageError       a file of the sweep cannot be written (disk full, read-only); likewise
  +- CodeMismatch       a worker imports other code than the driver; ends a run before that worker computes anything
@@ -29,6 +31,15 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+USD = "usd"
+"""Unit of a BudgetExceeded whose numbers are micro-dollars."""
+
+
+def dollars(micro_usd: int) -> str:
+    """Return an amount of micro-dollars as text: $1,234.50, with more decimals if it has them."""
+    whole, rest = divmod(micro_usd, 1_000_000)
+    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"${whole:,}.{decimals}"
 
 
 class FareboxError(Exception):
@@ -48,13 +59,22 @@ class AccessDenied(FareboxError):
 
 
 class BudgetExceeded(FareboxError):
-    """A charge would exceed a limit. The numbers are attributes; the message is made from them."""
+    """A charge would exceed a limit. The numbers are attributes; the message is made from them.
+
+    The unit is that of a `Bill`, or `USD`.
+    """
 
     def __init__(self, account: str, unit: str, asked: int, spent: int, limit: int) -> None:
         self.account, self.unit, self.asked, self.spent, self.limit = account, unit, asked, spent, limit
         super().__init__(account, unit, asked, spent, limit)
 
     def __str__(self) -> str:
+        if self.unit == USD:
+            return (
+                f"{dollars(self.asked)} asked of account {self.account!r}, which has "
+                f"{dollars(self.limit - self.spent)} left ({dollars(self.spent)} of {dollars(self.limit)} spent or "
+                "reserved)"
+            )
         return (
             f"{self.asked:,} {self.unit} asked of account {self.account!r}, which has {self.limit - self.spent:,} left "
             f"({self.spent:,} of {self.limit:,} charged or reserved)"
@@ -74,15 +94,23 @@ class EndpointError(FareboxError):
 
 
 class EndpointLost(EndpointError):
-    """The replica died before it answered."""
+    """The replica died before it answered, or the answer of a remote endpoint was lost after it may have computed."""
 
 
 class EndpointBusy(EndpointError):
-    """A live replica did not answer in time."""
+    """A live replica, or a remote endpoint, did not answer in time."""
+
+
+class QueueFull(EndpointBusy):
+    """The queue of a replica is full: the request was not accepted."""
 
 
 class EndpointRefused(EndpointError):
     """The request is invalid: no replica can answer it."""
+
+
+class EndpointStopped(EndpointError):
+    """A remote endpoint can be used by no trial: it rejects the key, the account is empty, or another model answers."""
 
 
 class LedgerError(FareboxError):
@@ -112,7 +140,7 @@ class TrackingError(FareboxError):
     """The rows could not be copied to MLflow. The rows themselves are intact."""
 
 
-ENDS_A_RUN = (CodeMismatch, LedgerError, StorageError)
+ENDS_A_RUN = (CodeMismatch, EndpointStopped, LedgerError, StorageError)
 """Errors that concern every trial of a run: they end the run, and the same command continues it."""
 
 

@@ -19,12 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages `methods` and `pipeline`."""
 RESULT_SOURCES = (
     *("methods/base.py", "methods/_answers.py", "methods/_toy.py", "methods/_state.py", "pipeline/budget.py"),
-    *("pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/local/*.py", "pipeline/trials/*.py"),
+    *("pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/local/*.py", "pipeline/remote/*.py"),
+    "pipeline/trials/*.py",
 )
 """Sources that can change a number of a row, except those of the method. Editing one makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
     {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "probe", "ray_actors", "ray_pool", "replica_queue")}
     | {f"pipeline/data/{name}.py" for name in ("inspect", "contact_sheet")}
+    | {f"pipeline/remote/{name}.py" for name in ("archive", "call_log", "http_client", "limiter", "opening", "wallet")}
     | {f"pipeline/trials/{name}.py" for name in ("checkpoint", "estimate", "prompts", "watchdog")}
 )
 """Files that match these patterns and cannot change a number: they forward, print, draw, estimate or check."""

@@ -92,8 +92,11 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
             },
         ),
         ("mlflow", {"pipeline/results/tracking.py", "pipeline/results/tracking_store.py"}),
+        ("starlette", {"pipeline/serve/app.py"}),
+        ("uvicorn", {"pipeline/serve/server.py"}),
         ("rich", {"pipeline/sweep/live.py"}),
         ("timm", {"pipeline/local/networks.py"}),
+        ("aiohttp", {"pipeline/remote/http_client.py"}),
         ("open_clip", {"pipeline/blackbox/architecture.py", "pipeline/blackbox/weights.py"}),
         ("sqlalchemy", {p for p in map(label, PIPELINE) if p.startswith("pipeline/ledger/")}),
         ("omegaconf", {"pipeline/config/files.py", "pipeline/config/method_choice.py"}),
@@ -155,6 +158,8 @@ ORDER = (
         "pipeline.results",
         "pipeline.results.published",
         "pipeline.blackbox",
+        "pipeline.remote",
+        "pipeline.serve",
         "pipeline.trials",
         "pipeline.sweep",
     ),
@@ -314,6 +319,8 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "budget.global.url": ("sqlite:///x.db", "global_budget"),
     "budget.global.requests": ("77", "global_budget"),
     "budget.global.images": ("77", "global_budget"),
+    "budget.usd": ("12.5", "usd"),
+    "budget.global.usd": ("12.5", "global_budget"),
     "budget.partial": ("true", "partial"),
     "replicas": ("3", "replicas"),
     "threads": ("3", "threads"),
@@ -324,6 +331,9 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "on_code_change": ("keep", "on_code_change"),
     "mlflow": ("http://host", "mlflow"),
     "features": ("elsewhere", "features"),
+    "records": ("elsewhere", "records"),
+    "offline": ("true", "offline"),
+    "spend": ("true", "spend"),
     "variants": ("{mine: {method: taskres}}", "variants"),
     "method": ("{zero_shot: {}}", "method"),
 }
@@ -358,7 +368,9 @@ def test_every_key_changes_its_field_and_no_other() -> None:
         if key != "sweep":
             changed = compose(["sweep=smoke", "model=tiny", f"{key}={value}"])
             fields = {f.name for f in dataclasses.fields(Config) if getattr(plain, f.name) != getattr(changed, f.name)}
-            beside = {"features", "mlflow"} if key == "storage" else set()  # in the storage folder, or beside it
+            beside = (
+                {"features", "records", "mlflow"} if key == "storage" else set()
+            )  # in the storage folder, or beside it
             beside |= {"label"} - ({"label"} if key.split(".")[0] in UNDESCRIBED else set())  # it may not be true now
             assert field in fields and fields <= {field} | beside, key
 
@@ -538,7 +550,7 @@ def test_the_drawn_tree_of_errors_is_the_tree_of_classes() -> None:
 
 VERBS = frozenset(
     {"run", "plan", "status", "leaderboard", "ledger", "sync", "ui", "methods", "datasets", "models", "bench", "claims"}
-    | {"data", "budget", "audit", "completion", "merge", "probe"}
+    | {"data", "budget", "audit", "completion", "merge", "probe", "records", "serve"}
 )
 """Scripts rely on them: a verb is added here on purpose, and never taken away."""
 

@@ -74,7 +74,8 @@ def test_what_computes_a_number_is_listed_and_what_records_it_is_not() -> None:
 
 UNLISTED = {
     **dict.fromkeys(
-        [f"config/{n}" for n in ("card_files", "compose", "files", "method_choice", "plugins")], "trial id"
+        [f"config/{n}" for n in ("answers", "card_files", "compose", "files", "http_card", "method_choice", "plugins")],
+        "trial id",
     ),
     **dict.fromkeys([f"config/{n}" for n in ("plain_yaml", "typed_values", "values")], "trial id"),
     **dict.fromkeys(["cards", "untrusted"], "trial id"),
@@ -127,10 +128,10 @@ def test_each_module_that_makes_image_features_is_in_the_stores_name() -> None:
 
 
 def test_image_features_made_by_other_code_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = endpoint.Endpoint(model_card("fake"), tmp_path).store.folder
-    assert endpoint.Endpoint(model_card("fake"), tmp_path).store.folder == one
+    one = endpoint.Endpoint(model_card("fake"), tmp_path).store().folder
+    assert endpoint.Endpoint(model_card("fake"), tmp_path).store().folder == one
     monkeypatch.setattr(endpoint, "image_feature_digest", lambda: "other")
-    assert endpoint.Endpoint(model_card("fake"), tmp_path).store.folder != one
+    assert endpoint.Endpoint(model_card("fake"), tmp_path).store().folder != one
 
 
 def test_a_result_of_another_pipeline_is_stale_and_run_again_from_the_start(

@@ -19,7 +19,7 @@ from methods._answers import answer_of
 from methods._finite import first_non_finite
 from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
 from pipeline.blackbox.request import Kind, ModelInfo, Request, Response, access_of, call_digest, price
-from pipeline.budget import BUDGETED_PHASES, Limits, Phase, paid
+from pipeline.budget import BUDGETED_PHASES, NOTHING_SENT, HttpBill, Limits, Phase, paid
 from pipeline.cards import FULL_ANSWERS, Answers
 from pipeline.data.images import Images, as_images
 from pipeline.data.made_images import MadeImages
@@ -57,6 +57,8 @@ class Meter:
     computed_images: int = 0
     computed_prompts: int = 0
     cache_hits: int = 0
+    http: HttpBill = NOTHING_SENT
+    """What was sent to a remote endpoint."""
 
     @property
     def paid(self) -> Bill:
@@ -193,6 +195,7 @@ class MeteredBox:
         self.meter.computed_images += response.computed_images
         self.meter.computed_prompts += response.computed_prompts
         self.meter.cache_hits += response.cache_hits
+        self.meter.http += response.http
         values = torch.from_numpy(np.array(response.values, dtype=np.float32))
         told = values if request.answer is Access.SCORES else values.masked_fill(values == -torch.inf, 0)
         if (bad := first_non_finite(told)) is not None:

@@ -17,7 +17,7 @@ from methods._finite import first_non_finite
 from methods.base import Access, Prompts, SoftPrompts
 from pipeline.blackbox import answers, text_norm
 from pipeline.blackbox import model as models
-from pipeline.blackbox.feature_store import FeatureStore
+from pipeline.blackbox.feature_store import FeatureStore, MemoryStore
 from pipeline.blackbox.request import (
     Kind,
     ModelInfo,
@@ -39,6 +39,8 @@ IMAGE_BYTES = 256 * 2**20
 TEXT_BYTES = 2**30
 """Capacity of the cache of prompt features, and the most that one call may take: six times 40 prompt sets of 1,000
 classes at D = 1024."""
+MEMORY_BYTES = 2**28
+"""Capacity of a feature store in memory."""
 STORED_AT_ONCE = 1024
 """Maximum number of new images that are encoded before they are stored, and that a killed replica loses."""
 
@@ -67,9 +69,12 @@ class LRUCache:
 
 
 class Endpoint:
-    """A model with its feature store and caches. One thread at a time may call it."""
+    """A model with its feature store and caches. One thread at a time may call it.
 
-    def __init__(self, card: ModelCard, features: Path) -> None:
+    `features` is the folder of the store; without one, features are kept in memory.
+    """
+
+    def __init__(self, card: ModelCard, features: Path | None) -> None:
         self.model = models.load(card)
         self.precision = card.precision
         self.text_norm = card.text_norm or text_norm.measure(self.model).value
@@ -79,17 +84,20 @@ class Endpoint:
         self._producer = producer
         self.forget(features)
 
-    def forget(self, features: Path) -> None:
+    def forget(self, features: Path | None) -> None:
         """Empty the caches, and store features in this folder, so that images and prompts are encoded again."""
-        self._features, self._stores = features, dict[str, FeatureStore]()
+        self._features, self._stores = features, dict[str, FeatureStore | MemoryStore]()
         self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
         self.store()  # a folder that cannot be used fails here
 
-    def store(self, codec: str = "float") -> FeatureStore:
+    def store(self, codec: str = "float") -> FeatureStore | MemoryStore:
         """Return the store of the features of images that are sent in this way (see `data.images.recoded`)."""
         if codec not in self._stores:
-            producer = [*self._producer, *([codec] if codec != "float" else [])]
-            self._stores[codec] = FeatureStore(self._features, " ".join(producer), self.model.feature_dim)
+            name = " ".join([*self._producer, *([codec] if codec != "float" else [])])
+            width, folder = self.model.feature_dim, self._features
+            self._stores[codec] = (
+                MemoryStore(MEMORY_BYTES, width) if folder is None else FeatureStore(folder, name, width)
+            )
         return self._stores[codec]
 
     @property
@@ -205,11 +213,9 @@ class Endpoint:
 
     def _scores(self, image_PBD: Tensor, text_PCD: Tensor) -> Tensor:
         """Return the scores [P, B, C] of P sets of images, each under its prompt set, or of one of either."""
-        p, c, d = text_PCD.shape
         if len(image_PBD) == 1:
-            flat = (image_PBD[0] @ text_PCD.reshape(p * c, d).T).mul_(self.model.logit_scale)
-            return flat.view(-1, p, c).transpose(0, 1).contiguous()
-        pairs = zip(image_PBD, text_PCD.expand(len(image_PBD), c, d), strict=True)
+            return cosine_scores(image_PBD[0], text_PCD, self.model.logit_scale)
+        pairs = zip(image_PBD, text_PCD.expand(len(image_PBD), *text_PCD.shape[1:]), strict=True)
         return torch.stack([image_BD @ text_CD.T for image_BD, text_CD in pairs]).mul_(self.model.logit_scale)
 
     def _made(self, images: MadeImages, codec: str) -> Tensor:
@@ -254,6 +260,13 @@ class Endpoint:
         check_finite("text_features", features, prompts)
         self._texts.put(digest, features)
         return features, features.shape[0] * features.shape[1]
+
+
+def cosine_scores(image_BD: Tensor, text_PCD: Tensor, logit_scale: float) -> Tensor:
+    """Return the scores [P, B, C] of unit features."""
+    p, c, d = text_PCD.shape
+    flat = (image_BD @ text_PCD.reshape(p * c, d).T).mul_(logit_scale)
+    return flat.view(-1, p, c).transpose(0, 1).contiguous()
 
 
 _CAUSE = "NaN or infinite: the model's weights or its precision are unsuitable"

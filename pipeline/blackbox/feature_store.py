@@ -10,7 +10,8 @@ an atomic rename. A file has N rows in a fixed layout:
 
 The header's checksum covers header, keys and sums, and is verified when the file is opened, which reads no features.
 Each feature is verified against its sum when it is read. The index in memory takes 24 bytes per image. A file that is
-damaged or of another store is removed, and its rows are computed again.
+damaged or of another store is removed, and its rows are computed again. A store of paid answers keeps it under another
+name, and fails if the disk does not take a file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import logging
 import time
 import uuid
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DamagedFile
-from pipeline.files import UNSEALED, check_seal, seal
+from pipeline.files import UNSEALED, check_seal, seal, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ LAYOUT = 3
 INCOMPLETE_MAX_AGE_S = 3600
 """Age in seconds at which an incomplete file is removed: its writer no longer exists."""
 SUFFIX = ".features"
+DAMAGED = ".damaged"
+"""Suffix of a damaged file of paid features."""
 _KEY, _SUM = np.dtype("S16"), np.dtype("<u4")
 _FILE_BITS = 32  # a position is (file number << 32) + row
 NOWHERE = -1
@@ -74,9 +78,16 @@ class FeatureFile:
 
 
 class FeatureStore:
-    """Features [B, D] float32 by image key. Processes may share a store: files are only added, or removed whole."""
+    """Features [B, D] float32 by image key. Processes may share a store: files are only added, or removed whole.
 
-    def __init__(self, folder: Path, model: str, feature_dim: int) -> None:
+    Args:
+        folder: contains the folder of the store.
+        model: what computes the features.
+        feature_dim: D.
+        paid: the features cost money, and are stored or the run ends.
+    """
+
+    def __init__(self, folder: Path, model: str, feature_dim: int, paid: bool = False) -> None:
         self.folder = folder / hashlib.sha256(f"{LAYOUT} {model}".encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         label = self.folder / "model.txt"
@@ -86,7 +97,7 @@ class FeatureStore:
             with contextlib.suppress(OSError):
                 if time.time() - incomplete.stat().st_mtime > INCOMPLETE_MAX_AGE_S:
                     incomplete.unlink()
-        self.feature_dim = feature_dim
+        self.feature_dim, self.paid = feature_dim, paid
         header = f"{UNSEALED} {json.dumps({'model': model, 'width': feature_dim})}"
         self._header = (header + " " * (-(len(header) + 1) % 16) + "\n").encode()
         self._files: list[FeatureFile] = []
@@ -119,6 +130,7 @@ class FeatureStore:
 
         Raises:
             ValueError: a feature is NaN or infinite.
+            StorageError: the features are paid, and cannot be written.
         """
         digests, features = _digests(keys), np.ascontiguousarray(features_BD.numpy(), dtype="<f4")
         if not _finite(features):
@@ -127,10 +139,13 @@ class FeatureStore:
             [_sum(key.tobytes(), row) for key, row in zip(digests.view("V16"), features, strict=True)], _SUM
         )
         path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
-        temporary = path.with_suffix(".tmp")
+        temporary, head = path.with_suffix(".tmp"), seal(self._header + digests.tobytes() + sums.tobytes())
+        if self.paid:
+            write_atomic(path, head + features.tobytes())
+            return self._open([path])
         try:
             with temporary.open("xb") as file:
-                file.write(seal(self._header + digests.tobytes() + sums.tobytes()))
+                file.write(head)
                 file.write(features.data)
             temporary.replace(path)
         except OSError as error:  # for example a full disk: the features will be computed again
@@ -160,7 +175,7 @@ class FeatureStore:
             except FileNotFoundError:  # another process removed it as damaged
                 continue
             except (OSError, DamagedFile) as error:
-                _remove(path, error.reason if isinstance(error, DamagedFile) else str(error))
+                _remove(path, error.reason if isinstance(error, DamagedFile) else str(error), self.paid)
                 continue
             keys.append(file.keys)
             places.append((len(self._files) << _FILE_BITS) + np.arange(len(file.keys)))
@@ -171,9 +186,34 @@ class FeatureStore:
 
     def _drop(self, number: int) -> None:
         """Remove a damaged file and its rows from the index."""
-        _remove(self._files[number].path, "a row does not match its sum, or is not finite")
+        _remove(self._files[number].path, "a row does not match its sum, or is not finite", self.paid)
         keep = self._places >> _FILE_BITS != number
         self._keys, self._places = self._keys[keep], self._places[keep]
+
+
+class MemoryStore:
+    """Features [B, D] float32 by image key, in memory: those that were used last, up to `capacity` bytes."""
+
+    def __init__(self, capacity: int, feature_dim: int) -> None:
+        self.feature_dim, self.most = feature_dim, max(1, capacity // (4 * feature_dim))
+        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+
+    def read(self, keys: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Return features [B, D], and the indices of keys that are not stored, whose rows are undefined."""
+        features, missing = torch.empty(len(keys), self.feature_dim), list[int]()
+        for i, key in enumerate(keys):
+            if (row := self._rows.get(key)) is None:
+                missing.append(i)
+            else:
+                features[i] = row
+                self._rows.move_to_end(key)
+        return features, missing
+
+    def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
+        """Store features, and remove those that were not used for longest."""
+        self._rows.update(zip(keys, features_BD.clone(), strict=True))
+        while len(self._rows) > self.most:
+            self._rows.popitem(last=False)
 
 
 def _digests(keys: Sequence[str]) -> np.ndarray:
@@ -191,7 +231,12 @@ def _finite(features: np.ndarray) -> bool:
     return bool(np.isfinite(features.sum(dtype=np.float64)))
 
 
-def _remove(path: Path, why: str) -> None:
-    log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
+def _remove(path: Path, why: str, keep: bool) -> None:
+    """Remove a damaged file, or give it another name."""
     with contextlib.suppress(OSError):  # if it cannot be removed, this process does not read it again
-        path.unlink()
+        if keep:
+            log.warning("recorded answers %s are damaged (%s): renamed, they are asked for again", path, why)
+            path.rename(path.with_suffix(DAMAGED))
+        else:
+            log.warning("feature file %s is damaged (%s): removed, its rows are computed again", path, why)
+            path.unlink()

@@ -8,12 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.blackbox.request import ModelInfo, Request, Response
-from pipeline.errors import FareboxError, unwrap
+from pipeline.errors import EndpointLost, FareboxError, unwrap
 from pipeline.ledger.ledger import Ledger
 
 
 class EndpointLike(Protocol):
-    """An `Endpoint`, or an object that forwards calls to one."""
+    """An `Endpoint`, an object that forwards calls to one, or a client of a remote one."""
 
     @property
     def info(self) -> ModelInfo:
@@ -51,6 +51,8 @@ class LocalPool:
         receipt = unwrap(self.ledger.charge([request.charge])[0])
         try:
             response = self.endpoint.compute(request)
+        except EndpointLost:  # a remote endpoint may have computed it: the charge stays
+            raise
         except FareboxError:
             if receipt.status != "replayed":
                 self.ledger.refund([receipt.id])

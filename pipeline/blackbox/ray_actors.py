@@ -7,6 +7,8 @@ wrap a raised one; `unwrap` raises them again in the caller.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +18,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from methods.base import Bill
 from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.replica_queue import ReplicaQueue
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits
 from pipeline.cards import ModelCard
 from pipeline.errors import BudgetExceeded, FareboxError, LedgerError, unwrap
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.money import refused_as_stop
 from pipeline.ledger.records import Charge, Receipt
 from pipeline.source_code import ImportedCode, check_code
 
@@ -58,6 +62,14 @@ class LedgerActor:
     def refund(self, ids: Sequence[str]) -> FareboxError | None:
         """See Ledger.refund."""
         return self._call(lambda: self.ledger.refund(ids))
+
+    def pay(self, storage: str, trial: str, call_id: str, upper: int) -> FareboxError | None:
+        """See Money.pay."""
+        return self._call(lambda: self.ledger.money.pay(storage, trial, call_id, upper))
+
+    def settle(self, storage: str, call_id: str, price: int) -> FareboxError | None:
+        """See Money.settle."""
+        return self._call(lambda: self.ledger.money.settle(storage, call_id, price))
 
     def verify(self) -> list[str] | FareboxError:
         """See Ledger.verify."""
@@ -110,6 +122,29 @@ class RemoteLedger:
             raise LedgerError(f"the ledger did not answer {name}: {ray_error_line(error)}") from error
 
 
+@dataclass(frozen=True)
+class ActorWallet:
+    """The money of a storage in the ledger of a run (a `remote.wallet.Wallet`), for the process of a replica."""
+
+    ledger_name: str
+    """Name of the ledger's actor."""
+    storage: str
+
+    async def pay(self, charge: Charge | None, call_id: str, micro_usd: int) -> None:
+        """See Wallet.pay."""
+        trial = charge.trial if charge else ""
+        with refused_as_stop():
+            await _ledger_result(self._ledger.pay.remote(self.storage, trial, call_id, micro_usd))
+
+    async def settle(self, call_id: str, micro_usd: int) -> None:
+        """See Wallet.settle."""
+        await _ledger_result(self._ledger.settle.remote(self.storage, call_id, micro_usd))
+
+    @cached_property
+    def _ledger(self) -> Any:
+        return ray.get_actor(self.ledger_name, namespace=NAMESPACE)
+
+
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)
 class Replica:
     """One endpoint on one device. `threads` is fixed, so that results do not depend on the number of replicas."""
@@ -120,10 +155,11 @@ class Replica:
         features: str,
         threads: int,
         ledger_name: str,
-        make: Callable[..., Endpoint] = Endpoint,
+        make: Callable[..., EndpointLike] = Endpoint,
         code: ImportedCode | None = None,
+        remote: int = 0,
     ) -> None:
-        self.queue = ReplicaQueue(self._charge, self._refund, threads)
+        self.queue = ReplicaQueue(self._charge, self._refund, threads, remote)
         await self.queue.start(checked(make, code), card, Path(features))
         # By name: Ray could not pass a handle among the arguments again when it restarts this actor.
         self.ledger = ray.get_actor(ledger_name, namespace=NAMESPACE)
@@ -159,10 +195,10 @@ async def _ledger_result(reference: Awaitable[Any]) -> Any:
         raise LedgerError(f"the ledger did not answer: {ray_error_line(error)}") from error
 
 
-def checked(make: Callable[..., Endpoint], code: ImportedCode | None) -> Callable[..., Endpoint]:
+def checked(make: Callable[..., EndpointLike], code: ImportedCode | None) -> Callable[..., EndpointLike]:
     """Return a function that makes an endpoint, and first raises CodeMismatch unless this process imports `code`."""
 
-    def make_checked(*args: Any) -> Endpoint:
+    def make_checked(*args: Any) -> EndpointLike:
         if code is not None:
             check_code(code)
         return make(*args)

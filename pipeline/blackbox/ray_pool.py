@@ -16,17 +16,21 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.ray_actors import LedgerActor, Replica, ray_error_line
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.cards import ModelCard
 from pipeline.console import Echo
-from pipeline.errors import ConfigError, EndpointBusy, EndpointLost, FareboxError, unwrap
+from pipeline.errors import ConfigError, EndpointBusy, EndpointLost, FareboxError, QueueFull, unwrap
 from pipeline.source_code import driver_code
 
 FAILOVER_TIMEOUT_S = 600.0
 """How long a caller waits for a live replica before the trial fails: an autoscaler takes minutes to replace a node."""
 RESPONSE_TIMEOUT_S = 3600.0
 """How long a caller waits for the response of a live replica: far longer than any call takes."""
+REMOTE_TIMEOUT_S = 7 * 86_400.0
+"""The same for a remote model: its rate may allow a few images a minute. The client itself gives up on a server."""
 START_TIMEOUT_S = 600.0
 """How long replicas may take to load their model, and the cluster to free the resources that they need."""
 WAIT_LOG_INTERVAL_S = 10.0
@@ -36,23 +40,35 @@ UNKNOWN = math.inf
 
 
 def start(
-    model: ModelCard, features: Path, threads: int, replicas: int | str, ledger_url: str, storage_id: str, echo: Echo
+    model: ModelCard,
+    features: Path,
+    threads: int,
+    replicas: int | str,
+    ledger_url: str,
+    storage_id: str,
+    echo: Echo,
+    make: Callable[..., EndpointLike] = Endpoint,
+    remote: int = 0,
+    name: str | None = None,
 ) -> tuple[list[Any], Any]:
     """Start the replicas and the ledger's actor; return both once every replica has loaded its model.
 
-    `replicas` is their number, or "auto" (see `replica_resources`).
+    `replicas` is their number, or "auto" (see `replica_resources`). `make` makes the endpoint of each; `remote` is the
+    number of requests that a remote endpoint answers at the same time, 0 for a local one. `name` is that of the
+    ledger's actor (`ledger_name`).
 
     Raises:
         ConfigError: they do not start. The message has one line.
     """
     count, gpus = replica_resources(replicas, ray.cluster_resources(), threads)
+    gpus = 0 if remote else gpus
     wait_for_resources({"CPU": 1.0, "GPU": count * gpus}, echo)
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    name = f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"  # unique: a killed driver's actor may still exist
+    name = name or ledger_name(storage_id)
     code = driver_code()
     ledger = LedgerActor.options(name=name, scheduling_strategy=driver_node).remote(ledger_url, code)  # type: ignore[attr-defined]
     replica = Replica.options(num_gpus=gpus, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
-    actors = [replica.remote(model, str(features), threads, name, code=code) for _ in range(count)]
+    actors = [replica.remote(model, str(features), threads, name, make, code, remote) for _ in range(count)]
     try:
         for info in ray.get([actor.info.remote() for actor in actors], timeout=START_TIMEOUT_S):
             unwrap(info)
@@ -63,6 +79,11 @@ def start(
     except RayError as error:  # the last line of Ray's message is the cause
         raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
     return actors, ledger
+
+
+def ledger_name(storage_id: str) -> str:
+    """Return a new name for the ledger's actor of a run: a killed driver's actor may still exist."""
+    return f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"
 
 
 def wait_for_resources(needed: Mapping[str, float], echo: Echo, timeout_s: float = START_TIMEOUT_S) -> None:
@@ -121,21 +142,23 @@ class RayPool:
         self.random = random.Random()  # unseeded: results do not depend on which replica computes them
         self.current, self.load = self.random.choice(self.replicas), UNKNOWN
         self.call = ""
+        self.remote = False
         self.info: ModelInfo = unwrap(self._get(lambda replica: replica.info.remote()))
+        self.remote = self.info.remote
 
     def send(self, request: Request) -> Response:
         """Send a request and return its response. Sends it again, under the same id, when a replica dies or is busy.
 
         Raises:
-            EndpointBusy: no replica responded within `RESPONSE_TIMEOUT_S`.
+            EndpointBusy: no replica, or no remote endpoint, responded in time.
             EndpointLost: no replica was alive for `FAILOVER_TIMEOUT_S`, or Ray reports another failure.
             FareboxError: an error of the endpoint or the ledger, such as BudgetExceeded.
         """
         if request.charge.id != self.call:
             self._rebalance()
             self.call = request.charge.id
-        deadline, pause = time.monotonic() + RESPONSE_TIMEOUT_S, 0.05
-        while isinstance(result := self._get(lambda replica: replica.send.remote(request)), EndpointBusy):
+        deadline, pause = time.monotonic() + self._timeout_s, 0.05
+        while isinstance(result := self._get(lambda replica: replica.send.remote(request)), QueueFull):
             if time.monotonic() > deadline:
                 break
             time.sleep(pause)
@@ -149,15 +172,19 @@ class RayPool:
         """Return the token embeddings [L, E] of a text; free."""
         return np.asarray(unwrap(self._get(lambda replica: replica.embed_text.remote(text))))
 
+    @property
+    def _timeout_s(self) -> float:
+        return REMOTE_TIMEOUT_S if self.remote else RESPONSE_TIMEOUT_S
+
     def _get(self, call: Callable[[Any], Any]) -> Any:
         """Call the current replica and return its result, or its error as a value; retry on another if it dies."""
         deadline = time.monotonic() + FAILOVER_TIMEOUT_S
         while True:
             try:
-                return ray.get(call(self.current), timeout=RESPONSE_TIMEOUT_S)
+                return ray.get(call(self.current), timeout=self._timeout_s)
             except GetTimeoutError as error:
                 raise EndpointBusy(
-                    f"a replica accepted a request and did not respond within {RESPONSE_TIMEOUT_S:.0f} s"
+                    f"a replica accepted a request and did not respond within {self._timeout_s:.0f} s"
                 ) from error
             except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
                 if time.monotonic() > deadline:

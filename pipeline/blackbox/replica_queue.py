@@ -2,8 +2,9 @@
 
 Charges are batched, computation is serial, and a response is released once its charge has committed. Charging and
 computing overlap: while one request is computed, those behind it are charged. All charges that arrive during one call
-to the ledger are sent in the next. The queue is bounded: a full one rejects requests with EndpointBusy, and only a few
-responses are computed ahead of their charges.
+to the ledger are sent in the next. The queue is bounded: a full one rejects requests with QueueFull, and only a few
+responses are computed ahead of their charges. A remote endpoint, whose answers cost money, has several worker threads,
+and a request reaches it after its charge.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.request import Request, Response
-from pipeline.errors import BudgetExceeded, EndpointBusy, FareboxError, unwrap
+from pipeline.errors import BudgetExceeded, EndpointLost, FareboxError, QueueFull, unwrap
 from pipeline.ledger.records import Charge, Receipt
 
 MAX_QUEUED = 64
 """Maximum number of requests in the queue."""
 MAX_BUFFERED = 2
-"""Maximum number of responses in memory: one being computed, one waiting for its charge. A block of scores or of image
-features takes at most 64 MiB; prompt features are one block of at most `endpoint.TEXT_BYTES`."""
+"""Maximum number of responses in memory for one worker: one computed, one waiting for its charge. A block of
+scores or of image features takes at most 64 MiB; prompt features are one block of at most `endpoint.TEXT_BYTES`."""
 
 ChargeResult = Receipt | FareboxError
 """A receipt, or why the charge was refused (BudgetExceeded) or failed."""
@@ -35,21 +36,34 @@ ChargeFunction = Callable[[list[Charge]], Awaitable[Sequence[Receipt | BudgetExc
 
 
 class ReplicaQueue:
-    """The queue in front of one endpoint. It is made and called in a running event loop."""
+    """The queue in front of one endpoint. It is made and called in a running event loop.
 
-    def __init__(self, charge: ChargeFunction, refund: Callable[[list[str]], Awaitable[Any]], threads: int) -> None:
-        self.charge, self.refund = charge, refund
-        # OpenMP keeps a thread count for each thread: the one that computes sets its own.
-        self.worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.loaded: Endpoint | FareboxError
+    Args:
+        charge, refund: see `Ledger`.
+        threads: torch threads of each computation.
+        remote: requests that a remote endpoint answers at the same time, each after its charge; 0: it is a local one.
+    """
+
+    def __init__(
+        self,
+        charge: ChargeFunction,
+        refund: Callable[[list[str]], Awaitable[Any]],
+        threads: int,
+        remote: int = 0,
+    ) -> None:
+        self.charge, self.refund, self.remote = charge, refund, remote
+        workers = max(1, remote)
+        # OpenMP keeps a thread count for each thread: those that compute set their own.
+        self.worker = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+        self.loaded: EndpointLike | FareboxError
         """The endpoint, or why it could not be made."""
         self.pending = 0
         """Number of accepted requests without a response."""
-        self.slots = asyncio.Semaphore(MAX_BUFFERED)
+        self.slots = asyncio.Semaphore(MAX_BUFFERED + workers - 1)
         self.uncharged: list[tuple[Charge, asyncio.Future[ChargeResult]]] = []
         self.charging: asyncio.Task[None] | None = None
 
-    async def start(self, make: Callable[..., Endpoint], *args: Any) -> None:
+    async def start(self, make: Callable[..., EndpointLike], *args: Any) -> None:
         """Make the endpoint. An error is stored in `loaded`, since Ray would wrap one that is raised here."""
         try:
             self.loaded = await self._run(make, *args)
@@ -57,7 +71,7 @@ class ReplicaQueue:
             self.loaded = error
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> EndpointLike:
         """The endpoint. Raises the error with which it failed to start."""
         return unwrap(self.loaded)
 
@@ -71,7 +85,7 @@ class ReplicaQueue:
     async def send(self, request: Request) -> Response | FareboxError:
         """Check, charge and compute a request. Returns the response once its charge has committed, or an error."""
         if self.pending >= MAX_QUEUED:
-            return EndpointBusy(f"the queue of a replica is full ({self.pending} requests)")
+            return QueueFull(f"the queue of a replica is full ({self.pending} requests)")
         self.pending += 1
         try:
             self.endpoint.check(request)
@@ -85,10 +99,13 @@ class ReplicaQueue:
     async def _respond(self, request: Request) -> Response:
         charged = self._charge(request.charge)
         async with self.slots:
-            if charged.done():
-                unwrap(charged.result())  # refused while the request was queued: it is not computed
+            if charged.done() or self.remote:
+                unwrap(await charged)  # refused while the request was queued: it is not computed
             try:
                 response: Response = await self._run(self.endpoint.compute, request)
+            except EndpointLost:  # a remote endpoint may have computed it: the charge stays
+                unwrap(await charged)
+                raise
             except FareboxError:
                 if unwrap(await charged).status != "replayed":  # the call was not computed: it is refunded
                     await self.refund([request.charge.id])

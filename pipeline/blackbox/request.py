@@ -14,6 +14,7 @@ from torch import Tensor
 
 from methods._answers import bill_of
 from methods.base import TOP_K, Access, Bill, Prompts, SoftPrompts
+from pipeline.budget import NOTHING_SENT, HttpBill
 from pipeline.cards import FULL_ANSWERS, Answers
 from pipeline.data.images import Images
 from pipeline.data.made_images import MadeImages
@@ -23,6 +24,8 @@ from pipeline.ledger.records import Charge
 Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
 """The calls that are charged."""
 
+REMOTE = "http "
+"""Begins the device of a remote endpoint."""
 ACCESS: dict[Kind, Access] = {
     "scores": Access.SCORES,
     "image_features": Access.FEATURES,
@@ -62,6 +65,8 @@ class Response:
     """Status of the ledger's receipt."""
     load: int = 0
     """Requests that the replica still has to answer."""
+    http: HttpBill = NOTHING_SENT
+    """What was sent for this request to a remote endpoint, in this run and in earlier ones."""
 
 
 class ModelInfo(NamedTuple):
@@ -79,7 +84,12 @@ class ModelInfo(NamedTuple):
     precision: str
     transform: str
     device: str
-    """cpu, or the name of the GPU."""
+    """cpu, the name of the GPU, or `REMOTE` and the host of a remote endpoint."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the model answers over HTTP."""
+        return self.device.startswith(REMOTE)
 
 
 def access_of(

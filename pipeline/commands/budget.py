@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.budget import LIMITED_UNITS, Limits
+from pipeline.config import values as checks
 from pipeline.config.compose import compose
-from pipeline.errors import ConfigError, DamagedFile, LedgerError
+from pipeline.errors import USD, ConfigError, DamagedFile, LedgerError, dollars
 from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Reservation
+from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import SWEEP_PREFIX, check_name, existing_ledger
 from pipeline.sweep.storage import alone, held
 from pipeline.sweep.storage_id import host_name, read_id
@@ -25,6 +27,8 @@ RECENT_S = 600.0
 """A storage on another machine that was charged in the last so many seconds counts as running."""
 LEDGER_KEYS = ("url", "storage", "sweep", "budget.global.url")
 """Keys that name a ledger."""
+SETTABLE = (*LIMITED_UNITS, USD)
+"""Keys of the limits."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Command:
     ledger: Ledger
     names: list[str]
     limits: dict[str, int | None]
+    """By unit; `USD` in micro-dollars."""
 
 
 def run(verb: str, arguments: Sequence[str], as_json: bool) -> str:
@@ -57,7 +62,7 @@ def _parse(verb: str, arguments: Sequence[str]) -> Command:
         key, equals, value = argument.partition("=")
         if not equals:
             names.append(argument)
-        elif verb == "set" and key in LIMITED_UNITS:
+        elif verb == "set" and key in SETTABLE:
             if key in limits:
                 raise ConfigError(f"farebox budget set: {key} is given twice")
             limits[key] = _limit(key, value)
@@ -69,7 +74,7 @@ def _parse(verb: str, arguments: Sequence[str]) -> Command:
         raise ConfigError(f"farebox budget {verb}: name a ledger with url=URL, storage=DIR or sweep=NAME")
     if verb == "set" and (len(names) != 1 or not limits):
         raise ConfigError(
-            "farebox budget set: expected NAME requests=N images=N url=URL, with one or both of the limits"
+            "farebox budget set: expected NAME requests=N images=N usd=N url=URL, with one of the limits or more"
         )
     if verb == "show" and names:
         raise ConfigError(f"farebox budget show: {names[0]!r} is not KEY=VALUE; it takes only the name of a ledger")
@@ -77,12 +82,14 @@ def _parse(verb: str, arguments: Sequence[str]) -> Command:
 
 
 def _keys(verb: str) -> tuple[str, ...]:
-    return (*LIMITED_UNITS, *LEDGER_KEYS) if verb == "set" else LEDGER_KEYS
+    return (*SETTABLE, *LEDGER_KEYS) if verb == "set" else LEDGER_KEYS
 
 
 def _limit(unit: str, value: str) -> int | None:
     if value == "none":
         return None
+    if unit == USD:
+        return checks.dollars(unit, value)
     if not re.fullmatch("0|[1-9][0-9]{0,18}", value):
         raise ConfigError(f"{unit}={value[:40]}: expected a whole number in decimal digits, or none")
     return int(value)
@@ -94,7 +101,13 @@ def _show(command: Command) -> dict[str, Any]:
         {"name": a.name, "limits": asdict(a.limits), "reserved": asdict(a.reserved), "spent": asdict(a.spent)}
         for a in ledger.accounts()
     ]
-    return {"ledger": ledger.name, "accounts": accounts, "reservations": [_record(r) for r in ledger.reservations()]}
+    return {
+        "ledger": ledger.name,
+        "accounts": accounts,
+        "money": [money_record(purse) for purse in ledger.money.purses()],
+        "money_lines": money_lines(ledger.money.purses()),
+        "reservations": [_record(r) for r in ledger.reservations()],
+    }
 
 
 def _record(reservation: Reservation) -> dict[str, Any]:
@@ -149,6 +162,7 @@ def _show_text(record: dict[str, Any]) -> str:
                 text.append(
                     f"  {bill['requests']:,} requests and {bill['images']:,} images reserved by {_owner(reservation)}"
                 )
+    text += record["money_lines"]
     if not record["accounts"]:
         text.append("no accounts")
     return "\n".join(text)
@@ -177,25 +191,40 @@ def _clock(seconds: float) -> str:
 def _set(command: Command) -> dict[str, Any]:
     ledger, (name,) = command.ledger, command.names
     check_name(name)
-    before = ledger.limits(name)
-    limits = replace(before or Limits(), **command.limits)
+    before, usd = ledger.limits(name), ledger.money.limit(name)
+    limits = replace(before or Limits(), **{unit: n for unit, n in command.limits.items() if unit != USD})
     try:
         if before is None:
             ledger.open_account(name, limits)
         else:
             ledger.set_limits(name, limits)
+        if USD in command.limits:
+            ledger.money.set_limit(name, command.limits[USD])
     except LedgerError as error:
         raise ConfigError(
             f"{error}; reservations are released when their trials end, or with farebox budget release"
         ) from error
-    return {"budget": name, "created": before is None, "before": asdict(before or Limits()), "limits": asdict(limits)}
+    record = {"budget": name, "created": before is None}
+    now = _limits(limits, command.limits.get(USD, usd))
+    return record | {"before": _limits(before or Limits(), usd), "limits": now}
+
+
+def _limits(limits: Limits, usd: int | None) -> dict[str, int | float | None]:
+    """Return limits by unit, money in dollars."""
+    return asdict(limits) | {USD: None if usd is None else usd / 1e6}
+
+
+def _limits_text(limits: dict[str, Any]) -> str:
+    units = Limits(limits["requests"], limits["images"]).text
+    money = "" if limits[USD] is None else dollars(round(limits[USD] * 1e6))
+    return " and ".join(filter(None, (units, money))) or "none"
 
 
 def _set_text(record: dict[str, Any]) -> str:
-    limit = Limits(**record["limits"]).text or "none"
+    limit = _limits_text(record["limits"])
     if record["created"]:
         return f"created budget {record['budget']}: limit {limit}"
-    return f"budget {record['budget']}: limit {limit}; before: {Limits(**record['before']).text or 'none'}"
+    return f"budget {record['budget']}: limit {limit}; before: {_limits_text(record['before'])}"
 
 
 def _release(command: Command) -> dict[str, Any]:
@@ -218,6 +247,7 @@ def _release(command: Command) -> dict[str, Any]:
             for trial in ledger.trials(name):
                 if trial.open:
                     ledger.release(name, trial.trial)
+            ledger.money.release(name)
     kept = [_record(r) for name, r in reservations.items() if name not in chosen]
     return {"ledger": ledger.name, "released": [_record(reservations[name]) for name in chosen], "kept": kept}
 

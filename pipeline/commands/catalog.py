@@ -7,6 +7,7 @@ from typing import Any
 from methods import BROKEN, all_methods
 from pipeline.config.card_files import dataset_card, model_card
 from pipeline.config.files import load, names
+from pipeline.files import strict_json
 
 
 def methods() -> list[dict[str, Any]]:
@@ -60,8 +61,11 @@ def text_norm(name: str) -> dict[str, Any]:
     }
 
 
-def text_norm_lines(record: dict[str, Any]) -> str:
-    """Return a record of `text_norm` as text."""
+def text_norm_text(name: str, as_json: bool) -> str:
+    """Measure the `text_norm` of a model; return the record as text or JSON."""
+    record = text_norm(name)
+    if as_json:
+        return strict_json(record, indent=1)
     stated = "its card states no value" if record["card"] is None else f"its card states {record['card']}"
     measured = "{model}: {text_norm} ({lowest} to {highest} over {prompts} prompts, {template!r})".format(**record)
     return f"{measured}\n{stated}\nline for the card:\n{record['line']}"

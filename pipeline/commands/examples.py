@@ -35,12 +35,22 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "farebox budget release url=sqlite:////srv/ledger.db",
         "farebox budget release runs/old url=sqlite:////srv/ledger.db",
     ),
+    "records": (
+        "farebox records pack storage=runs/mine to=records.tar",
+        "farebox records verify records.tar",
+    ),
+    "records pack": (
+        "farebox records pack storage=runs/mine to=records.tar",
+        "farebox records pack sweep=demo to=records.tar",
+    ),
+    "records verify": ("farebox records verify records.tar", "farebox records verify ~/records.tar"),
     "sync": ("farebox sync sweep=demo", "farebox sync storage=runs/mine mlflow=http://localhost:5000"),
     "ui": ("farebox ui sweep=demo", "farebox ui storage=runs/mine --port 5001"),
     "probe": (
         "farebox probe model=tiny",
         "farebox probe model=tiny datasets=icons,digits answers=probabilities --json",
     ),
+    "serve": ("farebox serve model=tiny", "farebox serve model=fake port=5001 fault.every_429=5"),
     "bench": ("farebox bench", "farebox bench ledger --json"),
     "claims": ("farebox claims craft", "farebox claims taskres seeds=1,2 --json"),
     "data": ("farebox data check icons digits", "farebox data add pets ~/images/pets"),

@@ -5,10 +5,14 @@ from __future__ import annotations
 from methods.base import Bill
 from pipeline.budget import Limits, total
 from pipeline.cards import FULL_ANSWERS
+from pipeline.errors import USD, BudgetExceeded, dollars
 from pipeline.trials.estimate import SweepEstimate
+from pipeline.trials.physical import SendPlan, Sent, check_price, total_sent
+from pipeline.trials.plan import refuse_unpayable
 
 HEADER = ("method", "data set", "shots", "allotment", "trials", "requests each", "images each", "requests", "images")
 TEXT_COLUMNS = 4
+HTTP_HEADER = ("method", "HTTP calls", "images", "texts", "MiB", "money", "hours")
 
 
 def plan_table(estimate: SweepEstimate) -> str:
@@ -40,8 +44,67 @@ def plan_table(estimate: SweepEstimate) -> str:
     ):
         if limits != Limits():
             text.append(f"ceiling of {name}: {limits.text}")
-    text += [*estimate.notes, *(f"not run: {name} {why}" for name, why in estimate.unable)]
+    text += [*http_lines(estimate), *estimate.notes, *(f"not run: {name} {why}" for name, why in estimate.unable)]
     return "\n".join([*text, *model_lines(estimate), *absent_lines(estimate)])
+
+
+def http_lines(estimate: SweepEstimate) -> list[str]:
+    """Return what is sent to a remote model at most: a line per method, and the sum; none for another model."""
+    config, http = estimate.config, estimate.config.model.http
+    if http is None:
+        return []
+    if config.offline:
+        return [f"offline: nothing is sent to {http.host}"]
+    lines: list[tuple[str, ...]] = [HTTP_HEADER]
+    parts = http_by_method(estimate)
+    for name, sent in (*parts.items(), ("total", total_sent(parts.values()))):
+        size, hours = f"{sent.bytes / 2**20:,.1f}", f"{sent.hours(http.rate):,.2f}"
+        cost = "no price" if http.price is None else dollars(sent.micro_usd)
+        lines.append((name, *(f"{n:,}" for n in (sent.calls, sent.images, sent.texts)), size, cost, hours))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+    limits = (("the sweep", config.usd), (f"global {config.global_budget.name!r}", config.global_budget.usd))
+    return [
+        f"sent to {http.host} at most, if nothing is recorded and no call is repeated:",
+        *rows,
+        *([f"prices of {http.price.as_of}"] if http.price else []),
+        *(f"money of {name}: at most {dollars(limit)}" for name, limit in limits if limit is not None),
+    ]
+
+
+def http_by_method(estimate: SweepEstimate) -> dict[str, Sent]:
+    """Return what each method of a sweep sends at most, and the probes that identify the model."""
+    found, sending = dict[str, Sent](), SendPlan(estimate.config)
+    for trial in estimate.trials:
+        name = trial.cell.choice.name
+        found[name] = found.get(name, Sent()) + sending.trial(trial.cell, trial.bill)
+    return found | {"(probes)": sending.probes(total_sent(found.values()).calls)}
+
+
+def refuse_unpayable_plan(estimate: SweepEstimate) -> None:
+    """Check the predicted bill and the money of a sweep against its ceilings.
+
+    Raises:
+        ConfigError: money is limited, and the model's card has no price.
+        BudgetExceeded: the sweep may need more, and budget.partial is false.
+    """
+    config = estimate.config
+    check_price(config)
+    if config.partial:
+        return
+    refuse_unpayable(config, estimate.total)
+    if config.model.http is None:
+        return
+    upper = total_sent(http_by_method(estimate).values()).micro_usd
+    for account, limit in (
+        ("the sweep", config.usd),
+        (f"global budget {config.global_budget.name!r}", config.global_budget.usd),
+    ):
+        if limit is not None and upper > limit:
+            raise BudgetExceeded(account, USD, upper, 0, limit)
 
 
 def model_lines(estimate: SweepEstimate) -> list[str]:

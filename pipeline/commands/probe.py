@@ -56,9 +56,15 @@ def probe(config: Config) -> tuple[Record, Path]:
         The record that is stored, and its file.
 
     Raises:
-        ConfigError: the configuration has several kinds of answers, or they do not include scores for text prompts.
+        ConfigError: the configuration has several kinds of answers, or they do not include scores for text prompts; or
+            the model is remote.
         DataError: the model or a data set cannot be read.
     """
+    if config.model.http is not None:
+        raise ConfigError(
+            f"model {config.model.name!r} is remote: each of its answers is asked for once and recorded, so there is "
+            "nothing to compare; probe a model of this machine"
+        )
     if len(config.answers) != 1:
         raise ConfigError(f"answers: probe asks for one kind at a time, found {len(config.answers)}: name one of them")
     (answers,) = config.answers

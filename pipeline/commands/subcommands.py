@@ -11,7 +11,7 @@ from pipeline.errors import shortened
 RAW = argparse.RawTextHelpFormatter
 BUDGET_COMMANDS = {
     "show": ("url=URL|storage=DIR", "print the limits and amounts of every account, and what reserves them"),
-    "set": ("NAME requests=N images=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
+    "set": ("NAME requests=N images=N usd=N url=URL", "set limits of a named budget ('none' removes one); others stay"),
     "release": ("[STORAGE ...] url=URL", "release reservations of deleted storages, or of the named ones"),
 }
 
@@ -21,6 +21,34 @@ DATA_COMMANDS = {
     "show": ("NAME [data.root=DIR]", "draw the classes of a data set with some images of each"),
     "export-split": ("NAME [shots=16] [seed=1]", "print a few-shot split as JSON: [path, label, class name] per image"),
 }
+
+RECORD_COMMANDS = {
+    "pack": ("storage=DIR to=FILE", "write the recorded answers of a storage's models to an archive for others"),
+    "verify": ("FILE", "verify that an archive is whole"),
+}
+
+SERVE_KEYS = """model=NAME         a model of this machine: fake, embedded or open_clip
+port=5000          0: any free port
+host=127.0.0.1     other hosts need a token in the environment variable FAREBOX_SERVE_TOKEN
+threads=1          CPU threads; answers are bit-identical only for equal numbers
+faults, for tests of clients; one of every N requests, chosen by fault.seed=1, after the first fault.after=0:
+  fault.every_429=N          is refused with 429 and Retry-After: fault.retry_after_s=0
+  fault.down_every=N         begins fault.down_s=1 seconds of 503
+  fault.drop_every=N         is computed, and its connection closed
+  fault.truncate_every=N     gets half of its answer
+and every answer:
+  fault.slow_s=S             waits S seconds
+  fault.model=other          states another identity
+  fault.permute_labels=true  has the classes of its scores, or its prompts, in another order
+  fault.jitter=1e-6          has noise that differs each time"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with short error messages."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with code 2."""
+        super().error(shortened(message, 250))
 
 
 def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
@@ -39,18 +67,28 @@ def add_ui_options(pages: argparse.ArgumentParser) -> None:
     pages.add_argument("--no-browser", dest="browser", action="store_false", help="only print the addresses")
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser with short error messages."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with code 2."""
-        super().error(shortened(message, 250))
-
-
 def add_budget_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `farebox budget`."""
     for subparser in _added(parser, "budget", BUDGET_COMMANDS).values():
         subparser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_record_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `farebox records`."""
+    _added(parser, "remote", RECORD_COMMANDS, "records")
+
+
+def add_report_options(
+    bench: argparse.ArgumentParser, claims: argparse.ArgumentParser, audit: argparse.ArgumentParser
+) -> None:
+    """Add the options of `farebox bench`, `farebox claims` and `farebox audit`."""
+    bench.add_argument("--json", action="store_true", help="print one JSON object per benchmark, one a line")
+    bench.add_argument("bench", nargs="*", metavar="NAME [ARG ...]", help="name of a module in pipeline/bench/")
+    claims.add_argument("--json", action="store_true", help="print one JSON record per claim")
+    help_words = "papers (craft, taskres, cbbt; default all), and configuration overrides for their sweeps"
+    claims.add_argument("words", nargs="*", metavar="PAPER|KEY=VALUE", help=help_words)
+    audit.add_argument("--json", action="store_true", help="print one JSON record per release")
+    audit.add_argument("words", nargs="*", metavar="METHOD|PAPER", help="method, title or paper; default all")
 
 
 def add_data_commands(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +112,13 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _added(
-    parser: argparse.ArgumentParser, command: str, verbs: dict[str, tuple[str, str]]
+    parser: argparse.ArgumentParser, page: str, verbs: dict[str, tuple[str, str]], command: str = ""
 ) -> dict[str, argparse.ArgumentParser]:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="verb")
     parsers = {}
     for name, (usage, what) in verbs.items():
-        text = f"{name} {usage}: {what}. See docs/{command}.md."
-        end = epilog(f"{command} {name}")
+        text = f"{name} {usage}: {what}. See docs/{page}.md."
+        end = epilog(f"{command or page} {name}")
         parsers[name] = commands.add_parser(name, help=what, description=text, epilog=end, formatter_class=RAW)
         parsers[name].add_argument("words", nargs="*", metavar="ARGUMENT", help=usage)
     return parsers

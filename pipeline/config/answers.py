@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from methods.base import TOP_K, Access
-from pipeline.cards import Answers, ModelCard
+from pipeline.cards import FULL_ANSWERS, Answers, ModelCard
 from pipeline.config import values as checks
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -118,6 +118,10 @@ def _check_together(key: str, answers: Answers, k_is_given: bool) -> None:
 
 
 def _check_granted(key: str, answers: Answers, model: ModelCard) -> None:
+    if model.http is not None and answers != FULL_ANSWERS:
+        raise ConfigError(
+            f"{key}: {answers.text!r}: model {model.name!r} is remote and answers what its service tells: leave it out"
+        )
     needed = _NEEDS[answers.scores] if answers.scores != "logits" or answers.digits is not None else Access(0)
     if answers.features != "float32":
         needed |= Access.FEATURES

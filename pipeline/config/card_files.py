@@ -14,6 +14,7 @@ from pipeline.cards import AUGMENTATIONS, DatasetCard, LocalCard, ModelCard, che
 from pipeline.config import answers, typed_values
 from pipeline.config import values as checks
 from pipeline.config.files import Kind, file_of, load
+from pipeline.config.http_card import HTTP_KEYS, UNUSED_KEYS, http_card
 from pipeline.data.decode import BITS
 from pipeline.data.layouts.registry import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean
@@ -94,7 +95,11 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
     """Return a card with each value converted to the type of its field."""
     data = load(kind, name)
     file = file_of(kind, name)
-    known = {f.name for f in dataclasses.fields(cls)} - {"card_file"}
+    known = {f.name for f in dataclasses.fields(cls)} - {"card_file", "http"}
+    http = None
+    if cls is ModelCard and data.get("kind") == "http":
+        own = {key: data.pop(key) for key in list(data) if key in HTTP_KEYS}
+        http, known = http_card(str(file), own, data), (known | HTTP_KEYS) - UNUSED_KEYS
     for key in data:
         if key not in known:
             raise ConfigError(f"{file}: " + did_you_mean("key", key, known))
@@ -108,8 +113,11 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
     if names_file is not None:
         data["classnames"] = checks.text("classnames", names_file)
     data["name"] = checks.card_name(f"{file}: name", file.stem if data.get("name") is None else data["name"])
+    further: dict[str, Any] = {"card_file": str(file)} if cls is DatasetCard else {}
+    if cls is ModelCard:
+        further["http"] = http
     try:
-        return cls(**data, **({"card_file": str(file)} if cls is DatasetCard else {}))
+        return cls(**data, **further)
     except TypeError as error:
         raise ConfigError(f"{file}: {error}") from error
 

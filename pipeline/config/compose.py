@@ -29,6 +29,8 @@ class GlobalBudget:
     name: str | None
     url: str | None
     limits: Limits
+    usd: int | None
+    """In micro-dollars."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Config:
     """Further allotments of single methods."""
     sweep_budget: Limits
     global_budget: GlobalBudget
+    usd: int | None
+    """Limit of the sweep's money in micro-dollars."""
     partial: bool
     replicas: int | str
     threads: int
@@ -79,6 +83,9 @@ class Config:
     on_code_change: str
     mlflow: str
     features: Path
+    records: Path
+    offline: bool
+    spend: bool
     variants: Mapping[str, Mapping[str, Any]]
     method: Mapping[str, Mapping[str, Any]]
 
@@ -118,7 +125,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         checks.one_of("data.small_classes", raw["data"]["small_classes"], ("error", "take_all")),
     )
     model = model_card(checks.text("model", raw["model"]))
-    features, mlflow = raw["features"], checks.maybe_text("mlflow", raw["mlflow"])
+    features, records, mlflow = raw["features"], raw["records"], checks.maybe_text("mlflow", raw["mlflow"])
     local = checks.maybe_text("local", raw["local"])
     config = Config(
         sweep=raw["sweep"],
@@ -149,7 +156,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
             checks.maybe_text("budget.global.name", budget["global"]["name"]),
             check_sqlite("budget.global.url", checks.maybe_text("budget.global.url", budget["global"]["url"])),
             checks.limits("budget.global", budget["global"]),
+            checks.dollars("budget.global.usd", budget["global"]["usd"]),
         ),
+        usd=checks.dollars("budget.usd", budget["usd"]),
         partial=checks.flag("budget.partial", budget["partial"]),
         replicas=checks.auto("replicas", raw["replicas"]),
         threads=checks.whole("threads", raw["threads"]),
@@ -160,6 +169,9 @@ def _resolve(raw: dict[str, Any]) -> Config:
         on_code_change=checks.one_of("on_code_change", raw["on_code_change"], ("rerun", "keep")),
         mlflow=checks.tracking_uri("mlflow", check_sqlite("mlflow", mlflow) or f"sqlite:///{storage / 'mlflow.db'}"),
         features=typed_values.path("features", features).absolute() if features else storage.parent / "features",
+        records=typed_values.path("records", records).absolute() if records else storage.parent / "records",
+        offline=checks.flag("offline", raw["offline"]),
+        spend=checks.flag("spend", raw["spend"]),
         variants=variants,
         method=raw["method"],
     )

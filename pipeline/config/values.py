@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.budget import LIMITED_UNITS, Limits
+from pipeline.cards import MICRO
 from pipeline.config.plain_yaml import NUMBER
 from pipeline.errors import ConfigError, did_you_mean, masked
 from pipeline.ledger.sqlite_file import sqlite_file
@@ -63,6 +64,17 @@ def limit(key: str, value: Any) -> int | None:
 def limits(key: str, values: Mapping[str, Any]) -> Limits:
     """Return the limits under a key in `requests` and `images`."""
     return Limits(*(limit(f"{key}.{unit}", values[unit]) for unit in LIMITED_UNITS))
+
+
+def dollars(key: str, value: Any) -> int | None:
+    """Return an amount of US dollars in micro-dollars, or None for no limit."""
+    if value is None:
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?", text):
+        raise ConfigError(f"{key}={text[:40]}: expected an amount of dollars as 12.50, with at most six decimals")
+    whole, _, decimals = text.partition(".")
+    return int(whole) * MICRO + int(decimals.ljust(6, "0"))
 
 
 def tracking_uri(key: str, value: str) -> str:

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from methods.base import Bill
 from pipeline.budget import LIMITED_UNITS, UNITS, Phase, row_columns, total
+from pipeline.ledger import money_rows
 from pipeline.ledger.checksum import intact, label
 from pipeline.ledger.rows import AccountRow, TrialRow, all_trials
 from pipeline.ledger.schema import ACCOUNT, BUCKETS, CHARGE, MEMBER, REFUND, STORAGE, TRIAL, bucket
@@ -37,7 +38,7 @@ def problems(
     scope = None if whole else storages
     lines: list[str] = []
     sums = _sums(db, scope, lines)
-    lines += _damaged(db)
+    lines += [*_damaged(db), *money_rows.problems(db)]
     if lines:
         return lines  # sums over the intact records would only repeat it
     trials = all_trials(db)

@@ -54,4 +54,4 @@ def label(table: Table, record: Sequence[Any]) -> str:
     return masked(f"{table.name} " + " ".join(f"{name}={str(value)[:60]}" for name, value in keys))
 
 
-_KEYS = {"name", "no", "storage", "trial", "trial_no", "call", "digest", "account"}
+_KEYS = {"name", "no", "storage", "trial", "trial_no", "call", "digest", "account", "purse", "call_id"}

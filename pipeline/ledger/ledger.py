@@ -34,10 +34,11 @@ from pipeline.budget import LIMITED_UNITS, Limits, Phase
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError
 from pipeline.ledger import audit as ledger_audit
 from pipeline.ledger import lists as ledger_lists
+from pipeline.ledger import money_rows, storages
 from pipeline.ledger import rows as ledger_rows
-from pipeline.ledger import storages
 from pipeline.ledger.batch import Batch, refund_charges
 from pipeline.ledger.checksum import RESTORE
+from pipeline.ledger.money import Money
 from pipeline.ledger.records import (
     AccountRecord,
     Charge,
@@ -56,6 +57,8 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self._store = Database(url)
+        self.money = Money(self._store)
+        """What is paid to remote endpoints."""
 
     @property
     def name(self) -> str:
@@ -235,6 +238,7 @@ class Ledger:
             storages.rename_trials(db, old, new)
             for before, after in accounts.items():
                 storages.rename_account(db, before, after)
+            money_rows.rename(db, old, new, accounts)
 
     def check(self, storage: str) -> None:
         """Verify the records of all trials and accounts, and the charges of one storage.
@@ -257,7 +261,8 @@ class Ledger:
         """Return one line for each problem; an empty list when there is none.
 
         Every record must match its checksum, charges must add up to the trials' totals, these to the accounts' totals,
-        and no limit or allotment may be exceeded. The bills in `rows`, results of a sweep, must be those of its trials.
+        and no limit or allotment may be exceeded; the same holds for money. The bills in `rows`, results of a sweep,
+        must be those of its trials.
 
         Args:
             rows: results of a sweep, with the trial's name in the ledger as `trial_id`.

@@ -121,3 +121,38 @@ class Reservation:
     """By account."""
     last_charge: float | None
     """Time of the latest charge of these trials, in seconds since 1970; None before the first."""
+
+
+@dataclass(frozen=True)
+class PaymentRecord:
+    """The payment of one HTTP call, in micro-dollars."""
+
+    call_id: str
+    trial: str
+    """The trial's name in the ledger; empty for calls of no trial."""
+    upper: int
+    """Upper bound, which was paid before the call was sent."""
+    price: int | None
+    """What it cost; None while the call has no known end. The upper bound counts then."""
+    at: float
+    """Time of the payment, in seconds since 1970."""
+    settled_at: float | None
+
+
+@dataclass(frozen=True)
+class PurseRecord:
+    """The money of an account, in micro-dollars. `spent + reserved` never exceeds the limit."""
+
+    name: str
+    limit: int | None
+    settled: int
+    """Prices of the calls whose price is known."""
+    unsettled: int
+    """Upper bounds of the other calls."""
+    reserved: int
+    """What runs have reserved and not spent."""
+
+    @property
+    def spent(self) -> int:
+        """What calls cost, or may have cost."""
+        return self.settled + self.unsettled

@@ -115,6 +115,39 @@ STORAGE = Table(
 )
 """Where each storage was when its latest run opened the ledger, and when that was."""
 
+PURSE = Table(
+    "ledger_purse",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("limit_micro_usd", BigInteger),
+    _checksum(),
+)
+"""The money of an account (money.py)."""
+PART = Table(
+    "ledger_part",
+    metadata,
+    Column("storage", Text, primary_key=True),
+    Column("purse", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in ("reserved", "settled", "unsettled")),
+    _checksum(),
+)
+"""What each storage reserved on a purse and paid from it."""
+PAYMENT = Table(
+    "ledger_payment",
+    metadata,
+    Column("storage", Text, primary_key=True),
+    Column("call_id", Text, primary_key=True),
+    Column("trial", Text, nullable=False),
+    Column("upper", BigInteger, nullable=False),
+    Column("price", BigInteger),
+    Column("at", sa.Float, nullable=False),
+    Column("settled_at", sa.Float),
+    _checksum(),
+)
+"""The payment of each HTTP call: its upper bound, and its price once it is known."""
+MONEY = (PURSE, PART, PAYMENT)
+"""Tables that a ledger of an earlier version lacks. They are created in it, once."""
+
 
 class Database:
     """Transactions on one database. Errors of SQLAlchemy are raised as LedgerError with one line."""
@@ -159,8 +192,14 @@ class Database:
                     f"the ledger {self.name} has schema {schema}, and this version of farebox reads {SCHEMA}: another "
                     "version made it; use another storage=DIR or budget.global.url, or delete it"
                 )
-            if absent := sorted(set(metadata.tables) - present) if present else []:
+            absent = sorted(set(metadata.tables) - present) if present else []
+            if set(absent) == {table.name for table in MONEY} and not _marked(db):
+                metadata.create_all(db, MONEY)
+                absent = []
+            if absent:
                 raise LedgerError(f"the ledger {self.name} has no table {', '.join(absent)}{DAMAGED}")
+            if not _marked(db):
+                db.execute(sa.insert(META), {"key": "money", "value": "1"})
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -203,6 +242,11 @@ class Database:
     def close(self) -> None:
         """Close the connections; the next transaction opens new ones."""
         self._writer.dispose()
+
+
+def _marked(db: sa.Connection) -> bool:
+    """Return whether the tables of money were created, so that a ledger without them is damaged."""
+    return db.execute(select(META.c.value).where(META.c.key == "money")).scalar_one_or_none() is not None
 
 
 def _first_line(exc: BaseException) -> str:

@@ -71,7 +71,7 @@ def _method(r: Record) -> str:
 METHOD = Column(
     "method",
     _method,
-    lambda r: r["label"],
+    None,
     "l",
     "*: best of its access class; =: tied with it (their paired 95% confidence interval contains 0); (ref): reference",
 )

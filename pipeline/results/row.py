@@ -21,7 +21,15 @@ STATUSES = {
 FINISHED = ("done", "budget_exhausted")
 """Statuses of trials that have a score and do not run again."""
 KINDS = ("source", "shift", "transfer", "base", "new")
-LATER_COLUMNS = {"local_model": "", "local_digest": "", "local_params": None, "answers": "logits"}
+HTTP_COLUMNS = (
+    *("http_calls", "http_images", "http_texts", "http_bytes", "http_tokens", "http_retries", "http_rate_limited"),
+    *("http_waited_s", "uncertain_calls", "usd"),
+)
+"""Columns of the physical bill of a remote model."""
+LATER_COLUMNS = {
+    **{"local_model": "", "local_digest": "", "local_params": None, "answers": "logits"},
+    **dict.fromkeys(HTTP_COLUMNS),
+}
 """Columns that rows of earlier versions lack, with their value in such rows."""
 TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
@@ -198,6 +206,26 @@ class ResultRow:
     """Prompts that the endpoint encoded."""
     cache_hits: int | None = None
     """Features that the endpoint read from its store."""
+    http_calls: int | None = None
+    """HTTP calls sent to a remote endpoint for the trial so far, repeated ones included (docs/remote.md)."""
+    http_images: int | None = None
+    """Images in them."""
+    http_texts: int | None = None
+    """Texts in them."""
+    http_bytes: int | None = None
+    """Size of their bodies."""
+    http_tokens: int | None = None
+    """Tokens that the endpoint reported."""
+    http_retries: int | None = None
+    """Calls that repeated another one."""
+    http_rate_limited: int | None = None
+    """Responses with status 429."""
+    http_waited_s: float | None = None
+    """Seconds waited before calls were repeated."""
+    uncertain_calls: int | None = None
+    """Calls whose outcome is unknown, which the endpoint may have billed."""
+    usd: float | None = None
+    """Price of the calls in US dollars, by the price table of the model's card."""
     notes: str = "{}"
     """JSON: decisions recorded by the method, such as its schedule."""
     config: str = "{}"

@@ -15,11 +15,13 @@ from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
+from pipeline.remote.opening import refuse_unconfirmed
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
 from pipeline.sweep.preflight import refuse_network_sqlite
+from pipeline.sweep.purses import money_lines
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId
@@ -58,6 +60,8 @@ def run(config: Config, echo: Echo, mirror: MirrorRows) -> Outcome:
     plan = make_plan(config, fetch=True)
     check_writable("storage", config.storage)
     check_writable("features", config.features)
+    if config.model.http is not None:
+        check_writable("records", config.records)
     with alone(config.storage):
         store = ResultStore(config.storage)
         todo = _select(plan, store, echo)
@@ -79,7 +83,9 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
         echo(reservations.stale_line(stale, config.on_code_change == "rerun"))
     if not todo:
         echo(f"nothing to run: all {len(plan.trials)} trials of this sweep are done")
-    elif not config.partial:
+        return todo
+    refuse_unconfirmed(config)
+    if not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))
     return todo
 
@@ -102,8 +108,27 @@ def _reserve_and_run(
     if todo:
         predicted = total(t.predicted for t in funded)
         echo(f"{len(funded)} trials to run, {kept} done before; {predicted.requests:,} requests predicted")
-    if not funded:
-        return 0
+    try:
+        if funded:
+            _run_funded(config, funded, kept, store, ledger, storage, echo, mirror)
+    finally:
+        ledger.money.release(storage.id)
+    for line in money_lines(ledger.money.purses()):
+        echo(line)
+    return len(funded)
+
+
+def _run_funded(
+    config: Config,
+    funded: Sequence[TrialSpec],
+    kept: int,
+    store: ResultStore,
+    ledger: Ledger,
+    storage: StorageId,
+    echo: Echo,
+    mirror: MirrorRows,
+) -> None:
+    """Run these trials and close them."""
     log = EventLog(config.storage, {t.trial_id: t.name for t in funded})
     with log.run(len(funded), kept):
         try:
@@ -116,4 +141,3 @@ def _reserve_and_run(
         reservations.close_trials(ledger, storage.id, funded, store, failed)
         for trial_id in failed:
             log.ended(store.rows_of(trial_id))
-    return len(funded)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.errors import ConfigError
+from pipeline.remote.opening import opened_endpoint, refuse_unconfirmed
+from pipeline.remote.wallet import LedgerWallet
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
+from pipeline.sweep.money import costs_money
 from pipeline.sweep.preflight import refuse_network_sqlite
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
@@ -56,20 +58,27 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
     refuse_network_sqlite({"budget.global.url": config.ledger_url, "mlflow": config.mlflow})
     check_writable("storage", config.storage)
     check_writable("features", config.features)
+    if config.model.http is not None:
+        check_writable("records", config.records)
     with alone(config.storage):
         todo, _ = reservations.pending(plan, store)
         for line in announcements(plan):
             echo(line)
+        if todo:
+            refuse_unconfirmed(config)
         ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):
             funded, unfunded = reservations.begin(ledger, plan, todo, storage.id, echo)
+            wallet = LedgerWallet(ledger.money, storage.id) if costs_money(config) else None
             try:
                 if unfunded:
                     raise ConfigError(next(iter(unfunded.values())))
-                with torch_threads(config.threads):
-                    pool = LocalPool(Endpoint(config.model, config.features), ledger)
-                    for trial in funded:
-                        run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
+                if funded:
+                    with torch_threads(config.threads), opened_endpoint(config, config.storage, wallet) as endpoint:
+                        pool = LocalPool(endpoint, ledger)
+                        for trial in funded:
+                            run_trial(trial, pool, storage.id, store, config.checkpoint_s, config.threads, timeout_s=0)
             finally:
                 reservations.release(ledger, storage.id, funded)
+                ledger.money.release(storage.id)
             reservations.remove_checkpoints(store, plan.trials)

@@ -8,14 +8,17 @@ from typing import Any
 import ray
 from ray import tune
 
-from pipeline.blackbox.ray_pool import loads, start
+from pipeline.blackbox.ray_actors import ActorWallet
+from pipeline.blackbox.ray_pool import ledger_name, loads, start
 from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
+from pipeline.remote.opening import RemoteFactory
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep.event_log import EventLog
+from pipeline.sweep.money import costs_money
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.ray_session import lost, ray_session
 from pipeline.sweep.run_ledger import sweep_account
@@ -70,4 +73,11 @@ def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]
     """
     if not ray.cluster_resources().get("CPU"):
         raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
-    return start(config.model, config.features, config.threads, config.replicas, config.ledger_url, storage_id, echo)
+    http, replicas = config.model.http, config.replicas
+    remote: dict[str, Any] = {}
+    if http is not None:  # one replica, so that one limiter serves all trials
+        name = ledger_name(storage_id)
+        wallet = ActorWallet(name, storage_id) if costs_money(config) else None
+        factory = RemoteFactory(config.records, config.storage, config.offline, wallet)
+        replicas, remote = 1, {"make": factory, "remote": http.rate.at_once, "name": name}
+    return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)

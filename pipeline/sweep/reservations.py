@@ -14,6 +14,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.results.row import FINISHED, STATUSES, ResultRow
 from pipeline.results.runs import add_run
 from pipeline.results.store import ResultStore
+from pipeline.sweep.money import fund
 from pipeline.sweep.run_ledger import SWEEP_PREFIX, audit, check_name, sweep_account
 from pipeline.sweep.storage_id import StorageId
 from pipeline.trials.checkpoint import stored_checkpoints
@@ -59,9 +60,14 @@ def begin(
     """
     config = plan.config
     release_left_over(ledger, storage_id, todo)
-    reserved = reserve(ledger, plan, todo, storage_id)
+    payable, unpayable = fund(ledger, plan, todo, storage_id)
+    try:
+        funded, unfunded = reserve(ledger, plan, payable, storage_id)
+    except FareboxError:
+        ledger.money.release(storage_id)
+        raise
     add_run(config.storage, [t.trial_id for t in plan.trials], config.on_code_change == "keep", echo, config.label)
-    return reserved
+    return funded, unpayable | unfunded
 
 
 def reserve(
@@ -112,11 +118,13 @@ def _join(ledger: Ledger, name: str, budget: GlobalBudget) -> None:
     check_name(name)
     stated = budget.limits
     if stated == Limits():
+        if budget.usd is not None:
+            ledger.open_account(name, stated)
         if ledger.limits(name) is None:
             known = ", ".join(a.name for a in ledger.accounts() if not a.name.startswith(SWEEP_PREFIX)) or "none"
             raise ConfigError(
                 f"no budget named {name!r} in the ledger (known: {known[:100]}): to create it, add "
-                "budget.global.requests=N or budget.global.images=N"
+                "budget.global.requests=N, budget.global.images=N or budget.global.usd=N"
             )
         return
     present = ledger.open_account(name, stated)

@@ -15,13 +15,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.budget import HttpBill
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.records import AccountRecord
+from pipeline.ledger.records import AccountRecord, PurseRecord
 from pipeline.ledger.sqlite_file import sqlite_file
+from pipeline.remote.call_log import sent_line, total_of
 from pipeline.results.row import FINISHED
 from pipeline.results.store import ResultStore
+from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.run_state import clock
 from pipeline.sweep.storage import held
@@ -82,10 +85,11 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         if r["status"] not in FINISHED and i not in running
     ]
     started = {*done, *(f["trial"] for f in failed), *running}
+    account_records, purses = _accounts(ledger_url)
     accounts = [
         {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
         | {"charged": asdict(a.charged), "this_sweep": a.name == account}
-        for a in _accounts(ledger_url)
+        for a in account_records
     ]
     return {
         "alive": alive,
@@ -98,6 +102,9 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
         "replicas": beat["replicas"] if alive else [],
         "left_s": beat["left_s"] if alive else None,
         "accounts": accounts,
+        "http": asdict(total_of(storage)),
+        "money": [money_record(purse) for purse in purses],
+        "money_lines": money_lines(purses),
     }
 
 
@@ -129,18 +136,20 @@ def shown(record: dict[str, Any]) -> str:
             f"account {a['name']}: {a['charged']['requests']:,} requests and {a['charged']['images']:,} images "
             f"charged, {a['reserved']['requests']:,} and {a['reserved']['images']:,} reserved; ceiling {ceiling}"
         )
+    text += sent_line(HttpBill(**record["http"]))
+    text += record["money_lines"]
     if record["left_s"] is not None:
         text.append(f"about {clock(record['left_s'])} left")
     return "\n".join(text)
 
 
-def _accounts(ledger_url: str) -> list[AccountRecord]:
-    """Return the accounts of a ledger; none if no run has created it yet."""
+def _accounts(ledger_url: str) -> tuple[list[AccountRecord], list[PurseRecord]]:
+    """Return the accounts of a ledger and their money; none if no run has created it yet."""
     file = sqlite_file(ledger_url)
     if file is not None and not file.is_file():
-        return []
+        return [], []
     with contextlib.closing(Ledger(ledger_url)) as ledger:
-        return ledger.accounts()
+        return ledger.accounts(), ledger.money.purses()
 
 
 def _last_beat(path: Path) -> dict[str, Any]:

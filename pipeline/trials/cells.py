@@ -73,6 +73,8 @@ def unable(config: Config, info: MethodInfo) -> str | None:
         return f"needs {info.access.label}, {config.model.name} grants {config.model.access.label}"
     if not able_with(config, info):
         return unable_with(config, info)
+    if info.uses_text_norm and config.model.http is not None and config.model.text_norm is None:
+        return f"reads text_norm, which the card of {config.model.name} does not state"
     if info.uses_local and config.local is None:
         return "runs a pretrained model on the client: name its card, as in local=tiny_local (docs/models.md)"
     if not info.new_classes and (config.protocol == "base_to_new" or config.transfer):

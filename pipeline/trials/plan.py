@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 from methods.base import Bill, TaskShape
-from pipeline.blackbox.facts import ModelFacts, describe
+from pipeline.blackbox.facts import ModelFacts
 from pipeline.budget import Limits, total
 from pipeline.cards import FULL_ANSWERS, Answers, DatasetCard, ModelCard
 from pipeline.config.compose import Config
@@ -18,6 +18,7 @@ from pipeline.data.few_shot import Split, draw
 from pipeline.data.images import check_readable
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
 from pipeline.local.encoder import LocalFacts, local_of
+from pipeline.remote.facts import describe
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
 from pipeline.trials.cells import Cell, cells
@@ -182,7 +183,7 @@ def _eval_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
 def announcements(plan: SweepPlan) -> list[str]:
     """Return the lines that a run prints first: the model's input rule and notes, and the methods that cannot run."""
     facts, name = plan.model, plan.config.model.name
-    lines = [facts.rule] if facts.rule and plan.config.model.kind == "open_clip" else []
+    lines = [facts.rule] if facts.rule and plan.config.model.kind in ("open_clip", "http") else []
     return [
         *(f"model {name}: {line}" for line in (*lines, *facts.notes)),
         *plan.notes,
@@ -277,10 +278,9 @@ def _trial(
 def refuse_nameless(config: Config) -> None:
     """Raise ConfigError if a global budget has limits and no name: they would limit nothing."""
     budget = config.global_budget
-    if budget.name is None and budget.limits != Limits():
-        raise ConfigError(
-            f"budget.global limits {budget.limits.text} of a budget without a name: add budget.global.name"
-        )
+    if budget.name is None and (budget.limits != Limits() or budget.usd is not None):
+        limits = budget.limits.text or "the money"
+        raise ConfigError(f"budget.global limits {limits} of a budget without a name: add budget.global.name")
 
 
 def refuse_unpayable(config: Config, bill: Bill) -> None:

@@ -34,6 +34,9 @@ def check_prompts(
         DataError: a class name is too long.
         ConfigError: the tokenizer cannot be loaded.
     """
+    if facts.card.http is not None and facts.card.http.max_text is not None:
+        for test in (test for sets in tests.values() for test in sets):
+            _check_characters(facts.card.name, test, facts.card.http.max_text)
     if facts.context_length is None:
         return None
     try:
@@ -59,6 +62,18 @@ def check_prompts(
             for name, tokens in soft.items():
                 check(texts, tokens or own, f"after {tokens or own} context tokens of {name}")
     return None
+
+
+def _check_characters(model: str, test: EvalSet, most: int) -> None:
+    """Raise DataError if a prompt has more characters than the card of a remote model allows."""
+    classes = test.classes
+    for template in dict.fromkeys((classes.template, *classes.templates)):
+        longest = max((template.format(name) for name in classes.names), key=len)
+        if len(longest) > most:
+            raise DataError(
+                f"data set {test.name!r}: the prompt {_short(longest)!r} has {len(longest)} characters, max_text of "
+                f"model {model!r} allows {most}: shorten the name (classnames in the card) or the template"
+            )
 
 
 def _context_tokens(choice: MethodChoice) -> int:

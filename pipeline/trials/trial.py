@@ -19,7 +19,7 @@ from torch import Tensor
 
 from methods.base import Bill, FewShotTask, LabelledImages, Method
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
-from pipeline.budget import Phase, row_columns
+from pipeline.budget import Phase, http_columns, row_columns
 from pipeline.data.images import Images
 from pipeline.errors import ENDS_A_RUN, BudgetExceeded, DataError, FareboxError, MethodError
 from pipeline.files import strict_json
@@ -127,7 +127,8 @@ def run_trial(
     except ENDS_A_RUN:
         raise
     except FareboxError as error:  # the checkpoint is kept: the same command continues from it
-        return [write_failure(spec, error, store, columns | row_columns(state.meter.bills))]
+        spent = row_columns(state.meter.bills) | http_columns(state.meter.http)
+        return [write_failure(spec, error, store, columns | spent)]
     store.write(rows)
     checkpoint.clear()
     return rows
@@ -237,6 +238,7 @@ def _score(
         computed_images=state.meter.computed_images,
         computed_prompts=state.meter.computed_prompts,
         cache_hits=state.meter.cache_hits,
+        **http_columns(state.meter.http),
         notes=strict_json(method.notes, sort_keys=True),
         curve=strict_json(state.curve),
         test_label_reads=state.label_reads[test.name],

@@ -21,7 +21,7 @@ from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.data.images import Images
 from pipeline.data.source import Source
-from pipeline.errors import EndpointBusy, EndpointLost
+from pipeline.errors import EndpointLost, QueueFull
 from pipeline.ledger.ledger import Ledger
 
 PLENTY = Limits(1_000, 100_000)
@@ -51,10 +51,10 @@ class Played:
         self.looked_at += 1
         return self.waiting
 
-    def _ask(self, request: Request) -> Response | EndpointBusy:
+    def _ask(self, request: Request) -> Response | QueueFull:
         if self.refuses:
             self.refuses -= 1
-            return EndpointBusy("busy")
+            return QueueFull("busy")
         self.asked.append(request)
         answer = self.alone.send(request)
         return Response(answer.values, status=answer.status, load=self.waiting)
@@ -165,7 +165,7 @@ def test_a_replica_that_stays_busy_is_given_up(
     only = Played(alone)
     pool = RayPool([only])
     only.refuses = 10**9
-    with pytest.raises(EndpointBusy):
+    with pytest.raises(QueueFull):
         box(pool).text_features(context(fake))
     assert alone.ledger.charges("s", "t") == []
 

@@ -19,7 +19,7 @@ from pipeline.blackbox.replica_queue import MAX_BUFFERED, ReplicaQueue
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase
 from pipeline.cards import ModelCard
-from pipeline.errors import BudgetExceeded, EndpointBusy, EndpointRefused, LedgerError
+from pipeline.errors import BudgetExceeded, EndpointLost, EndpointRefused, LedgerError, QueueFull
 from pipeline.ledger.records import Charge, Receipt
 
 
@@ -30,11 +30,16 @@ class Device(Endpoint):
         super().__init__(card, folder)
         self.computed: list[int] = []
         self.enough = threading.Event()
+        self.together = threading.Barrier(3)
 
     def compute(self, request: Request) -> Response:
         assert isinstance(request.prompts, TextPrompts)
         if request.prompts.texts == (("bad",),):
             raise EndpointRefused("bad")
+        if request.prompts.texts == (("lost",),):
+            raise EndpointLost("lost")
+        if request.prompts.texts == (("together",),):
+            self.together.wait(20)
         self.computed.append(request.charge.call)
         if len(self.computed) == MAX_BUFFERED:
             self.enough.set()
@@ -74,11 +79,11 @@ Scenario = Callable[[ReplicaQueue, FakeLedger, Device], Awaitable[Any]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Scenario], Any]:
-    def run(scenario: Scenario) -> Any:
+def run(tmp_path: Path) -> Callable[..., Any]:
+    def run(scenario: Scenario, remote: int = 0) -> Any:
         async def whole() -> Any:
             ledger = FakeLedger()
-            queue = ReplicaQueue(ledger.charge, ledger.refund, 1)
+            queue = ReplicaQueue(ledger.charge, ledger.refund, 1, remote)
             await queue.start(Device, ModelCard(name="fake", kind="fake"), tmp_path)
             device = queue.endpoint
             assert isinstance(device, Device)
@@ -89,7 +94,7 @@ def run(tmp_path: Path) -> Callable[[Scenario], Any]:
     return run
 
 
-def test_requests_that_come_together_are_charged_in_one_call(run: Callable[[Scenario], Any]) -> None:
+def test_requests_that_come_together_are_charged_in_one_call(run: Callable[..., Any]) -> None:
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         responses = await asyncio.gather(*(queue.send(request(i)) for i in range(8)))
         assert ledger.sent == [list(range(8))]
@@ -100,7 +105,31 @@ def test_requests_that_come_together_are_charged_in_one_call(run: Callable[[Scen
     run(scenario)
 
 
-def test_an_unpaid_answer_does_not_leave_and_few_are_computed_ahead(run: Callable[[Scenario], Any]) -> None:
+def test_a_remote_endpoint_computes_several_requests_at_once_each_after_its_charge(run: Callable[..., Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        ledger.refused = {7}
+        ledger.open.clear()
+        tasks = [asyncio.create_task(queue.send(request(i, "together"))) for i in (1, 2, 3)]
+        refused = asyncio.create_task(queue.send(request(7)))
+        await asyncio.sleep(0.1)
+        assert device.computed == [] and not device.together.n_waiting
+        ledger.open.set()
+        assert all(isinstance(response, Response) for response in await asyncio.gather(*tasks))
+        assert isinstance(await refused, BudgetExceeded) and sorted(device.computed) == [1, 2, 3]
+
+    run(scenario, remote=3)
+
+
+def test_the_charge_of_a_call_with_an_unknown_outcome_stays(run: Callable[..., Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        lost, bad = await asyncio.gather(queue.send(request(1, "lost")), queue.send(request(2, "bad")))
+        assert isinstance(lost, EndpointLost) and isinstance(bad, EndpointRefused)
+        assert ledger.refunded == ["s/t/2/d"]
+
+    run(scenario)
+
+
+def test_an_unpaid_answer_does_not_leave_and_few_are_computed_ahead(run: Callable[..., Any]) -> None:
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         ledger.open.clear()
         tasks = [asyncio.create_task(queue.send(request(i))) for i in range(5)]
@@ -115,7 +144,7 @@ def test_an_unpaid_answer_does_not_leave_and_few_are_computed_ahead(run: Callabl
     run(scenario)
 
 
-def test_what_is_refused_while_it_waits_is_not_computed(run: Callable[[Scenario], Any]) -> None:
+def test_what_is_refused_while_it_waits_is_not_computed(run: Callable[..., Any]) -> None:
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         ledger.refused = {4}
         async with queue.slots, queue.slots:  # others are being answered
@@ -129,7 +158,7 @@ def test_what_is_refused_while_it_waits_is_not_computed(run: Callable[[Scenario]
     run(scenario)
 
 
-def test_one_wrong_charge_fails_alone(run: Callable[[Scenario], Any]) -> None:
+def test_one_wrong_charge_fails_alone(run: Callable[..., Any]) -> None:
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         ledger.wrong = {1}
         responses = await asyncio.gather(*(queue.send(request(i)) for i in range(3)))
@@ -139,7 +168,7 @@ def test_one_wrong_charge_fails_alone(run: Callable[[Scenario], Any]) -> None:
     run(scenario)
 
 
-def test_money_goes_back_for_what_was_not_computed_only(run: Callable[[Scenario], Any]) -> None:
+def test_money_goes_back_for_what_was_not_computed_only(run: Callable[..., Any]) -> None:
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         bad, good = await asyncio.gather(queue.send(request(0, "bad")), queue.send(request(1)))
         assert isinstance(bad, EndpointRefused) and isinstance(good, Response)
@@ -148,14 +177,12 @@ def test_money_goes_back_for_what_was_not_computed_only(run: Callable[[Scenario]
     run(scenario)
 
 
-def test_a_full_replica_says_so_and_charges_nothing(
-    run: Callable[[Scenario], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_replica_says_so_and_charges_nothing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_queue, "MAX_QUEUED", 3)
 
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         responses = await asyncio.gather(*(queue.send(request(i)) for i in range(5)))
-        assert [type(a) for a in responses] == [Response] * 3 + [EndpointBusy] * 2
+        assert [type(a) for a in responses] == [Response] * 3 + [QueueFull] * 2
         assert ledger.sent == [[0, 1, 2]]
         assert isinstance(await queue.send(request(5)), Response)
 

@@ -81,7 +81,7 @@ def test_set_changes_the_limits_that_it_names(ledger: Ledger, url: str) -> None:
         (("set", "team", "requests=9999999999999999999"), "invalid limit of 9,999,999,999,999,999,999 requests"),
         (("set", "team", f"requests={'9' * 5000}"), "expected a whole number"),
         (("set", "team", "requests=٣"), "expected a whole number in decimal digits"),
-        (("set", "team", "prompts=5"), "no key named 'prompts' (known: requests, images, url"),
+        (("set", "team", "prompts=5"), "no key named 'prompts' (known: requests, images, usd, url"),
         (("set", "team"), "expected NAME requests=N images=N"),
         (("set", "requests=5"), "expected NAME requests=N images=N"),
         (("set", "a", "b", "requests=5"), "expected NAME requests=N images=N"),

@@ -477,6 +477,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     ledger.charge([ask(0, "b")])
     ledger.refund([ask(3).id])
     ledger.release("s", "u")
+    ledger.money.open("s", "a", 1000)
+    for n in range(20):
+        ledger.money.pay("s", "t", f"call {n}", 10)
+    ledger.money.settle("s", "call 0", 7)
+    ledger.money.reserve("s", 500)
     assert ledger.verify() == []
     ledger.close()
     return file.read_bytes()
@@ -496,12 +501,17 @@ def uses(ledger: Ledger, table: str) -> object:
         return ledger.charges("s", "t")
     if table == "ledger_storage":
         return ledger.storage("s")
+    if table == "ledger_payment":
+        return ledger.money.payments("s")
+    if table in ("ledger_purse", "ledger_part"):
+        return ledger.money.pay("s", "t", "another call", 10)
     return ledger.accounts(), ledger.release("s", "t"), ledger.charge([ask(99)])
 
 
 @sqlite_only
 def test_a_changed_value_in_any_column_is_named_and_never_used(finished: bytes, memory: Path) -> None:
-    hidden = {"ledger_charge": ("trial_no", "call"), "ledger_refund": ("trial_no",), "ledger_storage": ("storage",)}
+    hidden = {"ledger_charge": ("trial_no", "call"), "ledger_refund": ("trial_no",)}
+    hidden |= dict.fromkeys(("ledger_storage", "ledger_payment", "ledger_part"), ("storage",))
     columns = [column for table in metadata.sorted_tables if CHECKSUM in table.c for column in table.c]
     for number, column in enumerate(c for c in columns if (c.table is REFUND, c.name) != (True, "no")):
         table, file = column.table.name, memory / f"{number}.db"
@@ -524,7 +534,8 @@ def test_a_changed_value_in_any_column_is_named_and_never_used(finished: bytes, 
 @sqlite_only
 def test_a_damaged_byte_anywhere_never_changes_a_figure(finished: bytes, memory: Path) -> None:
     def figures(ledger: Ledger) -> object:
-        return ledger.accounts(), ledger.trials("s"), ledger.reservations(), ledger.charges("s", "t")
+        trials = ledger.accounts(), ledger.trials("s"), ledger.reservations(), ledger.charges("s", "t")
+        return trials, ledger.money.purses(), ledger.money.payments("s")
 
     rng, refused, file = random.Random(1), 0, memory / "ledger.db"
     file.write_bytes(finished)

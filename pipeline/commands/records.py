@@ -1,0 +1,47 @@
+"""`farebox records`: pack the recorded answers of remote models into an archive, or verify one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.commands.leaderboard import open_store
+from pipeline.config import typed_values
+from pipeline.config.compose import compose
+from pipeline.errors import ConfigError
+from pipeline.remote.archive import ROOT, Contents, pack, verify
+
+
+def run(verb: str, arguments: Sequence[str]) -> str:
+    """Run `pack` or `verify` and return the text to print.
+
+    Raises:
+        ConfigError: the arguments are wrong, or there is nothing to pack.
+        DataError: a record or the archive is damaged.
+    """
+    return _pack(arguments) if verb == "pack" else _verify(arguments)
+
+
+def _pack(arguments: Sequence[str]) -> str:
+    files = [argument for argument in arguments if argument.startswith("to=")]
+    if len(files) != 1:
+        raise ConfigError("name one archive, as in farebox records pack storage=runs/mine to=records.tar")
+    to = typed_values.path("to", files[0].removeprefix("to=")).absolute()
+    config = compose([argument for argument in arguments if argument not in files])
+    rows = open_store(config).read()
+    contents = pack(config.records, set(rows["model_digest"].to_pylist()), to)
+    return (
+        f"packed {_text(contents)} into {to}; unpack it beside a storage (tar -xf {to.name}) as the folder {ROOT}, and "
+        "run the sweep with offline=true"
+    )
+
+
+def _verify(arguments: Sequence[str]) -> str:
+    if len(arguments) != 1:
+        raise ConfigError("name one archive, as in farebox records verify records.tar")
+    path = typed_values.path("FILE", arguments[0])
+    return f"{path}: {_text(verify(path))}; every file matches its digest"
+
+
+def _text(contents: Contents) -> str:
+    sources = "; ".join(contents.sources)
+    return f"{contents.answers:,} answers in {contents.files:,} files ({contents.bytes:,} bytes) of {sources}"

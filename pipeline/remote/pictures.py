@@ -1,0 +1,35 @@
+"""Images as they are sent: made at the size of the model's input, then encoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from pipeline.cards import SentImage
+from pipeline.data.images import Images, Preprocess
+
+QUALITY = 95
+"""Quality of JPEG files."""
+
+
+class Pictures:
+    """Makes the bytes of images by the rule of a card. Thread-safe."""
+
+    def __init__(self, rule: SentImage) -> None:
+        self.format = rule.format
+        unused = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the server normalises
+        self.preprocess = Preprocess(rule.size, *unused, rule.resize_mode, rule.interpolation)
+
+    def encoded(self, images: Images, rows: Sequence[int]) -> list[bytes]:
+        """Return some of the images, or their views, as the bytes of files."""
+        return [encoded(self.preprocess.image(images, i), self.format) for i in rows]
+
+
+def encoded(image: Image.Image, file_format: str) -> bytes:
+    """Return an 8-bit RGB image as the bytes of a file, which are equal for equal pixels."""
+    buffer = io.BytesIO()
+    options = {"quality": QUALITY} if file_format == "jpeg" else {}
+    image.save(buffer, file_format.upper(), **options)
+    return buffer.getvalue()

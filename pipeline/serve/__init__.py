@@ -1,0 +1,1 @@
+"""`farebox serve`: a model of this machine as an HTTP service."""

@@ -1,0 +1,193 @@
+"""Upper bounds of what trials send to a remote endpoint: HTTP calls, images, texts, bytes, tokens, money, time.
+
+An image is sent once, since answers are recorded; a model that gives scores only is sent each image once for each
+prompt set. The bounds follow from predicted bills and cards. They leave out calls that are repeated after an error, and
+count what other sweeps have recorded as if it were not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from methods.base import Access, Bill
+from pipeline.blackbox.client import BLOCK_BYTES
+from pipeline.cards import MICRO, DatasetCard, HttpCard, Rate
+from pipeline.config.compose import Config
+from pipeline.errors import ConfigError
+from pipeline.remote.adapters import adapter_of
+from pipeline.remote.asking import PROBE_EVERY
+from pipeline.remote.http_client import TEXT_TOKENS
+from pipeline.remote.probe import WORDS
+from pipeline.trials.cells import Cell
+from pipeline.trials.evaluate import TEST_BATCH
+from pipeline.trials.plan import shape_of
+from pipeline.trials.protocol import eval_cards
+
+TEXT_BYTES = 256
+"""Bytes of a text whose card states no `max_text`. It counts in `bytes` only."""
+ENVELOPE_BYTES = 512
+"""Most bytes of a call's body beside its images and texts, and of an image file beside its pixels."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What is sent at most."""
+
+    calls: int = 0
+    images: int = 0
+    texts: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    micro_usd: int = 0
+    """By the card's price table; 0 without one."""
+
+    def __add__(self, other: Sent) -> Sent:
+        return Sent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def hours(self, rate: Rate) -> float:
+        """Return the time at the rate limits of a card; 0 without limits."""
+        limits = (
+            (self.calls, rate.requests_per_minute),
+            (self.images, rate.images_per_minute),
+            (self.tokens, rate.tokens_per_minute),
+        )
+        return max((amount / limit for amount, limit in limits if limit is not None), default=0.0) / 60
+
+
+def total_sent(parts: Iterable[Sent]) -> Sent:
+    """Return the sum."""
+    return sum(parts, Sent())
+
+
+class SendPlan:
+    """Bounds for the trials of a sweep, in the order of its plan; nothing is sent by a run without network.
+
+    For a model that gives features, an image is counted for the first trial that may send it: test images once, those
+    of a few-shot draw once for all methods. Calls and texts are counted for every trial.
+
+    Args:
+        config: its model is of kind http.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.others = {} if config.protocol == "base_to_new" else eval_cards(config)
+        self._counted: dict[tuple[Any, ...], int] = {}
+
+    def trial(self, cell: Cell, bill: Bill) -> Sent:
+        """Return what the next trial sends at most, with its predictions and its curve.
+
+        Args:
+            cell: the trial.
+            bill: its predicted bill of adapt and validate.
+        """
+        config = self.config
+        if config.offline:
+            return Sent()
+        shape, counter = shape_of(config, cell.dataset, cell.shots, 1), _Counter(config)
+        if config.views == "fresh" and cell.choice.info.uses_views:  # views of its own in every epoch
+            counter.add(bill, bill.images, bill.images)
+        else:
+            views = 0 if config.views == "fresh" else int(config.views)
+            known = shape.n_train * (views + 1) + shape.n_val  # of the draw, with all views
+            own = min(bill.images, known if cell.choice.info.uses_views else shape.n_train + shape.n_val)
+            counter.add(bill, own, self._first(("draw", cell.dataset.name, cell.shots, cell.seed), own, known))
+        for card in (cell.dataset, *(other for _, other in self.others.get(cell.dataset.name, ()))):
+            n = card.test or card.val
+            counter.predictions(card, n, self._first(("test", card.name), n, n), 1 + config.curve)
+        return counter.sent()
+
+    def probes(self, calls: int) -> Sent:
+        """Return what is sent to identify the model, before the first call and every `PROBE_EVERY` calls."""
+        if self.config.offline:
+            return Sent()
+        counter = _Counter(self.config)
+        for _ in range(1 + calls // PROBE_EVERY):
+            counter.add(Bill(requests=3, images=4, prompts=len(WORDS)), 4, 4)
+        return counter.sent()
+
+    def _first(self, key: tuple[Any, ...], n: int, known: int) -> int:
+        """Return how many of n images, some of `known` ones, are not counted for earlier trials at most."""
+        before = self._counted.get(key, 0)
+        self._counted[key] = min(known, before + n)
+        return self._counted[key] - before
+
+
+class _Counter:
+    """Adds up what is sent for the calls of a trial."""
+
+    def __init__(self, config: Config) -> None:
+        assert config.model.http is not None
+        self.http: HttpCard = config.model.http
+        adapter = adapter_of(config.model)
+        self.features, self.whole = Access.FEATURES in config.model.access, adapter.whole_texts
+        side = self.http.image.size
+        self.image_bytes = (3 * side * side + side) * 4 // 3 + 2 * ENVELOPE_BYTES  # noise cannot be compressed
+        fit = max(1, self.http.batch.bytes // self.image_bytes)
+        fit = fit if fit >= self.http.batch.images else max(1, fit // 2)  # too large a call is halved
+        self.most = min(self.http.batch.images, adapter.most_images or self.http.batch.images, fit)
+        self.calls = self.images = self.texts = 0
+
+    def add(self, bill: Bill, distinct: int, first: int) -> None:
+        """Count calls with this bill. They use `distinct` images, of which `first` were not counted before."""
+        blocks = bill.requests + 4 * bill.outputs // BLOCK_BYTES
+        if self.features:
+            self.images += first
+            self.calls += first // self.most + min(blocks, distinct)
+            self.texts += bill.prompts
+            self.calls += min(bill.requests, bill.prompts)
+            self.calls += 0 if self.whole else bill.prompts // self.http.batch.texts
+            return
+        calls = min(bill.images, bill.images // self.most + blocks)
+        self.calls += calls
+        self.images += bill.images
+        self.texts += calls * -(-bill.prompts // max(1, bill.requests))
+
+    def predictions(self, card: DatasetCard, n: int, first: int, times: int) -> None:
+        """Count `times` predictions of n test images, of which `first` were not counted before."""
+        sets = max(1, len(card.templates))
+        batches = -(-n // TEST_BATCH)
+        if self.features:
+            self.add(Bill(requests=batches, images=n), n, first)
+            self.add(Bill(requests=times * sets, prompts=times * sets * card.classes), 0, 0)
+            return
+        requests = times * sets * batches
+        self.add(Bill(requests=requests, images=times * sets * n, prompts=requests * card.classes), n, first)
+
+    def sent(self) -> Sent:
+        """Return the sums, with their size and price."""
+        http, price = self.http, self.http.price
+        text = TEXT_BYTES if http.max_text is None else http.max_text
+        tokens = self.texts * (text + TEXT_TOKENS) + self.images * (price.tokens_per_image if price else 0)
+        size = self.images * self.image_bytes + self.texts * (text + TEXT_TOKENS) + self.calls * ENVELOPE_BYTES
+        cost = price.micro_usd(self.calls, self.images, tokens) if price else 0
+        if price and (price.usd_per_1k_tokens or not _whole(price.usd_per_request, price.usd_per_image)):
+            cost += self.calls  # the price of each call is rounded up
+        return Sent(self.calls, self.images, self.texts, tokens, size, cost)
+
+
+def _whole(*prices: float) -> bool:
+    """Return whether prices are whole numbers of micro-dollars."""
+    return all(abs(price * MICRO - round(price * MICRO)) < 1e-6 for price in prices)
+
+
+def check_price(config: Config) -> None:
+    """Raise ConfigError if money is limited and the model's card has no price, or is of a model of this machine."""
+    key = "budget.usd" if config.usd is not None else "budget.global.usd"
+    if config.usd is None and config.global_budget.usd is None:
+        return
+    http = config.model.http
+    if http is None:
+        raise ConfigError(f"{key} limits money, and model {config.model.name} costs none: leave it out")
+    if http.price is None:
+        raise ConfigError(
+            f"{key} limits money, and the card of {config.model.name} has no price: add "
+            "price: {usd_per_request: X, usd_per_image: X, usd_per_1k_tokens: X, as_of: DATE} (0 for what is free)"
+        )
+    if http.price.usd_per_1k_tokens and http.max_text is None:
+        raise ConfigError(
+            f"{key} limits money, and the card of {config.model.name} has a price of tokens without max_text: state "
+            "the most characters of a prompt, from which the most tokens follow"
+        )

@@ -1,0 +1,70 @@
+"""A sweep on Ray against `farebox serve`: numbers of a local run, faults, a kill, and a repetition for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.commands.serve import TOKEN
+from pipeline.remote.call_log import total_of
+from pipeline.results.store import ResultStore
+from tests.support.command import Running, farebox, here
+from tests.support.lab import run_here, small_data
+from tests.support.service import call, serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+KEY = "token-of-a-test-5f2c"
+SWEEP = ("sweep=smoke", "views=2", "shots=4", "seeds=[1,2]", "methods=[zero_shot,logit_head,gda,score_ridge]")
+FAULTS = ("fault.every_429=6", "fault.drop_every=9", "fault.truncate_every=11", "fault.after=3")
+
+
+def numbers(storage: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """What must not depend on where the model runs."""
+    keys = ("status", "accuracy", "nll", "predictions_digest", "requests", "images", "prompts", "outputs")
+    rows = ResultStore(storage).read().to_pylist()
+    return {(row["method"], row["seed"]): tuple(row[key] for key in keys) for row in rows}
+
+
+def test_a_served_model_gives_the_numbers_of_a_local_one_through_faults_and_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small_data(tmp_path)
+    words = (*SWEEP, f"datasets=[{data}]")
+    run_here(*words, "model=tiny", f"storage={tmp_path / 'local'}")
+    local = numbers(tmp_path / "local")
+    monkeypatch.setenv(TOKEN, KEY)
+    monkeypatch.setenv("FAREBOX_API_KEY", KEY)
+    with serving("model=tiny", *FAULTS) as url:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        info = call(f"{url}/v1/info", headers=headers)[1]
+        card = tmp_path / "served.yaml"
+        card.write_text(
+            f"kind: http\nurl: {url}\nadapter: farebox\ngrant: {info['grant']}\nidentity: {{model: tiny}}\n"
+            f"image: {{size: {info['image_size']}}}\nfeature_dim: {info['feature_dim']}\n"
+            f"logit_scale: {info['logit_scale']!r}\ntext_norm: {info['text_norm']!r}\nbatch: {{images: 4}}\n"
+            "auth: {env: FAREBOX_API_KEY}\nretry: {first_s: 0.02, most_s: 2, tries: 12}\n"
+        )
+        remote = (*words, f"model={card}", f"storage={tmp_path / 'remote'}")
+        killed = Running("run", *remote)
+        killed.wait_for(lambda: total_of(tmp_path / "remote").calls > 5, "some calls are sent")
+        killed.kill()
+        farebox("run", *remote)
+        assert numbers(tmp_path / "remote") == local
+        bill = total_of(tmp_path / "remote")
+        assert bill.retries and bill.rate_limited and bill.uncertain
+        text = here("status", f"storage={tmp_path / 'remote'}")
+        assert f"sent: {bill.calls:,} HTTP calls with {bill.images:,} images" in text
+        assert f"sent: {bill.calls:,} HTTP calls" in here("ledger", f"storage={tmp_path / 'remote'}")
+        packed = here("records", "pack", f"storage={tmp_path / 'remote'}", f"to={tmp_path / 'records.tar'}")
+        assert "answers in" in packed and "every file matches" in here(
+            "records", "verify", str(tmp_path / "records.tar")
+        )
+    monkeypatch.delenv("FAREBOX_API_KEY")
+    farebox("run", *words, f"model={card}", f"storage={tmp_path / 'offline'}", "offline=true")
+    assert numbers(tmp_path / "offline") == local, "the server is gone, and nothing was asked"
+    assert total_of(tmp_path / "offline").calls == 0
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
