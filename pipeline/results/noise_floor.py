@@ -6,8 +6,6 @@ precision and its answers. A later probe replaces it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFile
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
+from pipeline.source_code import texts_digest
 
 Record = dict[str, Any]
 
@@ -28,7 +27,7 @@ COLUMN = "noise_floor"
 
 def path_of(features: Path, key: Sequence[str]) -> Path:
     """Return the file of the record of an endpoint, given the values of `KEY`."""
-    return features / FOLDER / f"{hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:16]}.json"
+    return features / FOLDER / f"{texts_digest(key)}.json"
 
 
 def write(features: Path, record: Record) -> Path:

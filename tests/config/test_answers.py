@@ -127,10 +127,10 @@ def test_methods_that_cannot_use_some_answers_run_with_the_others_and_are_listed
     }
     assert ran == {(name, text) for name, some in expected.items() for text in some}
     assert unable == {
-        "zero_shot": "needs TEXT+SCORES, fake with answers top-5; label grants SOFT+TOPK or SOFT+LABELS",
-        "label_map_topk": "needs TEXT+TOPK, fake with answers label grants SOFT+LABELS",
-        "gda": "needs TEXT+FEATURES, fake with answers probabilities; top-5; label grants SOFT+SCORES or SOFT+TOPK or "
-        "SOFT+LABELS",
+        "zero_shot": "needs TEXT+SCORES, fake with answers top-5; label grants SOFT+PIXELS+TOPK or SOFT+PIXELS+LABELS",
+        "label_map_topk": "needs TEXT+TOPK, fake with answers label grants SOFT+PIXELS+LABELS",
+        "gda": "needs TEXT+FEATURES, fake with answers probabilities; top-5; label grants SOFT+PIXELS+SCORES or "
+        "SOFT+PIXELS+TOPK or SOFT+PIXELS+LABELS",
     }
     with pytest.raises(ConfigError, match="nothing can run: gda needs TEXT"):
         cells(compose([*words[:2], "methods=[gda]", "answers=label"]))
