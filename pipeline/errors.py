@@ -23,6 +23,7 @@ FareboxError
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import tempfile
 import traceback
@@ -189,9 +190,15 @@ def unexpected(error: BaseException) -> str:
     return f"unexpected error: {name} (traceback in {file.name}; please report it)"
 
 
+KNOWN = 200
+"""Most characters of the known names in a message."""
+
+
 def did_you_mean(kind: str, found: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name: "no KIND named 'X'; did you mean 'Y'? (known: ...)"."""
     names = sorted(known)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"no {kind} named {found!r}{hint} (known: {', '.join(names)})"
+    shown = list(itertools.takewhile(lambda part: len(part) <= KNOWN, itertools.accumulate(names, "{}, {}".format)))
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    return f"no {kind} named {found!r}{hint} (known: {shown[-1] if shown else ''}{more})"

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.cards import DatasetCard
 from pipeline.config.card_files import dataset_card, model_card
 from pipeline.config.compose import compose
+from pipeline.config.files import load
 from pipeline.config.plain_yaml import MAX_BYTES, MAX_DEPTH, read_file
 from pipeline.data.dataset import reopen
 from pipeline.errors import ConfigError, DataError, FareboxError
@@ -302,7 +303,7 @@ def test_interpolations_in_files_are_refused_unless_they_are_allowed(
         "sweep": lambda: compose([f"sweep={path}"]).label,
         "model": lambda: model_card(str(path)).kind,
         "dataset": lambda: dataset_card(str(path)).path,
-        "method": lambda: compose([f"methods=[{path}]"]).methods and "fake",
+        "method": lambda: load("method", str(path))["config"]["note"],
     }[kind]
     with pytest.raises(
         ConfigError, match=r"has an interpolation, which files may not use.*FAREBOX_ALLOW_ENV=1"

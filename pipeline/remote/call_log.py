@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from pipeline.budget import NOTHING_SENT, HttpBill
 from pipeline.errors import StorageError
+from pipeline.files import strict_json
 
 FILE = "http_calls.log"
 """Name of the log in a storage."""
@@ -112,7 +113,7 @@ class CallLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.file is not None:
-            content = json.dumps(record, separators=(",", ":")).encode()
+            content = strict_json(record, separators=(",", ":")).encode()
             try:
                 self.file.write(f"{zlib.crc32(content):08x} ".encode() + content + b"\n")
                 self.file.flush()

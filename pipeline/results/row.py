@@ -33,17 +33,8 @@ LATER_COLUMNS = {
 """Columns that rows of earlier versions lack, with their value in such rows."""
 TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
-    *(
-        "model_digest",
-        "code_digest",
-        "precision",
-        "transform",
-        "local_model",
-        "local_digest",
-        "dataset",
-        "data_digest",
-        "template",
-    ),
+    *("model_digest", "code_digest", "precision", "transform", "local_model", "local_digest", "dataset"),
+    *("data_digest", "template"),
     *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
     *("hparams", "budget_requests", "budget_images", "answers", "status", "config"),
 )
@@ -307,33 +298,3 @@ def to_rows(table: pa.Table) -> list[ResultRow]:
         ValueError: a row is not consistent.
     """
     return [ResultRow(**record) for record in table.to_pylist()]
-
-
-def with_later_columns(table: pa.Table) -> pa.Table:
-    """Return a table with the columns that were added to `SCHEMA` later, as rows from before are to be read."""
-    for name, value in sorted(LATER_COLUMNS.items(), key=lambda item: SCHEMA.get_field_index(item[0])):
-        if name not in table.column_names:
-            column = pa.array([value] * len(table), SCHEMA.field(name).type)
-            table = table.add_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
-    return table
-
-
-def check_trial(table: pa.Table) -> pa.Table:
-    """Check that a table holds the rows of one trial, and return it without metadata.
-
-    Raises:
-        ValueError: the columns are not those of `SCHEMA`, a row is not consistent, two rows have the same test set, or
-            rows disagree in a column of the trial.
-    """
-    table = with_later_columns(table.replace_schema_metadata(None))
-    if not table.schema.equals(SCHEMA):
-        differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["their types"]
-        raise ValueError(f"its columns are those of another Farebox version ({', '.join(differing[:3])})")
-    rows = to_rows(table)
-    for row in rows[1:]:
-        for column in TRIAL_COLUMNS:
-            if getattr(row, column) != getattr(rows[0], column):
-                raise ValueError(f"its rows disagree in {column}")
-    if len({row.test_set for row in rows}) < len(rows):
-        raise ValueError("two of its rows have the same test set")
-    return table

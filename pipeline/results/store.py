@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.errors import DamagedFile, DataError, first_line, masked
 from pipeline.files import read_sealed, sealed_arrow, write_atomic
 from pipeline.results.predictions import Predictions, pack, unpack
-from pipeline.results.row import FINISHED, SCHEMA, ResultRow, check_trial, to_rows, to_table
+from pipeline.results.row import FINISHED, LATER_COLUMNS, SCHEMA, TRIAL_COLUMNS, ResultRow, to_rows, to_table
 
 REPAIR = "run the same `farebox run` command again, which recomputes it at no new charge"
 LISTED = 5
@@ -255,3 +255,33 @@ def _read_predictions(path: Path, digest: str | None) -> Predictions:
     if digest is not None and predictions.digest != digest:
         raise DamagedFile(path, f"its predictions are not those of the row (digest {digest[:12]}...)")
     return predictions
+
+
+def with_later_columns(table: pa.Table) -> pa.Table:
+    """Return a table with the columns that were added to `SCHEMA` later, as rows from before are to be read."""
+    for name, value in sorted(LATER_COLUMNS.items(), key=lambda item: SCHEMA.get_field_index(item[0])):
+        if name not in table.column_names:
+            column = pa.array([value] * len(table), SCHEMA.field(name).type)
+            table = table.add_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+    return table
+
+
+def check_trial(table: pa.Table) -> pa.Table:
+    """Check that a table holds the rows of one trial, and return it without metadata.
+
+    Raises:
+        ValueError: the columns are not those of `SCHEMA`, a row is not consistent, two rows have the same test set, or
+            rows disagree in a column of the trial.
+    """
+    table = with_later_columns(table.replace_schema_metadata(None))
+    if not table.schema.equals(SCHEMA):
+        differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["their types"]
+        raise ValueError(f"its columns are those of another Farebox version ({', '.join(differing[:3])})")
+    rows = to_rows(table)
+    for row in rows[1:]:
+        for column in TRIAL_COLUMNS:
+            if getattr(row, column) != getattr(rows[0], column):
+                raise ValueError(f"its rows disagree in {column}")
+    if len({row.test_set for row in rows}) < len(rows):
+        raise ValueError("two of its rows have the same test set")
+    return table

@@ -142,7 +142,7 @@ def test_features_of_made_images_are_not_stored(tmp_path: Path, ledger: Ledger, 
     box = metered(endpoint, ledger)
     first, again = (box.scores(noisy(images, 2), ONE) for _ in range(2))
     assert torch.equal(first, again) and box.meter.computed_images == 24
-    assert len(endpoint.store) == 0
+    assert len(endpoint.store()) == 0
 
 
 def test_blocks_by_the_bytes_of_a_request_are_one_charge_and_give_the_same_scores(
@@ -238,7 +238,7 @@ def test_pixels_need_their_access(features: Path, ledger: Ledger, images: Images
 def test_a_feature_that_is_not_finite_names_the_base_image(
     tiny: Endpoint, ledger: Ledger, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(pixels: np.ndarray) -> Tensor:
+    def broken(pixels: np.ndarray, codec: str) -> Tensor:
         features = torch.ones(len(pixels), tiny.info.feature_dim)
         features[8, 0] = torch.nan
         return features

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -17,7 +18,6 @@ from PIL import Image
 from pipeline import cli
 from pipeline.files import file_sha256
 from pipeline.ledger.ledger import Ledger
-from pipeline.sweep import driver as sweep
 from pipeline.sweep.storage import alone
 from tests.support.command import charges, farebox
 from tests.support.lab import encoded, write_card, write_source
@@ -30,7 +30,7 @@ SPLITS = ("train",) * 4 + ("val",) * 4 + ("test",) * 4
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray must not be needed to find any of this."""
 
-    monkeypatch.setattr(sweep.ray, "init", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
 
 
 class Command:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline import cli
 from pipeline.results.store import ResultStore
-from pipeline.sweep import driver as sweep
 from tests.support import miniature
 from tests.support.command import charges, farebox
 from tests.support.miniature import put
@@ -46,7 +46,7 @@ class Refusal:
 
 @pytest.fixture
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusal:
-    monkeypatch.setattr(sweep.ray, "init", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
     return Refusal(tmp_path / "data", capsys)
 
 

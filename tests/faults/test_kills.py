@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 import ray
 
-from methods.base import Bill
+from methods.base import Access, Bill
 from pipeline.blackbox import ray_pool
 from pipeline.blackbox.client import Pool
 from pipeline.blackbox.ray_actors import NAMESPACE, LedgerActor, RemoteLedger, Replica
 from pipeline.blackbox.ray_pool import RayPool, wait_for_resources
-from pipeline.blackbox.request import Request, Response
+from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.cards import ModelCard
 from pipeline.config.card_files import model_card
@@ -300,8 +300,8 @@ def test_resources_held_by_others_end_the_run_with_a_reason(cluster: None) -> No
 class Asleep:
     """A replica that lives and does not answer."""
 
-    async def info(self) -> str:
-        return "loaded"
+    async def info(self) -> ModelInfo:
+        return ModelInfo("loaded", 100.0, 1.0, 0, 8, 32, Access.SCORES, "fp32", "none", "cpu")
 
     async def send(self, request: Request) -> None:
         await asyncio.sleep(60)

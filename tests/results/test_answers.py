@@ -16,8 +16,8 @@ from pipeline.results.comparison import answers_order
 from pipeline.results.html import html
 from pipeline.results.plots import sketch
 from pipeline.results.report import make_report, read_selection
-from pipeline.results.row import SCHEMA, ResultRow, check_trial, to_rows, to_table
-from pipeline.results.store import ResultStore
+from pipeline.results.row import SCHEMA, ResultRow, to_rows, to_table
+from pipeline.results.store import ResultStore, check_trial
 from pipeline.results.tables import text_table
 from pipeline.results.tracking_names import mean_name, name_of, params_of
 from pipeline.sweep.storage_id import new_id, write_id

@@ -19,7 +19,7 @@ from pipeline.config.card_files import local_card
 from pipeline.errors import AccessDenied
 from pipeline.files import sealed_arrow, write_atomic
 from pipeline.local.encoder import describe, open_encoder
-from pipeline.results.row import LATER_COLUMNS, to_table
+from pipeline.results.row import to_table
 from pipeline.results.store import ResultStore
 from pipeline.trials.boundary import Session
 from pipeline.trials.local_handle import LocalHandle, opened
@@ -63,7 +63,9 @@ def test_rows_of_an_older_version_are_read(lab: Lab) -> None:
     lab.run(lab.spec("zero_shot"))
     (path,) = (lab.folder / "results").glob("*.arrow")
     (row,) = lab.store.rows_of(path.stem)
-    write_atomic(path, sealed_arrow(to_table([row]).drop_columns(list(LATER_COLUMNS))))
+    write_atomic(
+        path, sealed_arrow(to_table([row]).drop_columns(["local_model", "local_digest", "local_params", "answers"]))
+    )
     store = ResultStore(lab.folder)
     assert store.rows_of(path.stem) == [row] and not store.damaged
     write_atomic(path, sealed_arrow(to_table([row]).drop_columns(["access"])))

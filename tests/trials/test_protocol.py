@@ -383,10 +383,10 @@ def test_a_curve_point_that_stands_for_several_is_one_read(lab: Lab) -> None:
 
 def test_a_method_is_given_nothing_that_tells_a_test_label(lab: Lab) -> None:
     assert {f.name for f in dataclasses.fields(FewShotTask)} == {
-        *("dataset", "classes", "shots", "train", "val", "views", "fresh_views")
+        *("dataset", "classes", "shots", "train", "val", "views", "fresh_views", "local")
     }
     offered = {name for name in vars(ImageSet) if not name.startswith("_")}
-    assert offered == {"views", "pixels"}
+    assert offered == {"views", "pixels", "array"}
     assert "labels" not in dir(few_shot_task(lab.spec("taskres")).train.images)
 
 
