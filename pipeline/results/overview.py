@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.budget import Limits
-from pipeline.results.comparison import CLASSES, FULL, HARMONIC, LOCAL, answers_order, is_native
+from pipeline.results.comparison import CLASSES, FULL, HARMONIC, LOCAL, access_class, answers_order, is_native
 from pipeline.results.identity import listed
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
@@ -190,16 +190,21 @@ def _seeds(records: Sequence[Record]) -> str:
 
 
 def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_access: bool) -> list[Line]:
-    """Return a line per method that has a record in the main column, or else in any column."""
+    """Return a line per method that has a record in the main column, or else in any column.
+
+    A reference is shown in its own access class, although the leaderboard shows it in every class.
+    """
     placed: dict[tuple[str, str], list[Record | None]] = {}
+    own = {r["label"] for r in records if is_native(r, r["access_class"])}
     for record in records:
         key = {**{k: record[k] for k in ("kind", "shots", "test_set", "answers")}, "budget": limits(record)}
         if key not in columns:
             continue
         if record["method"] in UNFITTED:
             group = NO_FIT
-        elif is_native(record, record["access_class"]):  # a reference is shown in every class, and here in its own
-            group = record["access"] + LOCAL * bool(record["local_model"]) if by_access else record["access_class"]
+        elif is_native(record, record["access_class"]) or record["label"] not in own:  # no other method in its class
+            name = access_class(record["access"], record["local_model"])
+            group = record["access"] + LOCAL * bool(record["local_model"]) if by_access else name
         else:
             continue
         cells = placed.setdefault((group, record["label"]), [None] * len(columns))

@@ -103,6 +103,14 @@ def test_tied_means_that_the_paired_interval_to_the_leader_contains_zero() -> No
     assert {line.main["tied"] for line in view_of(pair).lines} == {None}
 
 
+def test_a_reference_without_another_method_of_its_class_is_shown_in_its_class() -> None:
+    rows = [make(seed=s, accuracy=40.0) for s in (1, 2, 3)]
+    rows += [make(method="logit_head", access="TEXT+SCORES", seed=s, accuracy=50.0) for s in (1, 2, 3)]
+    rows += [make(method="taskres", access="TEXT+FEATURES", seed=s, accuracy=60.0) for s in (1, 2, 3)]
+    groups = {name: [line.main["method"] for line in lines] for name, lines in view_of(rows).groups.items()}
+    assert groups == {"no fit": ["zero_shot"], "scores": ["logit_head"], "features": ["taskres"]}
+
+
 def test_a_class_without_a_method_above_zero_shot_has_no_winner() -> None:
     rows = [make(seed=s, accuracy=40.0) for s in (1, 2, 3)] + seeds("craft", 39.0, 42.0, 40.5)
     assert conclusions(view_of(rows)) == ["With scores, no method is clearly above zero_shot (best: craft +0.5)."]
