@@ -1,6 +1,5 @@
 """Under access LABELS or TOPK the endpoint answers less than all scores."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,6 @@ LABELS, TOPK, SCORES = (Access.TEXT | output for output in (Access.LABELS, Acces
 @pytest.fixture
 def images(icons: ParquetSource) -> Images:
     return Images.plain(icons, "test", icons.rows_of("test")[:20], "crop")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    ledger.open_account("ceiling", Limits())
-    yield ledger
-    assert ledger.verify() == []
-    ledger.close()
 
 
 def metered(endpoint: Endpoint, ledger: Ledger, access: Access, trial: str = "t") -> MeteredBox:

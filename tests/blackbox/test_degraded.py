@@ -1,6 +1,5 @@
 """Degraded answers: each is the plain function of the full answer, the same in every block, batch and replay."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +37,6 @@ TEXT = {name: Access.TEXT | Access[name] for name in ("LABELS", "TOPK", "SCORES"
 @pytest.fixture
 def images(icons: ParquetSource) -> Images:
     return Images.plain(icons, "test", icons.rows_of("test")[:20], "crop")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    ledger.open_account("ceiling", Limits())
-    yield ledger
-    assert ledger.verify() == []
-    ledger.close()
 
 
 def metered(endpoint: Endpoint, ledger: Ledger, access: Access, answers: Answers, trial: str = "t") -> MeteredBox:

@@ -10,7 +10,6 @@ import re
 import tracemalloc
 import uuid
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,15 +49,6 @@ CLASSES = Classes(("star", "house", "umbrella"), "an icon of a {}.", ("{} icon",
 @pytest.fixture
 def images(icons: ParquetSource) -> Images:
     return Images.plain(icons, "test", icons.rows_of("test")[:40], "crop")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    ledger.open_account("ceiling", Limits())
-    yield ledger
-    assert ledger.verify() == []
-    ledger.close()
 
 
 def metered(

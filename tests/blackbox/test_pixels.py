@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,15 +33,6 @@ ONE, TWO = CLASSES.prompts(), CLASSES.ensemble()
 @pytest.fixture
 def images(icons: ParquetSource) -> Images:
     return Images.plain(icons, "train", icons.rows_of("train")[:6], "crop_flip")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    ledger.open_account("ceiling", Limits())
-    yield ledger
-    assert ledger.verify() == []
-    ledger.close()
 
 
 @pytest.fixture
