@@ -27,52 +27,16 @@ from methods.base import Bill
 from pipeline.budget import BUDGETED_PHASES, Limits, Phase, paid, row_columns
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.ledger import batch as ledger_batch
-from pipeline.ledger.checksum import CHECKSUM, checksum
+from pipeline.ledger.checksum import CHECKSUM
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import AccountRecord, Charge, Receipt
 from pipeline.ledger.schema import REFUND, metadata
+from tests.support.ledgers import MEMORY, SERVER, empty, tamper
 
 ONE = Bill(requests=1, images=10, prompts=5, outputs=50)
 
 
-SERVER = os.environ.get("FAREBOX_TEST_LEDGER")
 sqlite_only = pytest.mark.skipif(SERVER is not None, reason="is about a SQLite file")
-
-
-def empty(folder: Path) -> str:
-    """The URL of a ledger with nothing in it."""
-    if SERVER is None:
-        return f"sqlite:///{folder / 'ledger.db'}"
-    engine = sa.create_engine(SERVER)
-    metadata.drop_all(engine)
-    engine.dispose()
-    return SERVER
-
-
-def tamper(url: str, statement: str, reseal: bool = False) -> None:
-    """Change the tables behind the ledger's back; with `reseal`, give every record a checksum that fits it again."""
-    engine = sa.create_engine(url)
-    with engine.begin() as db:
-        db.execute(sa.text(statement))
-        for table in metadata.sorted_tables if reseal else ():
-            for row in db.execute(sa.select(table)).all() if CHECKSUM in table.c else ():
-                keys = [column == value for column, value in zip(table.c, row, strict=True) if column.primary_key]
-                values = row[1:-1] if table is REFUND else row[:-1]
-                db.execute(sa.update(table).where(*keys).values({CHECKSUM: checksum(table, values)}))
-    engine.dispose()
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return empty(tmp_path)
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    ledger = Ledger(url)
-    yield ledger
-    assert ledger.verify() == []
-    ledger.close()
 
 
 def ask(call: int, digest: str = "d", phase: Phase = Phase.ADAPT, trial: str = "t", bill: Bill = ONE) -> Charge:
@@ -579,7 +543,6 @@ def test_verify_compares_result_rows_with_the_books(ledger: Ledger) -> None:
 
 # --- any order, any repetition, any process ------------------------------------------------------------------------
 
-MEMORY = Path("/dev/shm")  # thousands of short-lived files: no need to wait for a disk
 TRIALS = st.sampled_from(["t1", "t2"])
 ACCOUNTS = st.sampled_from([["sweep"], ["sweep", "team"], ["sweep", "team"], ["team"], ["late"]])
 BILLS = st.sampled_from([Bill(1, 10, 5, 50), Bill(2, 5, 10, 25), Bill(0, 7, 0, 7), Bill(3, 0, 15, 15)])

@@ -11,7 +11,6 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,20 +23,7 @@ from pipeline.errors import BudgetExceeded, LedgerError, dollars
 from pipeline.ledger import money_rows
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import PurseRecord
-from tests.ledger.test_ledger import MEMORY, empty, tamper
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return empty(tmp_path)
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    ledger = Ledger(url)
-    yield ledger
-    assert ledger.verify() == []
-    ledger.close()
+from tests.support.ledgers import MEMORY, empty, tamper
 
 
 def purse(ledger: Ledger, name: str = "sweep") -> PurseRecord:
