@@ -25,17 +25,17 @@ def best_of(values_PBC: Tensor, scores_PBC: Tensor, k: int) -> Tensor:
     return untold_PBC.scatter(-1, best_PBk, values_PBC.gather(-1, best_PBk))
 
 
-def reduced(scores_PBC: Tensor, answer: Access, k: int = TOP_K) -> Tensor:
+def reduced(scores_PBC: Tensor, answer: Access) -> Tensor:
     """Reduce scores [P, B, C] to an answer of the same shape.
 
-    SCORES: the scores. TOPK: the log probabilities of the k best classes. LABELS: zero for the best class. What is not
-    told is -inf.
+    SCORES: the scores. TOPK: the log probabilities of the TOP_K best classes. LABELS: zero for the best class. What
+    is not told is -inf.
     """
     if answer is Access.SCORES:
         return scores_PBC
     if answer is Access.LABELS:
         return best_of(scores_PBC.new_zeros(scores_PBC.shape), scores_PBC, 1)
-    return best_of(scores_PBC.log_softmax(-1), scores_PBC, k)
+    return best_of(scores_PBC.log_softmax(-1), scores_PBC, TOP_K)
 
 
 def bill_of(answer: Access, p: int, b: int, c: int, k: int = TOP_K) -> Bill:

@@ -117,6 +117,18 @@ class PixelPrompt(Method):
         losses_P = self.losses_of(box.scores(PixelImages(images, pixels_PB3SS), self.prompts), labels_B)
         return finite(losses_P, f"loss in step {self.done + 1}")
 
+    def step(self, box: BlackBox) -> bool:
+        """Take one step along the estimated gradient of one batch."""
+        if self.done == self.steps:
+            return False
+        self.update(box, self.done + 1)
+        self.done += 1
+        return self.done < self.steps
+
+    def update(self, box: BlackBox, i: int) -> None:
+        """Take step i = 1, 2, ..."""
+        raise NotImplementedError
+
 
 class SPSAPrompt(PixelPrompt):
     """A change of the images that SPSA-GC learns: two-sided estimates with Nesterov's momentum (blackvip.py)."""
@@ -147,11 +159,8 @@ class SPSAPrompt(PixelPrompt):
         super().start(task, box, rng, plan)
         self.m_d = torch.zeros_like(self.w_d)
 
-    def step(self, box: BlackBox) -> bool:
-        """Take one step along the estimated gradient of one batch."""
-        if self.done == self.steps:
-            return False
-        c, i = self.config, self.done + 1
+    def update(self, box: BlackBox, i: int) -> None:
+        c = self.config
         a_i = c.lr / (i + 1) ** c.lr_decay
         c_i = c.perturbation / i**c.perturbation_decay
         p_Jd = directions(c.n_directions, len(self.w_d), self.generator)
@@ -161,5 +170,3 @@ class SPSAPrompt(PixelPrompt):
         g_d = estimated_gradient(plus_J, minus_J, p_Jd, c_i)
         self.m_d = c.momentum * self.m_d + g_d
         self.w_d = self.w_d - a_i * (g_d + c.momentum * self.m_d)
-        self.done += 1
-        return self.done < self.steps

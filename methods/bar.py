@@ -79,14 +79,9 @@ class BAR(PixelPrompt):
         log_p_PB = scores_PBC.log_softmax(-1)[:, torch.arange(len(labels_B)), labels_B]
         return -((1 - log_p_PB.exp()) ** self.config.focal * log_p_PB).mean(-1)
 
-    def step(self, box: BlackBox) -> bool:
-        """Take one step along the estimated gradient of one batch."""
-        if self.done == self.steps:
-            return False
-        c, i, decay_steps = self.config, self.done + 1, 0.9 * self.published
+    def update(self, box: BlackBox, i: int) -> None:
+        c, decay_steps = self.config, 0.9 * self.published
         a_i = (c.lr - c.min_lr) * (1 - min(i, decay_steps) / decay_steps) ** 0.9 + c.min_lr  # (2)
         u_Jd = sphere_directions(c.n_directions, len(self.w_d), self.generator)
         losses_P = self.losses(box, torch.cat([self.w_d.unsqueeze(0), self.w_d + c.perturbation * u_Jd]))
         self.w_d = self.w_d - a_i * one_sided_gradient(losses_P[1:], losses_P[0], u_Jd, c.perturbation)  # (3)
-        self.done += 1
-        return self.done < self.steps

@@ -67,8 +67,7 @@ class Images:
 
         Rounded to 8 bits again, they are what a model with this rule and size gets.
         """
-        rule = Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        return torch.stack([rule.one(self, i) for i in range(len(self))])
+        return Preprocess(size).pixels(self)
 
     def bytes_of(self, i: int) -> bytes:
         """Return the encoded bytes of the i-th image."""
@@ -223,8 +222,8 @@ class Preprocess:
     """The input rule of a model: resize the short side and crop the centre (or squash), then normalise."""
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     mode: str = "shortest"
     """shortest, or squash: resize both sides to `size`."""
     filter: str = "bicubic"

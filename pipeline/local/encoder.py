@@ -71,7 +71,7 @@ class Encoder:
 
     def pixels(self, images: ImageSet, size: int) -> Tensor:
         """Return the images or views as RGB [B, 3, size, size] in [0, 1], resized by the model's rule."""
-        whole, rule = as_images(images), _resized(self.preprocess, size)
+        whole, rule = as_images(images), Preprocess(size, mode=self.preprocess.mode, filter=self.preprocess.filter)
         return rule.pixels(whole) if len(whole) else torch.empty(0, 3, size, size)
 
     def encode(self, pixels_B3SS: Tensor) -> Tensor:
@@ -99,11 +99,6 @@ def describe(card: LocalCard) -> LocalFacts:
 def local_of(card: LocalCard | None, info: MethodInfo) -> LocalFacts | None:
     """Return the run's local model for a method that uses one, else None. Raises as `Encoder` does."""
     return describe(card) if card and info.uses_local else None
-
-
-def _resized(rule: Preprocess, size: int) -> Preprocess:
-    """Return the rule at another size, without normalisation."""
-    return Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), rule.mode, rule.filter)
 
 
 def _fill(card: LocalCard, network: networks.Network) -> None:

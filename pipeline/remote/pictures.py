@@ -19,8 +19,8 @@ class Pictures:
 
     def __init__(self, rule: SentImage) -> None:
         self.format = rule.format
-        unused = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the server normalises
-        self.preprocess = Preprocess(rule.size, *unused, rule.resize_mode, rule.interpolation)
+        # without normalisation, which is the server's
+        self.preprocess = Preprocess(rule.size, mode=rule.resize_mode, filter=rule.interpolation)
 
     def encoded(self, images: Images, rows: Sequence[int]) -> list[bytes]:
         """Return some of the images, or their views, as the bytes of files."""

@@ -76,19 +76,22 @@ def merge(sources: Sequence[Path], target: Path, keep_code: bool, echo: Callable
     stores, target_store = [ResultStore(folder) for folder in sources], ResultStore(target)
     merged, found = Merged([0] * len(sources)), dict[str, list[_Trial]]()
     for number, store in enumerate(stores):
-        selection = select(store.read(), read_runs(store.storage))
+        table = store.read()
+        selection = select(table, read_runs(store.storage))
         merged.notes += [f"{store.storage}: {note}" for note in selection.notes]
         current = set(selection.rows["trial_id"].to_pylist())
-        for trial_id, rows in store.trials().items():
+        for trial_id, rows in store.trials(table).items():
             if trial_id in current and _intact(store, rows):
                 found.setdefault(trial_id, []).append(_Trial(number, {row.test_set: row for row in rows}))
         merged.problems += [f"{line} (left out)" for line in store.damage()]
-    for trials in found.values():
+    taken: list[str] = []
+    for trial_id, trials in found.items():
         chosen = _choose(trials, stores, merged)
         if chosen is not None:
             _copy(stores[chosen.source], target_store, list(chosen.rows.values()))
             merged.taken[chosen.source] += 1
-    add_run(target, [row.trial_id for row in _rows(target_store)], keep_code, echo)
+            taken.append(trial_id)
+    add_run(target, sorted(taken), keep_code, echo)
     record = {"sources": [str(folder) for folder in sources], "trials": merged.taken}
     write_atomic(target / FILE, sealed_json(record, indent=1))
     return merged
@@ -106,10 +109,6 @@ def sources_of(storage: Path) -> list[str]:
         return []
     except (OSError, KeyError, TypeError) as error:
         raise DamagedFile(storage / FILE, "it is not the record of a merge; merge the storages again") from error
-
-
-def _rows(store: ResultStore) -> list[ResultRow]:
-    return [rows[0] for rows in store.trials().values()]
 
 
 def _intact(store: ResultStore, rows: Sequence[ResultRow]) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedFile
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
+from pipeline.results.comparison import FULL
 from pipeline.source_code import texts_digest
 
 Record = dict[str, Any]
@@ -55,7 +56,7 @@ def read(features: Path, rows: pa.Table) -> tuple[list[Record], list[str]]:
 
 def line(record: Record) -> str:
     """Return a record as one line under a leaderboard."""
-    answers = f" ({record['answers']})" if record["answers"] != "logits" else ""
+    answers = f" ({record['answers']})" if record["answers"] != FULL else ""
     return (
         f"noise floor of {record['model']}{answers}, probed {record['created'][:10]}: repeated scores differ by at "
         f"most {record['scores_largest']:.2g} (mean {record['scores_mean']:.2g}); the predicted class changes for "

@@ -56,7 +56,7 @@ def rankings(
         labels = sorted(set.intersection(*(set(of_set) for of_set in sets)))
         if len(labels) < 2:
             continue
-        average = np.mean([ranks(_mean(of_set[label]) for label in labels) for of_set in sets], axis=0)
+        average = np.mean([ranks([_mean(of_set[label]) for label in labels]) for of_set in sets], axis=0)
         low_K, high_K = _intervals(sets, labels, correct)
         for label, rank, low, high in zip(labels, average, low_K, high_K, strict=True):
             columns[section, label] = {"ranked": True, "rank": float(rank), "ranked_among": len(labels)}
@@ -112,9 +112,7 @@ def _resampled_ranks(correct_SNK: np.ndarray, n: int, rng: np.random.Generator) 
     seeds_RS = rng.multinomial(s, np.full(s, 1 / s), size=n)
     images_RN = rng.multinomial(images, np.full(images, 1 / images), size=n)
     correct_RK = np.einsum("rs,srk->rk", seeds_RS, images_RN.astype(np.float64) @ correct_SNK)
-    better_RK = (correct_RK[:, None, :] > correct_RK[:, :, None]).sum(-1)
-    equal_RK = (correct_RK[:, None, :] == correct_RK[:, :, None]).sum(-1)
-    return np.asarray(better_RK + (equal_RK + 1) / 2)
+    return ranks(correct_RK)
 
 
 def critical_difference(methods: int, data_sets: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
@@ -37,8 +37,8 @@ def resampled_means(values: np.ndarray, resamples: int = 1000, seed: int = 0) ->
     return np.asarray(draws @ distinct / len(values))
 
 
-def ranks(values: Iterable[float]) -> np.ndarray:
-    """Return ranks, 1 for the highest value; equal values share the mean of their ranks."""
-    x = np.asarray(list(values), dtype=np.float64)
-    better, equal = (x[None, :] > x[:, None]).sum(1), (x[None, :] == x[:, None]).sum(1)
+def ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the ranks [..., K] of values [..., K], 1 for the highest; equal values share the mean of their ranks."""
+    x = np.asarray(values, dtype=np.float64)
+    better, equal = ((x[..., None, :] > x[..., :, None]).sum(-1), (x[..., None, :] == x[..., :, None]).sum(-1))
     return np.asarray(better + (equal + 1) / 2)

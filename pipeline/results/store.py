@@ -90,9 +90,15 @@ class ResultStore:
         tables = [table for path in paths if (table := self._rows(path)) is not None]
         return pa.concat_tables([pa.Table.from_batches([], SCHEMA), *tables])
 
-    def trials(self) -> dict[str, list[ResultRow]]:
-        """Read the rows of all trials by trial id, those of the source test set first; see `read`."""
-        rows = sorted(to_rows(self.read()), key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set))
+    def trials(self, table: pa.Table | None = None) -> dict[str, list[ResultRow]]:
+        """Return the rows of all trials by trial id, those of the source test set first.
+
+        `table` is what `read` returned; None reads the files.
+        """
+        rows = sorted(
+            to_rows(self.read() if table is None else table),
+            key=lambda r: (r.trial_id, r.test_set != r.dataset, r.test_set),
+        )
         return {trial_id: list(group) for trial_id, group in groupby(rows, key=lambda r: r.trial_id)}
 
     def finished(self, trials: Collection[str] | None = None) -> dict[str, tuple[str, str]]:

@@ -253,7 +253,7 @@ class Session:
         made = PixelImages(base, pixels)
         return made, np.tile(positions, len(made.pixels_PB3SS))
 
-    def read(self, images: ImageHandle, read: Callable[[Images], Tensor], needed: Access | None) -> Tensor:
+    def read(self, images: ImageSet, read: Callable[[Images], Tensor], needed: Access | None = None) -> Tensor:
         """Read pixels of a set on the client. Raises AccessDenied if the method does not declare the access needed."""
         if needed is not None and not self.box.access.covers(needed):
             error = AccessDenied(f"{self.method} reads images.array: declare access {needed.label} in @method")

@@ -49,16 +49,12 @@ class LocalHandle:
     def features(self, images: ImageSet) -> Tensor:
         """Return the features [B, F] of images that the method may use at the moment."""
         session, encoder = _opened(self)
-        whole, _ = session.resolve(images)
-        with session.watchdog.paused():
-            return encoder.features(whole)
+        return session.read(images, encoder.features)
 
     def pixels(self, images: ImageSet, size: int) -> Tensor:
         """Return RGB pixels [B, 3, size, size] in [0, 1] of images that the method may use at the moment."""
         session, encoder = _opened(self)
-        whole, _ = session.resolve(images)
-        with session.watchdog.paused():
-            return encoder.pixels(whole, size)
+        return session.read(images, lambda whole: encoder.pixels(whole, size))
 
     def encode(self, pixels_B3SS: Tensor) -> Tensor:
         """Return the features [B, F] of pixels, with their gradient."""
