@@ -187,11 +187,15 @@ class HttpCard:
     @property
     def loopback(self) -> bool:
         """Whether the host is this machine."""
-        name = urlsplit(self.url).hostname or ""
-        try:
-            return name == "localhost" or ip_address(name).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(urlsplit(self.url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,11 +142,7 @@ class Endpoint:
         if request.kind == "text_gradients":
             self._check_upstream(prompts, request.upstream_PCD)
         if prompts is not None:
-            (p, c), limit = prompt_counts(prompts), TEXT_BYTES // (4 * self.model.feature_dim)
-            if p * c > limit:
-                raise EndpointRefused(
-                    f"{p:,} prompt sets of {c:,} prompts exceed the {limit:,} prompts of a call: send fewer sets"
-                )
+            check_prompt_count(prompts, self.model.feature_dim)
 
     def _check_pixels(self, kind: Kind, pixels_PB3SS: np.ndarray) -> None:
         if kind != "scores":
@@ -270,6 +266,15 @@ def cosine_scores(image_BD: Tensor, text_PCD: Tensor, logit_scale: float) -> Ten
 
 
 _CAUSE = "NaN or infinite: the model's weights or its precision are unsuitable"
+
+
+def check_prompt_count(prompts: Prompts, feature_dim: int) -> None:
+    """Raise EndpointRefused if the features of these prompts are too many for one call."""
+    (p, c), limit = prompt_counts(prompts), TEXT_BYTES // (4 * max(1, feature_dim))
+    if p * c > limit:
+        raise EndpointRefused(
+            f"{p:,} prompt sets of {c:,} prompts exceed the {limit:,} prompts of a call: send fewer sets"
+        )
 
 
 def check_finite(kind: Kind, values: Tensor, prompts: Prompts) -> None:

@@ -101,11 +101,12 @@ def _show(command: Command) -> dict[str, Any]:
         {"name": a.name, "limits": asdict(a.limits), "reserved": asdict(a.reserved), "spent": asdict(a.spent)}
         for a in ledger.accounts()
     ]
+    purses = ledger.money.purses()
     return {
         "ledger": ledger.name,
         "accounts": accounts,
-        "money": [money_record(purse) for purse in ledger.money.purses()],
-        "money_lines": money_lines(ledger.money.purses()),
+        "money": [money_record(purse) for purse in purses],
+        "money_lines": money_lines(purses),
         "reservations": [_record(r) for r in ledger.reservations()],
     }
 

@@ -45,7 +45,7 @@ def of_value(key: str, value: Any) -> Answers:
         ConfigError: a name or a value is wrong, or two settings contradict each other.
     """
     if isinstance(value, str):
-        return Answers(scores=_one_of(key, value, SCORES))
+        return Answers(scores=checks.one_of(key, value, SCORES))
     if not isinstance(value, dict):
         example = "{scores: probabilities, digits: 3}"
         raise ConfigError(f"{key}: {value!r}: expected {', '.join(SCORES)}, or settings, as in {key}={example}")
@@ -55,10 +55,10 @@ def of_value(key: str, value: Any) -> Answers:
             raise ConfigError(f"{key}: " + did_you_mean("setting", str(name), known))
     k, digits, noise = value.get("k", TOP_K), value.get("digits"), value.get("noise", 0.0)
     answers = Answers(
-        scores=_one_of(f"{key}.scores", value.get("scores", "logits"), SCORES),
+        scores=checks.one_of(f"{key}.scores", value.get("scores", "logits"), SCORES),
         k=checks.whole(f"{key}.k", k),
         digits=None if digits is None else checks.whole(f"{key}.digits", digits, minimum=0),
-        features=_one_of(f"{key}.features", value.get("features", "float32"), FEATURES),
+        features=checks.one_of(f"{key}.features", value.get("features", "float32"), FEATURES),
         noise=checks.number(f"{key}.noise", noise),
         images=_images(f"{key}.images", value.get("images", "float")),
     )
@@ -89,16 +89,10 @@ def _is_kind(text: str) -> bool:
     return text.split(",")[0] in SCORES or text.startswith("top-")
 
 
-def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ConfigError(f"{key}: " + did_you_mean("choice", str(value), allowed))
-    return str(value)
-
-
 def _images(key: str, value: Any) -> str:
     if value == "uint8":
         raise ConfigError(f"{key}=uint8: views are 8-bit images already, so it would change nothing: leave it out")
-    return _one_of(key, value, IMAGES)
+    return checks.one_of(key, value, IMAGES)
 
 
 def _check_together(key: str, answers: Answers, k_is_given: bool) -> None:

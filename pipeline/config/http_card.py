@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl, urlsplit
 
 from methods.base import Access
-from pipeline.cards import HTTP_GRANTS, Auth, HttpCard, Price, Retry, SentImage
+from pipeline.cards import HTTP_GRANTS, Auth, HttpCard, Price, Retry, SentImage, is_loopback
 from pipeline.config import typed_values
 from pipeline.config import values as checks
 from pipeline.errors import ConfigError, did_you_mean
@@ -108,7 +108,7 @@ def _check_url(key: str, url: str) -> None:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.fragment or port == 0 or " " in url:
         raise ConfigError(f"{key}: {url!r}: expected an address as https://host/path")
-    if parts.scheme == "http" and not HttpCard(url=url, adapter="", image=SentImage(size=1), logit_scale=1.0).loopback:
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigError(
             f"{key}: {url!r} would be sent unencrypted: expected https, or http to 127.0.0.1 or localhost"
         )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import sqlalchemy as sa
 from sqlalchemy import select
@@ -147,7 +147,7 @@ class Money:
                 mine.unsettled -= payment.upper
                 mine.settled += price
             settled = replace(payment, price=price, settled_at=time.time())
-            columns = sealed(PAYMENT, money_rows.payment_values(storage, settled))
+            columns = sealed(PAYMENT, (storage, *astuple(settled)))
             key = (PAYMENT.c.storage == storage, PAYMENT.c.call_id == call_id)
             db.execute(sa.update(PAYMENT).where(*key).values(**columns))
             money_rows.save(db, (mine for mine, _ in parts))

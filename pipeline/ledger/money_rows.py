@@ -83,12 +83,6 @@ def find(db: sa.Connection, storage: str, call_id: str) -> PaymentRecord | None:
     return None if row is None else PaymentRecord(*verified(PAYMENT, row)[1:-1])
 
 
-def payment_values(storage: str, payment: PaymentRecord) -> tuple[object, ...]:
-    """Return the values of a payment in the order of the columns, without the checksum."""
-    p = payment
-    return storage, p.call_id, p.trial, p.upper, p.price, p.at, p.settled_at
-
-
 def sums(payments: Iterable[PaymentRecord]) -> tuple[int, int]:
     """Return the sums of prices, and of the upper bounds of payments without a price."""
     settled = unsettled = 0

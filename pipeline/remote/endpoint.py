@@ -19,7 +19,7 @@ from torch import Tensor
 
 from methods._answers import answer_of, reduced
 from methods.base import Access, Prompts, TextPrompts
-from pipeline.blackbox.endpoint import TEXT_BYTES, cosine_scores
+from pipeline.blackbox.endpoint import check_prompt_count, cosine_scores
 from pipeline.blackbox.request import (
     REMOTE,
     ModelInfo,
@@ -108,11 +108,7 @@ class RemoteEndpoint:
         if request.prompts is None:
             return
         texts = _texts(request.prompts)
-        (p, c), limit = prompt_counts(request.prompts), TEXT_BYTES // (4 * max(1, self.http.feature_dim))
-        if p * c > limit:
-            raise EndpointRefused(
-                f"{p:,} prompt sets of {c:,} prompts exceed the {limit:,} prompts of a call: send fewer sets"
-            )
+        check_prompt_count(request.prompts, self.http.feature_dim)
         most = self.http.max_text
         if most is not None and (long := next((t for prompt_set in texts for t in prompt_set if len(t) > most), None)):
             raise EndpointRefused(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 
 import aiohttp
@@ -64,6 +65,14 @@ class Reply:
     """Why there is no response."""
     final: bool = False
     """Whether the problem is the same for every call."""
+
+    @cached_property
+    def answer(self) -> Any:
+        """The response as JSON, parsed once. Raises ValueError for anything else, and for too many brackets."""
+        try:
+            return json.loads(self.data)
+        except RecursionError as error:
+            raise ValueError("too deeply nested") from error
 
 
 class HttpClient:
@@ -198,7 +207,7 @@ class HttpClient:
                     if len(data) > most:
                         return Reply("lost", problem=f"its response has more than {most:,} bytes", final=True)
                 outcome: Outcome = "answered" if response.status == 200 else "refused"
-                return Reply(outcome, response.status, bytes(data), dict(response.headers))
+                return Reply(outcome, response.status, bytes(data), response.headers)
         except aiohttp.ClientConnectorCertificateError as error:
             return Reply("unsent", problem=f"no valid certificate ({self._safe(error)})", final=True)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -221,7 +230,7 @@ class HttpClient:
 
     def _parsed(self, call: Call, reply: Reply) -> np.ndarray:
         """Return the content of a response. Raises ValueError if it is no JSON, EndpointStopped if it does not fit."""
-        answer = _json(reply.data)
+        answer = reply.answer
         try:
             return call.parse(answer)
         except OtherModel as error:
@@ -233,7 +242,7 @@ class HttpClient:
 
     def _tokens(self, reply: Reply) -> int:
         try:
-            return self.adapter.tokens(_json(reply.data))
+            return self.adapter.tokens(reply.answer)
         except ValueError:
             return 0
 
@@ -285,7 +294,7 @@ class HttpClient:
         if reply.problem:
             return reply.problem
         try:
-            answer = _json(reply.data)
+            answer = reply.answer
             error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
             said = error.get("message", error) if isinstance(error, dict) else error
         except ValueError:
@@ -296,14 +305,6 @@ class HttpClient:
         """Return text for a message, on one line and without the key."""
         line = one_line(text) or type(text).__name__
         return line.replace(self._key, "***")[:160] if self._key else line[:160]
-
-
-def _json(data: bytes) -> Any:
-    """Return the content of JSON. Raises ValueError for anything else, and for too many brackets."""
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("too deeply nested") from error
 
 
 def retry_after(text: str, now: float) -> float | None:

@@ -8,7 +8,7 @@ from pipeline.config.compose import Config
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError, dollars
 from pipeline.ledger.ledger import Ledger
 from pipeline.sweep.run_ledger import sweep_account
-from pipeline.trials.physical import SendPlan, check_price, total_sent
+from pipeline.trials.physical import SendPlan, Sent, check_price, total_sent
 from pipeline.trials.plan import SweepPlan, TrialSpec
 
 
@@ -41,21 +41,26 @@ def fund(
     begun = {spec.account for spec in todo}
     answered = sum(p.price or 0 for p in ledger.money.payments(storage_id) if p.trial in begun)
 
-    def reserve(trials: Sequence[TrialSpec]) -> None:
-        parts = [sent[spec.trial_id] for spec in trials]
-        upper = total_sent([*parts, sending.probes(total_sent(parts).calls)] if trials else [])
+    def reserve(parts: Sent) -> None:
+        upper = parts + sending.probes(parts.calls)
         ledger.money.reserve(storage_id, max(0, upper.micro_usd - answered))
 
-    funded, unfunded = list[TrialSpec](), dict[str, str]()
+    funded, unfunded, whole = list[TrialSpec](), dict[str, str](), total_sent([])
     for spec in todo if config.partial else ():
+        more = whole + sent[spec.trial_id]
         try:
-            reserve([*funded, spec])
-            funded.append(spec)
+            reserve(more)
         except BudgetExceeded as error:
             unfunded[spec.trial_id] = str(error)
+            continue
+        funded.append(spec)
+        whole = more
     if not config.partial:
-        funded = list(todo)
-    reserve(funded)
+        funded, whole = list(todo), total_sent([sent[spec.trial_id] for spec in todo])
+    if funded:
+        reserve(whole)
+    else:
+        ledger.money.reserve(storage_id, 0)
     return funded, unfunded
 
 
