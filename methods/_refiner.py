@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from methods._training import descend, shuffled_batches
+from methods._training import descend, linear_init, shuffled_batches
 
 
 def kl_divergence(p_BC: Tensor, q_BC: Tensor) -> Tensor:
@@ -53,8 +53,7 @@ class Refiner:
 
     def __init__(self, n_classes: int, config: Config, generator: torch.Generator) -> None:
         def uniform(inputs: int, *shape: int) -> Tensor:
-            drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) * inputs**-0.5
-            return drawn.requires_grad_()
+            return linear_init(shape, inputs, generator)
 
         hidden, self.kl_weight, self.batch_size = config.hidden, config.kl_weight, config.batch_size
         self.w1_CH, self.b1_H = uniform(n_classes, n_classes, hidden), uniform(n_classes, hidden)

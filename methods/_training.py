@@ -37,6 +37,12 @@ def warm_cosine_lr(base: float, warmup: float, epoch: int, total: int, warmup_ep
     return warmup if after < 0 else cosine_lr(base, after, total)
 
 
+def linear_init(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> Tensor:
+    """Return torch's initial weights of a linear layer, uniform on +-1 / sqrt(inputs), which require a gradient."""
+    drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) * inputs**-0.5
+    return drawn.requires_grad_()
+
+
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
     """Take one step of an optimizer. Raises FloatingPointError with the loss's name if it is not finite."""
     finite(loss, name)

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, one_hot, pad
 
 from methods._temperature import fitted_temperature
-from methods._training import cosine_lr, descend, shuffled_batches
+from methods._training import cosine_lr, descend, linear_init, shuffled_batches
 from methods.base import (
     Access,
     Bill,
@@ -113,12 +113,7 @@ class AReS(Method):
     def _train_head(self, x_NF: Tensor, q_NC: Tensor) -> None:
         """Fit the head to the endpoint's probabilities (2), from torch's initialization of a linear layer."""
         c, (n, f) = self.config, x_NF.shape
-        bound = f**-0.5
-        weight_FC, bias_C = (
-            bound * (2 * torch.rand(*shape, generator=self.generator) - 1)
-            for shape in ((f, self.n_classes), (self.n_classes,))
-        )
-        head = [weight_FC.requires_grad_(), bias_C.requires_grad_()]
+        head = weight_FC, bias_C = [linear_init(s, f, self.generator) for s in ((f, self.n_classes), (self.n_classes,))]
         optimizer = torch.optim.AdamW(head, lr=c.head_lr)
         total, step = c.head_epochs * -(-n // c.head_batch), 0
         for _ in range(c.head_epochs):

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from methods._training import mean_cross_entropy
+from methods._training import linear_init, mean_cross_entropy
 from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
     Access,
@@ -59,11 +59,7 @@ class Adapter:
 
     def __init__(self, dim: int, config: CBBT.Config, generator: torch.Generator) -> None:
         hidden, self.ratio = max(1, dim // config.reduction), config.ratio
-        self.w1_DH, self.w2_HD = (
-            # torch's initialization of a linear layer: uniform within 1 / sqrt(inputs)
-            ((torch.rand(i, o, generator=generator) * 2 - 1) * i**-0.5).requires_grad_()
-            for i, o in ((dim, hidden), (hidden, dim))
-        )
+        self.w1_DH, self.w2_HD = (linear_init((i, o), i, generator) for i, o in ((dim, hidden), (hidden, dim)))
         weights = [self.w1_DH, self.w2_HD]
         self.optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
 

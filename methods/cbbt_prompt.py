@@ -32,9 +32,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from methods._finite import finite
+from methods._spsa import one_sided_gradient, sphere_directions
 from methods._training import mean_cross_entropy, shuffled_batches, warm_cosine_lr, with_context
 from methods._views import epoch_view
 from methods.base import (
@@ -64,17 +64,6 @@ class CBBTPlan(Plan):
     """Q: perturbed prompts per step."""
     views: int = 0
     """Views of the training images whose features are queried (`cbbt` only)."""
-
-
-def sphere(q: int, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Return q directions of this shape, uniform on the unit sphere; [q, *shape]."""
-    return normalize(torch.randn(q, shape.numel(), generator=generator), dim=-1).view(q, *shape)
-
-
-def estimated_gradient(losses_P: Tensor, u_QTE: Tensor, h: float) -> Tensor:
-    """Return the gradient [T, E] by forward differences: losses_P[0] is at ctx, losses_P[1 + i] at ctx + h u_i (1)."""
-    slopes_Q = (losses_P[1:] - losses_P[0]) / h
-    return (slopes_Q.view(-1, 1, 1) * u_QTE).mean(0) * u_QTE[0].numel()
 
 
 @method(name="cbbt_prompt", access=Access.SOFT | Access.SCORES, paper="arXiv:2312.15901", new_classes=True)
@@ -139,13 +128,15 @@ class CBBTPrompt(Method):
             n, size = len(self.task.train.labels), self.config.batch_size
             self.batches = list(shuffled_batches(n, size, self.generator, drop_last=True))
             self.epoch += 1
-        u_QTE = sphere(self.directions, self.learned_TE.shape, self.generator)
+        shape, d = self.learned_TE.shape, self.learned_TE.numel()
+        u_QTE = sphere_directions(self.directions, d, self.generator).view(self.directions, *shape)
         offsets_PTE = torch.cat([torch.zeros(1, *u_QTE.shape[1:]), self.h * u_QTE])
         losses_P = self._losses(box, self._prompts(self.classes, offsets_PTE), self.batches.pop(0))
         finite(losses_P, f"loss in step {self.done + 1}")
 
         if self.directions:
-            self.learned_TE.grad = estimated_gradient(losses_P, u_QTE, self.h)  # (1)
+            gradient_d = one_sided_gradient(losses_P[1:], losses_P[0], u_QTE.flatten(1), self.h)  # (1)
+            self.learned_TE.grad = gradient_d.view(shape)
             torch.nn.utils.clip_grad_norm_([self.learned_TE], self.config.max_grad_norm)
             self._adam_step(self.optimizer)
         self.done += 1

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from methods._training import mean_cross_entropy, with_context
 from methods.base import torch_generator
-from methods.cbbt_prompt import estimated_gradient, sphere
+from methods._spsa import one_sided_gradient, sphere_directions
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.config.compose import compose
 from pipeline.data.images import as_images
@@ -61,10 +61,10 @@ class Start:
 
     def estimates(self, q: int, h: float, times: int, generator: torch.Generator) -> Tensor:
         """Return gradient estimates [times, E], each from q directions of its own."""
-        u_QTE = sphere(q * times, torch.Size((1, self.d)), generator)
-        losses_P = self.losses(torch.cat([torch.zeros(1, self.d), h * u_QTE[:, 0]]))
-        each = zip(losses_P[1:].view(times, q), u_QTE.view(times, q, 1, self.d), strict=True)
-        return torch.stack([estimated_gradient(torch.cat([losses_P[:1], some]), u, h)[0] for some, u in each])
+        u_Qd = sphere_directions(q * times, self.d, generator)
+        losses_P = self.losses(torch.cat([torch.zeros(1, self.d), h * u_Qd]))
+        each = zip(losses_P[1:].view(times, q), u_Qd.view(times, q, self.d), strict=True)
+        return torch.stack([one_sided_gradient(some, losses_P[0], u_qd, h) for some, u_qd in each])
 
 
 def cosines(overrides: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,11 +19,6 @@ from tests.methods.test_score_ridge import nll
 
 SETTINGS = {"epochs": 25, "head_epochs": 12, "batch_size": 9, "head_batch": 7}
 """Batches that do not divide the 20 training images."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def worked_out(task: FewShotTask, test: Tensor, seed: int = 0) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+from methods._spsa import one_sided_gradient, sphere_directions
 from methods._toy import ToyTowers
 from methods._toy_box import ToyBox
 from methods._toy_task import TOY_NAMES, fit, toy_task
 from methods.base import Remaining, SoftPrompts, TaskShape
 from methods.cbbt import CBBT
-from methods.cbbt_prompt import CBBTPrompt, estimated_gradient, sphere
+from methods.cbbt_prompt import CBBTPrompt
 
 
 def shape(n_train: int = 160, fresh: bool = False, views: int = 10) -> TaskShape:
@@ -47,10 +48,11 @@ def analytic(ctx_LE: Tensor, learned: int) -> Tensor:
 
 def estimate(ctx_LE: Tensor, learned: int, q: int, h: float, seed: int) -> Tensor:
     tokens = ctx_LE[-learned:]
-    u = sphere(q, tokens.shape, torch.Generator().manual_seed(seed))
+    u = sphere_directions(q, tokens.numel(), torch.Generator().manual_seed(seed)).view(q, *tokens.shape)
     steps = torch.cat([torch.zeros_like(u[:1]), h * u])
     ctx_PLE = torch.cat([ctx_LE[:-learned].expand(q + 1, -1, -1), tokens + steps], dim=1)
-    return estimated_gradient(toy_loss(ctx_PLE), u, h)
+    losses = toy_loss(ctx_PLE)
+    return one_sided_gradient(losses[1:], losses[0], u.flatten(1), h).view_as(tokens)
 
 
 @pytest.mark.parametrize("learned", [1, 4])
@@ -74,11 +76,11 @@ def test_the_estimate_of_a_linear_function_along_the_axes_is_exact() -> None:
     slope = torch.tensor([[1.0, -2.0, 3.0]])
     axes = torch.eye(3).view(3, 1, 3)
     losses = torch.cat([torch.tensor([5.0]), 5.0 + 0.1 * (axes * slope).sum((1, 2))])
-    torch.testing.assert_close(estimated_gradient(losses, axes, 0.1), slope)
+    torch.testing.assert_close(one_sided_gradient(losses[1:], losses[0], axes.flatten(1), 0.1), slope[0])
 
 
 def test_directions_are_of_unit_length_and_balanced() -> None:
-    u = sphere(4000, torch.Size([2, 3]), torch.Generator().manual_seed(0)).flatten(1)
+    u = sphere_directions(4000, 6, torch.Generator().manual_seed(0))
     torch.testing.assert_close(u.norm(dim=1), torch.ones(4000))
     torch.testing.assert_close(u.T @ u / 4000, torch.eye(6) / 6, atol=0.02, rtol=0)
 

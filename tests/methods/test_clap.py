@@ -18,11 +18,6 @@ SCALE, LENGTH = 20.0, 4.33
 """Logit scale and `text_norm` of the toy model."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)

@@ -24,11 +24,6 @@ FEATURES = Access.TEXT | Access.FEATURES
 SCALE = 20.0
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def features(images: object) -> torch.Tensor:
     return ToyBox(FEATURES).towers.image_features(images.pixels_BX)  # type: ignore[attr-defined]
 

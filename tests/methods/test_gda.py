@@ -16,11 +16,6 @@ SCALE, D = 20.0, 16
 ALPHAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def features(images: object) -> np.ndarray:
     return ToyBox(FEATURES).towers.image_features(images.pixels_BX).double().numpy()  # type: ignore[attr-defined]
 

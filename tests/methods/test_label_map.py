@@ -4,18 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from methods._toy_box import ToyBox
 from methods._toy_task import fit, toy_task
 from methods.base import Access, Bill, FewShotTask, LabelledImages, Method, Remaining
 from methods.label_map import LabelMap, LabelMapTopK, Vote
 from tests.methods.test_score_ridge import nll
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def named(images: object, task: FewShotTask, templates: int, k: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from methods._toy_box import ToyBox
 from methods._toy_task import SHAPES, fit, toy_task
@@ -13,11 +12,6 @@ from methods.proker import ProKeR
 from tests.methods.test_score_ridge import nll
 
 FEATURES = Access.TEXT | Access.FEATURES
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def features(images: object) -> np.ndarray:

@@ -11,11 +11,6 @@ from methods._refiner import Refiner, kl_divergence
 LN3 = math.log(3.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def make(**settings: float) -> Refiner:
     return Refiner(2, Refiner.Config(**settings), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
 

@@ -18,11 +18,6 @@ from methods.sim import SiM
 SCORES = Access.TEXT | Access.SCORES
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def cosines(images: object, prompts: list[str]) -> np.ndarray:
     towers = ToyBox(SCORES).towers
     f = towers.image_features(images.pixels_BX).double().numpy()  # type: ignore[attr-defined]

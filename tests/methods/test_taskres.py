@@ -18,11 +18,6 @@ LENGTH = 4.33
 """`text_norm` of the toy model."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def build(**settings: object) -> TaskRes:
     return TaskRes(TaskRes.Config(**settings))  # type: ignore[arg-type]
 
