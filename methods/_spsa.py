@@ -4,8 +4,8 @@ Shapes: d parameters, J directions, B images in a batch.
 Cost: none. The method that uses these functions sends the requests.
 Papers: Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient approximation (SPSA),
 IEEE Trans. Autom. Control 37 (1992), with directions on +-[0.5, 1] as BlackVIP (arXiv:2303.14773) and ZIP
-(arXiv:2504.06838) draw them; the one-sided estimate of BAR (arXiv:2007.08714) and CBBT
-(arXiv:2312.15901), after Liu et al., arXiv:1805.10367:
+(arXiv:2504.06838) draw them; the one-sided estimate of BAR (arXiv:2007.08714) and
+CBBT (arXiv:2312.15901), after Liu et al., arXiv:1805.10367:
 
     g = 1/J * sum_j (f(w + c p_j) - f(w - c p_j)) / (2 c p_j)      p_j in +-[0.5, 1]^d, entry by entry    (1)
     g = d/J * sum_j (f(w + c u_j) - f(w)) / c * u_j                u_j on the unit sphere                 (2)

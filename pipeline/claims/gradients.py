@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from methods._spsa import one_sided_gradient, sphere_directions
 from methods._training import mean_cross_entropy, with_context
 from methods.base import torch_generator
-from methods._spsa import one_sided_gradient, sphere_directions
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.config.compose import compose
 from pipeline.data.images import as_images
