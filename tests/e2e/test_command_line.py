@@ -64,7 +64,7 @@ def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.Com
     again = farebox("run", *swept.words)
     assert ledger_record(swept.storage) == swept.ledger
     assert records(swept.storage) == swept.records
-    return again, farebox("run", *swept.words, "seeds=[1,2,3]")
+    return again, farebox("run", *swept.words, "seeds=[1,2,3]", "concurrency=1")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def other(folder: Path, swept: Swept) -> tuple[Path, subprocess.CompletedProcess
     """Another storage beside the first (the features are shared), whose ceiling pays for a part only."""
     storage = folder / "second"
     words = (*swept.words, f"storage={storage}", "methods=[taskres,craft]", "seeds=[1]")
-    ceiling = ("budget.sweep.requests=5", "budget.partial=true")
+    ceiling = ("budget.sweep.requests=5", "budget.partial=true", "concurrency=1")
     return storage, farebox("run", *words, *ceiling, expect=3)
 
 
