@@ -5,8 +5,9 @@ It knows nothing of budgets: the replica queue and `LocalPool` charge the ledger
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from methods.base import Access, Prompts, SoftPrompts
 from pipeline.blackbox import answers, text_norm
 from pipeline.blackbox import model as models
 from pipeline.blackbox.feature_store import FeatureStore, MemoryStore
+from pipeline.blackbox.lru_cache import LRUCache
 from pipeline.blackbox.request import (
     Kind,
     ModelInfo,
@@ -41,31 +43,24 @@ TEXT_BYTES = 2**30
 classes at D = 1024."""
 MEMORY_BYTES = 2**28
 """Capacity of a feature store in memory."""
-STORED_AT_ONCE = 1024
-"""Maximum number of new images that are encoded before they are stored, and that a killed replica loses."""
+STORED_AT_ONCE = 256
+"""Maximum number of new images that a replica encodes before it stores them: what others wait for, and what is lost if
+it is killed."""
 
 
-@dataclass
-class LRUCache:
-    """The most recently used tensors by digest, up to `capacity` bytes."""
+@dataclass(frozen=True)
+class ImageRows:
+    """Features of a set of images."""
 
-    capacity: int
-    size: int = 0
-    """Bytes of the tensors in it."""
-    items: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
+    features_BD: Tensor
+    """On the model's device."""
+    calls: Counter[str]
+    """Number of distinct images by the call that they were encoded for."""
 
-    def get(self, key: str) -> Tensor | None:
-        """Return the value of a key, or None, and mark it as the latest used."""
-        if key in self.items:
-            self.items.move_to_end(key)
-        return self.items.get(key)
-
-    def put(self, key: str, value: Tensor) -> None:
-        """Store the value of a new key, then remove the least recently used values beyond the capacity."""
-        self.items[key] = value
-        self.size += value.nbytes
-        while self.size > self.capacity:
-            self.size -= self.items.popitem(last=False)[1].nbytes
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features."""
+        return self.features_BD.nbytes
 
 
 class Endpoint:
@@ -87,7 +82,7 @@ class Endpoint:
     def forget(self, features: Path | None) -> None:
         """Empty the caches, and store features in this folder, so that images and prompts are encoded again."""
         self._features, self._stores = features, dict[str, FeatureStore | MemoryStore]()
-        self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
+        self._images, self._texts = LRUCache[ImageRows](IMAGE_BYTES), LRUCache[Tensor](TEXT_BYTES)
         self.store()  # a folder that cannot be used fails here
 
     def store(self, codec: str = "float") -> FeatureStore | MemoryStore:
@@ -188,7 +183,7 @@ class Endpoint:
             image_PBD = self._made(request.images, codec)
             n_images, hits = image_PBD.shape[0] * image_PBD.shape[1], 0
         else:
-            image_BD, n_images = self._image(request.images, codec)
+            image_BD, n_images = self._image(request.images, codec, request.charge.id)
             image_PBD, hits = image_BD.unsqueeze(0), len(request.images) - n_images
         if request.kind == "image_features":
             told = answers.told_features(image_BD, request, self.model.logit_scale)
@@ -222,29 +217,47 @@ class Endpoint:
             raise NonFiniteError(f"scores: {images.where(bad[0] % b)} has a feature that is {_CAUSE}")
         return features.view(p, b, -1).to(self.model.device)
 
-    def _image(self, images: Images, codec: str) -> tuple[Tensor, int]:
-        """Return the features [B, D] on the model's device, and how many images were encoded for them."""
-        digest, store = f"{images.digest} {codec}", self.store(codec)
-        features = self._images.get(digest)
-        if features is not None:
-            return features, 0
-        keys = images.keys
+    def _image(self, images: Images, codec: str, charge_id: str) -> tuple[Tensor, int]:
+        """Return the features [B, D] on the model's device, and how many images were encoded for this charge.
+
+        The number is the same when the call is repeated after a kill, so every stored image is counted once.
+        """
+        digest, call = f"{images.digest} {codec}", hashlib.sha256(charge_id.encode()).hexdigest()[:16]
+        rows = self._images.get(digest)
+        if rows is None:
+            rows = self._read_or_encode(images, codec, call)
+            self._images.put(digest, rows)
+        return rows.features_BD, rows.calls[call]
+
+    def _read_or_encode(self, images: Images, codec: str, call: str) -> ImageRows:
+        """Read features from the store and encode those that neither it has nor another process encodes now."""
+        keys, store = images.keys, self.store(codec)
         features, missing = store.read(keys)
         first: dict[str, int] = {}
         for i in missing:
             first.setdefault(keys[i], i)
-        new = list(first.values())
-        for start in range(0, len(new), STORED_AT_ONCE):
-            part = new[start : start + STORED_AT_ONCE]
-            encoded = self.model.encode_images(images[part], codec)
-            if (bad := first_non_finite(encoded)) is not None:
-                raise NonFiniteError(f"image_features: {images.where(part[bad[0]])} has a feature that is {_CAUSE}")
-            store.add([keys[i] for i in part], encoded)
-            features[part] = encoded
+        left, n_encoded = list(first), 0
+        while left:
+            with store.claim(left, STORED_AT_ONCE) as claimed:
+                stored, absent = store.read(claimed)
+                if absent:
+                    new = [first[claimed[i]] for i in absent]
+                    stored[absent] = self._encode(images, new, codec)
+                    store.add([keys[i] for i in new], stored[absent], call)
+                    n_encoded += len(new)
+            features[[first[key] for key in claimed]] = stored
+            done = set(claimed)
+            left = [key for key in left if key not in done]
         features[missing] = features[[first[keys[i]] for i in missing]]
-        features = features.to(self.model.device)
-        self._images.put(digest, features)
-        return features, len(new)
+        calls = store.calls(list(dict.fromkeys(keys)))
+        calls[call] = max(calls[call], n_encoded)  # on a full disk nothing is stored
+        return ImageRows(features.to(self.model.device), calls)
+
+    def _encode(self, images: Images, rows: list[int], codec: str) -> Tensor:
+        encoded = self.model.encode_images(images[rows], codec)
+        if (bad := first_non_finite(encoded)) is not None:
+            raise NonFiniteError(f"image_features: {images.where(rows[bad[0]])} has a feature that is {_CAUSE}")
+        return encoded
 
     def _text(self, prompts: Prompts) -> tuple[Tensor, int]:
         """Return the features [P, C, D] on the model's device, and how many prompts were encoded for them."""

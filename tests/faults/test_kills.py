@@ -40,7 +40,7 @@ from pipeline.sweep.tune_trials import TrialsInOrder
 from pipeline.trials.trial import few_shot_task, run_trial
 from tests.faults.points import SLOW, Faults
 from tests.support.command import Running, charges, farebox, kill, ledger_record, wait_until
-from tests.support.lab import STORAGE, Lab, outcome, run_here
+from tests.support.lab import STORAGE, Lab, outcome, run_here, stored_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -70,6 +70,11 @@ def rows_of(storage: Path) -> dict[str, dict[str, Any]]:
     return {r.method: outcome(r) for r in found}
 
 
+def encoded_images(storage: Path) -> int:
+    """The images that were encoded for the trials of a storage, as their rows tell."""
+    return sum(rows[0].computed_images or 0 for rows in ResultStore(storage).trials().values())
+
+
 def assert_same(storage: Path, other: Path) -> None:
     """The same rows (accuracy, predictions, bill) and ledger totals; no wall times."""
     here, there = rows_of(storage), rows_of(other)
@@ -95,7 +100,8 @@ def test_rows_and_ledger_survive_the_death_of_every_process_and_an_interrupt(
     words: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
-    words = ("run", *words, f"storage={storage}", "replicas=2", "concurrency=2")
+    features = tmp_path / "features"
+    words = ("run", *words, f"storage={storage}", f"features={features}", "replicas=2", "concurrency=2")
     faults = Faults(tmp_path / "marks", storage).add(SLOW | {"seconds": 0.1})
     faults.on("slow")  # until everything has been killed
 
@@ -125,6 +131,7 @@ def test_rows_and_ledger_survive_the_death_of_every_process_and_an_interrupt(
     assert "Traceback" not in done.stdout + done.stderr
     assert_same(storage, undisturbed)
     assert_clean(storage)
+    assert encoded_images(storage) == stored_rows(features) > 0
     log = [json.loads(line) for line in (storage / "log.jsonl").read_text().splitlines()]
     assert [line["name"] for line in log if line["event"] == "worker lost"]
     assert log[-1]["event"] == "run ended"
