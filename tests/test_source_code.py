@@ -79,7 +79,7 @@ UNLISTED = {
     ),
     **dict.fromkeys([f"config/{n}" for n in ("plain_yaml", "typed_values", "values")], "trial id"),
     **dict.fromkeys(["cards", "untrusted"], "trial id"),
-    **dict.fromkeys([f"results/{n}" for n in ("predictions", "row", "store")], "stores what was computed"),
+    **dict.fromkeys([f"results/{n}" for n in ("predictions", "row", "snapshot", "store")], "stores what was computed"),
     **dict.fromkeys(["files", "ledger/records", "trials/checkpoint"], "stores what was computed"),
     **dict.fromkeys(
         ["config/renamed", "config/sqlite_urls", "errors", "ledger/sqlite_file", "trials/prompts", "trials/watchdog"],
