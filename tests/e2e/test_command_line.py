@@ -93,8 +93,8 @@ def test_a_run_ends_with_the_table_and_the_paths_of_its_files(swept: Swept) -> N
 def test_a_run_leaves_its_files_only(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
-    stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "published.json", "results", "storage_id"}
-    assert found == {".lock", "leaderboard", "log.jsonl"} | stores
+    stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "published.json", "results", "rows.arrow"}
+    assert found == {".lock", "leaderboard", "log.jsonl", "storage_id"} | stores
     assert {path.suffix for path in (swept.storage / "leaderboard").rglob("*") if path.is_file()} >= {".html", ".csv"}
     assert not list(swept.storage.parent.rglob("*.tmp"))
 
