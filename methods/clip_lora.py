@@ -1,5 +1,4 @@
-"""CLIP-LoRA: low-rank changes of the attention weights of both towers, trained by the true gradient. A white-box
-reference, not a competitor.
+"""CLIP-LoRA: low-rank changes of both towers, trained by the true gradient. A white-box reference, not a competitor.
 
 What is learned: A [3, r, W] and B [3, W, r] for the queries, keys and values of each of the n attention layers of a
 tower of width W: 6 r n W numbers, 184,320 on ViT-B/16.

@@ -226,6 +226,7 @@ class Endpoint:
         with self.model.merged(change):
             image_BD, text_PCD = self.model.encode_images(images), self.model.encode_prompts(prompts)
         scores_PBC = cosine_scores(image_BD.to(self.model.device), text_PCD, self.model.logit_scale)
+        check_finite("scores", scores_PBC, prompts)
         return Response(answers.told_scores(scores_PBC, request).cpu().numpy(), len(images), p * c)
 
     def _scores(self, image_PBD: Tensor, text_PCD: Tensor) -> Tensor:
