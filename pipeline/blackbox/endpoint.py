@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from methods._finite import first_non_finite
-from methods.base import Access, Prompts, SoftPrompts
-from pipeline.blackbox import answers, text_norm
+from methods.base import Access, Lora, Prompts, SoftPrompts, TextPrompts
+from pipeline.blackbox import answers, lora, text_norm
 from pipeline.blackbox import model as models
 from pipeline.blackbox.feature_store import FeatureStore, MemoryStore
 from pipeline.blackbox.lru_cache import LRUCache
@@ -110,6 +110,7 @@ class Endpoint:
             precision=self.precision,
             transform=m.transform,
             device=torch.cuda.get_device_name(m.device) if m.device.type == "cuda" else m.device.type,
+            lora_shapes=m.lora_shapes if Access.LORA in m.grant else (),
         )
 
     def check(self, request: Request) -> None:
@@ -119,7 +120,7 @@ class Endpoint:
             AccessDenied: the model does not grant the access that the request needs.
             EndpointRefused: a shape is wrong, a value is not finite, or there are too many prompts.
         """
-        needed = access_of(request.kind, request.images, request.prompts, request.answer)
+        needed = access_of(request.kind, request.images, request.prompts, request.answer, request.lora)
         granted = request.answers.granted(self.model.grant)
         if not granted.covers(needed):
             how = f" with answers {request.answers.text}" if request.answers != FULL_ANSWERS else ""
@@ -136,6 +137,8 @@ class Endpoint:
                 raise EndpointRefused(f"the context has a value that is not finite (prompt set {bad[0] + 1})")
         if request.kind == "text_gradients":
             self._check_upstream(prompts, request.upstream_PCD)
+        if request.lora is not None:
+            lora.check(request, self.model.lora_shapes)
         if prompts is not None:
             check_prompt_count(prompts, self.model.feature_dim)
 
@@ -166,6 +169,8 @@ class Endpoint:
         Raises:
             NonFiniteError: the model returned a value that is NaN or infinite. The call must then be refunded.
         """
+        if request.lora is not None:
+            return self._changed(request, request.lora)
         if request.kind == "text_features":
             assert request.prompts is not None
             text_PCD, n_prompts = self._text(request.prompts)
@@ -201,6 +206,23 @@ class Endpoint:
         if not self.model.grant.covers(Access.SOFT):
             raise AccessDenied(f"embed_text needs SOFT, the model grants {self.model.grant.label}")
         return self.model.embed_text(text).numpy()
+
+    def _changed(self, request: Request, change: Lora) -> Response:
+        """Return the response of a changed model. Images and prompts are encoded anew, and nothing is stored."""
+        images, prompts, step = request.images, request.prompts, request.step
+        assert isinstance(images, Images) and prompts is not None
+        p, c = prompt_counts(prompts)
+        if step is not None:
+            assert isinstance(prompts, TextPrompts)
+            packed = self.model.lora_gradients(images, prompts, change, step)
+            if first_non_finite(packed) is not None:
+                raise NonFiniteError(f"lora_gradients: the loss or a gradient is {_CAUSE}")
+            return Response(packed.numpy(), computed_images=2 * len(images), computed_prompts=2 * c)
+        with self.model.merged(change):
+            image_BD, text_PCD = self.model.encode_images(images), self.model.encode_prompts(prompts)
+        scores_PBC = cosine_scores(image_BD.to(self.model.device), text_PCD, self.model.logit_scale)
+        check_finite("scores", scores_PBC, prompts)
+        return Response(answers.told_scores(scores_PBC, request).cpu().numpy(), len(images), p * c)
 
     def _scores(self, image_PBD: Tensor, text_PCD: Tensor) -> Tensor:
         """Return the scores [P, B, C] of P sets of images, each under its prompt set, or of one of either."""

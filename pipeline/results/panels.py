@@ -34,6 +34,7 @@ _ACCESS = {
     "SCORES": "scores",
     "FEATURES": "features",
     "GRADIENTS": "gradients",
+    "LORA": "low-rank weights",
 }
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.base import Access, Bill, Classes, SoftPrompts, TextPrompts
+from methods.base import Access, Bill, Classes, Lora, LowRank, SoftPrompts, TextPrompts
 from pipeline.blackbox import client
 from pipeline.blackbox import endpoint as endpoint_module
 from pipeline.blackbox.client import Meter, MeteredBox
@@ -46,7 +46,7 @@ from tests.support.lab import stored_rows, write_source
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
 LATER = replace(FREE, call=1)
 BLACK = Access.SOFT | Access.FEATURES
-ALL = BLACK | Access.GRADIENTS
+ALL = BLACK | Access.GRADIENTS | Access.LORA
 PLENTY = Limits(1_000, 100_000)
 CLASSES = Classes(("star", "house", "umbrella"), "an icon of a {}.", ("{} icon", "a {}"))
 
@@ -483,6 +483,8 @@ TS, TF = Access.TEXT | Access.SCORES, Access.TEXT | Access.FEATURES
 
 
 def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]:
+    factors, labels_B = LowRank(torch.ones(1, 3, 2, 16), torch.ones(1, 3, 16, 2)), torch.zeros(40, dtype=torch.int64)
+    change = Lora(factors, factors, 0.1)
     return {
         "text scores": lambda: box.scores(images, CLASSES.prompts()),
         "soft scores": lambda: box.scores(images, context(endpoint)),
@@ -491,6 +493,8 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         "soft features": lambda: box.text_features(context(endpoint)),
         "embed_text": lambda: box.embed_text("a photo"),
         "gradients": lambda: box.text_gradients(context(endpoint), torch.ones(2, 3, endpoint.info.feature_dim)),
+        "changed scores": lambda: box.scores(images, CLASSES.prompts(), change),
+        "lora gradients": lambda: box.lora_gradients(images, labels_B, CLASSES.prompts(), change, 0.25, 0),
     }
 
 
@@ -503,6 +507,7 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         (TF, {"text scores", "image features", "text features"}),
         (BLACK, {"text scores", "soft scores", "image features", "text features", "soft features", "embed_text"}),
         (Access.SOFT | Access.GRADIENTS, {"gradients", "embed_text"}),
+        (TS | Access.LORA, {"text scores", "changed scores", "lora gradients"}),
     ],
     ids=lambda value: value.label if isinstance(value, Access) else "",
 )
