@@ -6,8 +6,7 @@ It knows nothing of budgets: the replica queue and `LocalPool` charge the ledger
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from pipeline.blackbox.request import (
     prompt_counts,
     prompts_digest,
 )
+from pipeline.blackbox.stored_images import ImageRows, read_or_encode
 from pipeline.cards import FULL_ANSWERS, ModelCard
 from pipeline.data.images import Images
 from pipeline.data.made_images import MadeImages
@@ -43,24 +43,6 @@ TEXT_BYTES = 2**30
 classes at D = 1024."""
 MEMORY_BYTES = 2**28
 """Capacity of a feature store in memory."""
-STORED_AT_ONCE = 256
-"""Maximum number of new images that a replica encodes before it stores them: what others wait for, and what is lost if
-it is killed."""
-
-
-@dataclass(frozen=True)
-class ImageRows:
-    """Features of a set of images."""
-
-    features_BD: Tensor
-    """On the model's device."""
-    calls: Counter[str]
-    """Number of distinct images by the call that they were encoded for."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the features."""
-        return self.features_BD.nbytes
 
 
 class Endpoint:
@@ -247,35 +229,12 @@ class Endpoint:
         digest, call = f"{images.digest} {codec}", hashlib.sha256(charge_id.encode()).hexdigest()[:16]
         rows = self._images.get(digest)
         if rows is None:
-            rows = self._read_or_encode(images, codec, call)
+            encode = partial(self._encode, images, codec)
+            rows = read_or_encode(images.keys, self.store(codec), encode, call, self.model.device)
             self._images.put(digest, rows)
         return rows.features_BD, rows.calls[call]
 
-    def _read_or_encode(self, images: Images, codec: str, call: str) -> ImageRows:
-        """Read features from the store and encode those that neither it has nor another process encodes now."""
-        keys, store = images.keys, self.store(codec)
-        features, missing = store.read(keys)
-        first: dict[str, int] = {}
-        for i in missing:
-            first.setdefault(keys[i], i)
-        left, n_encoded = list(first), 0
-        while left:
-            with store.claim(left, STORED_AT_ONCE) as claimed:
-                stored, absent = store.read(claimed)
-                if absent:
-                    new = [first[claimed[i]] for i in absent]
-                    stored[absent] = self._encode(images, new, codec)
-                    store.add([keys[i] for i in new], stored[absent], call)
-                    n_encoded += len(new)
-            features[[first[key] for key in claimed]] = stored
-            done = set(claimed)
-            left = [key for key in left if key not in done]
-        features[missing] = features[[first[keys[i]] for i in missing]]
-        calls = store.calls(list(dict.fromkeys(keys)))
-        calls[call] = max(calls[call], n_encoded)  # on a full disk nothing is stored
-        return ImageRows(features.to(self.model.device), calls)
-
-    def _encode(self, images: Images, rows: list[int], codec: str) -> Tensor:
+    def _encode(self, images: Images, codec: str, rows: list[int]) -> Tensor:
         encoded = self.model.encode_images(images[rows], codec)
         if (bad := first_non_finite(encoded)) is not None:
             raise NonFiniteError(f"image_features: {images.where(rows[bad[0]])} has a feature that is {_CAUSE}")

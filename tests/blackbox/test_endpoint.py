@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Access, Bill, Classes, Lora, LowRank, SoftPrompts, TextPrompts
-from pipeline.blackbox import client
-from pipeline.blackbox import endpoint as endpoint_module
+from pipeline.blackbox import client, stored_images
 from pipeline.blackbox.client import Meter, MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.feature_store import FeatureStore
@@ -168,7 +167,7 @@ def test_a_repeated_call_tells_the_images_that_were_encoded_for_it(
 def _encode_slowly(folder: Path, images: Images, number: int, barrier: Any, results: Any) -> None:
     """Encode images in parts of 4, as one of several processes that start together."""
     torch.set_num_threads(1)
-    endpoint_module.STORED_AT_ONCE = 4
+    stored_images.STORED_AT_ONCE = 4
     endpoint = fresh(folder, model_card("fake"))
     encode = endpoint.model.encode_images
 
