@@ -32,6 +32,7 @@ from pipeline.trials.protocol import (
     leave_out,
     within,
 )
+from pipeline.trials.tuning import Search
 
 _RULES = 1
 """Version of the evaluation protocol (batches of predictions, augmentation, scoring); part of the trial id."""
@@ -128,8 +129,16 @@ def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, sp
 
 
 def predicted(cell: Cell, shape: TaskShape) -> Bill:
-    """Return the bill of fitting, as the method predicts it."""
-    return cell.choice.build().bill(replace(shape, top_k=cell.answers.k), cell.allotment.remaining(Bill()))
+    """Return the bill of fitting, as the method predicts it; of a tuned method, an upper bound with its search.
+
+    Raises:
+        ConfigError: a search cannot be paid, or has no validation images.
+    """
+    shape = replace(shape, top_k=cell.answers.k)
+    if cell.choice.tuning is None:
+        return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
+    where = f"{cell.choice.name} on {cell.dataset.name}, {cell.shots} shots, {cell.budget_name}"
+    return Search(cell.choice, shape, cell.allotment, cell.seed).bound(where)
 
 
 def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
@@ -235,6 +244,8 @@ def _trial(
     }
     if cell.answers != FULL_ANSWERS:
         resolved["answers"] = asdict(cell.answers)
+    if choice.tuning is not None:
+        resolved["tune"] = asdict(choice.tuning)
     if choice.info.uses_text_norm:
         resolved["text_norm"] = config.model.text_norm  # None: measured by a rule that code_digest covers
     if local := local_of(config.local, choice.info):
