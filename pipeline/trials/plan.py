@@ -21,7 +21,7 @@ from pipeline.local.encoder import LocalFacts, local_of
 from pipeline.remote.facts import describe
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
-from pipeline.trials.cells import Cell, cells
+from pipeline.trials.cells import Cell, cells, tuning_notes
 from pipeline.trials.prompts import check_prompts
 from pipeline.trials.protocol import (
     EvalSet,
@@ -73,15 +73,16 @@ class TrialSpec:
 
     @property
     def name(self) -> str:
-        """Readable name: method, data set, shots, seed, budget, and answers that are not full."""
+        """Readable name: method, data set, shots, seed, budget, and hyperparameters and answers if not the default."""
         task = f"{self.dataset.name}, {self.shots} shots, seed {self.seed}"
         degraded = f", answers {self.answers.text}" if self.answers != FULL_ANSWERS else ""
-        return f"{self.choice.name} on {task}, {self.cell.budget_name}{degraded}"
+        papers = ", hparams=paper" if self.hparams == "paper" else ""
+        return f"{self.choice.name} on {task}, {self.cell.budget_name}{papers}{degraded}"
 
     @property
     def cell(self) -> Cell:
         """The trial's cell in the table of the sweep."""
-        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed, self.answers)
+        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed, self.answers, self.hparams)
 
     @property
     def account(self) -> str:
@@ -165,7 +166,8 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
     ]
     datasets = {test.dataset.name: test.dataset for sets in tests.values() for test in sets}
     locals_ = dict.fromkeys(trial.local.note for trial in trials if trial.local)
-    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, (*locals_, *_same_data(datasets.values())))
+    notes = (*locals_, *tuning_notes(to_run), *_same_data(datasets.values()))
+    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, notes)
 
 
 def _eval_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
@@ -279,7 +281,7 @@ def _trial(
         views=shape.views,
         fresh_views=shape.fresh_views,
         validation=config.validation,
-        hparams=config.hparams,
+        hparams=cell.hparams,
         curve=config.curve,
         predicted=predicted(cell, shape),
         local=local,

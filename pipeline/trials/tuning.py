@@ -237,7 +237,10 @@ def best(scored: Sequence[Scored], count: int) -> list[int]:
 
 
 def one_pass(access: Access, shape: TaskShape) -> Bill:
-    """Return the most that predicting the validation images costs: one pass with every template of the ensemble."""
+    """Return the most that one pass over the validation images takes: all templates of the ensemble.
+
+    Its prompts and outputs are those of the task's classes; nothing is limited by them.
+    """
     sets, batches = shape.n_templates, -(-shape.n_val // TEST_BATCH)
     scores = Bill.scores(sets, shape.n_val, shape.n_classes)
     if not access.covers(Access.LABELS):

@@ -115,6 +115,29 @@ def test_rows_and_ledger_survive_the_death_of_replicas_ledger_and_workers(
     assert len(lost) >= 1 and log[-1]["event"] == "run ended"
 
 
+def test_a_search_of_settings_survives_the_death_of_its_worker(
+    words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    tune = {"space": {"sigma": [0.2, 1.0], "kl_weight": [0.1, 1.0]}, "trials": 3}
+    mine, straight = {"method": "craft", "config": {"popsize": 6}, "tune": tune}, tmp_path_factory.mktemp("straight")
+    variant = f"variants={json.dumps({'mine': mine})}"
+    tuned = (*(word for word in words if not word.startswith("method")), "methods=[mine]", variant)
+    run_here(*tuned, f"storage={straight}")
+    tried = json.loads(rows_of(straight)["mine"]["notes"])["candidates"]
+    n_calls = sum(2 * (one["requests"] // 7) for one in tried)  # of the search: two in each generation
+    run = Running("run", *tuned, f"storage={tmp_path}")
+    for part in (4, 2):
+        run.wait_for(lambda part=part: charges(tmp_path) > n_calls // part, "charges of the search")
+        paid = charges(tmp_path)
+        kill(run.below("ray::ResourceTrainable")[-1])
+        run.wait_for(lambda paid=paid: charges(tmp_path) > paid, "charges of another worker")
+        assert paid < n_calls, "the search was over"
+    code, out, err = run.end()
+    assert code == 0, f"{out}\n{err}"
+    assert_same(tmp_path, straight)
+    assert_clean(tmp_path)
+
+
 def test_the_same_command_finishes_what_a_killed_driver_left(
     words: tuple[str, ...], undisturbed: Path, tmp_path: Path
 ) -> None:
