@@ -22,12 +22,13 @@ class Phase(StrEnum):
 
     ADAPT = "adapt"
     VALIDATE = "validate"
+    TUNE = "tune"
     CURVE = "curve"
     EVALUATE = "evaluate"
     REPLAY = "replay"
 
 
-BUDGETED_PHASES = (Phase.ADAPT, Phase.VALIDATE)
+BUDGETED_PHASES = (Phase.ADAPT, Phase.VALIDATE, Phase.TUNE)
 """Phases that a trial's allotment pays for. Calls of curve and evaluate are recorded without a limit."""
 UNITS = tuple(f.name for f in fields(Bill))
 LIMITED_UNITS = ("requests", "images")
@@ -120,12 +121,12 @@ def total(bills: Iterable[Bill]) -> Bill:
 
 
 def paid(bills: Mapping[Phase, Bill]) -> Bill:
-    """Return the bill of adapt and validate, which counts against the allotment and is the bill of a result row."""
+    """Return the bill of `BUDGETED_PHASES`, which counts against the allotment and is the bill of a result row."""
     return total(bills[phase] for phase in BUDGETED_PHASES if phase in bills)
 
 
 def row_columns(bills: Mapping[Phase, Bill]) -> dict[str, int]:
-    """Return the bill as columns of a result row: `requests` (adapt + validate), ..., then `adapt_requests`, ..."""
+    """Return the bill as columns of a result row: `requests` (all that is paid for), ..., then `adapt_requests`, ..."""
     columns = {unit: getattr(paid(bills), unit) for unit in UNITS}
     for phase in Phase:
         columns |= {f"{phase.value}_{unit}": getattr(bills.get(phase, Bill()), unit) for unit in UNITS}

@@ -380,11 +380,11 @@ def test_every_key_changes_its_field_and_no_other() -> None:
 def test_every_setting_of_a_method_file_is_a_field_of_its_config(path: Path) -> None:
     file = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(file, dict)
-    assert set(file) <= {"method", "config", "per_dataset"}
+    assert set(file) <= {"method", "config", "per_dataset", "tune"}
     info = all_methods()[file.get("method", path.stem)]
     fields = {f.name for f in dataclasses.fields(info.cls.Config)}
     per_dataset = file.get("per_dataset") or {}
-    for settings in (file.get("config") or {}, *per_dataset.values()):
+    for settings in (file.get("config") or {}, *per_dataset.values(), file.get("tune", {}).get("space", {})):
         assert set(settings) <= fields
     for dataset in ("icons", *per_dataset):
         choice = method_choice(path.stem, dataset, "paper", {})

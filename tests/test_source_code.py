@@ -77,6 +77,7 @@ UNLISTED = {
         [f"config/{n}" for n in ("answers", "card_files", "compose", "files", "http_card", "method_choice", "plugins")],
         "trial id",
     ),
+    "config/tuning": "trial id",
     **dict.fromkeys([f"config/{n}" for n in ("plain_yaml", "typed_values", "values")], "trial id"),
     **dict.fromkeys(["cards", "untrusted"], "trial id"),
     **dict.fromkeys([f"results/{n}" for n in ("predictions", "row", "snapshot", "store")], "stores what was computed"),

@@ -139,6 +139,10 @@ def one_trial(cost_spec: CostSpec, folder: Path) -> tuple[TrialSpec, Config]:
     plan = make_plan(compose(["sweep=smoke", *DEFAULTS, methods, storage, *cost_spec.overrides]))
     if len(plan.trials) != 1:
         raise ConfigError(f"bench cost: {len(plan.trials)} trials, expected one: set one value each, as in shots=16")
+    if plan.trials[0].choice.tuning is not None:
+        raise ConfigError(
+            f"bench cost: {cost_spec.method} is tuned, expected a method with one fit: name the plain one"
+        )
     return plan.trials[0], plan.config
 
 

@@ -74,7 +74,7 @@ class Meter:
 
     @property
     def paid(self) -> Bill:
-        """Bill of adapt and validate, which the allotment pays for."""
+        """Bill of adapt, validate and tune, which the allotment pays for."""
         return paid(self.bills)
 
 
@@ -96,7 +96,8 @@ class MeteredBox:
         self.answer = answer_of(access)
         """What `scores` returns: no more than the method declares."""
         self.meter = meter or Meter()
-        self.phase = Phase.ADAPT
+        self.phase, self.tuning = Phase.ADAPT, False
+        """What a call is charged to; while the trial searches settings, tune in place of adapt and validate."""
         info = pool.info
         self.logit_scale, self.token_dim, self.feature_dim = info.logit_scale, info.token_dim, info.feature_dim
         self.image_size, self.lora_shapes = info.image_size, info.lora_shapes
@@ -178,6 +179,8 @@ class MeteredBox:
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
+        if self.tuning and phase in (Phase.ADAPT, Phase.VALIDATE):
+            phase = Phase.TUNE
         needed = access_of(kind, images, prompts, answer, lora)
         if not self.access.covers(needed):
             raise AccessDenied(f"{kind} needs {needed.label}, the method declares {self.access.label}")

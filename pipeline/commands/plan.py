@@ -20,7 +20,8 @@ def plan_table(estimate: SweepEstimate) -> str:
     bills_of: dict[tuple[str, ...], list[Bill]] = {}
     for cell, _, bill, _ in estimate.trials:
         degraded = f", answers {cell.answers.text}" if cell.answers != FULL_ANSWERS else ""
-        cell_name = (cell.choice.name, cell.dataset.name, str(cell.shots), cell.budget_name + degraded)
+        name = cell.choice.name + (" hparams=paper" if cell.hparams == "paper" else "")
+        cell_name = (name, cell.dataset.name, str(cell.shots), cell.budget_name + degraded)
         bills_of.setdefault(cell_name, []).append(bill)
     lines: list[tuple[str, ...]] = [HEADER]
     for key, bills in bills_of.items():

@@ -61,7 +61,7 @@ class Config:
     transfer: tuple[str, ...]
     shots: tuple[int, ...]
     seeds: tuple[int, ...]
-    hparams: str
+    hparams: tuple[str, ...]
     views: int | str
     validation: str
     curve: int
@@ -98,9 +98,19 @@ class Config:
         """Return the allotments of a method: its further ones, then those of every method."""
         return tuple(dict.fromkeys((*self.further.get(method, ()), *self.allotments)))
 
-    def choice(self, name: str, dataset: str) -> MethodChoice:
-        """Return a method with the hyperparameters that it has on a data set."""
-        return method_choice(name, dataset, self.hparams, self.method.get(name, {}), self.variants.get(name))
+    def choice(self, name: str, dataset: str, hparams: str | None = None) -> MethodChoice:
+        """Return a method with the hyperparameters that it has on a data set, by default under the first `hparams`."""
+        some = hparams or self.hparams[0]
+        return method_choice(name, dataset, some, self.method.get(name, {}), self.variants.get(name))
+
+    def choices(self, name: str, dataset: str) -> dict[str, MethodChoice]:
+        """Return the same under each of `hparams`, without those that are equal to an earlier one."""
+        found: dict[str, MethodChoice] = {}
+        for hparams in self.hparams:
+            choice = self.choice(name, dataset, hparams)
+            if choice not in found.values():
+                found[hparams] = choice
+        return found
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -142,7 +152,10 @@ def _resolve(raw: dict[str, Any]) -> Config:
         transfer=checks.maybe_names("transfer", raw["transfer"]),
         shots=checks.numbers("shots", raw["shots"]),
         seeds=checks.numbers("seeds", raw["seeds"], minimum=0),
-        hparams=checks.one_of("hparams", raw["hparams"], ("default", "paper")),
+        hparams=tuple(
+            checks.one_of("hparams", value, ("default", "paper"))
+            for value in checks.name_list("hparams", raw["hparams"])
+        ),
         views=raw["views"] if raw["views"] == "fresh" else checks.whole("views", raw["views"], minimum=0),
         validation=checks.one_of("validation", raw["validation"], ("min4", "none", "full")),
         curve=checks.whole("curve", raw["curve"], minimum=0),

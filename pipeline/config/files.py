@@ -40,6 +40,7 @@ UNDESCRIBED = frozenset(
 """Keys that a sweep's label does not describe. An override of any other key drops it, as it may be false."""
 LISTS = frozenset(
     {"methods", "datasets", "shots", "seeds", "transfer", "eval_shift", "budget.requests", "budget.images", "answers"}
+    | {"hparams"}
 )
 """Keys with lists of values, which a command may have without brackets: methods=craft,taskres."""
 VALUE_OR_KEYS = frozenset({"answers"})

@@ -16,6 +16,9 @@ from pipeline.errors import masked
 
 CHECKSUM = "checksum"
 """Name of the column."""
+LATER = "later"
+"""Key of a table's `info`: how many columns before the checksum were added later. While all of them are 0, the checksum
+leaves them out, so that records of earlier versions keep theirs."""
 UNSEALED = 0
 """Placeholder in a new record until its number, which the database assigns, is known."""
 RESTORE = "restore a backup of the ledger, or use another (storage=DIR, budget.global.url=URL); rows stay readable"
@@ -31,6 +34,9 @@ _blake2b, _bytes = hashlib.blake2b, int.from_bytes
 
 def checksum(table: Table, values: Sequence[Any]) -> int:
     """Return the checksum of a record's values, in the order of the columns: a signed integer of 64 bits."""
+    later = table.info.get(LATER, 0)
+    if later and not any(values[-later:]):
+        values = values[:-later]
     text = ascii(tuple(values)).encode()  # ascii, not repr: what repr escapes depends on Python's version
     return _bytes(_blake2b(text, digest_size=8, person=table.name.encode()).digest(), "big", signed=True)
 

@@ -3,10 +3,10 @@
 Trials and accounts store running totals, so that a charge scans no table; audit.py compares them with sums of the
 charges. A trial's total has one bucket for each kind of charge:
 
-  adapt, validate     paid from the trial's allotment
-  curve, evaluate     recorded without a limit
-  replay              diverged adapt or validate calls, paid from what the trial's accounts have free
-  replay_unlimited    diverged curve or evaluate calls, recorded without a limit; reported as part of `replay`
+  adapt, validate, tune   paid from the trial's allotment
+  curve, evaluate         recorded without a limit
+  replay                  diverged adapt, validate or tune calls, paid from what the trial's accounts have free
+  replay_unlimited        diverged curve or evaluate calls, recorded without a limit; reported as part of `replay`
 
 The last column of each table is the record's checksum (checksum.py).
 """
@@ -27,7 +27,7 @@ from sqlalchemy.pool import StaticPool
 
 from pipeline.budget import BUDGETED_PHASES, LIMITED_UNITS, UNITS, Phase
 from pipeline.errors import ConfigError, LedgerError, first_line, masked, one_line
-from pipeline.ledger.checksum import CHECKSUM, RESTORE, DamagedRecord
+from pipeline.ledger.checksum import CHECKSUM, LATER, RESTORE, DamagedRecord
 
 SCHEMA = 2
 BUSY_S = 30.0
@@ -35,7 +35,8 @@ BUSY_S = 30.0
 DAMAGED = f" (damaged): {RESTORE}"
 OPENING = 0xFA2EB0C5
 """Number of the PostgreSQL lock held while tables are created."""
-BUCKETS = (*(phase.value for phase in Phase), "replay_unlimited")
+BUCKETS = (*(phase.value for phase in Phase if phase is not Phase.TUNE), "replay_unlimited", Phase.TUNE.value)
+"""In the order of the columns: the last one was added later."""
 
 Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in INTEGER columns, also of 64 bits
 
@@ -76,7 +77,10 @@ TRIAL = Table(
     *_counts(*(f"{name}_{unit}" for name in BUCKETS for unit in UNITS)),
     _checksum(),
     sa.UniqueConstraint("storage", "trial"),
+    info={LATER: len(UNITS)},
 )
+TUNE_COLUMNS = [f"{Phase.TUNE.value}_{unit}" for unit in UNITS]
+"""Columns of the trial table that a ledger of an earlier version lacks. They are added to it."""
 MEMBER = Table(
     "ledger_member",
     metadata,
@@ -200,6 +204,9 @@ class Database:
                 raise LedgerError(f"the ledger {self.name} has no table {', '.join(absent)}{DAMAGED}")
             if not _marked(db):
                 db.execute(sa.insert(META), {"key": "money", "value": "1"})
+            columns = {column["name"] for column in sa.inspect(db).get_columns(TRIAL.name)}
+            for name in (name for name in TUNE_COLUMNS if name not in columns):
+                db.execute(sa.text(f"ALTER TABLE {TRIAL.name} ADD COLUMN {name} BIGINT NOT NULL DEFAULT 0"))
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:

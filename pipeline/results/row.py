@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
 
-from pipeline.budget import UNITS
+from pipeline.budget import BUDGETED_PHASES, UNITS
 
 STATUSES = {
     "done": "done",
@@ -29,6 +29,8 @@ HTTP_COLUMNS = (
 LATER_COLUMNS = {
     **{"local_model": "", "local_digest": "", "local_params": None, "answers": "logits"},
     **dict.fromkeys(HTTP_COLUMNS),
+    **dict.fromkeys([f"tune_{unit}" for unit in UNITS], 0),
+    **{"tune_trials": None, "chosen": ""},
 }
 """Columns that rows of earlier versions lack, with their value in such rows."""
 TRIAL_COLUMNS = (
@@ -134,7 +136,7 @@ class ResultRow:
     n_classes: int | None = None
     """Classes in the test set."""
     requests: int = 0
-    """Requests billed for fitting (phases adapt and validate), which the allotment pays."""
+    """Requests billed for fitting (phases adapt, validate and tune), which the allotment pays."""
     images: int = 0
     """Image rows billed for fitting."""
     prompts: int = 0
@@ -157,6 +159,14 @@ class ResultRow:
     """Class prompts of phase validate."""
     validate_outputs: int = 0
     """Returned numbers of phase validate."""
+    tune_requests: int = 0
+    """Requests of phase tune (the search of a tuned method for its settings, docs/tuning.md)."""
+    tune_images: int = 0
+    """Image rows of phase tune."""
+    tune_prompts: int = 0
+    """Class prompts of phase tune."""
+    tune_outputs: int = 0
+    """Returned numbers of phase tune."""
     curve_requests: int = 0
     """Requests of phase curve (diagnostic scoring during the fit)."""
     curve_images: int = 0
@@ -181,6 +191,10 @@ class ResultRow:
     """Class prompts of phase replay."""
     replay_outputs: int = 0
     """Returned numbers of phase replay."""
+    tune_trials: int | None = None
+    """Number of settings that a tuned method tried; null for other methods."""
+    chosen: str = ""
+    """JSON: the settings that a tuned method chose on the validation images; empty for other methods."""
     paper_queries: float | None = None
     """Number of queries as the method's paper counts them."""
     labels_used: int | None = None
@@ -255,9 +269,9 @@ class ResultRow:
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
         for unit in UNITS:
-            paid = getattr(self, f"adapt_{unit}") + getattr(self, f"validate_{unit}")
+            paid = sum(getattr(self, f"{phase.value}_{unit}") for phase in BUDGETED_PHASES)
             if getattr(self, unit) != paid:
-                raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate is {paid:,}")
+                raise ValueError(f"{unit} is {getattr(self, unit):,}, but adapt + validate + tune is {paid:,}")
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, float) and not math.isfinite(value):

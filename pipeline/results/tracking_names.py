@@ -93,7 +93,7 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 def bill_of(row: ResultRow) -> dict[str, Any]:
     """Return the bill of a trial by phase, in the format of MLflow's `log_table`."""
     data = [[phase.value, *(getattr(row, f"{phase}_{unit}") for unit in UNITS)] for phase in Phase]
-    return {"columns": ["phase", *UNITS], "data": [*data, ["adapt + validate", *(getattr(row, u) for u in UNITS)]]}
+    return {"columns": ["phase", *UNITS], "data": [*data, ["paid", *(getattr(row, u) for u in UNITS)]]}
 
 
 def name_of(row: ResultRow) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from methods.base import MethodInfo
@@ -22,6 +22,7 @@ class Cell(NamedTuple):
     shots: int
     seed: int
     answers: Answers
+    hparams: str
 
     @property
     def budget_name(self) -> str:
@@ -44,19 +45,33 @@ def cells(config: Config, withheld: Sequence[str] = ()) -> tuple[list[Cell], dic
     for answers in config.answers:
         for allotment in dict.fromkeys(a for name in config.methods for a in config.allotments_of(name)):
             for name in (n for n in config.methods if allotment in config.allotments_of(n)):
-                for card in config.datasets:
-                    choice = config.choice(name, card.name)
+                for card, hparams, choice in _choices(config, name):
                     if reason := unable(config, choice.info):
                         left_out[name] = reason
                     elif answers in able_with(config, choice.info):
                         pairs = [(k, seed) for k in config.shots for seed in config.seeds]
-                        to_run += [Cell(choice, card, allotment, k, seed, answers) for k, seed in pairs]
+                        to_run += [Cell(choice, card, allotment, k, seed, answers, hparams) for k, seed in pairs]
                     else:
                         left_out[name] = unable_with(config, choice.info)
     if not to_run:
         reasons = (*(f"{name} {reason}" for name, reason in left_out.items()), *withheld)
         raise ConfigError("nothing can run: " + "; ".join(reasons))
     return to_run, left_out
+
+
+def _choices(config: Config, name: str) -> Iterator[tuple[DatasetCard, str, MethodChoice]]:
+    """Yield each data set with the value of `hparams` and the method under it."""
+    for card in config.datasets:
+        for hparams, choice in config.choices(name, card.name).items():
+            yield card, hparams, choice
+
+
+def tuning_notes(some: Iterable[Cell]) -> Iterator[str]:
+    """Yield a line for each tuned method: how many settings it tries, and that its bill is a bound."""
+    for name, tuning in {cell.choice.name: cell.choice.tuning for cell in some}.items():
+        if tuning is not None:
+            tried = f"{tuning.trials} settings (sampler {tuning.sampler}) with {tuning.share:g} of its allotment"
+            yield f"{name}: tries {tried}; its bill is an upper bound"
 
 
 def able_with(config: Config, info: MethodInfo) -> list[Answers]:

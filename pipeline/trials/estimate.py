@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 from pipeline.local.encoder import local_of
 from pipeline.remote.facts import describe, feature_dim
 from pipeline.remote.facts import missing as missing_weights
-from pipeline.trials.cells import Cell, cells
+from pipeline.trials.cells import Cell, cells, tuning_notes
 from pipeline.trials.plan import TrialSpec, make_plan, predicted, shape_of
 from pipeline.trials.protocol import check_eval_names, eval_cards, leave_out
 
@@ -95,6 +95,7 @@ class SweepEstimate:
                 "budget_requests": trial.cell.allotment.requests,
                 "budget_images": trial.cell.allotment.images,
                 "answers": trial.cell.answers.text,
+                "hparams": trial.cell.hparams,
                 **{f"predicted_{k}": v for k, v in asdict(trial.bill).items()},
             }
             for trial in self.trials
@@ -128,7 +129,8 @@ def estimate(config: Config) -> SweepEstimate:
         )
         for cell in to_run
     )
-    notes = tuple(dict.fromkeys(local.note for cell in to_run if (local := local_of(config.local, cell.choice.info))))
+    locals_ = dict.fromkeys(local.note for cell in to_run if (local := local_of(config.local, cell.choice.info)))
+    notes = (*locals_, *tuning_notes(to_run))
     return SweepEstimate(config, trials, tuple(left_out.items()), lacking, facts, notes)
 
 

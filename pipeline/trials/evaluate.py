@@ -48,27 +48,58 @@ def predict(
         MethodError: the method broke a rule of its interface.
         NonFiniteError: a logit is NaN or infinite.
     """
-    session, classes = supervisor.session, test.classes
-    images = Images.plain(test.dataset.source, "test", test.rows, test.dataset.card.augment)
+    classes, images = test.classes, Images.plain(test.dataset.source, "test", test.rows, test.dataset.card.augment)
+    new, n_classes = ((classes,), len(classes)) if test.columns is None else ((), len(fitted))
+    most_sets = max(1, len(fitted.templates), len(classes.templates))
+    logits = predict_images(method, supervisor, images, n_classes, phase, most_sets, *new)
+    if classes != test.classes:
+        raise MethodError(f"{supervisor.session.method}: predict changed the classes that it was given")
+    if test.columns is not None and test.columns != range(logits.shape[1]):
+        logits = logits[:, list(test.columns)]
+    return logits, images.keys
+
+
+def predict_images(
+    method: Method,
+    supervisor: Supervisor,
+    images: Images,
+    n_classes: int,
+    phase: Phase,
+    most_sets: int,
+    *classes: Classes,
+) -> Tensor:
+    """Predict images with a copy of the method, in shuffled batches.
+
+    Args:
+        method: the fitted method; it is not changed.
+        supervisor: makes the calls.
+        images: B images.
+        n_classes: C, the number of columns of the logits.
+        phase: the phase that is charged for one pass over the images.
+        most_sets: number of different prompt sets that one pass may use.
+        *classes: the classes to predict, if they are not the fitted ones.
+
+    Returns:
+        Logits [B, C] in the order of the images.
+
+    Raises:
+        MethodError, NonFiniteError: as in `predict`.
+    """
+    session, parts = supervisor.session, []
     order = torch.from_numpy(np.random.default_rng(supervisor.seed).permutation(len(images)))
-    subject, new = supervisor.copy(method), (classes,) if test.columns is None else ()
-    n_classes, parts = len(classes if test.columns is None else fitted), []
-    with session.predicting(phase, max(1, len(fitted.templates), len(classes.templates))):
+    subject = supervisor.copy(method)
+    with session.predicting(phase, most_sets):
         for start in range(0, len(images), TEST_BATCH):
             batch = images[order[start : start + TEST_BATCH]]
-            arguments = session.batch(batch), session.method_box, *new
+            arguments = session.batch(batch), session.method_box, *classes
             parts.append(
                 supervisor.check_logits(supervisor.call("predict", subject.predict, *arguments), batch, n_classes)
             )
-    if classes != test.classes:
-        raise MethodError(f"{session.method}: predict changed the classes that it was given")
     supervisor.check_outside()
     shuffled = torch.cat(parts)
-    if test.columns is not None and test.columns != range(shuffled.shape[1]):
-        shuffled = shuffled[:, list(test.columns)]
     logits = torch.empty_like(shuffled)
     logits[order] = shuffled
-    return logits, images.keys
+    return logits
 
 
 def metrics(logits_BC: Tensor, labels_B: Tensor) -> dict[str, float]:

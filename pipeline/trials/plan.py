@@ -21,7 +21,7 @@ from pipeline.local.encoder import LocalFacts, local_of
 from pipeline.remote.facts import describe
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
-from pipeline.trials.cells import Cell, cells
+from pipeline.trials.cells import Cell, cells, tuning_notes
 from pipeline.trials.prompts import check_prompts
 from pipeline.trials.protocol import (
     EvalSet,
@@ -32,6 +32,7 @@ from pipeline.trials.protocol import (
     leave_out,
     within,
 )
+from pipeline.trials.tuning import Search
 
 _RULES = 1
 """Version of the evaluation protocol (batches of predictions, augmentation, scoring); part of the trial id."""
@@ -72,15 +73,16 @@ class TrialSpec:
 
     @property
     def name(self) -> str:
-        """Readable name: method, data set, shots, seed, budget, and answers that are not full."""
+        """Readable name: method, data set, shots, seed, budget, and hyperparameters and answers if not the default."""
         task = f"{self.dataset.name}, {self.shots} shots, seed {self.seed}"
         degraded = f", answers {self.answers.text}" if self.answers != FULL_ANSWERS else ""
-        return f"{self.choice.name} on {task}, {self.cell.budget_name}{degraded}"
+        papers = ", hparams=paper" if self.hparams == "paper" else ""
+        return f"{self.choice.name} on {task}, {self.cell.budget_name}{papers}{degraded}"
 
     @property
     def cell(self) -> Cell:
         """The trial's cell in the table of the sweep."""
-        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed, self.answers)
+        return Cell(self.choice, self.dataset.card, self.allotment, self.shots, self.seed, self.answers, self.hparams)
 
     @property
     def account(self) -> str:
@@ -128,8 +130,16 @@ def shape_of(config: Config, card: DatasetCard, shots: int, feature_dim: int, sp
 
 
 def predicted(cell: Cell, shape: TaskShape) -> Bill:
-    """Return the bill of fitting, as the method predicts it."""
-    return cell.choice.build().bill(replace(shape, top_k=cell.answers.k), cell.allotment.remaining(Bill()))
+    """Return the bill of fitting, as the method predicts it; of a tuned method, an upper bound with its search.
+
+    Raises:
+        ConfigError: a search cannot be paid, or has no validation images.
+    """
+    shape = replace(shape, top_k=cell.answers.k)
+    if cell.choice.tuning is None:
+        return cell.choice.build().bill(shape, cell.allotment.remaining(Bill()))
+    where = f"{cell.choice.name} on {cell.dataset.name}, {cell.shots} shots, {cell.budget_name}"
+    return Search(cell.choice, shape, cell.allotment, cell.seed).bound(where)
 
 
 def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
@@ -156,7 +166,8 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
     ]
     datasets = {test.dataset.name: test.dataset for sets in tests.values() for test in sets}
     locals_ = dict.fromkeys(trial.local.note for trial in trials if trial.local)
-    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, (*locals_, *_same_data(datasets.values())))
+    notes = (*locals_, *tuning_notes(to_run), *_same_data(datasets.values()))
+    return SweepPlan(config, tuple(trials), tuple(left_out.items()), facts, notes)
 
 
 def _eval_sets(config: Config) -> dict[str, tuple[EvalSet, ...]]:
@@ -235,6 +246,8 @@ def _trial(
     }
     if cell.answers != FULL_ANSWERS:
         resolved["answers"] = asdict(cell.answers)
+    if choice.tuning is not None:
+        resolved["tune"] = asdict(choice.tuning)
     if choice.info.uses_text_norm:
         resolved["text_norm"] = config.model.text_norm  # None: measured by a rule that code_digest covers
     if local := local_of(config.local, choice.info):
@@ -268,7 +281,7 @@ def _trial(
         views=shape.views,
         fresh_views=shape.fresh_views,
         validation=config.validation,
-        hparams=config.hparams,
+        hparams=cell.hparams,
         curve=config.curve,
         predicted=predicted(cell, shape),
         local=local,

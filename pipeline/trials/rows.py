@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -79,13 +80,19 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "budget_requests": spec.allotment.requests,
         "budget_images": spec.allotment.images,
         "answers": spec.answers.text,
-        "config": strict_json(dict(spec.choice.config), sort_keys=True, default=list),
+        "config": strict_json(_config(spec), sort_keys=True, default=list),
         "cpu": cpu_name(),
         "torch_version": torch.__version__,
         "farebox_version": __version__,
         "python_version": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _config(spec: TrialSpec) -> dict[str, Any]:
+    """Return the hyperparameters of a trial, and of a tuned method how it tunes them."""
+    tuning = spec.choice.tuning
+    return dict(spec.choice.config) | ({} if tuning is None else {"tune": asdict(tuning)})
 
 
 @cache

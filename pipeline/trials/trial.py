@@ -6,54 +6,33 @@ This module does not use Ray: `run_trial` works in a notebook, with a `LocalPool
 from __future__ import annotations
 
 import contextlib
-import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from methods.base import Bill, FewShotTask, LabelledImages, Method
+from methods.base import Bill, FewShotTask, LabelledImages
 from pipeline.blackbox.client import Meter, MeteredBox, Pool
 from pipeline.budget import Phase, http_columns, row_columns
 from pipeline.data.images import Images
-from pipeline.errors import ENDS_A_RUN, BudgetExceeded, DataError, FareboxError, MethodError
+from pipeline.errors import ENDS_A_RUN, DataError, FareboxError, MethodError
 from pipeline.files import strict_json
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.trials.boundary import Session
 from pipeline.trials.checkpoint import Checkpoint
 from pipeline.trials.evaluate import eval_labels, metrics, predict
+from pipeline.trials.fit import Fit, State
 from pipeline.trials.isolation import process_state_kept
-from pipeline.trials.local_handle import LocalHandle, opened
+from pipeline.trials.local_handle import opened
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.protocol import EvalSet
 from pipeline.trials.rows import common_columns, spec_columns, write_failure
 from pipeline.trials.supervisor import Supervisor
 from pipeline.trials.watchdog import Watchdog
-
-LARGEST_CURVE = 10_000
-"""Number of test images above which no curve is recorded."""
-
-
-@dataclass
-class State:
-    """The state of a trial, as checkpoints store it. The rest of the trial depends on nothing else."""
-
-    method: Method
-    meter: Meter
-    started: bool = False
-    finished: bool = False
-    truncated: str | None = None
-    steps: int = 0
-    seconds: float = 0.0
-    curve: list[tuple[int, int, float]] = field(default_factory=list)
-    label_reads: Counter[str] = field(default_factory=Counter)
-    """Number of times that the labels of each test set were read."""
 
 
 def few_shot_task(spec: TrialSpec) -> FewShotTask:
@@ -120,9 +99,10 @@ def run_trial(
             process_state_kept(),
             Supervisor(session, cls, spec.seed) as supervisor,
         ):
-            deployed = _fit(spec, state, local, supervisor, checkpoint, checkpoint_s)
-            client_bytes = sum(t.numel() * t.element_size() for t in deployed.values())
-            fit_columns = columns | {"client_bytes": client_bytes}
+            task = replace(few_shot_task(spec), local=local)
+            fit = Fit(spec, state, task, supervisor, checkpoint, checkpoint_s)
+            client_bytes = sum(t.numel() * t.element_size() for t in fit.run().values())
+            fit_columns = columns | fit.columns() | {"client_bytes": client_bytes}
             rows = [_score(spec, state, supervisor, test, store, fit_columns) for test in spec.eval_sets]
     except ENDS_A_RUN:
         raise
@@ -160,57 +140,6 @@ def run_recorded(spec: TrialSpec, pool: Pool, storage: str, store: ResultStore, 
         write_failure(spec, error, store, spec_columns(spec))
 
 
-def _fit(
-    spec: TrialSpec,
-    state: State,
-    local: LocalHandle | None,
-    supervisor: Supervisor,
-    checkpoint: Checkpoint,
-    every_s: float,
-) -> dict[str, Tensor]:
-    """Fit the method from `state` to its end; return the tensors that it deploys."""
-    method, box = state.method, supervisor.session.method_box
-    task = supervisor.task(replace(few_shot_task(spec), local=local))
-    saved = began = time.monotonic()
-    before = state.seconds
-    try:
-        while not state.finished:
-            if not state.started:
-                supervisor.call("start", method.begin, task, box, np.random.default_rng(spec.seed))
-                state.started = True
-            else:
-                state.steps += 1
-                state.finished = not supervisor.call(f"step {state.steps}", method.step, box)
-            _record_curve(spec, state, supervisor)
-            state.seconds = before + time.monotonic() - began
-            if time.monotonic() - saved >= every_s:
-                checkpoint.save(state)
-                saved = time.monotonic()
-    except BudgetExceeded as error:
-        if not state.started:
-            raise
-        state.truncated, state.finished = str(error), True
-    deployed = supervisor.check_result(method)
-    if state.seconds > every_s:
-        checkpoint.save(state)
-    return deployed
-
-
-def _record_curve(spec: TrialSpec, state: State, supervisor: Supervisor) -> None:
-    """Score a copy of the method at `spec.curve` points equally spaced in the predicted bill, in a phase of its own."""
-    unit = "images" if spec.allotment.requests is None and spec.allotment.images is not None else "requests"
-    planned, spent = getattr(spec.predicted, unit), getattr(state.meter.paid, unit)
-    if not spec.curve or not planned or spent * spec.curve < planned * (len(state.curve) + 1):
-        return
-    if spec.dataset.card.test > LARGEST_CURVE:
-        return
-    test = spec.eval_sets[0]
-    logits, _ = predict(state.method, supervisor, test, test.classes, Phase.CURVE)
-    accuracy = 100 * float((logits.argmax(1) == eval_labels(test, state.label_reads)).double().mean())
-    while spent * spec.curve >= planned * (len(state.curve) + 1):
-        state.curve.append((state.meter.paid.requests, state.meter.paid.images, accuracy))
-
-
 def _score(
     spec: TrialSpec, state: State, supervisor: Supervisor, test: EvalSet, store: ResultStore, common: dict[str, Any]
 ) -> ResultRow:
@@ -239,7 +168,6 @@ def _score(
         computed_prompts=state.meter.computed_prompts,
         cache_hits=state.meter.cache_hits,
         **http_columns(state.meter.http),
-        notes=strict_json(method.notes, sort_keys=True),
         curve=strict_json(state.curve),
         test_label_reads=state.label_reads[test.name],
         predictions_file=file,

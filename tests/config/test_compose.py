@@ -435,7 +435,7 @@ def test_a_papers_sweep_is_its_grid(
     config = compose([f"sweep={sweep}"])
     assert (config.methods, config.shots, config.seeds, config.allotments) == (methods, shots, seeds, limits)
     assert tuple(card.name for card in config.datasets) == ELEVEN
-    assert (config.model.name, config.hparams, config.validation, config.views) == ("rn50", "paper", "none", "fresh")
+    assert (config.model.name, config.hparams, config.validation, config.views) == ("rn50", ("paper",), "none", "fresh")
     for name in methods[1:]:
         if name != "taskres":
             assert dict(config.choice(name, "dtd").config)["paper_init"] is True

@@ -12,7 +12,7 @@ from tests.support.command import ROOT
 
 INJECT = ROOT / "tests" / "faults" / "inject"
 
-ENDPOINT, LEDGER, TRIAL = "pipeline.blackbox.endpoint", "pipeline.ledger.ledger", "pipeline.trials.trial"
+ENDPOINT, LEDGER, FIT = "pipeline.blackbox.endpoint", "pipeline.ledger.ledger", "pipeline.trials.fit"
 CHECKPOINT = "pipeline.trials.checkpoint"
 POINTS: dict[str, dict[str, Any]] = {
     "replica.loading": {"module": ENDPOINT, "function": "Endpoint.__init__", "moment": "after"},
@@ -23,7 +23,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "ledger.before_commit": {"module": "pipeline.ledger.batch", "function": "Batch.save", "moment": "after"},
     "ledger.after_commit": {"module": LEDGER, "function": "Ledger.charge", "moment": "after"},
     "trial.at_a_call": {"module": "pipeline.blackbox.client", "function": "MeteredBox._send", "moment": "after"},
-    "trial.between_steps": {"module": TRIAL, "function": "_record_curve", "moment": "before"},
+    "trial.between_steps": {"module": FIT, "function": "Fit._record_curve", "moment": "before"},
     "trial.before_checkpoint": {
         "module": CHECKPOINT,
         "function": "Checkpoint.save",

@@ -47,11 +47,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def words(card: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A sweep of three methods with many requests and many checkpoints."""
+    """A sweep with many requests and many checkpoints; `mine` searches its settings first."""
     features = tmp_path_factory.mktemp("kill_features")
+    tune = {"space": {"sigma": [0.2, 1.0], "kl_weight": [0.1, 1.0]}, "trials": 3}
+    mine = {"method": "craft", "config": {"popsize": 6}, "tune": tune}
     return (
-        *("sweep=smoke", f"datasets=[{card}]", "methods=[zero_shot,craft,cbbt]", "shots=[2]", "seeds=[1]"),
-        *("views=3", "budget.requests=600", "method.craft.popsize=6"),  # some 300 calls
+        *("sweep=smoke", f"datasets=[{card}]", "methods=[zero_shot,mine,cbbt]", "shots=[2]", "seeds=[1]"),
+        *("views=3", "budget.requests=600", f"variants={json.dumps({'mine': mine})}"),  # some 300 calls
         *("checkpoint_s=0.2", f"features={features}"),
     )
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from methods.base import Bill
-from pipeline.budget import BUDGETED_PHASES, Limits, Phase, paid, row_columns
+from pipeline.budget import BUDGETED_PHASES, UNITS, Limits, Phase, paid, row_columns
 from pipeline.errors import BudgetExceeded, ConfigError, FareboxError, LedgerError
 from pipeline.ledger import batch as ledger_batch
 from pipeline.ledger.checksum import CHECKSUM
@@ -139,6 +139,34 @@ def test_a_reopened_trial_takes_only_what_it_has_not_spent(ledger: Ledger) -> No
     assert account(ledger, "a").spent.requests == 10
     with pytest.raises(LedgerError, match="has spent"):
         ledger.reserve("s", "t", ["a"], Limits(requests=9))
+
+
+def test_the_phase_tune_is_paid_from_the_allotment_and_diverges_as_the_others(ledger: Ledger) -> None:
+    ledger.open_account("a", Limits(requests=3))
+    ledger.reserve("s", "t", ["a"], Limits(requests=2))
+    answers = ledger.charge([ask(0, phase=Phase.TUNE), ask(1), ask(2, phase=Phase.TUNE), ask(0, "x", Phase.TUNE)])
+    assert statuses(answers) == ["charged", "charged", "trial t: requests", "diverged"]
+    bills = ledger.trial_bill("s", "t")
+    assert (bills[Phase.TUNE], bills[Phase.ADAPT], bills[Phase.REPLAY]) == (ONE, ONE, ONE)
+    assert paid(bills) == ONE * 2
+
+
+def test_a_ledger_of_an_earlier_version_gets_the_columns_of_the_phase_tune(url: str) -> None:
+    first = Ledger(url)
+    first.open_account("a", Limits(requests=3))
+    first.reserve("s", "t", ["a"], Limits(requests=3))
+    first.charge([ask(0)])
+    first.close()
+    for unit in UNITS:
+        tamper(url, f"ALTER TABLE ledger_trial DROP COLUMN tune_{unit}")
+    again = Ledger(url)
+    assert again.verify() == [] and again.trial_bill("s", "t")[Phase.ADAPT] == ONE
+    again.charge([ask(1, phase=Phase.TUNE)])
+    assert again.verify() == [] and again.trial_bill("s", "t")[Phase.TUNE] == ONE
+    tamper(url, "UPDATE ledger_trial SET tune_requests = 0, tune_images = 0, tune_prompts = 0, tune_outputs = 0")
+    with pytest.raises(LedgerError, match="damaged: record ledger_trial"):
+        again.trial_bill("s", "t")
+    again.close()
 
 
 def test_an_account_named_later_takes_over_the_whole_bill(ledger: Ledger) -> None:

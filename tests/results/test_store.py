@@ -58,7 +58,7 @@ def test_plain_bill_is_adapt_plus_validate() -> None:
     assert (columns["requests"], columns["images"], columns["prompts"]) == (4, 40, 300)
     assert columns["evaluate_requests"] == 7 and columns["replay_outputs"] == 0
     make(**columns)
-    with pytest.raises(ValueError, match=r"requests is 11, but adapt \+ validate is 4"):
+    with pytest.raises(ValueError, match=r"requests is 11, but adapt \+ validate \+ tune is 4"):
         make(**columns | {"requests": 11})
     with pytest.raises(ValueError, match="status 'ok' is not one of done, budget_exhausted, failed, unfunded"):
         make(status="ok")

@@ -379,7 +379,7 @@ def test_the_bill_is_one_table_with_a_row_per_phase(opened: MakeMirror) -> None:
     table = json.loads(Path(mirror.client.download_artifacts(run.info.run_id, "bill.json")).read_text())
     bill = {phase: dict(zip(table["columns"][1:], units, strict=True)) for phase, *units in table["data"]}
     assert bill["adapt"]["requests"] == row.adapt_requests > 0
-    assert bill["evaluate"]["images"] == row.evaluate_images and bill["adapt + validate"]["outputs"] == row.outputs
+    assert bill["evaluate"]["images"] == row.evaluate_images and bill["paid"]["outputs"] == row.outputs
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "bill.json", "type": "table"}]
 
 

@@ -22,8 +22,9 @@ from pipeline.local.encoder import describe, open_encoder
 from pipeline.results.row import to_table
 from pipeline.results.store import ResultStore
 from pipeline.trials.boundary import Session
+from pipeline.trials.fit import State
 from pipeline.trials.local_handle import LocalHandle, opened
-from pipeline.trials.trial import State, few_shot_task
+from pipeline.trials.trial import few_shot_task
 from tests.support.lab import Lab, outcome, spec_of
 
 LOCAL = "local=tiny_local"

@@ -38,14 +38,16 @@ from pipeline.errors import MethodError
 from pipeline.ledger.ledger import Ledger
 from pipeline.results.store import ResultStore
 from pipeline.trials import evaluate as scoring
+from pipeline.trials import fit as fitting
 from pipeline.trials import trial as trials
 from pipeline.trials.boundary import Session, _session
 from pipeline.trials.checkpoint import Checkpoint, stored_checkpoints
 from pipeline.trials.evaluate import metrics
+from pipeline.trials.fit import State
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.rows import spec_columns, write_failure
 from pipeline.trials.supervisor import Supervisor
-from pipeline.trials.trial import State, few_shot_task, run_trial
+from pipeline.trials.trial import few_shot_task, run_trial
 from tests.support.lab import STORAGE, Lab, outcome, plain_bill, spec_of
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -466,7 +468,7 @@ def test_a_curve_under_images_has_its_points_at_equal_images(lab: Lab) -> None:
 
 
 def test_no_curve_is_drawn_on_large_test_sets(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "LARGEST_CURVE", 59)
+    monkeypatch.setattr(fitting, "LARGEST_CURVE", 59)
     (row,) = lab.run(lab.spec("craft", "curve=3"))
     assert row.status == "done" and json.loads(row.curve) == [] and row.curve_requests == 0
 
