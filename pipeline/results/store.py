@@ -26,7 +26,7 @@ from pipeline.errors import DamagedFile, DataError, StorageError, first_line, ma
 from pipeline.files import read_sealed, sealed_arrow, write_atomic
 from pipeline.results.predictions import Predictions, pack, unpack
 from pipeline.results.row import FINISHED, LATER_COLUMNS, SCHEMA, TRIAL_COLUMNS, ResultRow, to_rows, to_table
-from pipeline.results.snapshot import Stamp, read_snapshot, stamps_of, write_snapshot
+from pipeline.results.snapshot import Stamp, in_order, read_snapshot, stamps_of, write_snapshot
 
 REPAIR = "run the same `farebox run` command again, which recomputes it at no new charge"
 LISTED = 5
@@ -104,13 +104,8 @@ class ResultStore:
         known = {trial for trial, stamp in stamps.items() if snapshot.stamps.get(trial) == stamp}
         for trial in known:
             self.damaged.pop(self._path(trial), None)
-        in_snapshot = snapshot.table["trial_id"].to_pylist()
-        kept = snapshot.table.filter(pa.array([trial in known for trial in in_snapshot], pa.bool_()))
         others = [table for trial in stamps if trial not in known and (table := self._rows(self._path(trial)))]
-        table = pa.concat_tables([kept, *others])
-        trials = table["trial_id"].to_pylist()
-        in_order = sorted(range(len(trials)), key=trials.__getitem__)  # stable: rows of a trial keep their order
-        return table.take(pa.array(in_order, pa.int64())), stamps, stamps != snapshot.stamps
+        return in_order(snapshot, known, others), stamps, stamps != snapshot.stamps
 
     def trials(self, table: pa.Table | None = None) -> dict[str, list[ResultRow]]:
         """Return the rows of all trials by trial id, those of the source test set first.

@@ -606,6 +606,7 @@ def test_every_call_is_billed_to_its_phase(fake: Endpoint, ledger: Ledger, icons
     assert box.meter.bills == {
         Phase.ADAPT: one + Bill.text_features(1, 3, 16),
         Phase.VALIDATE: one + Bill.scores(1, 12, 3),
+        Phase.TUNE: Bill(),
         Phase.CURVE: one,
         Phase.EVALUATE: one * 2,
         Phase.REPLAY: Bill(),

@@ -128,7 +128,7 @@ def test_plan_lists_missing_assets_and_run_refuses(capsys: pytest.CaptureFixture
     assert (
         "missing: data set dtd: no data.root=DIR is set, DIR holding dtd/; published at https://www.robots" in printed
     )
-    assert "estimated from the cards" in printed and "taskres    eurosat" in printed
+    assert "estimated from the cards" in printed and "taskres hparams=paper    eurosat" in printed
     assert main(["plan", *words, "--json"]) == 0
     said = capsys.readouterr()
     records = json.loads(said.out)
