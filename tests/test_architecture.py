@@ -306,6 +306,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "eval_shift": ("false", "eval_shift"),
     "transfer": ("[emoji]", "transfer"),
     "shots": ("[2]", "shots"),
+    "draw": ("imbalanced", "draw"),
     "seeds": ("[9]", "seeds"),
     "hparams": ("paper", "hparams"),
     "views": ("fresh", "views"),

@@ -168,6 +168,7 @@ def _harmonic(rows: list[Row]) -> Iterator[Row]:
 def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
     """Return a function that labels a row: the method's name, and the settings in which rows of the method differ.
 
+    A draw that is not balanced is always named, as its number of shots is a mean.
     With the papers' settings each data set has its own configuration, so configurations are compared within a section.
     Otherwise they are compared over all sections, so that a mean over data sets does not mix configurations.
     """
@@ -192,7 +193,8 @@ def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
 
     def label(row: Row) -> str:
         mine = spec(row)
-        return " ".join([row["method"], *(f"{k}={mine.get(k, '')}" for k in sorted(varying[row["method"]]))])
+        named = varying[row["method"]] | ({"draw"} if mine.get("draw", "balanced") != "balanced" else set())
+        return " ".join([row["method"], *(f"{k}={mine.get(k, '')}" for k in sorted(named))])
 
     return label
 

@@ -290,7 +290,9 @@ def test_protocols_have_separate_sections(lab: Lab) -> None:
 # --- what a card alone can plan ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["protocol=base_to_new"], ["validation=none"], ["views=fresh"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["protocol=base_to_new"], ["validation=none"], ["views=fresh"], ["draw=imbalanced"]], ids=" ".join
+)
 def test_bills_are_predicted_from_the_card_alone(monkeypatch: pytest.MonkeyPatch, lab: Lab, words: list[str]) -> None:
     asked = [f"methods=[{','.join(ABLE)}]", "shots=[1,4]", *words]
     plan = lab.plan(*asked)
