@@ -104,7 +104,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
             "matplotlib",
             {
                 *(f"pipeline/results/{name}.py" for name in ("drawing", "panels", "plot_labels", "plots", "rank_plot")),
-                "pipeline/results/answers_plot.py",
+                *(f"pipeline/results/{name}.py" for name in ("answers_plot", "budget_plot")),
                 "pipeline/claims/figures.py",
             },
         ),

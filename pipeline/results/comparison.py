@@ -193,8 +193,9 @@ def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
 
     def label(row: Row) -> str:
         mine = spec(row)
-        named = varying[row["method"]] | ({"draw"} if mine.get("draw", "balanced") != "balanced" else set())
-        return " ".join([row["method"], *(f"{k}={mine.get(k, '')}" for k in sorted(named))])
+        draw = [] if mine.get("draw", "balanced") == "balanced" else [mine["draw"]]
+        settings = (f"{k}={mine.get(k, '')}" for k in sorted(varying[row["method"]] - {"draw"}))
+        return " ".join([row["method"], *draw, *settings])
 
     return label
 

@@ -593,7 +593,7 @@ def test_further_allotments_of_a_method_may_be_in_image_rows() -> None:
     alone = smoke("methods=gda", "budget.images=[null,9]", "budget.further.gda=5")
     assert alone.further["gda"] == (Limits(5), Limits(5, 9))
     for word, said in (
-        ("budget.further.gda.image=9", r"budget\.further\.gda: unknown choice 'image'"),
+        ("budget.further.gda.image=9", r"budget\.further\.gda: no choice named 'image'"),
         ("budget.further.gda.images=0", r"budget\.further\.gda\.images=0: expected a whole number of 1 or more"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -604,7 +604,7 @@ def test_imbalanced_shots_are_16_for_each_class_in_the_mean() -> None:
     assert (smoke("shots=4").shots, smoke("shots=4").draw) == ((4,), "balanced")
     assert (smoke("shots=imbalanced").shots, smoke("shots=imbalanced").draw) == ((16,), "imbalanced")
     assert (smoke("shots=1,4", "draw=imbalanced").shots, smoke("draw=imbalanced").draw) == ((1, 4), "imbalanced")
-    with pytest.raises(ConfigError, match="draw: unknown choice 'unbalanced'"):
+    with pytest.raises(ConfigError, match="draw: no choice named 'unbalanced'"):
         smoke("draw=unbalanced")
     with pytest.raises(ConfigError, match="draw=imbalanced: the base classes may have no image"):
         smoke("shots=imbalanced", "protocol=base_to_new")
