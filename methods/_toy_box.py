@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from methods._answers import answer_of, bill_of, reduced
+from methods._lora import Dropout, unpacked
 from methods._state import contents
 from methods._toy import ToyTowers
-from methods.base import TOP_K, Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
+from methods.base import TOP_K, Access, Bill, ImageSet, Lora, PixelImages, Prompts, Remaining, SoftPrompts, TextPrompts
 
 
 class ToyImages:
@@ -65,20 +66,8 @@ class ToyBox:
     """
 
     __slots__ = (
-        *("_batch", "_prompts", "_sets", "_unseen"),
-        *(
-            "access",
-            "allotment",
-            "bill",
-            "calls",
-            "feature_dim",
-            "image_size",
-            "logit_scale",
-            "reads_text_norm",
-            "token_dim",
-            "top_k",
-            "towers",
-        ),
+        *("_batch", "_prompts", "_sets", "_unseen", "access", "allotment", "bill", "calls", "feature_dim"),
+        *("image_size", "logit_scale", "lora_shapes", "reads_text_norm", "token_dim", "top_k", "towers"),
     )
 
     def __init__(self, access: Access, allotment: Remaining | None = None) -> None:
@@ -89,7 +78,7 @@ class ToyBox:
         self.calls: list[str] = []
         self.logit_scale, self.reads_text_norm = self.towers.logit_scale, False
         self.token_dim, self.feature_dim, self.image_size = self.towers.E, self.towers.D, self.towers.SIDE
-        self.top_k = TOP_K
+        self.top_k, self.lora_shapes = TOP_K, self.towers.lora_shapes
         self._batch: ToyImages | None = None
         self._unseen, self._prompts, self._sets = set[int](), set[bytes](), 0
 
@@ -146,8 +135,8 @@ class ToyBox:
     def _kind(prompts: Prompts) -> Access:
         return Access.SOFT if isinstance(prompts, SoftPrompts) else Access.TEXT
 
-    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
-        base, needed = images, [self._kind(prompts)]
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None) -> Tensor:
+        base, needed = images, [self._kind(prompts), *([Access.LORA] if lora else [])]
         if isinstance(images, PixelImages):
             base, needed = images.base, [*needed, Access.PIXELS]
             pixels = self.towers.grey(images.pixels_PB3SS).squeeze(0)  # [B, X] for one set, else [P, B, X]
@@ -155,15 +144,18 @@ class ToyBox:
         if base is images:
             pixels = base.pixels_BX
         self._check_pass("scores", base, prompts, len(pixels) if pixels.dim() == 3 else 1)
-        text_PCD = self.towers.text_features(prompts)
-        scores_PBC = self.logit_scale * self.towers.image_features(pixels) @ text_PCD.transpose(1, 2)
+        with self.towers.changed(lora) if lora else contextlib.nullcontext():
+            image_features, text_PCD = self.towers.image_features(pixels), self.towers.text_features(prompts)
+        scores_PBC = self.logit_scale * image_features @ text_PCD.transpose(1, 2)
         p, b, c = scores_PBC.shape
         answer = answer_of(self.access)
         self._pay("scores", bill_of(answer, p, b, c), answer, *needed)
-        return reduced(scores_PBC, answer)
+        return reduced(scores_PBC, answer).detach()
 
-    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
-        scores_PBC = self.scores(images, prompts)
+    def score_blocks(
+        self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        scores_PBC = self.scores(images, prompts, lora)
         half = max(1, scores_PBC.shape[1] // 2)
         for start in range(0, scores_PBC.shape[1], half):
             rows = slice(start, min(start + half, scores_PBC.shape[1]))
@@ -185,6 +177,15 @@ class ToyBox:
         assert self._batch is None, "text_gradients in predict: a trial charges that to adapt"
         self._pay("text_gradients", Bill.text_features(*upstream_PCD.shape), Access.GRADIENTS, Access.SOFT)
         return self.towers.text_gradients(prompts, upstream_PCD)
+
+    def lora_gradients(
+        self, images: ImageSet, labels_B: Tensor, prompts: TextPrompts, lora: Lora, dropout: float, seed: int
+    ) -> tuple[Tensor, ...]:
+        assert self._batch is None, "lora_gradients in predict: a trial charges that to adapt"
+        assert isinstance(images, ToyImages)
+        self._pay("lora_gradients", Bill.lora_gradients(len(images), len(prompts.texts[0])), Access.LORA, Access.TEXT)
+        arguments = images.pixels_BX, labels_B, prompts, lora, Dropout.seeded(dropout, seed)
+        return unpacked(self.towers.lora_gradients(*arguments), lora)
 
     def embed_text(self, text: str) -> Tensor:
         assert self.access.covers(Access.SOFT), f"embed_text needs SOFT, but the access is {self.access.label}"

@@ -30,7 +30,8 @@ of them if there are fewer."""
 class Access(enum.Flag):
     """What a method may send and receive.
 
-    Inputs: TEXT < SOFT, and PIXELS beside them. Outputs: LABELS < TOPK < SCORES < FEATURES. GRADIENTS: white box.
+    Inputs: TEXT < SOFT, and PIXELS beside them. Outputs: LABELS < TOPK < SCORES < FEATURES. GRADIENTS and LORA: white
+    box.
     """
 
     TEXT = enum.auto()
@@ -44,6 +45,9 @@ class Access(enum.Flag):
     SCORES = enum.auto()
     FEATURES = enum.auto()
     GRADIENTS = enum.auto()
+    """Gradients in soft prompts; see `BlackBox.text_gradients`."""
+    LORA = enum.auto()
+    """Low-rank changes of the weights, and gradients in them; see `Lora`."""
 
     @classmethod
     def parse(cls, text: str) -> Access:
@@ -123,6 +127,11 @@ class Bill:
     def text_features(cls, p: int, c: int, d: int) -> Bill:
         """Cost of encoding P prompt sets. `text_gradients`, a backward pass through the text tower, costs the same."""
         return cls(requests=p, prompts=p * c, outputs=p * c * d)
+
+    @classmethod
+    def lora_gradients(cls, b: int, c: int) -> Bill:
+        """Cost of a forward and a backward pass through both towers: one request, and all rows of `scores` twice."""
+        return cls(requests=1, images=2 * b, prompts=2 * c, outputs=2 * b * c)
 
     def __add__(self, other: Bill) -> Bill:
         return Bill(  # written out: this runs several times for each request
@@ -275,6 +284,33 @@ class PixelImages:
         return self.pixels if self.pixels.dim() == 5 else self.pixels.unsqueeze(0)
 
 
+class LowRank(NamedTuple):
+    """Factors A and B of the changes B A of one tower: n attention layers, each with 3 maps [W, W], rank r.
+
+    The maps of a layer are those of the queries, the keys and the values, in this order.
+    """
+
+    a_n3rW: Tensor
+    b_n3Wr: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """A low-rank change of all attention layers of both towers: a weight becomes the weight + scale * B A; access LORA.
+
+    `box.lora_shapes` tells n and W of the towers.
+    """
+
+    image: LowRank
+    text: LowRank
+    scale: float
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A and B of the image tower, then those of the text tower."""
+        return *self.image, *self.text
+
+
 class LocalModel(Protocol):
     """A frozen pretrained encoder that runs on the client, for methods that declare `uses_local`. It sends no request.
 
@@ -369,6 +405,8 @@ class BlackBox(Protocol):
     """Side of the model's input in pixels."""
     top_k: int
     """Number of classes that it tells under access TOPK."""
+    lora_shapes: tuple[tuple[int, int], ...]
+    """Number of attention layers and their width, of the image tower and of the text tower; () without access LORA."""
 
     @property
     def remaining(self) -> Remaining: ...
@@ -378,8 +416,8 @@ class BlackBox(Protocol):
         """Mean length of the text tower's output before normalisation, for methods that declare `uses_text_norm`."""
         ...
 
-    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
-        """Return logit_scale * cosine, [P, B, C].
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None) -> Tensor:
+        """Return logit_scale * cosine, [P, B, C]; with `lora`, of the changed model.
 
         P sets of `PixelImages` are scored under P prompt sets, each under its own, or under one; one set of images
         under P prompt sets.
@@ -389,7 +427,9 @@ class BlackBox(Protocol):
         """
         ...
 
-    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(
+        self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield the scores, for the same charge, as (rows, [P, rows, C]) blocks of at most 64 MiB each way."""
         ...
 
@@ -410,6 +450,16 @@ class BlackBox(Protocol):
 
         White box: access SOFT and GRADIENTS. For a loss of the text features, `upstream_PCD` is its gradient with
         respect to them, computed on the client.
+        """
+        ...
+
+    def lora_gradients(
+        self, images: ImageSet, labels_B: Tensor, prompts: TextPrompts, lora: Lora, dropout: float, seed: int
+    ) -> tuple[Tensor, ...]:
+        """Return the mean cross-entropy of the changed model's scores, and its gradients in `lora.factors`.
+
+        White box: access LORA. `prompts` is one set. `dropout` is the share of the input of each A that is set to zero,
+        drawn with `seed` for this call; the rest is divided by 1 - dropout.
         """
         ...
 

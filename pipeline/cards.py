@@ -225,7 +225,7 @@ class Answers:
         return ", ".join([*parts, *([f"{self.images} images"] if self.images != "float" else [])])
 
     def granted(self, grant: Access) -> Access:
-        """Return what is left of a model's grant. Features come with logits only, gradients with full answers only."""
+        """Return what is left of a model's grant. Features need logits; white boxes need full answers."""
         if self == Answers():
             return grant
         untold = {
@@ -234,7 +234,7 @@ class Answers:
             "topk": Access.FEATURES | Access.SCORES,
             "label": Access.FEATURES | Access.SCORES | Access.TOPK,
         }
-        return (grant.closure() & ~(untold[self.scores] | Access.GRADIENTS)).minimal()
+        return (grant.closure() & ~(untold[self.scores] | Access.GRADIENTS | Access.LORA)).minimal()
 
 
 FULL_ANSWERS = Answers()

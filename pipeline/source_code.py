@@ -18,9 +18,9 @@ from pipeline.errors import CodeMismatch, ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that contains the packages `methods` and `pipeline`."""
 RESULT_SOURCES = (
-    *("methods/base.py", "methods/_answers.py", "methods/_toy.py", "methods/_state.py", "pipeline/budget.py"),
-    *("pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/local/*.py", "pipeline/remote/*.py"),
-    "pipeline/trials/*.py",
+    *("methods/base.py", "methods/_answers.py", "methods/_lora.py", "methods/_toy.py", "methods/_state.py"),
+    *("pipeline/budget.py", "pipeline/blackbox/*.py", "pipeline/data/**/*.py", "pipeline/local/*.py"),
+    *("pipeline/remote/*.py", "pipeline/trials/*.py"),
 )
 """Sources that can change a number of a row, except those of the method. Editing one makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(

@@ -483,7 +483,7 @@ METHOD_NAMES = frozenset(
     | {"zero_shot", "zero_shot_ensemble", "zs_lp", "clap", "gda", "proker", "ss_text", "ss_text_plus", "score_ridge"}
     | {"sim", "lp_pp", "rla", "lfa", "cross_modal", "label_map", "label_map_topk", "vote", "zip", "sharpzo"}
     | {"blackvip", "vp_spsa", "bar"}
-    | {"local_probe", "ares"}
+    | {"local_probe", "ares", "clip_lora"}
 )
 """Stored results and scripts use these names: none may disappear."""
 WITHOUT_A_PAGE: set[str] = {"zero_shot", "zero_shot_ensemble"}

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, did_you_mean
 
 PARTS = {"actors", "harness", "reference"}
 """Modules of the package that are not benchmarks."""
-ON_REQUEST = {"cost"}
+ON_REQUEST = {"cost", "scale"}
 """Benchmarks that need arguments, which run only when they are named."""
 
 

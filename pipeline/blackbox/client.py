@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +17,20 @@ from torch import Tensor
 
 from methods._answers import answer_of
 from methods._finite import first_non_finite
-from methods.base import Access, Bill, ImageSet, PixelImages, Prompts, Remaining, SoftPrompts
-from pipeline.blackbox.request import Kind, ModelInfo, Request, Response, access_of, call_digest, price
+from methods._lora import unpacked
+from methods.base import Access, Bill, ImageSet, Lora, PixelImages, Prompts, Remaining, SoftPrompts, TextPrompts
+from pipeline.blackbox.request import (
+    Kind,
+    LoraStep,
+    ModelInfo,
+    Request,
+    Response,
+    access_of,
+    call_digest,
+    plain_lora,
+    plain_prompts,
+    price,
+)
 from pipeline.budget import BUDGETED_PHASES, NOTHING_SENT, HttpBill, Limits, Phase, paid
 from pipeline.cards import FULL_ANSWERS, Answers
 from pipeline.data.images import Images, as_images
@@ -87,7 +99,7 @@ class MeteredBox:
         self.phase = Phase.ADAPT
         info = pool.info
         self.logit_scale, self.token_dim, self.feature_dim = info.logit_scale, info.token_dim, info.feature_dim
-        self.image_size = info.image_size
+        self.image_size, self.lora_shapes = info.image_size, info.lora_shapes
 
     @property
     def remaining(self) -> Remaining:
@@ -102,42 +114,48 @@ class MeteredBox:
             raise NonFiniteError(f"text_norm is {value}: the model's weights or its precision are unsuitable")
         return value
 
-    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None) -> Tensor:
         """Return the scores [P, B, C] of B images under P prompt sets, or the part of them that is declared."""
-        blocks = [block for _, block in self.score_blocks(images, prompts)]
+        blocks = [block for _, block in self.score_blocks(images, prompts, lora)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
-    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(
+        self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, scores [P, rows, C]) of one call, block by block."""
         whole = MadeImages.of(images) if isinstance(images, PixelImages) else as_images(images)
-        prompts, sent = _plain(prompts), whole.row_bytes if isinstance(whole, MadeImages) else 0
+        prompts, lora, sent = plain_prompts(prompts), plain_lora(lora), getattr(whole, "row_bytes", 0)
         if sent > BLOCK_BYTES:
             raise EndpointRefused(f"one image in all sets has {sent:,} bytes, at most {BLOCK_BYTES:,}: send fewer sets")
-        charge = self._charge("scores", whole, prompts)
-        for rows in _blocks(len(whole), charge.bill.prompts, sent):
-            yield rows, self._send(self._request("scores", whole[rows], prompts, charge), first=rows.start == 0)
+        call = self._charged("scores", whole, prompts, lora=lora)
+        for rows in _blocks(len(whole), call.charge.bill.prompts, sent):
+            yield rows, self._send(replace(call, images=whole[rows]), first=rows.start == 0)
 
     def image_features(self, images: ImageSet) -> Tensor:
         """Return the features [B, D] of images."""
         whole = as_images(images)
-        charge = self._charge("image_features", whole, None)
+        call = self._charged("image_features", whole, None)
         features_BD = torch.empty(len(whole), self.feature_dim)
         for rows in _blocks(len(whole), self.feature_dim):
-            request = self._request("image_features", whole[rows], None, charge)
-            features_BD[rows] = self._send(request, first=rows.start == 0)
+            features_BD[rows] = self._send(replace(call, images=whole[rows]), first=rows.start == 0)
         return features_BD
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """Return the features [P, C, D] of prompts."""
-        prompts = _plain(prompts)
-        charge = self._charge("text_features", None, prompts)
-        return self._send(self._request("text_features", None, prompts, charge))
+        return self._send(self._charged("text_features", None, plain_prompts(prompts)))
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """Backpropagate a gradient [P, C, D] of the text features to the contexts [P, L, E]; white box."""
-        plain, upstream_PCD = _plain(prompts), upstream_PCD.detach().float().contiguous()
-        charge = self._charge("text_gradients", None, plain, upstream_PCD)
-        return self._send(self._request("text_gradients", None, plain, charge, upstream_PCD))
+        upstream_PCD = upstream_PCD.detach().float().contiguous()
+        return self._send(self._charged("text_gradients", None, plain_prompts(prompts), upstream_PCD))
+
+    def lora_gradients(
+        self, images: ImageSet, labels_B: Tensor, prompts: TextPrompts, lora: Lora, dropout: float, seed: int
+    ) -> tuple[Tensor, ...]:
+        """Return the loss of a changed model and its gradients in `lora.factors`; white box."""
+        step = LoraStep(labels_B.detach().as_subclass(Tensor).clone(), float(dropout), int(seed))
+        arguments = as_images(images), plain_prompts(prompts), None, plain_lora(lora), step
+        return unpacked(self._send(self._charged("lora_gradients", *arguments)), lora)
 
     def embed_text(self, text: str) -> Tensor:
         """Return the token embeddings [L, E] of a text; free."""
@@ -145,37 +163,29 @@ class MeteredBox:
             raise AccessDenied(f"embed_text needs SOFT, the method declares {self.access.label}")
         return torch.from_numpy(self.pool.embed_text(text).copy())
 
-    def _request(
+    def _charged(
         self,
         kind: Kind,
         images: Images | MadeImages | None,
         prompts: Prompts | None,
-        charge: Charge,
         upstream_PCD: Tensor | None = None,
+        lora: Lora | None = None,
+        step: LoraStep | None = None,
     ) -> Request:
-        answer = self.answer if kind == "scores" else Access.SCORES
-        return Request(kind, images, prompts, charge, upstream_PCD, answer, self.answers)
-
-    def _charge(
-        self,
-        kind: Kind,
-        images: Images | MadeImages | None,
-        prompts: Prompts | None,
-        upstream_PCD: Tensor | None = None,
-    ) -> Charge:
         """Price a call. Raises AccessDenied or BudgetExceeded where the declared access or the allotment forbids it."""
         answer = self.answer if kind == "scores" else Access.SCORES
         bill = price(kind, images, prompts, self.feature_dim, answer, self.answers.k)
         phase = self.phase
         if phase is Phase.ADAPT and images is not None and images.split == "val":
             phase = Phase.VALIDATE
-        needed = access_of(kind, images, prompts, answer)
+        needed = access_of(kind, images, prompts, answer, lora)
         if not self.access.covers(needed):
             raise AccessDenied(f"{kind} needs {needed.label}, the method declares {self.access.label}")
         if phase in BUDGETED_PHASES:
             self._check_allotment(bill)
-        digest = call_digest(kind, images, prompts, upstream_PCD, answer, self.answers)
-        return Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
+        digest = call_digest(kind, images, prompts, upstream_PCD, answer, self.answers, lora, step)
+        charge = Charge(self.storage, self.trial, self.meter.call, digest, phase, bill)
+        return Request(kind, images, prompts, charge, upstream_PCD, answer, self.answers, lora, step)
 
     def _check_allotment(self, bill: Bill) -> None:
         spent = self.meter.paid
@@ -229,10 +239,3 @@ def _place(request: Request, index: tuple[int, ...]) -> str:
     if image is not None and request.images is not None:
         places.append(request.images.where(index[image]))
     return ", ".join(places)
-
-
-def _plain(prompts: Prompts) -> Prompts:
-    """Return soft prompts as contiguous float32 values without a gradient; text prompts as they are."""
-    if isinstance(prompts, SoftPrompts):
-        return SoftPrompts(prompts.ctx_PLE.detach().float().contiguous(), prompts.classnames, prompts.suffix)
-    return prompts

@@ -5,8 +5,8 @@ It knows nothing of budgets: the replica queue and `LocalPool` charge the ledger
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from methods._finite import first_non_finite
-from methods.base import Access, Prompts, SoftPrompts
-from pipeline.blackbox import answers, text_norm
+from methods.base import Access, Lora, Prompts, SoftPrompts, TextPrompts
+from pipeline.blackbox import answers, lora, text_norm
 from pipeline.blackbox import model as models
 from pipeline.blackbox.feature_store import FeatureStore, MemoryStore
+from pipeline.blackbox.lru_cache import LRUCache
 from pipeline.blackbox.request import (
     Kind,
     ModelInfo,
@@ -28,6 +29,7 @@ from pipeline.blackbox.request import (
     prompt_counts,
     prompts_digest,
 )
+from pipeline.blackbox.stored_images import ImageRows, read_or_encode
 from pipeline.cards import FULL_ANSWERS, ModelCard
 from pipeline.data.images import Images
 from pipeline.data.made_images import MadeImages
@@ -41,31 +43,6 @@ TEXT_BYTES = 2**30
 classes at D = 1024."""
 MEMORY_BYTES = 2**28
 """Capacity of a feature store in memory."""
-STORED_AT_ONCE = 1024
-"""Maximum number of new images that are encoded before they are stored, and that a killed replica loses."""
-
-
-@dataclass
-class LRUCache:
-    """The most recently used tensors by digest, up to `capacity` bytes."""
-
-    capacity: int
-    size: int = 0
-    """Bytes of the tensors in it."""
-    items: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
-
-    def get(self, key: str) -> Tensor | None:
-        """Return the value of a key, or None, and mark it as the latest used."""
-        if key in self.items:
-            self.items.move_to_end(key)
-        return self.items.get(key)
-
-    def put(self, key: str, value: Tensor) -> None:
-        """Store the value of a new key, then remove the least recently used values beyond the capacity."""
-        self.items[key] = value
-        self.size += value.nbytes
-        while self.size > self.capacity:
-            self.size -= self.items.popitem(last=False)[1].nbytes
 
 
 class Endpoint:
@@ -87,7 +64,7 @@ class Endpoint:
     def forget(self, features: Path | None) -> None:
         """Empty the caches, and store features in this folder, so that images and prompts are encoded again."""
         self._features, self._stores = features, dict[str, FeatureStore | MemoryStore]()
-        self._images, self._texts = LRUCache(IMAGE_BYTES), LRUCache(TEXT_BYTES)
+        self._images, self._texts = LRUCache[ImageRows](IMAGE_BYTES), LRUCache[Tensor](TEXT_BYTES)
         self.store()  # a folder that cannot be used fails here
 
     def store(self, codec: str = "float") -> FeatureStore | MemoryStore:
@@ -115,6 +92,7 @@ class Endpoint:
             precision=self.precision,
             transform=m.transform,
             device=torch.cuda.get_device_name(m.device) if m.device.type == "cuda" else m.device.type,
+            lora_shapes=m.lora_shapes if Access.LORA in m.grant else (),
         )
 
     def check(self, request: Request) -> None:
@@ -124,7 +102,7 @@ class Endpoint:
             AccessDenied: the model does not grant the access that the request needs.
             EndpointRefused: a shape is wrong, a value is not finite, or there are too many prompts.
         """
-        needed = access_of(request.kind, request.images, request.prompts, request.answer)
+        needed = access_of(request.kind, request.images, request.prompts, request.answer, request.lora)
         granted = request.answers.granted(self.model.grant)
         if not granted.covers(needed):
             how = f" with answers {request.answers.text}" if request.answers != FULL_ANSWERS else ""
@@ -141,6 +119,8 @@ class Endpoint:
                 raise EndpointRefused(f"the context has a value that is not finite (prompt set {bad[0] + 1})")
         if request.kind == "text_gradients":
             self._check_upstream(prompts, request.upstream_PCD)
+        if request.lora is not None:
+            lora.check(request, self.model.lora_shapes)
         if prompts is not None:
             check_prompt_count(prompts, self.model.feature_dim)
 
@@ -171,6 +151,8 @@ class Endpoint:
         Raises:
             NonFiniteError: the model returned a value that is NaN or infinite. The call must then be refunded.
         """
+        if request.lora is not None:
+            return self._changed(request, request.lora)
         if request.kind == "text_features":
             assert request.prompts is not None
             text_PCD, n_prompts = self._text(request.prompts)
@@ -188,7 +170,7 @@ class Endpoint:
             image_PBD = self._made(request.images, codec)
             n_images, hits = image_PBD.shape[0] * image_PBD.shape[1], 0
         else:
-            image_BD, n_images = self._image(request.images, codec)
+            image_BD, n_images = self._image(request.images, codec, request.charge.id)
             image_PBD, hits = image_BD.unsqueeze(0), len(request.images) - n_images
         if request.kind == "image_features":
             told = answers.told_features(image_BD, request, self.model.logit_scale)
@@ -207,6 +189,23 @@ class Endpoint:
             raise AccessDenied(f"embed_text needs SOFT, the model grants {self.model.grant.label}")
         return self.model.embed_text(text).numpy()
 
+    def _changed(self, request: Request, change: Lora) -> Response:
+        """Return the response of a changed model. Images and prompts are encoded anew, and nothing is stored."""
+        images, prompts, step = request.images, request.prompts, request.step
+        assert isinstance(images, Images) and prompts is not None
+        p, c = prompt_counts(prompts)
+        if step is not None:
+            assert isinstance(prompts, TextPrompts)
+            packed = self.model.lora_gradients(images, prompts, change, step)
+            if first_non_finite(packed) is not None:
+                raise NonFiniteError(f"lora_gradients: the loss or a gradient is {_CAUSE}")
+            return Response(packed.numpy(), computed_images=2 * len(images), computed_prompts=2 * c)
+        with self.model.merged(change):
+            image_BD, text_PCD = self.model.encode_images(images), self.model.encode_prompts(prompts)
+        scores_PBC = cosine_scores(image_BD.to(self.model.device), text_PCD, self.model.logit_scale)
+        check_finite("scores", scores_PBC, prompts)
+        return Response(answers.told_scores(scores_PBC, request).cpu().numpy(), len(images), p * c)
+
     def _scores(self, image_PBD: Tensor, text_PCD: Tensor) -> Tensor:
         """Return the scores [P, B, C] of P sets of images, each under its prompt set, or of one of either."""
         if len(image_PBD) == 1:
@@ -222,29 +221,24 @@ class Endpoint:
             raise NonFiniteError(f"scores: {images.where(bad[0] % b)} has a feature that is {_CAUSE}")
         return features.view(p, b, -1).to(self.model.device)
 
-    def _image(self, images: Images, codec: str) -> tuple[Tensor, int]:
-        """Return the features [B, D] on the model's device, and how many images were encoded for them."""
-        digest, store = f"{images.digest} {codec}", self.store(codec)
-        features = self._images.get(digest)
-        if features is not None:
-            return features, 0
-        keys = images.keys
-        features, missing = store.read(keys)
-        first: dict[str, int] = {}
-        for i in missing:
-            first.setdefault(keys[i], i)
-        new = list(first.values())
-        for start in range(0, len(new), STORED_AT_ONCE):
-            part = new[start : start + STORED_AT_ONCE]
-            encoded = self.model.encode_images(images[part], codec)
-            if (bad := first_non_finite(encoded)) is not None:
-                raise NonFiniteError(f"image_features: {images.where(part[bad[0]])} has a feature that is {_CAUSE}")
-            store.add([keys[i] for i in part], encoded)
-            features[part] = encoded
-        features[missing] = features[[first[keys[i]] for i in missing]]
-        features = features.to(self.model.device)
-        self._images.put(digest, features)
-        return features, len(new)
+    def _image(self, images: Images, codec: str, charge_id: str) -> tuple[Tensor, int]:
+        """Return the features [B, D] on the model's device, and how many images were encoded for this charge.
+
+        The number is the same when the call is repeated after a kill, so every stored image is counted once.
+        """
+        digest, call = f"{images.digest} {codec}", hashlib.sha256(charge_id.encode()).hexdigest()[:16]
+        rows = self._images.get(digest)
+        if rows is None:
+            encode = partial(self._encode, images, codec)
+            rows = read_or_encode(images.keys, self.store(codec), encode, call, self.model.device)
+            self._images.put(digest, rows)
+        return rows.features_BD, rows.calls[call]
+
+    def _encode(self, images: Images, codec: str, rows: list[int]) -> Tensor:
+        encoded = self.model.encode_images(images[rows], codec)
+        if (bad := first_non_finite(encoded)) is not None:
+            raise NonFiniteError(f"image_features: {images.where(rows[bad[0]])} has a feature that is {_CAUSE}")
+        return encoded
 
     def _text(self, prompts: Prompts) -> tuple[Tensor, int]:
         """Return the features [P, C, D] on the model's device, and how many prompts were encoded for them."""

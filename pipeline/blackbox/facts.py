@@ -18,7 +18,7 @@ from torch import Tensor
 
 from methods._toy import ToyTowers
 from methods.base import Access
-from pipeline.blackbox import architecture
+from pipeline.blackbox import architecture, lora
 from pipeline.blackbox.architecture import KnownFile
 from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights, stamp, weights_digest
 from pipeline.blackbox.text_tower import fits
@@ -47,6 +47,8 @@ class ModelFacts:
     """The input rule and the activation in one line, for the user."""
     notes: tuple[str, ...] = ()
     """Lines for the user on what was changed, skipped or assumed."""
+    withheld: tuple[str, ...] = ()
+    """Those of the notes that are about access which the card grants and the network cannot give."""
     context_length: int | None = None
     """Maximum number of tokens of a prompt, start and end included; None for no maximum."""
 
@@ -85,10 +87,16 @@ def _describe(card: ModelCard, path: Path | None, *_stamp: int) -> ModelFacts:
     identity = _identity(card, plan, notes)
     rule, whose = architecture.input_rule(card, net.visual.image_size, plan.known)
     activation = "QuickGELU" if plan.quick_gelu else "GELU"
+    withheld = list[str]()
     own_tokenizer = bool(architecture.configuration(card)["text_cfg"].get("hf_tokenizer_name"))
-    if (own_tokenizer or not fits(net, None)) and card.access.covers(Access.SOFT):
-        notes.append("SOFT is not granted: its text tower takes prompts as strings only")
+    if (own_tokenizer or not fits(net, None)) and card.access & (Access.SOFT | Access.LORA):
+        names = (card.access & (Access.SOFT | Access.LORA)).label.replace("+", " and ")
+        verb = "are" if " " in names else "is"
+        withheld.append(f"{names} {verb} not granted: its text tower takes prompts as strings only")
         card = dataclasses.replace(card, grant=without_soft(card.access).label)
+    if Access.LORA in card.access and (reason := _no_lora(card, net)):
+        withheld.append(f"LORA is not granted: {reason}")
+        card = dataclasses.replace(card, grant=(card.access & ~Access.LORA).label)
     own_file = plan.sha256 and card.kind == "open_clip" and plan.known is None
     other = architecture.other_activation(card.arch)
     if own_file and card.quick_gelu is None and other:
@@ -100,7 +108,8 @@ def _describe(card: ModelCard, path: Path | None, *_stamp: int) -> ModelFacts:
         feature_dim=feature_dim(card),
         transform=rule.name,
         rule=f"{card.arch}, {activation}; images {rule.summary}: {whose}",
-        notes=tuple(notes),
+        notes=(*notes, *withheld),
+        withheld=tuple(withheld),
         context_length=int(net.context_length),
     )
 
@@ -175,9 +184,14 @@ def _shown(path: Path) -> str:
     return str(path) if len(str(path)) <= 60 else f".../{path.parent.name[-30:]}/{path.name[-40:]}"
 
 
+def _no_lora(card: ModelCard, net: Any) -> str:
+    """Return why the network of a card cannot be changed; empty if it can."""
+    return lora.unsuited(net) or ("" if card.precision == "fp32" else f"gradients need fp32, not {card.precision}")
+
+
 def without_soft(grant: Access) -> Access:
     """Return the grant of a model whose text tower takes prompts as strings only."""
-    full = grant.closure() & ~(Access.SOFT | Access.GRADIENTS)
+    full = grant.closure() & ~(Access.SOFT | Access.GRADIENTS | Access.LORA)
     return full & ~(Access.TOPK | Access.LABELS) if Access.SCORES in full else full  # which SCORES implies
 
 

@@ -8,6 +8,9 @@ an atomic rename. A file has N rows in a fixed layout:
     sums             N x 4 bytes: CRC-32 of a row's key and feature, little-endian
     features         N x D float32, little-endian
 
+A file is named after the call that its features were computed for. An image is computed by one process at a time:
+`claim` locks its key, as one byte of the file `locks`, and the system releases the locks of a process that ends.
+
 The header's checksum covers header, keys and sums, and is verified when the file is opened, which reads no features.
 Each feature is verified against its sum when it is read. The index in memory takes 24 bytes per image. A file that is
 damaged or of another store is removed, and its rows are computed again. A store of paid answers keeps it under another
@@ -17,15 +20,18 @@ name, and fails if the disk does not take a file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import time
 import uuid
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -41,6 +47,8 @@ LAYOUT = 3
 INCOMPLETE_MAX_AGE_S = 3600
 """Age in seconds at which an incomplete file is removed: its writer no longer exists."""
 SUFFIX = ".features"
+LOCKS = "locks"
+"""Empty file whose bytes are locked, one for each image that is being computed."""
 DAMAGED = ".damaged"
 """Suffix of a damaged file of paid features."""
 _KEY, _SUM = np.dtype("S16"), np.dtype("<u4")
@@ -56,7 +64,7 @@ class FeatureFile:
     """
 
     def __init__(self, path: Path, header: bytes, feature_dim: int) -> None:
-        self.path = path
+        self.path, self.call = path, path.name.rpartition("-")[0]
         row = _KEY.itemsize + _SUM.itemsize + 4 * feature_dim
         size = path.stat().st_size
         if size <= len(header) or (size - len(header)) % row:
@@ -125,8 +133,38 @@ class FeatureStore:
                 places[of_file] = NOWHERE
         return torch.from_numpy(features), np.flatnonzero(places == NOWHERE).tolist()
 
-    def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
+    @contextlib.contextmanager
+    def claim(self, keys: Sequence[str], most: int) -> Iterator[list[str]]:
+        """Lock up to `most` of these keys against other processes until the context ends; wait until one is free.
+
+        A claimed key may be stored by now: read it before it is computed. On a file system without locks all keys are
+        free.
+        """
+        positions = (_digests(keys).view("<u8")[::2] >> 2).tolist()  # below the largest offset of a file
+        with (self.folder / LOCKS).open("ab") as file:  # closing it releases the locks
+            free = (key for key, position in zip(keys, positions, strict=True) if _lock(file, position, wait=False))
+            claimed = list(islice(free, most))
+            if not claimed:  # the process holds no lock while it waits, so that two never wait for each other
+                _lock(file, positions[0], wait=True)
+                claimed = [keys[0]]
+            yield claimed
+
+    def calls(self, keys: Sequence[str]) -> Counter[str]:
+        """Return the number of these stored images by the call that they were computed for; "" if it is not known."""
+        places = self._find(_digests(keys))
+        files, counts = np.unique(places[places != NOWHERE] >> _FILE_BITS, return_counts=True)
+        calls: Counter[str] = Counter()
+        for number, count in zip(files.tolist(), counts.tolist(), strict=True):
+            calls[self._files[number].call] += count
+        return calls
+
+    def add(self, keys: Sequence[str], features_BD: Tensor, call: str = "") -> None:
         """Write features to a new file, which other processes then can read. If the disk is full, only warn.
+
+        Args:
+            keys: keys of the B images.
+            features_BD: their features.
+            call: the call that they were computed for, in characters of a file name.
 
         Raises:
             ValueError: a feature is NaN or infinite.
@@ -138,7 +176,7 @@ class FeatureStore:
         sums = np.array(
             [_sum(key.tobytes(), row) for key, row in zip(digests.view("V16"), features, strict=True)], _SUM
         )
-        path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
+        path = self.folder / f"{call}{'-' * bool(call)}{uuid.uuid4().hex}{SUFFIX}"
         temporary, head = path.with_suffix(".tmp"), seal(self._header + digests.tobytes() + sums.tobytes())
         if self.paid:
             write_atomic(path, head + features.tobytes())
@@ -209,7 +247,16 @@ class MemoryStore:
                 self._rows.move_to_end(key)
         return features, missing
 
-    def add(self, keys: Sequence[str], features_BD: Tensor) -> None:
+    @contextlib.contextmanager
+    def claim(self, keys: Sequence[str], most: int) -> Iterator[list[str]]:
+        """See FeatureStore.claim; no other process uses this store."""
+        yield list(keys[:most])
+
+    def calls(self, keys: Sequence[str]) -> Counter[str]:
+        """See FeatureStore.calls; they are not stored here."""
+        return Counter()
+
+    def add(self, keys: Sequence[str], features_BD: Tensor, call: str = "") -> None:
         """Store features, and remove those that were not used for longest."""
         self._rows.update(zip(keys, features_BD.clone(), strict=True))
         while len(self._rows) > self.most:
@@ -224,6 +271,17 @@ def _digests(keys: Sequence[str]) -> np.ndarray:
 def _sum(key: bytes, feature_D: np.ndarray) -> int:
     """Return the CRC-32 of a row's key and feature."""
     return zlib.crc32(feature_D.data, zlib.crc32(key))
+
+
+def _lock(file: IO[bytes], position: int, wait: bool) -> bool:
+    """Lock a byte of a file; return False if another process has locked it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, position)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # the file system has no locks: an image may be computed twice
+        return True
+    return True
 
 
 def _finite(features: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Protocol
 
@@ -15,13 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy, normalize
 
+from methods._lora import Dropout, loss_and_gradients
 from methods._toy import ToyTowers
-from methods.base import Access, Prompts, SoftPrompts
-from pipeline.blackbox import architecture
+from methods.base import Access, Lora, Prompts, SoftPrompts, TextPrompts
+from pipeline.blackbox import architecture, lora
 from pipeline.blackbox.architecture import PRECISIONS
 from pipeline.blackbox.facts import TOY_TRANSFORM, describe, load_network, without_soft
+from pipeline.blackbox.request import LoraStep
 from pipeline.blackbox.text_tower import SharedPrefixTower, fits, too_long
 from pipeline.blackbox.weights import check_finite
 from pipeline.cards import ModelCard
@@ -48,6 +52,8 @@ class Model(Protocol):
     """Side of the input in pixels."""
     grant: Access
     transform: str
+    lora_shapes: tuple[tuple[int, int], ...]
+    """See `BlackBox.lora_shapes`."""
 
     def encode_images(self, images: Images, codec: str = "float") -> Tensor:
         """Return the features [B, D] of images, sent as `data.images.recoded` says, on the CPU."""
@@ -67,6 +73,14 @@ class Model(Protocol):
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """Backpropagate a gradient [P, C, D] of the text features to the contexts [P, L, E]; on the CPU."""
+        ...
+
+    def merged(self, change: Lora) -> AbstractContextManager[None]:
+        """Return a context in which the model is a changed one."""
+        ...
+
+    def lora_gradients(self, images: Images, prompts: TextPrompts, change: Lora, step: LoraStep) -> Tensor:
+        """Return the loss of a changed model and the gradients in its factors, packed (`methods._lora`); on the CPU."""
         ...
 
     def embed_text(self, text: str) -> Tensor:
@@ -92,6 +106,7 @@ class FakeModel:
         self.identity, self.grant = describe(card).identity, card.access
         self.logit_scale = self.towers.logit_scale
         self.token_dim, self.feature_dim, self.image_size = self.towers.E, self.towers.D, self.towers.SIDE
+        self.lora_shapes = self.towers.lora_shapes
 
     def encode_images(self, images: Images, codec: str = "float") -> Tensor:
         """Return the features [B, D]; a view adds noise that its key determines."""
@@ -124,6 +139,16 @@ class FakeModel:
         """See Model.text_gradients."""
         return self.towers.text_gradients(prompts, upstream_PCD)
 
+    def merged(self, change: Lora) -> AbstractContextManager[None]:
+        """See Model.merged."""
+        return self.towers.changed(change)
+
+    def lora_gradients(self, images: Images, prompts: TextPrompts, change: Lora, step: LoraStep) -> Tensor:
+        """See Model.lora_gradients."""
+        pixels_BX = torch.stack([self._pixels(images, i, "float") for i in range(len(images))])
+        dropout = Dropout.seeded(step.dropout, step.seed)
+        return self.towers.lora_gradients(pixels_BX, step.labels_B, prompts, change, dropout)
+
     def embed_text(self, text: str) -> Tensor:
         """See Model.embed_text."""
         return self.towers.embed_text(text)
@@ -138,7 +163,7 @@ class OpenClipModel:
         self.net, self.preprocess = load_network(card, self.device)
         self.net.eval().requires_grad_(False)
         check_finite(card, self.net)
-        self.identity, self.grant = facts.identity, card.access
+        self.identity, self.grant = facts.identity, facts.card.access
         self.logit_scale = float(self.net.logit_scale.exp())
         self.transform, self.image_size = self.preprocess.name, self.preprocess.size
         self.tokenizer: Any = architecture.tokenizer(card)
@@ -148,6 +173,7 @@ class OpenClipModel:
             log.warning("%s: its text tower takes prompts as strings only, so soft prompts are not granted", card.name)
         self.feature_dim = facts.feature_dim
         self.token_dim = self.text.token_dim if self.text else 0
+        self.lora_shapes = () if lora.unsuited(self.net) or self.text is None else lora.shapes(self.net)
 
     def encode_images(self, images: Images, codec: str = "float") -> Tensor:
         """See Model.encode_images."""
@@ -217,6 +243,25 @@ class OpenClipModel:
             features_PCD = self.text.encode(SoftPrompts(ctx_PLE, prompts.classnames, prompts.suffix))
             text_PCD = normalize(features_PCD.float(), dim=-1)
         return torch.autograd.grad(text_PCD, ctx_PLE, upstream_PCD.to(self.device))[0].float().cpu()
+
+    def merged(self, change: Lora) -> AbstractContextManager[None]:
+        """See Model.merged."""
+        return lora.merged(self.net, change)
+
+    def lora_gradients(self, images: Images, prompts: TextPrompts, change: Lora, step: LoraStep) -> Tensor:
+        """See Model.lora_gradients."""
+        assert self.text is not None
+        text, pixels_B3SS = self.text, self.preprocess.pixels(images).to(self.device)
+        dropout = Dropout.seeded(step.dropout, step.seed, self.device.type)
+
+        def loss_of(changed: Lora) -> Tensor:
+            # on a GPU the backward pass of the other kernels is not deterministic
+            with lora.beside(self.net, changed, dropout), sdpa_kernel(SDPBackend.MATH):
+                image_BD = normalize(self.net.encode_image(pixels_B3SS), dim=-1)
+                text_CD = normalize(text.encode_whole(prompts.texts[0]), dim=-1)
+            return cross_entropy(self.logit_scale * image_BD @ text_CD.T, step.labels_B.to(self.device))
+
+        return loss_and_gradients(change, loss_of)
 
     def embed_text(self, text: str) -> Tensor:
         """See Model.embed_text."""

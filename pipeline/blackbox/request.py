@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from methods._answers import bill_of
-from methods.base import TOP_K, Access, Bill, Prompts, SoftPrompts
+from methods.base import TOP_K, Access, Bill, Lora, LowRank, Prompts, SoftPrompts, TextPrompts
 from pipeline.budget import NOTHING_SENT, HttpBill
 from pipeline.cards import FULL_ANSWERS, Answers
 from pipeline.data.images import Images
@@ -21,7 +21,7 @@ from pipeline.data.made_images import MadeImages
 from pipeline.errors import EndpointRefused
 from pipeline.ledger.records import Charge
 
-Kind = Literal["scores", "image_features", "text_features", "text_gradients"]
+Kind = Literal["scores", "image_features", "text_features", "text_gradients", "lora_gradients"]
 """The calls that are charged."""
 
 REMOTE = "http "
@@ -31,8 +31,19 @@ ACCESS: dict[Kind, Access] = {
     "image_features": Access.FEATURES,
     "text_features": Access.FEATURES,
     "text_gradients": Access.GRADIENTS,
+    "lora_gradients": Access.LORA,
 }
 """Access that a call of each kind needs, besides the access to its form of prompts. `scores` may ask for less."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoraStep:
+    """What `lora_gradients` takes besides images, prompts and the change."""
+
+    labels_B: Tensor
+    """int64."""
+    dropout: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Request:
     """Of `scores`: SCORES, TOPK or LABELS (see `methods._answers.reduced`)."""
     answers: Answers = FULL_ANSWERS
     """How detailed and exact the answers of this endpoint are."""
+    lora: Lora | None = None
+    """The change of the model, for `lora_gradients`; `scores` may have one."""
+    step: LoraStep | None = None
+    """For `lora_gradients`."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,8 @@ class ModelInfo(NamedTuple):
     transform: str
     device: str
     """cpu, the name of the GPU, or `REMOTE` and the host of a remote endpoint."""
+    lora_shapes: tuple[tuple[int, int], ...] = ()
+    """See `BlackBox.lora_shapes`."""
 
     @property
     def remote(self) -> bool:
@@ -93,10 +110,16 @@ class ModelInfo(NamedTuple):
 
 
 def access_of(
-    kind: Kind, images: Images | MadeImages | None, prompts: Prompts | None, answer: Access = Access.SCORES
+    kind: Kind,
+    images: Images | MadeImages | None,
+    prompts: Prompts | None,
+    answer: Access = Access.SCORES,
+    lora: Lora | None = None,
 ) -> Access:
     """Return the access that a call needs."""
     needed = answer if kind == "scores" else ACCESS[kind]
+    if lora is not None:
+        needed |= Access.LORA
     if isinstance(images, MadeImages):
         needed |= Access.PIXELS
     if prompts is None:
@@ -126,6 +149,8 @@ def price(
     if kind in ("text_features", "text_gradients"):
         return Bill.text_features(p, c, feature_dim)
     assert images is not None
+    if kind == "lora_gradients":
+        return Bill.lora_gradients(len(images), c)
     if isinstance(images, MadeImages):
         p = max(p, images.n_sets)
     return bill_of(answer, p, len(images), c, k)
@@ -167,6 +192,8 @@ def call_digest(
     upstream_PCD: Tensor | None = None,
     answer: Access = Access.SCORES,
     answers: Answers = FULL_ANSWERS,
+    lora: Lora | None = None,
+    step: LoraStep | None = None,
 ) -> str:
     """Return the digest of a whole call, 32 hex digits. Calls with equal digests ask for the same values."""
     name = kind if answer is Access.SCORES else f"{kind} as {answer.label}"
@@ -175,7 +202,39 @@ def call_digest(
     h = hashlib.sha256(content.encode())
     if upstream_PCD is not None:
         h.update(upstream_PCD.numpy().tobytes())
+    if lora is not None:
+        h.update(repr((lora.scale, [tuple(factor.shape) for factor in lora.factors])).encode())
+        for factor in lora.factors:
+            h.update(factor.numpy().tobytes())
+    if step is not None:
+        h.update(repr((step.dropout, step.seed)).encode() + step.labels_B.numpy().tobytes())
     return h.hexdigest()[:32]
+
+
+def plain_prompts(prompts: Prompts) -> Prompts:
+    """Return prompts as plain values, contexts contiguous and without a gradient.
+
+    A subclass could change them between pricing and sending. Raises TypeError for another type.
+    """
+    if isinstance(prompts, SoftPrompts):
+        return SoftPrompts(_plain(prompts.ctx_PLE), tuple(prompts.classnames), str(prompts.suffix))
+    if isinstance(prompts, TextPrompts):
+        return TextPrompts(tuple(tuple(map(str, texts)) for texts in prompts.texts))
+    raise TypeError(f"expected TextPrompts or SoftPrompts, got {type(prompts).__name__}")
+
+
+def plain_lora(lora: Lora | None) -> Lora | None:
+    """Return the same of a change of the model. Raises TypeError for another type."""
+    if lora is None:
+        return None
+    if not isinstance(lora, Lora):
+        raise TypeError(f"expected Lora, got {type(lora).__name__}")
+    image_a, image_b, text_a, text_b = map(_plain, lora.factors)
+    return Lora(LowRank(image_a, image_b), LowRank(text_a, text_b), float(lora.scale))
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values.detach().as_subclass(Tensor).float().contiguous()
 
 
 def prompts_digest(prompts: Prompts) -> str:

@@ -93,13 +93,20 @@ class SharedPrefixTower:
         none_1LW = torch.empty(1, 0, self.token_dim, device=self.device)
         return torch.cat([self._encode(none_1LW, [self._tokens(text) for text in texts]) for texts in prompts.texts])
 
+    def encode_whole(self, texts: Sequence[str]) -> Tensor:
+        """Return features [C, D] of prompts by the network's own blocks, which share nothing between the prompts."""
+        group = self._group(range(len(texts)), [[self.tokenizer.sot_token_id, *self._tokens(text)] for text in texts])
+        n = self._checked(group.ids_CS.shape[1])
+        x_CSW = self.net.token_embedding(group.ids_CS).to(self.dtype) + self._position(0, n)
+        for block in self.net.transformer.resblocks:
+            x_CSW = block(x_CSW, attn_mask=self.net.attn_mask[:n, :n])
+        return self._pool(x_CSW[torch.arange(len(texts), device=self.device), group.last_C])
+
     def _encode(self, ctx_PLW: Tensor, suffixes: Sequence[list[int]]) -> Tensor:
         start_1W = self.net.token_embedding.weight[self.tokenizer.sot_token_id][None]
         prefix_PLW = torch.cat([start_1W.expand(len(ctx_PLW), 1, -1), ctx_PLW.to(start_1W.dtype)], dim=1)
         n_prefix = prefix_PLW.shape[1]
-        total = n_prefix + max(map(len, suffixes)) + 1
-        if total > len(self.net.positional_embedding):
-            raise EndpointRefused(too_long(total, len(self.net.positional_embedding)))
+        total = self._checked(n_prefix + max(map(len, suffixes)) + 1)
         prefix_PLW = prefix_PLW.to(self.dtype) + self._position(0, n_prefix)
         small = len(suffixes) * (total - n_prefix) * self.params <= SMALL
         if small or ctx_PLW.requires_grad:  # on a GPU the backward pass of `_packed` is not deterministic
@@ -113,6 +120,12 @@ class SharedPrefixTower:
             for sets_PLW in torch.split(prefix_PLW, n_sets)
         ]
         return torch.cat(parts)[:, torch.cat([group.rows_C for group in groups]).argsort()]
+
+    def _checked(self, tokens: int) -> int:
+        """Return the number of tokens of a prompt. Raises EndpointRefused if it exceeds the context length."""
+        if tokens > len(self.net.positional_embedding):
+            raise EndpointRefused(too_long(tokens, len(self.net.positional_embedding)))
+        return tokens
 
     def _by_length(self, suffixes: Sequence[list[int]]) -> list[Group]:
         rows = sorted(range(len(suffixes)), key=lambda row: len(suffixes[row]))
@@ -138,11 +151,11 @@ class SharedPrefixTower:
         ((group,), p, prefix) = groups, len(prefix_PLW), prefix_PLW
         c, suffix = len(group.ids_CS), self._suffixes(group, prefix_PLW.shape[1], p)
         for block in self.net.transformer.resblocks:
-            q, k, v = _heads(block.attn, _qkv(block, prefix))
-            own = _heads(block.attn, _qkv(block, suffix))
-            prefix = _rest(block, prefix, _merged(scaled_dot_product_attention(q, k, v, is_causal=True)))
+            q, k, v = split_heads(block.attn, _qkv(block, prefix))
+            own = split_heads(block.attn, _qkv(block, suffix))
+            prefix = _rest(block, prefix, merge_heads(scaled_dot_product_attention(q, k, v, is_causal=True)))
             k, v = (shared.repeat_interleave(c, dim=0) for shared in (k, v))
-            suffix = _rest(block, suffix, _merged(_continue(k, v, *own)))
+            suffix = _rest(block, suffix, merge_heads(_continue(k, v, *own)))
         rows = torch.arange(p * c, device=self.device)
         return self._pool(suffix[rows, group.last_C.repeat(p)]).view(p, c, -1)
 
@@ -202,17 +215,17 @@ class Attention:
     def __call__(self, block: Any, x_TW: Tensor) -> Tensor:
         """Return the output [T, W] of a block's attention."""
         qkv_TV, (p, n_prefix) = _qkv(block, x_TW), self.shapes[0]
-        q, k, v = _heads(block.attn, qkv_TV[: p * n_prefix].view(p, n_prefix, -1))
-        prefix_PLW = _merged(scaled_dot_product_attention(q, k, v, is_causal=True))
+        q, k, v = split_heads(block.attn, qkv_TV[: p * n_prefix].view(p, n_prefix, -1))
+        prefix_PLW = merge_heads(scaled_dot_product_attention(q, k, v, is_causal=True))
         if self.at_once:
-            own = _heads(block.attn, qkv_TV[self.places_NS])
-            suffix_NSW = _merged(_continue(k[self.sets_N], v[self.sets_N], *own))
+            own = split_heads(block.attn, qkv_TV[self.places_NS])
+            suffix_NSW = merge_heads(_continue(k[self.sets_N], v[self.sets_N], *own))
             return torch.cat([prefix_PLW.flatten(0, 1), suffix_NSW.flatten(0, 1)[self.back_T]])
         parts, start = [prefix_PLW.flatten(0, 1)], p * n_prefix
         for n, s in self.shapes[1:]:
-            own = _heads(block.attn, qkv_TV[start : start + n * s].view(n, s, -1))
+            own = split_heads(block.attn, qkv_TV[start : start + n * s].view(n, s, -1))
             shared = (t.repeat_interleave(n // p, dim=0) for t in (k, v))
-            parts.append(_merged(_continue(*shared, *own)).flatten(0, 1))
+            parts.append(merge_heads(_continue(*shared, *own)).flatten(0, 1))
             start += n * s
         return torch.cat(parts)
 
@@ -228,13 +241,13 @@ def _qkv(block: Any, x: Tensor) -> Tensor:
     return linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
 
 
-def _heads(attn: nn.MultiheadAttention, qkv: Tensor) -> tuple[Tensor, ...]:
+def split_heads(attn: nn.MultiheadAttention, qkv: Tensor) -> tuple[Tensor, ...]:
     """Split [N, S, 3 * W] into queries, keys and values, each [N, H, S, W / H]."""
     n, s, _ = qkv.shape
     return qkv.view(n, s, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
-def _merged(attended_NHSW: Tensor) -> Tensor:
+def merge_heads(attended_NHSW: Tensor) -> Tensor:
     """Merge the heads of [N, H, S, W / H] into [N, S, W]."""
     return attended_NHSW.transpose(1, 2).flatten(2)
 

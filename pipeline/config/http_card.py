@@ -121,7 +121,7 @@ def _grant(where: str, adapter: str, others: Mapping[str, Any]) -> Access:
         grant, most = Access.parse(str(others["grant"])), Access.parse(HTTP_GRANTS[adapter])
     except ValueError as error:
         raise ConfigError(f"{where}: grant: {error}") from None
-    for flag in (Access.SOFT, Access.GRADIENTS):
+    for flag in (Access.SOFT, Access.GRADIENTS, Access.LORA):
         if flag in grant:
             raise ConfigError(f"{where}: grant: {flag.name} cannot be had over HTTP: expected {HTTP_GRANTS[adapter]}")
     if not most.covers(grant):

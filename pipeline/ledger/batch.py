@@ -1,16 +1,16 @@
-"""Charges and refunds of one transaction: decide each, then write them with the totals of trials and accounts."""
+"""Charges, refunds and openings of one transaction: decide each, then write the totals of trials and accounts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import select
 
 from methods.base import Bill
-from pipeline.budget import BUDGETED_PHASES
-from pipeline.errors import BudgetExceeded, LedgerError
+from pipeline.budget import BUDGETED_PHASES, LIMITED_UNITS, Limits
+from pipeline.errors import BudgetExceeded, ConfigError, LedgerError
 from pipeline.ledger import rows as ledger_rows
 from pipeline.ledger.records import Charge, Receipt, parse_id
 from pipeline.ledger.rows import AccountRow, Key, TrialRow
@@ -94,3 +94,64 @@ def refund_charges(db: sa.Connection, ids: Sequence[str]) -> None:
         db.execute(sa.delete(CHARGE).where(*key))
     ledger_rows.save_trials(db, trials.values())
     ledger_rows.save_payers(db, payers)
+
+
+def open_trial(
+    entry: TrialRow,
+    allotment: Limits,
+    accounts: Sequence[str],
+    joined: set[str],
+    opened: Mapping[str, AccountRow],
+) -> set[str]:
+    """Open a trial in its row and reserve its allotment in those of its accounts; see Ledger.reserve_all.
+
+    Args:
+        entry: the trial.
+        allotment: what it reserves on each account.
+        accounts: names of the accounts that are to pay for it.
+        joined: names of those that do already.
+        opened: the rows of both.
+
+    Returns:
+        The accounts that it joins.
+    """
+    new, trial = set(accounts) - joined, entry.trial
+    if entry.open and entry.allotment != allotment:
+        raise LedgerError(f"trial {trial} is open with {entry.allotment}, and cannot be reserved with {allotment}")
+    if entry.open and not new:
+        return new
+    if allotment.exceeded_unit(entry.paid, Bill()):
+        raise LedgerError(f"trial {trial} has spent {entry.paid}, more than {allotment} allows")
+    for name in dict.fromkeys([*accounts, *sorted(joined)]):
+        account = opened[name]
+        for unit in LIMITED_UNITS:
+            if getattr(allotment, unit) is None and getattr(account.limits, unit) is not None:
+                raise ConfigError(
+                    f"account {name!r} is limited to {getattr(account.limits, unit):,} {unit}, and trial "
+                    f"{trial} has no limit of its own: set budget.{unit}"
+                )
+        if name in new:
+            _commit(account, held=allotment.bill, spent=entry.buckets["replay"])
+        elif not entry.open:
+            _commit(account, held=allotment.bill, spent=entry.paid * -1)
+    entry.open, entry.allotment = True, allotment
+    return new
+
+
+def _commit(account: AccountRow, held: Bill, spent: Bill) -> None:
+    if refusal := account.refusal(held + spent):
+        raise refusal
+    account.held += held
+    account.spent += spent
+
+
+def settle(db: sa.Connection, entries: Sequence[TrialRow]) -> None:
+    """Close open trials: in their accounts, replace their held allotments by what they spent."""
+    payers = ledger_rows.lock_payers(db, entries)
+    for entry in entries:
+        for account in payers.get(entry.no, []):
+            account.held += entry.allotment.bill * -1
+            account.spent += entry.paid
+        entry.open = False
+    ledger_rows.save_payers(db, payers)
+    ledger_rows.save_trials(db, entries)

@@ -31,12 +31,12 @@ from sqlalchemy import select
 
 from methods.base import Bill
 from pipeline.budget import LIMITED_UNITS, Limits, Phase
-from pipeline.errors import BudgetExceeded, ConfigError, LedgerError
+from pipeline.errors import BudgetExceeded, LedgerError
 from pipeline.ledger import audit as ledger_audit
 from pipeline.ledger import lists as ledger_lists
 from pipeline.ledger import money_rows, storages
 from pipeline.ledger import rows as ledger_rows
-from pipeline.ledger.batch import Batch, refund_charges
+from pipeline.ledger.batch import Batch, open_trial, refund_charges, settle
 from pipeline.ledger.checksum import RESTORE
 from pipeline.ledger.money import Money
 from pipeline.ledger.records import (
@@ -118,45 +118,38 @@ class Ledger:
             ledger_rows.save_accounts(db, [account])
 
     def reserve(self, storage: str, trial: str, accounts: Sequence[str], allotment: Limits) -> None:
-        """Open a trial and reserve its whole allotment on every account, or on none.
+        """Open a trial and reserve its whole allotment on every account, or on none. Raises: as `reserve_all`."""
+        self.reserve_all(storage, {trial: allotment}, accounts)
+
+    def reserve_all(self, storage: str, allotments: Mapping[str, Limits], accounts: Sequence[str]) -> None:
+        """Open trials in one transaction: reserve the allotment of each on every account, or open none of them.
+
+        Args:
+            storage: the storage of the trials.
+            allotments: by trial.
+            accounts: names of the accounts.
 
         Raises:
-            BudgetExceeded: an account cannot pay for it.
-            ConfigError: the allotment has no limit in a unit in which an account has one.
-            LedgerError: an account does not exist, the trial is open with another allotment, or it has spent more.
+            BudgetExceeded: an account cannot pay for a trial.
+            ConfigError: an allotment has no limit in a unit in which an account has one.
+            LedgerError: an account does not exist, or a trial is open with another allotment, or has spent more.
         """
         with self._store.write() as db:
-            entry = self._trials(db, {(storage, trial)})[storage, trial]
-            joined = ledger_rows.members(db, [entry.no]).get(entry.no, set())
-            new = set(accounts) - joined
-            if entry.open and entry.allotment != allotment:
-                raise LedgerError(
-                    f"trial {trial} is open with {entry.allotment}, and cannot be reserved with {allotment}"
-                )
-            if entry.open and not new:
-                return
-            if allotment.exceeded_unit(entry.paid, Bill()):
-                raise LedgerError(f"trial {trial} has spent {entry.paid}, more than {allotment} allows")
-            opened = ledger_rows.lock_accounts(db, joined | new)
-            for name in dict.fromkeys([*accounts, *sorted(joined)]):
-                if name not in opened:
-                    raise LedgerError(f"no account named {name!r} in the ledger {self._store.name}")
-                account = opened[name]
-                for unit in LIMITED_UNITS:
-                    if getattr(allotment, unit) is None and getattr(account.limits, unit) is not None:
-                        raise ConfigError(
-                            f"account {name!r} is limited to {getattr(account.limits, unit):,} {unit}, and trial "
-                            f"{trial} has no limit of its own: set budget.{unit}"
-                        )
-                if name in new:
-                    _commit(account, held=allotment.bill, spent=entry.buckets["replay"])
-                elif not entry.open:
-                    _commit(account, held=allotment.bill, spent=entry.paid * -1)
+            entries = self._trials(db, {(storage, trial) for trial in allotments})
+            joined = ledger_rows.members(db, [entry.no for entry in entries.values()])
+            names = {*accounts, *(name for some in joined.values() for name in some)}
+            opened = ledger_rows.lock_accounts(db, names)
+            for name in sorted(names - opened.keys()):
+                raise LedgerError(f"no account named {name!r} in the ledger {self._store.name}")
+            added = list[dict[str, Any]]()
+            for trial, allotment in allotments.items():
+                entry = entries[storage, trial]
+                new = open_trial(entry, allotment, accounts, joined.get(entry.no, set()), opened)
+                added += [ledger_rows.member_columns(entry.no, name) for name in sorted(new)]
             ledger_rows.save_accounts(db, opened.values())
-            if new:
-                db.execute(sa.insert(MEMBER), [ledger_rows.member_columns(entry.no, name) for name in sorted(new)])
-            entry.open, entry.allotment = True, allotment
-            ledger_rows.save_trials(db, [entry])
+            if added:
+                db.execute(sa.insert(MEMBER), added)
+            ledger_rows.save_trials(db, entries.values())
 
     def release(self, storage: str, trial: str) -> Bill:
         """Close a trial and release what it did not spend; return what it spent (adapt + validate).
@@ -164,13 +157,17 @@ class Ledger:
         Raises:
             LedgerError: the trial does not exist.
         """
+        return self.release_all(storage, [trial])[trial]
+
+    def release_all(self, storage: str, trials: Sequence[str]) -> dict[str, Bill]:
+        """Close trials in one transaction, each as `release` does; return what each spent."""
         with self._store.write() as db:
-            entry = ledger_rows.lock_trials(db, {(storage, trial)}).get((storage, trial))
-            if entry is None:
-                raise LedgerError(f"no trial {trial} of {storage} in the ledger {self._store.name}")
-            if entry.open:
-                _settle(db, entry)
-            return entry.paid
+            entries = ledger_rows.lock_trials(db, {(storage, trial) for trial in trials})
+            for trial in trials:
+                if (storage, trial) not in entries:
+                    raise LedgerError(f"no trial {trial} of {storage} in the ledger {self._store.name}")
+            settle(db, [entry for entry in entries.values() if entry.open])
+            return {trial: entries[storage, trial].paid for trial in trials}
 
     def charge(self, charges: Sequence[Charge]) -> list[Receipt | BudgetExceeded]:
         """Charge calls in one transaction; return a receipt or a refusal for each, decided in order.
@@ -280,21 +277,3 @@ class Ledger:
 
     def _trials(self, db: sa.Connection, keys: set[Key]) -> dict[Key, TrialRow]:
         return ledger_rows.lock_trials(db, keys, self._store.insert_new(TRIAL))
-
-
-def _commit(account: AccountRow, held: Bill, spent: Bill) -> None:
-    if refusal := account.refusal(held + spent):
-        raise refusal
-    account.held += held
-    account.spent += spent
-
-
-def _settle(db: sa.Connection, entry: TrialRow) -> None:
-    """Close an open trial: in its accounts, replace its held allotment by what it spent."""
-    accounts = ledger_rows.lock_payers(db, [entry]).get(entry.no, [])
-    for account in accounts:
-        account.held += entry.allotment.bill * -1
-        account.spent += entry.paid
-    ledger_rows.save_accounts(db, accounts)
-    entry.open = False
-    ledger_rows.save_trials(db, [entry])

@@ -101,7 +101,7 @@ class RemoteEndpoint:
             AccessDenied: the card does not grant the access that the request needs.
             EndpointRefused: a shape is wrong, there are too many prompts, or one is longer than `max_text`.
         """
-        needed = access_of(request.kind, request.images, request.prompts, request.answer)
+        needed = access_of(request.kind, request.images, request.prompts, request.answer, request.lora)
         if not self.grant.covers(needed):
             raise AccessDenied(f"the call needs {needed.label}, the model grants {self.grant.label}")
         check_shapes(request.images, request.prompts)

@@ -83,6 +83,7 @@ def access_class(access: str, local_model: str = "") -> str:
     flags = access.split("+")
     answers = {
         "GRADIENTS": "white box",
+        "LORA": "white box",
         "FEATURES": "features",
         "SCORES": "scores",
         "TOPK": "top-k",

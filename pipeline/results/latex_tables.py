@@ -23,15 +23,40 @@ def to_latex(table: pa.Table, notes: Sequence[str] = ()) -> str:
 def latex_table(caption: str, shown: Sequence[Mapping[str, str]]) -> str:
     """Return lines of cells as a booktabs table."""
     left = is_text(shown[0])
-    columns = "".join("l" if text else "r" for text in left)
     lines = [
         " & ".join(latex(c) if text else latex_number(c) for c, text in zip(cells.values(), left, strict=True)) + r" \\"
         for cells in shown
     ]
-    head = " & ".join(map(latex, shown[0])) + r" \\"
-    body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
-    start = [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", latex_label(caption)]
-    return "\n".join([*start, rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{table}"]) + "\n"
+    columns = "".join("l" if text else "r" for text in left)
+    return latex_environment(caption, caption, columns, [*map(latex, shown[0])], [r"\midrule", *lines])
+
+
+def latex_environment(caption: str, label: str, columns: str, head: Sequence[str], body: Sequence[str]) -> str:
+    """Return a booktabs table that is scaled down where it is wider than the text.
+
+    Args:
+        caption: its caption, as plain text.
+        label: text of whose letters and digits the label is made.
+        columns: a letter for the alignment of each column.
+        head: headings, as LaTeX.
+        body: lines below the headings, as LaTeX.
+    """
+    lines = [
+        r"% Needs \usepackage{booktabs,graphicx}.",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{latex(caption)}}}",
+        latex_label(label),
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(head) + r" \\",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def latex_label(text: str) -> str:

@@ -91,6 +91,7 @@ def merge(sources: Sequence[Path], target: Path, keep_code: bool, echo: Callable
             _copy(stores[chosen.source], target_store, list(chosen.rows.values()))
             merged.taken[chosen.source] += 1
             taken.append(trial_id)
+    target_store.write_snapshot()
     add_run(target, sorted(taken), keep_code, echo)
     record = {"sources": [str(folder) for folder in sources], "trials": merged.taken}
     write_atomic(target / FILE, sealed_json(record, indent=1))

@@ -36,6 +36,7 @@ _ACCESS = {
     "SCORES": "scores",
     "FEATURES": "features",
     "GRADIENTS": "gradients",
+    "LORA": "low-rank weights",
 }
 
 

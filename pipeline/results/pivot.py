@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.results.escape import latex, markdown
-from pipeline.results.latex_tables import latex_label, latex_number
+from pipeline.results.latex_tables import latex_environment, latex_number
 from pipeline.results.overview import NO_FIT, Line, Overview
 from pipeline.results.tables import accuracy, count, to_csv, to_json
 
@@ -63,25 +63,9 @@ def pivot_latex(view: Overview | None, title: str, notes: Sequence[str] = ()) ->
         for line, cells in _cells(view, group):
             shown = [rf"\textbf{{{latex_number(text)}}}" if best else latex_number(text) for text, best in cells]
             body.append(" & ".join([latex(line.main["label"]), *shown, *_bill(line)]) + r" \\")
-    return "\n".join(
-        [
-            *(f"% {note}" for note in notes),
-            r"% Needs \usepackage{booktabs,graphicx}.",
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{latex(caption(view))}}}",
-            latex_label(f"{title}-{view.axis}"),
-            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-            r"\toprule",
-            " & ".join(head) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    columns = f"l{'r' * (len(head) - 1)}"
+    table = latex_environment(caption(view), f"{title}-{view.axis}", columns, head, body)
+    return "\n".join([*(f"% {note}" for note in notes), table])
 
 
 def caption(view: Overview) -> str:

@@ -1,6 +1,7 @@
 """The result store: the rows and predictions of a sweep as Arrow files in its storage folder.
 
     results/<trial_id>.arrow                   all rows of one trial, replaced as a whole by an atomic rename
+    rows.arrow                                 a copy of all rows, quick to read (`pipeline.results.snapshot`)
     errors/<trial_id>.txt                      the traceback of a failed trial
     predictions/<trial_id>/<test_set>.arrow    image_key, label, predicted class and logits of one test set
 
@@ -10,6 +11,7 @@ recorded in `ResultStore.damaged` and treated as absent, so its trial counts as 
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
@@ -20,10 +22,11 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DamagedFile, DataError, first_line, masked
+from pipeline.errors import DamagedFile, DataError, StorageError, first_line, masked
 from pipeline.files import read_sealed, sealed_arrow, write_atomic
 from pipeline.results.predictions import Predictions, pack, unpack
 from pipeline.results.row import FINISHED, LATER_COLUMNS, SCHEMA, TRIAL_COLUMNS, ResultRow, to_rows, to_table
+from pipeline.results.snapshot import Stamp, read_snapshot, stamps_of, write_snapshot
 
 REPAIR = "run the same `farebox run` command again, which recomputes it at no new charge"
 LISTED = 5
@@ -68,7 +71,7 @@ class ResultStore:
         ids, sets = {row.trial_id for row in rows}, [row.test_set for row in rows]
         if len(ids) != 1 or len(set(sets)) != len(sets):
             raise ValueError(f"expected rows of one trial on different test sets, found {sorted(ids)} on {sets}")
-        path = self.results / f"{ids.pop()}.arrow"
+        path = self._path(ids.pop())
         if rows[0].status not in FINISHED and any(
             old.status in FINISHED
             and (old.method_digest, old.code_digest) == (rows[0].method_digest, rows[0].code_digest)
@@ -81,14 +84,33 @@ class ResultStore:
 
     def rows_of(self, trial_id: str) -> list[ResultRow]:
         """Return the rows of one trial; an empty list if it has no intact file."""
-        table = self._rows(self.results / f"{trial_id}.arrow")
+        table = self._rows(self._path(trial_id))
         return [] if table is None else to_rows(table)
 
     def read(self) -> pa.Table:
-        """Read the rows of all trials. Damaged files are left out and recorded in `damaged`."""
-        paths = sorted(self.results.glob("*.arrow"))
-        tables = [table for path in paths if (table := self._rows(path)) is not None]
-        return pa.concat_tables([pa.Table.from_batches([], SCHEMA), *tables])
+        """Read the rows of all trials, by trial id. Damaged files are left out and recorded in `damaged`."""
+        return self._read()[0]
+
+    def write_snapshot(self) -> None:
+        """Copy the rows of all trials into one file, which later reads use; on a full disk do nothing."""
+        table, stamps, changed = self._read()
+        if changed:
+            with contextlib.suppress(StorageError):
+                write_snapshot(self.storage, table, stamps)
+
+    def _read(self) -> tuple[pa.Table, dict[str, Stamp], bool]:
+        """Return the rows of all trials, the stamps of their files, and whether the snapshot lacks any of them."""
+        snapshot, stamps = read_snapshot(self.storage), stamps_of(self.results)
+        known = {trial for trial, stamp in stamps.items() if snapshot.stamps.get(trial) == stamp}
+        for trial in known:
+            self.damaged.pop(self._path(trial), None)
+        in_snapshot = snapshot.table["trial_id"].to_pylist()
+        kept = snapshot.table.filter(pa.array([trial in known for trial in in_snapshot], pa.bool_()))
+        others = [table for trial in stamps if trial not in known and (table := self._rows(self._path(trial)))]
+        table = pa.concat_tables([kept, *others])
+        trials = table["trial_id"].to_pylist()
+        in_order = sorted(range(len(trials)), key=trials.__getitem__)  # stable: rows of a trial keep their order
+        return table.take(pa.array(in_order, pa.int64())), stamps, stamps != snapshot.stamps
 
     def trials(self, table: pa.Table | None = None) -> dict[str, list[ResultRow]]:
         """Return the rows of all trials by trial id, those of the source test set first.
@@ -127,6 +149,9 @@ class ResultStore:
             if damage.trial_id in trials
         ]
         return _first(lines, "files are damaged; their trials are recomputed too")
+
+    def _path(self, trial_id: str) -> Path:
+        return self.results / f"{trial_id}.arrow"
 
     def _rows(self, path: Path) -> pa.Table | None:
         """Return one trial's rows; None if there are none, or if they are damaged, which is recorded in `damaged`."""

@@ -64,10 +64,12 @@ def run(config: Config, echo: Echo, mirror: MirrorRows) -> Outcome:
         check_writable("records", config.records)
     with alone(config.storage):
         store = ResultStore(config.storage)
+        store.write_snapshot()  # a killed run may have left many rows, which are read several times here
         todo = _select(plan, store, echo)
         ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):
             ran = _reserve_and_run(plan, todo, store, ledger, storage, echo, mirror)
+            store.write_snapshot()
             reservations.remove_checkpoints(store, plan.trials)
             problems = reservations.problems(plan, store, ledger, storage)
             return Outcome(plan, ran, len(plan.trials) - len(todo), problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from pipeline.sweep.storage_id import StorageId
 from pipeline.trials.checkpoint import stored_checkpoints
 from pipeline.trials.plan import SweepPlan, TrialSpec, refuse_nameless
 from pipeline.trials.rows import failed_row, spec_columns
+
+TOGETHER = 500
+"""Trials that one transaction of the ledger reserves or releases."""
 
 
 def pending(plan: SweepPlan, store: ResultStore) -> tuple[list[TrialSpec], dict[str, str]]:
@@ -91,17 +94,27 @@ def reserve(
         accounts.append(config.global_budget.name)
     funded: list[TrialSpec] = []
     unfunded: dict[str, str] = {}
-    for spec in todo:
+    for some in _together(todo):
         try:
-            ledger.reserve(storage_id, spec.account, accounts, spec.reserved)
-            funded.append(spec)
+            ledger.reserve_all(storage_id, {spec.account: spec.reserved for spec in some}, accounts)
+            funded += some
+            continue
         except FareboxError as error:
-            if config.partial and isinstance(error, BudgetExceeded):
+            if not (config.partial and isinstance(error, BudgetExceeded)):
+                release(ledger, storage_id, funded)
+                raise
+        for spec in some:
+            try:
+                ledger.reserve(storage_id, spec.account, accounts, spec.reserved)
+                funded.append(spec)
+            except BudgetExceeded as error:
                 unfunded[spec.trial_id] = str(error)
-                continue
-            release(ledger, storage_id, funded)
-            raise
     return funded, unfunded
+
+
+def _together(trials: Sequence[TrialSpec]) -> Iterator[list[TrialSpec]]:
+    """Return the trials in parts for one transaction of the ledger each."""
+    return (list(trials[i : i + TOGETHER]) for i in range(0, len(trials), TOGETHER))
 
 
 def _open_sweep(ledger: Ledger, name: str, limits: Limits) -> None:
@@ -140,8 +153,8 @@ def _join(ledger: Ledger, name: str, budget: GlobalBudget) -> None:
 
 def release(ledger: Ledger, storage_id: str, trials: Sequence[TrialSpec]) -> None:
     """Close these trials in the ledger and return what they reserved and did not spend."""
-    for spec in trials:
-        ledger.release(storage_id, spec.account)
+    for some in _together(trials):
+        ledger.release_all(storage_id, [spec.account for spec in some])
 
 
 def release_left_over(ledger: Ledger, storage_id: str, todo: Sequence[TrialSpec]) -> None:
@@ -152,16 +165,16 @@ def release_left_over(ledger: Ledger, storage_id: str, todo: Sequence[TrialSpec]
             ledger.release(storage_id, trial.trial)
 
 
-def recorded(store: ResultStore, spec: TrialSpec) -> bool:
-    """Return whether the trial has all its rows, made by the present code; predictions are not looked at."""
-    rows = store.rows_of(spec.trial_id)
+def _recorded(rows: Sequence[ResultRow], spec: TrialSpec) -> bool:
+    """Return whether these are all rows of the trial, made by the present code; predictions are not looked at."""
     return bool(rows) and rows[0].status in FINISHED and _same_code(rows[0], spec)
 
 
 def finished(store: ResultStore, spec: TrialSpec) -> bool:
-    """Return whether the trial is recorded and its prediction files are intact."""
-    return recorded(store, spec) and all(
-        store.intact(row.trial_id, row.test_set, row.predictions_digest) for row in store.rows_of(spec.trial_id)
+    """Return whether the trial has all its rows, made by the present code, and its prediction files are intact."""
+    rows = store.rows_of(spec.trial_id)
+    return _recorded(rows, spec) and all(
+        store.intact(row.trial_id, row.test_set, row.predictions_digest) for row in rows
     )
 
 
@@ -180,9 +193,11 @@ def close_trials(
 
     lost: by trial id, the last error of each trial that lost all of its workers.
     """
+    rows_of = store.trials()
     for spec in funded:
-        if not recorded(store, spec):
-            rows = [r for r in store.rows_of(spec.trial_id) if _same_code(r, spec)]
+        rows = rows_of.get(spec.trial_id, [])
+        if not _recorded(rows, spec):
+            rows = [row for row in rows if _same_code(row, spec)]
             reason = (lost or {}).get(spec.trial_id, "no more is known")
             message = (
                 f"its worker died again and again ({reason:.120}): the process was ended, crashed or ran out of "
@@ -190,7 +205,7 @@ def close_trials(
             )
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
             store.write([replace((rows or [failed_row(spec, message, spec_columns(spec))])[0], **bill)])
-        ledger.release(storage_id, spec.account)
+    release(ledger, storage_id, funded)
 
 
 def remove_checkpoints(store: ResultStore, trials: Sequence[TrialSpec]) -> None:

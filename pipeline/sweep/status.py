@@ -75,9 +75,10 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     account = sweep_account(read_id(storage).id)
     alive, beat = held(storage), _last_beat(storage / FILE)
     store = ResultStore(storage)
-    rows = {r["trial_id"]: r for r in store.read().to_pylist()}
+    columns = ["trial_id", "method", "dataset", "shots", "seed", "status", "error"]
+    rows = {r["trial_id"]: r for r in store.read().select(columns).to_pylist()}
     names = dict(beat["trials"])
-    done = [i for i, r in rows.items() if r["status"] in FINISHED]
+    done = {i for i, r in rows.items() if r["status"] in FINISHED}
     running = [i for i in beat["running"] if i not in done] if alive else []
     failed = [
         {"trial": i, "name": names.get(i, f"{r['method']} {r['dataset']} {r['shots']} {r['seed']}"), "why": r["error"]}

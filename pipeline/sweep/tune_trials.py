@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import ray
 import torch
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 
 from pipeline.blackbox.ray_actors import RemoteLedger
 from pipeline.blackbox.ray_pool import RayPool
@@ -115,6 +116,17 @@ class StopOnFatal(tune.Stopper):  # type: ignore[misc]
         return self.met
 
 
+class TrialsInOrder(FIFOScheduler):  # type: ignore[misc]
+    """Starts trials in their order.
+
+    Tune's FIFOScheduler gives the worker of an ended trial to the first pending trial, even while that trial's own
+    worker starts, and then ends the latter. With short trials only one worker would ever run.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none: Tune then gives workers to pending trials without one, in order."""
+
+
 class TuneCallback(tune.Callback):  # type: ignore[misc]
     """Records which trials are running, writes the event log, and reports each trial that ended.
 
@@ -194,7 +206,9 @@ def run_trials(
         tuner = tune.Tuner(
             tune.with_resources(TrialRunner.sharing(shared), {"cpu": min(1.0, cores / slots)}),
             param_space={"index": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=None if growing else slots),
+            tune_config=tune.TuneConfig(
+                reuse_actors=True, max_concurrent_trials=None if growing else slots, scheduler=TrialsInOrder()
+            ),
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(scratch),

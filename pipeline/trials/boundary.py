@@ -25,6 +25,7 @@ from methods.base import (
     FewShotTask,
     ImageSet,
     LabelledImages,
+    Lora,
     PixelImages,
     Prompts,
     Remaining,
@@ -32,7 +33,7 @@ from methods.base import (
     TextPrompts,
 )
 from pipeline.blackbox.client import MeteredBox, wrong_plan
-from pipeline.blackbox.request import check_shapes
+from pipeline.blackbox.request import check_shapes, plain_prompts
 from pipeline.budget import Phase
 from pipeline.data.images import PLAIN, Images
 from pipeline.errors import AccessDenied, BudgetExceeded, FareboxError, MethodError, NonFiniteError
@@ -85,23 +86,29 @@ class MethodBox:
         return _session(self).box.top_k
 
     @property
+    def lora_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Number and width of the attention layers of each tower."""
+        return _session(self).box.lora_shapes
+
+    @property
     def remaining(self) -> Remaining:
         """The unspent part of the allotment."""
         return _session(self).box.remaining
 
-    def scores(self, images: ImageSet | PixelImages, prompts: Prompts) -> Tensor:
+    def scores(self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None) -> Tensor:
         """Return the scores [P, B, C]."""
-        session, prompts = _session(self), _copied(prompts)
+        session, prompts = _session(self), plain_prompts(prompts)
         whole, positions = session.resolve_made(images)
-        return session.send(lambda: session.box.scores(whole, prompts), positions, prompts)
+        return session.send(lambda: session.box.scores(whole, prompts, lora), positions, prompts)
 
-    def score_blocks(self, images: ImageSet | PixelImages, prompts: Prompts) -> Iterator[tuple[slice, Tensor]]:
+    def score_blocks(
+        self, images: ImageSet | PixelImages, prompts: Prompts, lora: Lora | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield the scores of one call in blocks: rows and their scores [P, rows, C]."""
-        session, prompts = _session(self), _copied(prompts)
+        session, prompts = _session(self), plain_prompts(prompts)
         whole, positions = session.resolve_made(images)
-        blocks = session.box.score_blocks(whole, prompts)
-        block: tuple[slice, Tensor] | None
-        block = session.send(lambda: next(blocks), positions, prompts)  # the call is charged with its first block
+        blocks = session.box.score_blocks(whole, prompts, lora)
+        block = session.send(lambda: next(blocks, None), positions, prompts)  # the call is charged with its first block
         while block is not None:
             yield block
             block = session.answer(lambda: next(blocks, None))
@@ -114,29 +121,28 @@ class MethodBox:
 
     def text_features(self, prompts: Prompts) -> Tensor:
         """Return the text features [P, C, D]."""
-        session, prompts = _session(self), _copied(prompts)
+        session, prompts = _session(self), plain_prompts(prompts)
         return session.send(lambda: session.box.text_features(prompts), None, prompts)
 
     def text_gradients(self, prompts: SoftPrompts, upstream_PCD: Tensor) -> Tensor:
         """Return the gradients [P, L, E] with respect to the context tokens. Needs access GRADIENTS."""
-        session, plain = _session(self), cast(SoftPrompts, _copied(prompts))  # others are refused by the endpoint
+        session, plain = _session(self), cast(SoftPrompts, plain_prompts(prompts))  # others are refused by the endpoint
         return session.send(lambda: session.box.text_gradients(plain, upstream_PCD), None, plain, gradients=True)
+
+    def lora_gradients(
+        self, images: ImageSet, labels_B: Tensor, prompts: TextPrompts, lora: Lora, dropout: float, seed: int
+    ) -> tuple[Tensor, ...]:
+        """Return the loss of a changed model and its gradients. Needs access LORA."""
+        session, plain = _session(self), cast(TextPrompts, plain_prompts(prompts))
+        whole, positions = session.resolve(images)
+        arguments = whole, labels_B, plain, lora, dropout, seed
+        return session.send(lambda: session.box.lora_gradients(*arguments), positions, plain, gradients=True)
 
     def embed_text(self, text: str) -> Tensor:
         """Return the token embeddings [L, E] of a text, free of charge."""
         session = _session(self)
         with session.watchdog.paused():
             return session.box.embed_text(text)
-
-
-def _copied(prompts: Prompts) -> Prompts:
-    """Return the prompts as plain values, so that a subclass cannot change them between pricing and sending."""
-    if isinstance(prompts, SoftPrompts):
-        ctx_PLE = prompts.ctx_PLE.detach().as_subclass(Tensor)
-        return SoftPrompts(ctx_PLE, tuple(prompts.classnames), str(prompts.suffix))
-    if isinstance(prompts, TextPrompts):
-        return TextPrompts(tuple(tuple(map(str, texts)) for texts in prompts.texts))
-    raise TypeError(f"expected TextPrompts or SoftPrompts, got {type(prompts).__name__}")
 
 
 _BOXES: weakref.WeakKeyDictionary[MethodBox, Session] = weakref.WeakKeyDictionary()
@@ -189,9 +195,7 @@ class Session:
     def text_norm(self) -> float:
         """The model's `text_norm`. Raises AccessDenied for a method that does not declare that it reads it."""
         if not self.uses_text_norm:
-            error = AccessDenied(f"{self.method} reads box.text_norm: declare uses_text_norm=True in @method")
-            self.failure = self.failure or error
-            raise error
+            self._deny("reads box.text_norm: declare uses_text_norm=True in @method")
         return self.answer(lambda: self.box.text_norm)
 
     def task(self, task: FewShotTask) -> FewShotTask:
@@ -235,11 +239,7 @@ class Session:
             origin = f"{part} images" if part in ("train", "val") else "images of another batch or trial"
             where = "predict" if prediction is not None else "start and step"
             given = "the images that it is given" if prediction is not None else "train and val images"
-            error = AccessDenied(
-                f"{self.method} asked about {len(images)} {origin}: {where} may ask about {given} only"
-            )
-            self.failure = self.failure or error
-            raise error
+            self._deny(f"asked about {len(images)} {origin}: {where} may ask about {given} only")
         base, positions = self._sets[name], np.array(images._positions, np.int64)
         views = np.array(images._views, np.int64)
         return Images(base.source, base.split, base.rows[positions], views, base.augment), positions
@@ -256,9 +256,7 @@ class Session:
     def read(self, images: ImageSet, read: Callable[[Images], Tensor], needed: Access | None = None) -> Tensor:
         """Read pixels of a set on the client. Raises AccessDenied if the method does not declare the access needed."""
         if needed is not None and not self.box.access.covers(needed):
-            error = AccessDenied(f"{self.method} reads images.array: declare access {needed.label} in @method")
-            self.failure = self.failure or error
-            raise error
+            self._deny(f"reads images.array: declare access {needed.label} in @method")
         whole, _ = self.resolve(images)
         with self.watchdog.paused():
             return read(whole)
@@ -303,6 +301,12 @@ class Session:
         except NonFiniteError as error:
             self.failure = self.failure or error
             raise
+
+    def _deny(self, what: str) -> NoReturn:
+        """Fail the trial, even if the method catches the error."""
+        error = AccessDenied(f"{self.method} {what}")
+        self.failure = self.failure or error
+        raise error
 
     def _open(self, part: str, images: Any) -> ImageHandle:
         name = f"{self._name}/{part}"

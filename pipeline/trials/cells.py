@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from methods.base import MethodInfo
@@ -28,8 +29,12 @@ class Cell(NamedTuple):
         return self.allotment.text or "no limit"
 
 
-def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
+def cells(config: Config, withheld: Sequence[str] = ()) -> tuple[list[Cell], dict[str, str]]:
     """Return all cells that can run, in plan order, and the reason for each method that cannot.
+
+    Args:
+        config: the composed configuration.
+        withheld: what the model cannot grant, and why (`ModelFacts.withheld`), for the error.
 
     Raises:
         ConfigError: no method can run.
@@ -49,7 +54,8 @@ def cells(config: Config) -> tuple[list[Cell], dict[str, str]]:
                     else:
                         left_out[name] = unable_with(config, choice.info)
     if not to_run:
-        raise ConfigError("nothing can run: " + "; ".join(f"{k} {v}" for k, v in left_out.items()))
+        reasons = (*(f"{name} {reason}" for name, reason in left_out.items()), *withheld)
+        raise ConfigError("nothing can run: " + "; ".join(reasons))
     return to_run, left_out
 
 

@@ -120,7 +120,7 @@ def estimate(config: Config) -> SweepEstimate:
     if not any(asset.kind == "weights" and not asset.fetched for asset in lacking):
         facts = describe(config.model)
         config = replace(config, model=facts.card)
-    to_run, left_out = cells(config)
+    to_run, left_out = cells(config, facts.withheld if facts else ())
     width, eval_names = facts.feature_dim if facts else feature_dim(config.model), _eval_names(config)
     trials = tuple(
         TrialEstimate(

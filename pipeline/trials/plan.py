@@ -146,7 +146,7 @@ def make_plan(config: Config, fetch: bool = False) -> SweepPlan:
     check_eval_names(config)
     facts = describe(config.model, fetch and config.address is None)
     config = replace(config, model=facts.card)
-    to_run, left_out = cells(config)
+    to_run, left_out = cells(config, facts.withheld)
     tests = _eval_sets(config)
     if note := check_prompts(facts, tests, {cell.choice for cell in to_run}, fetch):
         facts = replace(facts, notes=(*facts.notes, note))

@@ -17,7 +17,8 @@ from pipeline.cli import main
 from pipeline.config.card_files import model_card
 from pipeline.data.images import Images
 from pipeline.errors import ConfigError
-from tests.support.lab import Lab
+from tests.support import lab as lab_module
+from tests.support.lab import Lab, stored_rows
 
 
 @pytest.mark.parametrize("shots", [1, 4])
@@ -37,8 +38,11 @@ def test_a_craft_trial_has_the_fitness_of_the_papers_loop(tmp_path: Path, shots:
     sides.ledger.close()
 
 
-def test_a_second_sweep_on_the_same_images_encodes_none(tmp_path: Path, card: Path) -> None:
+def test_a_second_sweep_on_the_same_images_encodes_none(
+    tmp_path: Path, card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sweep(name: str) -> int:
+        monkeypatch.setattr(lab_module, "STORAGE", name)  # as another storage has another id
         lab = Lab(tmp_path / name, Endpoint(model_card("fake"), tmp_path / "features"), card)
         assert isinstance(lab.pool, LocalPool)
         rows = [row for method in ("linear_probe", "craft") for row in lab.run(lab.spec(method, "seeds=3"))]
@@ -46,7 +50,7 @@ def test_a_second_sweep_on_the_same_images_encodes_none(tmp_path: Path, card: Pa
         assert [row.status for row in rows] == ["done"] * 2 and all(row.n_test == 60 for row in rows)
         return sum(row.computed_images for row in rows)
 
-    assert sweep("first") > 60
+    assert sweep("first") == stored_rows(tmp_path / "features") > 60
     assert sweep("second") == 0
 
 
@@ -68,6 +72,7 @@ def test_a_benchmark_prints_one_json_object_with_its_result(
 ) -> None:
     few = features.digits()[:96]
     monkeypatch.setattr(features, "digits", lambda: few)
+    monkeypatch.setattr(features, "PROCESSES", (2,))
     assert main(["bench", "--json", "features"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert list(record) == ["name", "ratio", "low", "high", "pairs", "detail"]
@@ -75,6 +80,7 @@ def test_a_benchmark_prints_one_json_object_with_its_result(
     assert 1 < record["low"] <= record["ratio"] <= record["high"]
     detail = record["detail"]
     assert (detail["images"], detail["encoded cold"], detail["encoded warm"]) == (96, 96, 0)
+    assert detail["2 processes"]["encoded"] == 96 and detail["2 processes"]["s"] > 0
 
 
 def test_the_cost_of_a_trial_is_measured_in_separate_processes(

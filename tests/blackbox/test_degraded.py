@@ -256,7 +256,7 @@ def test_a_view_is_an_8_bit_image_before_it_is_normalised(images: Images) -> Non
 @pytest.mark.parametrize(
     ("answers", "granted"),
     [
-        (FULL_ANSWERS, "SOFT+FEATURES+GRADIENTS"),
+        (FULL_ANSWERS, "SOFT+FEATURES+GRADIENTS+LORA"),
         (Answers(features="int8"), "SOFT+FEATURES"),
         (Answers(features="binary", noise=0.1), "SOFT+FEATURES"),
         (Answers(digits=2), "SOFT+FEATURES"),
@@ -267,7 +267,7 @@ def test_a_view_is_an_8_bit_image_before_it_is_normalised(images: Images) -> Non
     ids=lambda v: v.text if isinstance(v, Answers) else v,
 )
 def test_answers_leave_less_of_a_grant(answers: Answers, granted: str) -> None:
-    assert answers.granted(Access.parse("SOFT+FEATURES+GRADIENTS")) == Access.parse(granted)
+    assert answers.granted(Access.parse("SOFT+FEATURES+GRADIENTS+LORA")) == Access.parse(granted)
     assert answers.granted(Access.parse("TEXT+LABELS")).covers(Access.parse("TEXT+LABELS"))
 
 

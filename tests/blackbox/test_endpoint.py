@@ -6,7 +6,10 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import re
+import signal
+import time
 import tracemalloc
 import uuid
 import zlib
@@ -20,8 +23,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.base import Access, Bill, Classes, SoftPrompts, TextPrompts
-from pipeline.blackbox import client
+from methods.base import Access, Bill, Classes, Lora, LowRank, SoftPrompts, TextPrompts
+from pipeline.blackbox import client, stored_images
 from pipeline.blackbox.client import Meter, MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.feature_store import FeatureStore
@@ -37,11 +40,12 @@ from pipeline.errors import AccessDenied, BudgetExceeded, ConfigError, DataError
 from pipeline.files import UNSEALED, seal
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.records import Charge
-from tests.support.lab import write_source
+from tests.support.lab import stored_rows, write_source
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
+LATER = replace(FREE, call=1)
 BLACK = Access.SOFT | Access.FEATURES
-ALL = BLACK | Access.GRADIENTS
+ALL = BLACK | Access.GRADIENTS | Access.LORA
 PLENTY = Limits(1_000, 100_000)
 CLASSES = Classes(("star", "house", "umbrella"), "an icon of a {}.", ("{} icon", "a {}"))
 
@@ -134,12 +138,67 @@ def test_scores_are_the_logit_scale_times_the_features_cosine(tiny: Endpoint, im
 def test_what_was_computed_is_told_and_nothing_is_computed_twice(tmp_path: Path, images: Images) -> None:
     endpoint = fresh(tmp_path)
     request = Request("scores", images, CLASSES.prompts(), FREE)
-    first, second = endpoint.compute(request), endpoint.compute(request)
+    first, second = endpoint.compute(request), endpoint.compute(replace(request, charge=LATER))
     distinct = len(set(images.keys))
     assert (first.computed_images, first.computed_prompts) == (distinct, 3)
     assert (second.computed_images, second.computed_prompts, second.cache_hits) == (0, 0, 40)
-    later = fresh(tmp_path).compute(Request("image_features", images[[1, 2]], None, FREE))
-    assert (later.computed_images, later.cache_hits) == (0, 2)
+    third = fresh(tmp_path).compute(Request("image_features", images[[1, 2]], None, LATER))
+    assert (third.computed_images, third.cache_hits) == (0, 2)
+
+
+def test_a_repeated_call_tells_the_images_that_were_encoded_for_it(
+    tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request("image_features", images, None, FREE)
+    fresh(tmp_path).compute(replace(request, images=images[:7], charge=LATER))
+    first, again = fresh(tmp_path), fresh(tmp_path)  # of two processes
+    distinct = len(set(images.keys)) - len(set(images[:7].keys))
+    for endpoint in (first, first, again):  # the second answer is from memory, the third from the store
+        answer = endpoint.compute(request)
+        assert (answer.computed_images, answer.cache_hits) == (distinct, 40 - distinct)
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    unstored = fresh(tmp_path / "full").compute(request)
+    assert unstored.computed_images == len(set(images.keys))
+    np.testing.assert_array_equal(unstored.values, answer.values)
+
+
+def _encode_slowly(folder: Path, images: Images, number: int, barrier: Any, results: Any) -> None:
+    """Encode images in parts of 4, as one of several processes that start together."""
+    torch.set_num_threads(1)
+    stored_images.STORED_AT_ONCE = 4
+    endpoint = fresh(folder, model_card("fake"))
+    encode = endpoint.model.encode_images
+
+    def slowly(images: Images, codec: str = "float") -> Tensor:
+        time.sleep(0.02)
+        return encode(images, codec)
+
+    endpoint.model.encode_images = slowly  # type: ignore[method-assign]
+    barrier.wait(60)
+    answer = endpoint.compute(Request("image_features", images, None, replace(FREE, call=number)))
+    results.put((answer.computed_images, answer.values))
+
+
+def test_processes_that_share_a_store_encode_each_image_once(tmp_path: Path, images: Images) -> None:
+    wanted = ask(fresh(tmp_path / "alone", model_card("fake")), "image_features", images)
+    fork = multiprocessing.get_context("fork")
+    barrier, results = fork.Barrier(3), fork.Queue()
+    folder = tmp_path / "shared"
+    arguments = [(folder, images, number, barrier, results) for number in range(3)]
+    processes = [fork.Process(target=_encode_slowly, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    answers = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    distinct = set(images.keys)
+    assert sum(n for n, _ in answers) == len(distinct)
+    assert min(n for n, _ in answers) > 0, "each took a part"
+    for _, values in answers:
+        np.testing.assert_array_equal(values, wanted)
+    assert stored_rows(folder) == len(distinct)
 
 
 # --- blocks --------------------------------------------------------------------------------------------------------
@@ -380,12 +439,51 @@ def test_processes_and_threads_may_add_the_same_rows_at_the_same_time(tmp_path: 
     assert not list(store.folder.glob("*.tmp"))
 
 
+def _claim_and_wait(folder: Path, claimed: Any) -> None:
+    with store_of(folder).claim(["1", "2"], 2) as keys:
+        claimed.put(keys)
+        time.sleep(600)
+
+
+def _claimed(store: FeatureStore, keys: list[str]) -> list[str]:
+    with store.claim(keys, 2) as claimed:
+        return claimed
+
+
+def test_a_key_is_claimed_by_one_process_and_free_when_that_is_killed(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    claimed = fork.Queue()
+    owner = fork.Process(target=_claim_and_wait, args=(tmp_path, claimed))
+    owner.start()
+    assert claimed.get(timeout=60) == ["1", "2"]
+    store = store_of(tmp_path)
+    with store.claim(["1", "2", "3", "4", "5"], 2) as other_work:
+        assert other_work == ["3", "4"]
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(_claimed, store, ["1", "2"])
+        time.sleep(0.2)
+        assert not waiting.done()
+        assert owner.pid is not None
+        os.kill(owner.pid, signal.SIGKILL)
+        assert waiting.result(60) == ["1"]
+    owner.join(60)
+    assert owner.exitcode == -signal.SIGKILL
+
+
+def test_without_file_locks_all_keys_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.lockf", lambda *_: (_ for _ in ()).throw(OSError(37, "No locks available")))
+    with store_of(tmp_path).claim(["1", "2", "3"], 2) as claimed:
+        assert claimed == ["1", "2"]
+
+
 # --- access --------------------------------------------------------------------------------------------------------
 
 TS, TF = Access.TEXT | Access.SCORES, Access.TEXT | Access.FEATURES
 
 
 def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]:
+    factors, labels_B = LowRank(torch.ones(1, 3, 2, 16), torch.ones(1, 3, 16, 2)), torch.zeros(40, dtype=torch.int64)
+    change = Lora(factors, factors, 0.1)
     return {
         "text scores": lambda: box.scores(images, CLASSES.prompts()),
         "soft scores": lambda: box.scores(images, context(endpoint)),
@@ -394,6 +492,8 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         "soft features": lambda: box.text_features(context(endpoint)),
         "embed_text": lambda: box.embed_text("a photo"),
         "gradients": lambda: box.text_gradients(context(endpoint), torch.ones(2, 3, endpoint.info.feature_dim)),
+        "changed scores": lambda: box.scores(images, CLASSES.prompts(), change),
+        "lora gradients": lambda: box.lora_gradients(images, labels_B, CLASSES.prompts(), change, 0.25, 0),
     }
 
 
@@ -406,6 +506,7 @@ def calls(box: MeteredBox, images: Images, endpoint: Endpoint) -> dict[str, Any]
         (TF, {"text scores", "image features", "text features"}),
         (BLACK, {"text scores", "soft scores", "image features", "text features", "soft features", "embed_text"}),
         (Access.SOFT | Access.GRADIENTS, {"gradients", "embed_text"}),
+        (TS | Access.LORA, {"text scores", "changed scores", "lora gradients"}),
     ],
     ids=lambda value: value.label if isinstance(value, Access) else "",
 )

@@ -205,7 +205,7 @@ def test_wrong_sizes_numbers_of_sets_and_calls_are_refused_and_cost_nothing(box:
 
 
 def test_the_endpoint_refuses_features_of_made_images(tiny: Endpoint, images: Images, ledger: Ledger) -> None:
-    charge = metered(tiny, ledger)._charge("scores", images, ONE)
+    charge = metered(tiny, ledger)._charged("scores", images, ONE).charge
     for request in (
         Request("image_features", MadeImages.of(noisy(images, 1)), None, charge),
         Request("scores", MadeImages(images, np.zeros((1, 6, 3, 64, 64), np.float32)), ONE, charge),

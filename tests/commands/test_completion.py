@@ -47,6 +47,24 @@ def test_bash_completes_commands_options_keys_and_names(bash: Path, line: str, f
     assert found[0] == first and set(found) >= all_of, (found, done.stderr)
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("farebox lea", {"leaderboard"}),
+        ("farebox run sweep=dem", {"sweep=demo"}),
+        ("farebox plan datasets=ic", {"datasets=icons", "datasets=icons_outline"}),
+        ("farebox run methods=taskres,cra", {"methods=taskres,craft"}),
+        ("farebox leaderboard --al", {"--all"}),
+    ],
+)
+def test_fish_completes_commands_options_keys_and_names(line: str, found: set[str], tmp_path: Path) -> None:
+    (file := tmp_path / "farebox.fish").write_text(script("fish", cli._parser()))
+    ask = ["fish", "--no-config", "-c", f"source {file}; complete -C '{line}'"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=True)
+    assert found <= {row.split("\t")[0] for row in done.stdout.splitlines()}, done.stdout
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_reads_its_script(shell: str, tmp_path: Path) -> None:
     text = script(shell, cli._parser())

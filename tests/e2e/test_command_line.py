@@ -64,7 +64,7 @@ def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.Com
     again = farebox("run", *swept.words)
     assert ledger_record(swept.storage) == swept.ledger
     assert records(swept.storage) == swept.records
-    return again, farebox("run", *swept.words, "seeds=[1,2,3]")
+    return again, farebox("run", *swept.words, "seeds=[1,2,3]", "concurrency=1")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def other(folder: Path, swept: Swept) -> tuple[Path, subprocess.CompletedProcess
     """Another storage beside the first (the features are shared), whose ceiling pays for a part only."""
     storage = folder / "second"
     words = (*swept.words, f"storage={storage}", "methods=[taskres,craft]", "seeds=[1]")
-    ceiling = ("budget.sweep.requests=5", "budget.partial=true")
+    ceiling = ("budget.sweep.requests=5", "budget.partial=true", "concurrency=1")
     return storage, farebox("run", *words, *ceiling, expect=3)
 
 
@@ -93,8 +93,8 @@ def test_a_run_ends_with_the_table_and_the_paths_of_its_files(swept: Swept) -> N
 def test_a_run_leaves_its_files_only(swept: Swept) -> None:
     found = {path.name for path in swept.storage.iterdir()} - {"ledger.db-wal", "ledger.db-shm", "checkpoints"}
     assert not list((swept.storage / "checkpoints").glob("*"))
-    stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "published.json", "results", "storage_id"}
-    assert found == {".lock", "leaderboard", "log.jsonl"} | stores
+    stores = {"ledger.db", "mlflow", "mlflow.db", "plan.json", "predictions", "published.json", "results", "rows.arrow"}
+    assert found == {".lock", "leaderboard", "log.jsonl", "storage_id"} | stores
     assert {path.suffix for path in (swept.storage / "leaderboard").rglob("*") if path.is_file()} >= {".html", ".csv"}
     assert not list(swept.storage.parent.rglob("*.tmp"))
 

@@ -32,7 +32,7 @@ def test_a_served_model_gives_the_numbers_of_a_local_one_through_faults_and_a_ki
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_data(tmp_path)
-    words = (*SWEEP, f"datasets=[{data}]")
+    words = (*SWEEP, f"datasets=[{data}]", "concurrency=1")
     run_here(*words, "model=tiny", f"storage={tmp_path / 'local'}")
     local = numbers(tmp_path / "local")
     monkeypatch.setenv(TOKEN, KEY)
@@ -63,7 +63,7 @@ def test_a_served_model_gives_the_numbers_of_a_local_one_through_faults_and_a_ki
             "records", "verify", str(tmp_path / "records.tar")
         )
     monkeypatch.delenv("FAREBOX_API_KEY")
-    farebox("run", *words, f"model={card}", f"storage={tmp_path / 'offline'}", "offline=true")
+    run_here(*words, f"model={card}", f"storage={tmp_path / 'offline'}", "offline=true")
     assert numbers(tmp_path / "offline") == local, "the server is gone, and nothing was asked"
     assert total_of(tmp_path / "offline").calls == 0
     for path in tmp_path.rglob("*"):

@@ -58,6 +58,8 @@ FULL: dict[str, dict[str, Any]] = {
     },
 }
 """Places where the disk can be full."""
+SLOW: dict[str, Any] = {"name": "slow", "module": ENDPOINT, "function": "Endpoint.compute"}
+"""An endpoint that sleeps before it computes: a sweep then takes time without taking the processor's."""
 
 
 @dataclass
@@ -77,13 +79,13 @@ class Faults:
         self.faults.append(fault)
         return self
 
-    def full(self, place: str | None) -> None:
-        """Make the disk full at this place only; None: nowhere."""
+    def on(self, name: str | None) -> None:
+        """Turn on the lasting fault of this name only; None: none of them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for flag in self.folder.glob("full.*"):
+        for flag in self.folder.glob("on.*"):
             flag.unlink()
-        if place is not None:
-            (self.folder / f"full.{place}").touch()
+        if name is not None:
+            (self.folder / f"on.{name}").touch()
 
     @property
     def environment(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.results.store import ResultStore
+from tests.faults.points import SLOW, Faults
 from tests.support.command import Running, below, charges, here, ledger_record
 from tests.support.lab import Lab, outcome
 
@@ -23,12 +24,20 @@ QUICK = {"health_check_period_ms": 300, "health_check_timeout_ms": 300, "health_
 TRIAL = "ray::ResourceTrainable"
 """Title of a worker of trials."""
 METHODS = "methods=[zero_shot,logit_head,craft]"
-WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=2200", "method.craft.popsize=6")
+WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=600", "method.craft.popsize=6")
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head with a core; the test adds nodes with a core and a simulated GPU each."""
+def faults(tmp_path: Path) -> Faults:
+    """A slow endpoint, while that is on: the sweep lasts until the nodes have come and gone."""
+    return Faults(tmp_path / "marks", tmp_path / "sweep").add(SLOW | {"seconds": 0.6})
+
+
+@pytest.fixture
+def cluster(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head with a core; the test adds nodes with a core and a simulated GPU each. Its processes have the faults."""
+    for name, value in faults.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # one by Ray's count, none by torch's
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "_system_config": QUICK})
     yield made
@@ -41,11 +50,12 @@ def on(node: Any, title: str) -> list[int]:
 
 
 def test_rows_are_those_of_an_undisturbed_run_after_a_node_died_and_another_joined(
-    cluster: Cluster, lab: Lab, tmp_path: Path
+    cluster: Cluster, faults: Faults, lab: Lab, tmp_path: Path
 ) -> None:
     storage = tmp_path / "sweep"
     nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
     words = ("run", "sweep=smoke", "model=fake", f"datasets=[{lab.card}]", METHODS, *WORDS)
+    faults.on("slow")
     run = Running(*words, f"storage={storage}", f"address={cluster.address}", "checkpoint_s=0.3")
     run.wait_for(lambda: charges(storage) > 20, "20 charges")
     assert [len(on(node, "ray::Replica")) for node in nodes] == [1, 1], "one on each GPU"
@@ -63,6 +73,7 @@ def test_rows_are_those_of_an_undisturbed_run_after_a_node_died_and_another_join
     back = time.monotonic() - began
     run.wait_for(lambda: on(joined, TRIAL), "a trial on the new node")
     used = time.monotonic() - began
+    faults.on(None)
     code, out, err = run.end()
     assert code == 0, f"{out}\n{err}"
     assert "Traceback" not in out + err

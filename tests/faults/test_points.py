@@ -63,12 +63,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_continues_with_room(
         "ledger": "database or disk is full: make room",
         "row": f"{storage}/results/",
     }.items():
-        faults.full(place)
+        faults.on(place)
         done = farebox(*command, env=faults.environment, expect=3)
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("farebox: ")]
         assert says in line and "make room" in line, line
         assert "Traceback" not in done.stdout + done.stderr
-    faults.full(None)
+    faults.on(None)
     farebox(*command, env=faults.environment)
     assert facts(storage) == undisturbed
     assert leftovers(storage) == []

@@ -1,4 +1,4 @@
-"""The short form of long.py: a small sweep through kills that are drawn anew at each run of the suite.
+"""The short form of long.py: a small sweep through kills that are drawn anew at each run.
 
 KILL_SEED=N python -m pytest tests/faults/test_random_kills.py repeats one, as far as a clock can.
 """
@@ -18,6 +18,7 @@ KILLS, RUNS = 5, 3
 """Kills aimed at in a run, which may end before; runs at most."""
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from methods.base import Bill, Classes, SoftPrompts
+from methods.base import Bill, Classes, Lora, LowRank, SoftPrompts
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.request import Kind, Request
+from pipeline.blackbox.request import Kind, LoraStep, Request
 from pipeline.budget import Phase
 from pipeline.config.card_files import model_card
 from pipeline.config.files import file_of
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 FREE = Charge("s", "t", 0, "d", Phase.ADAPT, Bill())
-KINDS: tuple[Kind, ...] = ("scores", "image_features", "text_features", "text_gradients")
+KINDS: tuple[Kind, ...] = ("scores", "image_features", "text_features", "text_gradients", "lora_gradients")
 
 
 @pytest.fixture
@@ -40,11 +40,18 @@ def answers(endpoint: Endpoint, images: Images, names: tuple[str, ...]) -> dict[
     generator = torch.Generator().manual_seed(0)
     soft = SoftPrompts(0.1 * torch.randn(3, 4, endpoint.info.token_dim, generator=generator), names)
     upstream_PCD = torch.randn(3, len(names), endpoint.info.feature_dim, generator=generator)
+    text = Classes(names, "{} icon").prompts()
+    factors = [
+        LowRank(*(0.1 * torch.randn(n, 3, *shape, generator=generator) for shape in ((2, w), (w, 2))))
+        for n, w in endpoint.info.lora_shapes
+    ]
+    step = LoraStep(torch.arange(len(images)) % len(names), 0.0, 0)  # each device draws dropout with its own generator
     asked = {
         "scores": Request("scores", images, soft, FREE),
         "image_features": Request("image_features", images, None, FREE),
-        "text_features": Request("text_features", None, Classes(names, "{} icon").prompts(), FREE),
+        "text_features": Request("text_features", None, text, FREE),
         "text_gradients": Request("text_gradients", None, soft, FREE, upstream_PCD),
+        "lora_gradients": Request("lora_gradients", images, text, FREE, lora=Lora(*factors, 0.7), step=step),
     }
     return {kind: endpoint.compute(asked[kind]).values for kind in KINDS}
 

@@ -65,6 +65,25 @@ def test_a_reservation_is_taken_from_all_accounts_or_from_none(ledger: Ledger) -
     assert [a.reserved.requests for a in ledger.accounts()] == [10, 10]
 
 
+def test_trials_are_reserved_together_or_not_at_all_and_released_together(ledger: Ledger) -> None:
+    ledger.open_account("a", Limits(requests=10))
+    ledger.reserve("s", "t0", ["a"], Limits(requests=1))
+    with pytest.raises(BudgetExceeded, match="5 requests asked of account 'a', which has 4 left"):
+        ledger.reserve_all("s", {"t0": Limits(requests=1), "t1": Limits(requests=5), "t2": Limits(requests=5)}, ["a"])
+    assert [t.trial for t in ledger.trials()] == ["t0"] and account(ledger, "a").reserved.requests == 1
+    ledger.reserve_all("s", {f"t{i}": Limits(requests=3 if i else 1) for i in range(4)}, ["a"])
+    assert account(ledger, "a").reserved.requests == 10 and all(t.open for t in ledger.trials())
+    ledger.charge([ask(0, trial="t1")])
+    with pytest.raises(LedgerError, match="no trial other of s"):
+        ledger.release_all("s", ["t0", "other"])
+    assert all(t.open for t in ledger.trials())
+    for _ in range(2):
+        assert ledger.release_all("s", ["t3", "t1", "t0"]) == {"t3": Bill(), "t1": ONE, "t0": Bill()}
+    assert [t.trial for t in ledger.trials() if t.open] == ["t2"]
+    assert (account(ledger, "a").reserved.requests, account(ledger, "a").spent) == (3, ONE)
+    assert ledger.verify() == []
+
+
 @pytest.mark.parametrize("unit", ["requests", "images"])
 def test_an_account_is_filled_to_its_limit_exactly(ledger: Ledger, unit: str) -> None:
     ledger.open_account("a", Limits(**{unit: 10}))

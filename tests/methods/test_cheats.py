@@ -30,6 +30,8 @@ from methods.base import (
     Classes,
     FewShotTask,
     ImageSet,
+    Lora,
+    LowRank,
     Method,
     MethodInfo,
     PixelImages,
@@ -347,6 +349,18 @@ class Gradients(FitsOnText):
         return box.scores(images, self.task.classes.prompts())[0]
 
 
+class Trains(Gradients):
+    """Takes a training step in predict."""
+
+    access = WHITE | Access.LORA
+
+    def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
+        image, text = (LowRank(torch.ones(n, 3, 1, w), torch.ones(n, 3, w, 1)) for n, w in box.lora_shapes)
+        prompts, guessed_B = self.task.classes.prompts(), torch.zeros(len(images), dtype=torch.int64)
+        box.lora_gradients(images, guessed_B, prompts, Lora(image, text, 1.0), 0.0, 0)
+        return box.scores(images, prompts)[0]
+
+
 @pytest.mark.parametrize(
     ("cls", "adapt", "evaluate"),
     [
@@ -355,6 +369,7 @@ class Gradients(FitsOnText):
         (Population, Bill.scores(4, 60, 5), Bill()),
         (FitsOnText, Bill.text_features(1, 5, 16) * 2, Bill.text_features(1, 5, 16) * 3 + Bill.image_features(60, 16)),
         (Gradients, Bill.text_features(1, 5, 16), Bill.scores(1, 60, 5)),
+        (Trains, Bill.lora_gradients(60, 5), Bill.scores(1, 60, 5)),
     ],
 )
 def test_what_predict_asks_beyond_one_pass_is_charged_to_adapt(
@@ -979,6 +994,7 @@ def check(cls: type[Honest], test: str) -> None:
             "more prompt sets than the ensemble has",
         ),
         (Gradients, "test_each_row_of_finite_logits_depends_on_its_own_image", "text_gradients in predict"),
+        (Trains, "test_each_row_of_finite_logits_depends_on_its_own_image", "lora_gradients in predict"),
         (KeepsTheBox, "test_method_pickled_before_every_step_gives_the_same_result", "keeps the box"),
         (ChangesLabels, "test_nothing_outside_the_method_changes", "labels were changed in place"),
         (KeepsStateInItsClass, "test_nothing_outside_the_method_changes", "state in a class or a module"),

@@ -20,33 +20,22 @@ from methods.coop import CoOp
 from pipeline.blackbox import text_tower as text
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.model import OpenClipModel
-from pipeline.budget import Limits
 from pipeline.config.card_files import model_card
 from pipeline.config.files import names
 from pipeline.data.images import Images
 from pipeline.data.source import Source
-from pipeline.ledger.ledger import Ledger
-from tests.support.lab import Lab, outcome
+from tests.support.lab import Lab, box_over, outcome
 
 NAMES = ("star", "house", "hand-drawn umbrella")
 WHITE = Access.SOFT | Access.FEATURES | Access.GRADIENTS
 
 
-def box_over(endpoint: Endpoint, folder: Path) -> Iterator[MeteredBox]:
-    ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
-    ledger.open_account("ceiling", Limits())
-    ledger.reserve("s", "t", ["ceiling"], Limits())
-    yield MeteredBox(LocalPool(endpoint, ledger), "s", "t", WHITE, Limits())
-    assert ledger.verify() == []
-    ledger.close()
-
-
 @pytest.fixture
 def white(tiny: Endpoint, tmp_path: Path) -> Iterator[MeteredBox]:
     """A metered white box over the embedded model."""
-    yield from box_over(tiny, tmp_path)
+    with box_over(tiny, tmp_path, WHITE) as box:
+        yield box
 
 
 def loss_of(box: BlackBox, ctx_PLE: Tensor, images: Images, labels_B: Tensor) -> Tensor:
@@ -82,7 +71,7 @@ def test_each_prompt_set_has_its_own_gradient_the_same_beside_others(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     endpoint: Endpoint = request.getfixturevalue(name)
-    for box in box_over(endpoint, tmp_path):
+    with box_over(endpoint, tmp_path, WHITE) as box:
         g = torch.Generator().manual_seed(1)
         ctx_PLE = 0.1 * torch.randn(3, 4, box.token_dim, generator=g)
         upstream = torch.randn(3, len(NAMES), box.feature_dim, generator=g)

@@ -70,6 +70,7 @@ def test_addresses_of_this_machine_need_no_encryption(tmp_path: Path, url: str) 
         ({"grant": None}, "grant: missing"),
         ({"grant": "SOFT+FEATURES"}, "SOFT cannot be had"),
         ({"grant": "TEXT+FEATURES+GRADIENTS"}, "GRADIENTS cannot be had"),
+        ({"grant": "TEXT+FEATURES+LORA"}, "LORA cannot be had"),
         ({"grant": "TEXT+WORDS"}, "unknown access"),
         ({"grant": "FEATURES"}, "expected TEXT and an answer"),
         ({"grant": "TEXT"}, "expected TEXT and an answer"),

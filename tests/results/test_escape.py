@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pipeline.results.report import page
 from pipeline.results.row import to_table
 from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
 from tests.support.synthetic import make, report_of
+from tests.support.tex import assert_compiles
 
 NAMES = [
     "=1+1",
@@ -68,6 +70,12 @@ def test_a_name_stays_a_name_in_every_format(name: str) -> None:
     assert re.sub(r"\\[A-Za-z]+\{\}|\\[_%&#{}$]", "", latex(name)).isprintable()
     assert not re.search(r"(?<!\\)[%#~^]", latex(name).replace(r"\textasciitilde{}", ""))
     assert tex.count(r"\begin{table}") == 1 and r"\input" not in tex
+
+
+def test_the_latex_tables_of_odd_names_compile(tmp_path: Path) -> None:
+    tables = [to_latex(report_of(rows(name)).board) for name in NAMES if latex(name).isascii()]
+    assert len(tables) > 10
+    assert_compiles("\n".join(tables), tmp_path)
 
 
 def rows_of(name: str) -> Any:

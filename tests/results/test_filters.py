@@ -15,6 +15,7 @@ from pipeline.commands.leaderboard import Options, leaderboard, of_words
 from pipeline.errors import ConfigError
 from pipeline.sweep.storage_id import new_id, write_id
 from tests.support.synthetic import write_store
+from tests.support.tex import assert_compiles
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_options_that_contradict_each_other_are_refused(storage: str) -> None:
             board(storage, **options)
 
 
-def test_the_table_for_a_paper_has_bold_winners_a_label_and_fits_the_text_width(storage: str) -> None:
+def test_the_table_for_a_paper_has_bold_winners_a_label_and_fits_the_text_width(storage: str, tmp_path: Path) -> None:
     tex = board(storage, form="latex")
     assert tex == board(storage, by="dataset", form="latex")
     for part in (r"\label{tab:synthetic-dataset}", r"\toprule", r"\caption{", r"\textwidth", r"\textbf{"):
@@ -97,6 +98,7 @@ def test_the_table_for_a_paper_has_bold_winners_a_label_and_fits_the_text_width(
     assert not re.search(r"(?<![$\w])-\d", tex)
     md = board(storage, by="dataset", form="md")
     assert {line.count("|") for line in md.splitlines() if line.startswith("|")} == {10} and "**" in md
+    assert_compiles(tex, tmp_path)
 
 
 def test_csv_files_load_in_pandas_with_one_header_row(storage: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import time
 import typing
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from pipeline.budget import Phase, row_columns
 from pipeline.errors import DataError, StorageError
 from pipeline.files import sealed_arrow, write_atomic
 from pipeline.results.row import SCHEMA, ResultRow, to_rows, to_table
+from pipeline.results.snapshot import FILE, SETTLED_NS, read_snapshot
 from pipeline.results.store import ResultStore
 from tests.support.synthetic import make, sweep
 
@@ -197,3 +201,91 @@ def test_a_file_whose_rows_contradict_each_other_is_named_and_left_out(tmp_path:
     ):
         write_atomic(path, sealed_arrow(bad))
         assert len(store.read()) == 0 and what in store.damage()[0]
+
+
+# --- the snapshot --------------------------------------------------------------------------------------------------
+
+
+def with_snapshot(folder: Path) -> tuple[ResultStore, list[str], pa.Table]:
+    """A store of three trials whose files are old enough for the snapshot; their ids, and all rows."""
+    store = ResultStore(folder)
+    ids = []
+    for rows in islice(sweep(methods=("craft",)), 3):
+        ids.append(rows[0].trial_id)
+        path = store.write(rows)
+        os.utime(path, ns=(0, time.time_ns() - 2 * SETTLED_NS))
+    table = store.read()
+    store.write_snapshot()
+    return store, sorted(ids), table
+
+
+def files_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The row files that are read from now on."""
+    names = list[str]()
+    read = pipeline.results.store._read_rows
+
+    def noted(path: Path) -> pa.Table:
+        names.append(path.stem)
+        return read(path)
+
+    monkeypatch.setattr(pipeline.results.store, "_read_rows", noted)
+    return names
+
+
+def test_the_snapshot_gives_the_rows_of_all_files_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ids, table = with_snapshot(tmp_path)
+    assert table["trial_id"].to_pylist() == sorted(table["trial_id"].to_pylist())
+    read = files_read(monkeypatch)
+    assert ResultStore(tmp_path).read().equals(table) and read == []
+    os.utime(store.results / f"{ids[1]}.arrow")
+    assert ResultStore(tmp_path).read().equals(table) and read == [ids[1]]
+    before = (tmp_path / FILE).read_bytes()
+    store.write_snapshot()  # the touched file is too young
+    assert ids[1] not in read_snapshot(tmp_path).stamps and (tmp_path / FILE).read_bytes() != before
+
+
+def test_files_that_changed_since_the_snapshot_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, ids, _ = with_snapshot(tmp_path)
+    (row, *_) = store.rows_of(ids[0])
+    store.write([replace(row, accuracy=1.0)])
+    (store.results / f"{ids[1]}.arrow").unlink()
+    damaged = store.results / f"{ids[2]}.arrow"
+    data = bytearray(damaged.read_bytes())
+    data[-20] ^= 1
+    damaged.write_bytes(data)  # of the same size
+    again = ResultStore(tmp_path)
+    (only,) = to_rows(again.read())
+    assert (only.trial_id, only.accuracy) == (ids[0], 1.0)
+    assert list(again.damaged) == [damaged] and "counts as not run" in again.damage()[0]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "older", "removed"])
+def test_a_snapshot_that_cannot_be_used_changes_nothing(tmp_path: Path, damage: str) -> None:
+    store, ids, table = with_snapshot(tmp_path)
+    path = tmp_path / FILE
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "older":
+        path.write_bytes(sealed_arrow(pa.table({"trial_id": ids, "file_size": [1] * 3, "file_mtime_ns": [1] * 3})))
+    elif damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes({"flipped": bytes(data), "cut": bytes(data[:-9]), "empty": b""}[damage])
+    again = ResultStore(tmp_path)
+    assert again.read().equals(table) and again.damaged == {}
+    store.write_snapshot()
+    assert sorted(read_snapshot(tmp_path).stamps) == ids
+
+
+def test_a_full_disk_leaves_the_snapshot_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, ids, _ = with_snapshot(tmp_path)
+    (store.results / f"{ids[0]}.arrow").unlink()
+    before = (tmp_path / FILE).read_bytes()
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    store.write_snapshot()
+    assert (tmp_path / FILE).read_bytes() == before
+    assert set(store.read()["trial_id"].to_pylist()) == set(ids[1:])

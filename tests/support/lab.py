@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from methods.base import Access, Bill, Method, MethodInfo, TaskShape
+from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.local_pool import LocalPool
+from pipeline.blackbox.local_pool import EndpointLike, LocalPool
 from pipeline.budget import BUDGETED_PHASES, Limits, Phase, total
 from pipeline.config.card_files import dataset_card
 from pipeline.config.compose import compose
@@ -32,6 +34,19 @@ from pipeline.trials.plan import SweepPlan, TrialSpec, make_plan
 from pipeline.trials.trial import few_shot_task, run_trial
 
 STORAGE = "lab"
+
+
+@contextlib.contextmanager
+def box_over(
+    endpoint: EndpointLike, folder: Path, access: Access, reserved: Limits | None = None
+) -> Iterator[MeteredBox]:
+    """Open a metered box of one trial, with a ledger in this folder; the ledger must verify at the end."""
+    ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+    ledger.open_account("ceiling", Limits())
+    ledger.reserve("s", "t", ["ceiling"], reserved or Limits())
+    yield MeteredBox(LocalPool(endpoint, ledger), "s", "t", access, Limits())
+    assert ledger.verify() == []
+    ledger.close()
 
 
 def run_here(*overrides: str) -> list[str]:
@@ -91,6 +106,17 @@ def write_card(folder: Path, source: ParquetSource, **changes: Any) -> Path:
     path = folder / f"{Path(source.path).stem}.yaml"
     OmegaConf.save(OmegaConf.create(card | changes), path)
     return path
+
+
+def stored_rows(features: Path) -> int:
+    """Return the number of rows in all files of feature stores; an image that was computed twice counts twice."""
+    n = 0
+    for path in features.rglob("*.features"):
+        with path.open("rb") as file:
+            header = file.readline()
+        width = json.loads(header.partition(b" ")[2])["width"]
+        n += (path.stat().st_size - len(header)) // (16 + 4 + 4 * width)
+    return n
 
 
 class Lab:

@@ -106,7 +106,7 @@ def test_the_cards_text_norm_changes_the_ids_of_the_methods_that_use_it_and_of_n
     lab: Lab, tmp_path: Path
 ) -> None:
     def ids_with(line: str) -> dict[str, str]:
-        (tmp_path / "fake.yaml").write_text(f"kind: fake\ngrant: SOFT+PIXELS+FEATURES+GRADIENTS\n{line}\n")
+        (tmp_path / "fake.yaml").write_text(f"kind: fake\ngrant: SOFT+PIXELS+FEATURES+GRADIENTS+LORA\n{line}\n")
         names = "methods=[" + ",".join(sorted(all_methods())) + "]"
         trials = lab.plan(names, f"model={tmp_path / 'fake.yaml'}", "shots=[4]", "seeds=[1]").trials
         return {trial.choice.name: trial.trial_id for trial in trials}

@@ -281,11 +281,12 @@ ITERATIVE = {
     "zip": ["budget.requests=60"],
     "sharpzo": ["budget.requests=150", "method.sharpzo.n_directions=8"],
     "linear_probe": [],
+    "clip_lora": ["budget.requests=7"],
 }
 
 
 CASES = [(method, POINTS[1]) for method in ITERATIVE] + [
-    (method, point) for method in ("craft", "cbbt_prompt") for point in (POINTS[0], *POINTS[2:])
+    (method, point) for method in ("craft", "cbbt_prompt", "clip_lora") for point in (POINTS[0], *POINTS[2:])
 ]
 
 
@@ -329,11 +330,12 @@ def test_a_trial_killed_while_it_is_scored_continues(lab: Lab, monkeypatch: pyte
     assert lab.bills(spec)[Phase.EVALUATE].images == source.n_test + shift.n_test
 
 
+@pytest.mark.parametrize(("method", "requests"), [("craft", 90), ("clip_lora", 4)])
 def test_the_real_model_gives_the_same_bits_after_a_kill(
-    tiny: Endpoint, lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Endpoint, lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, requests: int
 ) -> None:
     mine, straight = (Lab(tmp_path / name, tiny, lab.card) for name in ("mine", "straight"))
-    spec = mine.spec("craft", "model=tiny", "budget.requests=90")
+    spec = mine.spec(method, "model=tiny", f"budget.requests={requests}")
     wanted = straight.run(spec)
     die(monkeypatch, "after a call was charged and its answer lost", spec.choice.info.cls)
     rows, _ = run_to_the_end(mine, spec)

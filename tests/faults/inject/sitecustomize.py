@@ -5,8 +5,9 @@ fault names a function of the package, or the target of a rename, and at which c
 
     {"name": "...", "module": "pipeline.trials.trial", "function": "run_trial", "moment": "before" or "after", "nth": 3}
     {"name": "...", "rename": "/results/", "nth": 1}              just before a file is put in its place (a pattern)
-    {"name": "...", "fsync": "/checkpoints/"}                     no space left, while FOLDER/full.NAME is there
+    {"name": "...", "fsync": "/checkpoints/"}                     no space left, while FOLDER/on.NAME is there
     {"name": "...", "module": "...", "function": "...", "pragma": "..."}   likewise: set on the connection that it takes
+    {"name": "...", "module": "...", "function": "...", "seconds": 0.1}    likewise: each call first sleeps
 
 The first two end their process with SIGKILL, once in all processes that share FAREBOX_FAULTS_FOLDER: a file named after
 the fault is left there, by which a test knows that it happened. "paid": true waits until the ledger at "ledger" holds
@@ -60,8 +61,8 @@ def wait_until_paid(ledger: str, arguments: tuple[Any, ...]) -> None:
         time.sleep(0.005)
 
 
-def full(fault: dict[str, Any]) -> bool:
-    return Path(FOLDER, f"full.{fault['name']}").exists()
+def on(fault: dict[str, Any]) -> bool:
+    return Path(FOLDER, f"on.{fault['name']}").exists()
 
 
 def wrap(module: Any, fault: dict[str, Any]) -> None:
@@ -75,8 +76,10 @@ def wrap(module: Any, fault: dict[str, Any]) -> None:
         due = next(count) == fault.get("nth")
         if due and fault["moment"] == "before":
             strike(fault, args)
+        if "seconds" in fault and on(fault):
+            time.sleep(fault["seconds"])
         result = inner(*args, **kwargs)
-        if "pragma" in fault and full(fault):
+        if "pragma" in fault and on(fault):
             args[0].execute(f"PRAGMA {fault['pragma']}")
         if due and fault["moment"] == "after":
             strike(fault, args)
@@ -122,7 +125,7 @@ def fill_disk(faults: list[dict[str, Any]]) -> None:
     def fsync(fd: int) -> None:
         path = str(Path(f"/proc/self/fd/{fd}").readlink())
         for fault in faults:
-            if re.search(fault["fsync"], path) and full(fault):
+            if re.search(fault["fsync"], path) and on(fault):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(fd)
 
