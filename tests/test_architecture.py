@@ -104,7 +104,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
             "matplotlib",
             {
                 *(f"pipeline/results/{name}.py" for name in ("drawing", "panels", "plot_labels", "plots", "rank_plot")),
-                "pipeline/results/answers_plot.py",
+                *(f"pipeline/results/{name}.py" for name in ("answers_plot", "budget_plot")),
                 "pipeline/claims/figures.py",
             },
         ),
@@ -306,6 +306,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "eval_shift": ("false", "eval_shift"),
     "transfer": ("[emoji]", "transfer"),
     "shots": ("[2]", "shots"),
+    "draw": ("imbalanced", "draw"),
     "seeds": ("[9]", "seeds"),
     "hparams": ("paper", "hparams"),
     "views": ("fresh", "views"),

@@ -63,19 +63,20 @@ def show(arguments: Namespace, echo: Echo, log: Echo) -> int:
 def export_split(arguments: Namespace, echo: Echo, log: Echo) -> int:
     """Write a few-shot draw as JSON: train and val, each a list of [path, label, class name]. Opens no image.
 
-    KEY=VALUE: shots, seed, validation, data.root, data.small_classes, as in conf/base.yaml. The images need not be on
-    this machine if the split file is.
+    KEY=VALUE: shots, draw, seed, validation, data.root, data.small_classes, as in conf/base.yaml. The images need not
+    be on this machine if the split file is.
     """
-    keys = ROOT | {"shots": "16", "seed": "1", "validation": "min4", "data.small_classes": "error"}
+    keys = ROOT | {"shots": "16", "draw": "balanced", "seed": "1", "validation": "min4", "data.small_classes": "error"}
     (name,), given = key_values(arguments.words, keys, ("NAME",))
     shots, seed = number("shots", given["shots"], 1), number("seed", given["seed"], 0)
     rule = checks.one_of("validation", given["validation"], ("min4", "none", "full"))
+    balanced = checks.one_of("draw", given["draw"], ("balanced", "imbalanced")) == "balanced"
     short = checks.one_of("data.small_classes", given["data.small_classes"], ("error", "take_all"))
     card = dataset_card(name, given["data.root"] or None)
     rows = source_of(card) if card.layout == "parquet" else manifest_of(card)
     if isinstance(rows, Manifest) and rows.split_origin:
         log(f"farebox: the split of {name!r} was {rows.split_origin}")
-    drawn = draw(rows, card.name, shots, seed, rule, short)
+    drawn = draw(rows, card.name, shots, seed, rule, short, balanced)
     lists = {
         part: [[_path(rows, row), int(rows.labels[row]), rows.classnames[rows.labels[row]]] for row in of_part]
         for part, of_part in (("train", drawn.train), ("val", drawn.val))

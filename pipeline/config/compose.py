@@ -60,6 +60,8 @@ class Config:
     eval_shift: bool | tuple[str, ...]
     transfer: tuple[str, ...]
     shots: tuple[int, ...]
+    draw: str
+    """balanced or imbalanced."""
     seeds: tuple[int, ...]
     hparams: tuple[str, ...]
     views: int | str
@@ -137,6 +139,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
     model = model_card(checks.text("model", raw["model"]))
     features, records, mlflow = raw["features"], raw["records"], checks.maybe_text("mlflow", raw["mlflow"])
     local = checks.maybe_text("local", raw["local"])
+    short = raw["shots"] == "imbalanced"  # for 16 shots and this draw
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
@@ -150,7 +153,8 @@ def _resolve(raw: dict[str, Any]) -> Config:
         protocol=checks.one_of("protocol", raw["protocol"], ("all_to_all", "base_to_new")),
         eval_shift=checks.flag_or_names("eval_shift", raw["eval_shift"]),
         transfer=checks.maybe_names("transfer", raw["transfer"]),
-        shots=checks.numbers("shots", raw["shots"]),
+        shots=(16,) if short else checks.numbers("shots", raw["shots"]),
+        draw=checks.one_of("draw", raw["shots"] if short else raw["draw"], ("balanced", "imbalanced")),
         seeds=checks.numbers("seeds", raw["seeds"], minimum=0),
         hparams=tuple(
             checks.one_of("hparams", value, ("default", "paper"))
@@ -159,10 +163,10 @@ def _resolve(raw: dict[str, Any]) -> Config:
         views=raw["views"] if raw["views"] == "fresh" else checks.whole("views", raw["views"], minimum=0),
         validation=checks.one_of("validation", raw["validation"], ("min4", "none", "full")),
         curve=checks.whole("curve", raw["curve"], minimum=0),
-        allotments=checks.allotments(budget["requests"], budget["images"]),
+        allotments=checks.allotments(budget),
         further={
-            name: checks.allotments(requests, budget["images"], f"budget.further.{name}")
-            for name, requests in budget["further"].items()
+            name: checks.further_allotments(f"budget.further.{name}", own, budget)
+            for name, own in budget["further"].items()
         },
         sweep_budget=checks.limits("budget.sweep", budget["sweep"]),
         global_budget=GlobalBudget(
@@ -188,6 +192,8 @@ def _resolve(raw: dict[str, Any]) -> Config:
         variants=variants,
         method=raw["method"],
     )
+    if config.draw == "imbalanced" and config.protocol == "base_to_new":
+        raise ConfigError("draw=imbalanced: the base classes may have no image: use draw=balanced or all_to_all")
     for card in config.datasets:
         if card.shift_of:
             raise ConfigError(

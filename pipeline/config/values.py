@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -207,9 +208,18 @@ def limit_list(key: str, value: Any) -> tuple[int | None, ...]:
     return _different(key, [limit(key, v) for v in _as_list(value)])
 
 
-def allotments(requests: Any, images: Any, key: str = "budget.requests") -> tuple[Limits, ...]:
-    """Return the allotments of a sweep: every combination where requests or images is a list."""
-    return tuple(Limits(r, i) for r in limit_list(key, requests) for i in limit_list("budget.images", images))
+def allotments(budget: Mapping[str, Any], key: str = "budget") -> tuple[Limits, ...]:
+    """Return the allotments under a key: every combination where requests or images is a list."""
+    lists = (limit_list(f"{key}.{unit}", budget[unit]) for unit in LIMITED_UNITS)
+    return tuple(Limits(*both) for both in product(*lists))
+
+
+def further_allotments(key: str, value: Any, budget: Mapping[str, Any]) -> tuple[Limits, ...]:
+    """Return the further allotments of a method: requests, or requests and images; a missing unit is as in `budget`."""
+    own = value if isinstance(value, dict) else {"requests": value}
+    for unit in own:
+        one_of(key, unit, LIMITED_UNITS)
+    return allotments({unit: budget[unit] for unit in LIMITED_UNITS} | own, key)
 
 
 def _as_list(value: Any) -> list[Any]:

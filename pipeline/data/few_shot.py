@@ -2,6 +2,9 @@
 
 Source: KaiyangZhou/CoOp and Dassl `generate_fewshot_dataset`: Python's `random` is seeded once, then for the train list
 and then for the val list, `random.sample` draws from each class, in the order of first appearance.
+
+An imbalanced draw has as many training images, in unequal numbers for the classes, and none for some: see
+`_imbalanced`. Protocol: Silva-Rodriguez et al., arXiv:2506.17500, whose medical data sets are imbalanced themselves.
 """
 
 from __future__ import annotations
@@ -34,18 +37,25 @@ class Split:
 
 
 def draw(
-    source: LabelledRows, name: str, shots: int, seed: int, validation: str, small_classes: str = "error"
+    source: LabelledRows,
+    name: str,
+    shots: int,
+    seed: int,
+    validation: str,
+    small_classes: str = "error",
+    balanced: bool = True,
 ) -> Split:
     """Draw training and validation images.
 
     Args:
         source: The rows to draw from.
         name: Name of the data set, for messages.
-        shots: Number of training images per class.
+        shots: Number of training images per class; in an imbalanced draw, their mean over the classes.
         seed: Seed of the draw.
         validation: min4: min(shots, 4) images per class; full: the whole val split; none. If a data set has no val
             split, such as ImageNet, min4 draws from the remaining training images.
         small_classes: error, or take_all to use all images of classes with too few.
+        balanced: Draw as many training images from each class; otherwise as `_imbalanced` does.
 
     Raises:
         DataError: A class has too few images, or the data set has no such split.
@@ -55,14 +65,17 @@ def draw(
     if not len(of_train):
         raise DataError(f"data set {name!r} has no train split (its splits: {', '.join(source.splits)})")
     check_validation(name, validation, len(of_val))
-    train = _sample(rng, source, name, "train", of_train, shots, small_classes)
+    if balanced:
+        train = _sample(rng, source, name, "train", of_train, shots, small_classes)
+    else:
+        train = _imbalanced(rng, source, name, of_train, shots, small_classes)
     if validation == "none":
         return Split(train, ())
     if validation == "full":
         return Split(train, tuple(of_val.tolist()))
     rest = of_val if len(of_val) else np.setdiff1d(of_train, train)  # sorted: in listed order
     kind = "val" if len(of_val) else "further train"
-    taken = 0 if len(of_val) else shots
+    taken = shots if balanced and not len(of_val) else 0
     return Split(train, _sample(rng, source, name, kind, rest, n_val, small_classes, taken))
 
 
@@ -77,14 +90,43 @@ def sample(rng: random.Random, labels: Sequence[int], n: int) -> list[int]:
 
     A class with fewer than n items contributes all of them, without a draw.
     """
-    by_class: dict[int, list[int]] = {}
-    for position, label in enumerate(labels):
-        by_class.setdefault(label, []).append(position)
     return [
         position
-        for members in by_class.values()
+        for members in _by_class(labels).values()
         for position in (rng.sample(members, n) if len(members) >= n else members)
     ]
+
+
+def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:
+    """Return the positions of each class in `labels`."""
+    members: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        members.setdefault(label, []).append(position)
+    return members
+
+
+def _imbalanced(
+    rng: random.Random, source: LabelledRows, name: str, rows: np.ndarray, shots: int, small_classes: str
+) -> tuple[int, ...]:
+    """Draw as many images as a balanced draw has, with unequal shares of the classes.
+
+    The shares are uniform on the simplex, Dirichlet(1, ..., 1). Then images are drawn one after another without
+    replacement: a class by its share, among those with images left, and one of its images.
+    """
+    n = shots * len(source.classnames)
+    if len(rows) < n and small_classes == "error":
+        most = len(rows) // len(source.classnames)
+        advice = f"set shots to {most} or fewer, or data.small_classes=take_all" if most else "add train images"
+        raise DataError(f"{n:,} train images requested from {name!r}, but it has {len(rows):,}: {advice}")
+    left = {label: rng.sample(some, len(some)) for label, some in _by_class(source.labels[rows].tolist()).items()}
+    share = {label: rng.expovariate(1) for label in left}  # up to a common factor
+    drawn: list[int] = []
+    while left and len(drawn) < n:
+        for label in rng.choices(list(left), [share[label] for label in left], k=n - len(drawn)):
+            if left[label]:
+                drawn.append(int(rows[left[label].pop()]))
+        left = {label: some for label, some in left.items() if some}
+    return tuple(drawn)
 
 
 def _sample(

@@ -169,6 +169,7 @@ def _harmonic(rows: list[Row]) -> Iterator[Row]:
 def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
     """Return a function that labels a row: the method's name, and the settings in which rows of the method differ.
 
+    A draw that is not balanced is always named, as its number of shots is a mean.
     With the papers' settings each data set has its own configuration, so configurations are compared within a section.
     Otherwise they are compared over all sections, so that a mean over data sets does not mix configurations.
     """
@@ -193,7 +194,9 @@ def _labels(rows: list[Row], sections: list[Section]) -> Callable[[Row], str]:
 
     def label(row: Row) -> str:
         mine = spec(row)
-        return " ".join([row["method"], *(f"{k}={mine.get(k, '')}" for k in sorted(varying[row["method"]]))])
+        draw = [] if mine.get("draw", "balanced") == "balanced" else [mine["draw"]]
+        settings = (f"{k}={mine.get(k, '')}" for k in sorted(varying[row["method"]] - {"draw"}))
+        return " ".join([row["method"], *draw, *settings])
 
     return label
 

@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-MAIN_FIGURES = (
-    *("main_gain_over_zero_shot", "gain_over_zero_shot", "accuracy_by_shots", "accuracy_by_requests"),
-    "accuracy_by_images",
-)
+MAIN_FIGURES = ("main_gain_over_zero_shot", "gain_over_zero_shot", "accuracy_by_shots", "accuracy_by_budget")
 """Figures for the first screen; the first one that was drawn is taken."""
 MARKS = (
     "± is the half-width of the 95% confidence interval over three or more seeds (Student's t). For two seeds, "

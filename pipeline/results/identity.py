@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 FREE = ("zero_shot", "zero_shot_ensemble")
 """Methods without a fit: neither fit settings, nor the few-shot draw, nor the budget affects them."""
-FIT_SETTINGS = ("views", "validation", "local_model")
+FIT_SETTINGS = ("views", "validation", "draw", "local_model")
 """Settings of the fit in which a method and its reference must agree, unless one of them has no such setting."""
 
 

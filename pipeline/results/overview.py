@@ -14,9 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from methods.base import Bill
 from pipeline.budget import Limits
+from pipeline.results import ladder
 from pipeline.results.comparison import CLASSES, FULL, HARMONIC, LOCAL, access_class, answers_order, is_native
 from pipeline.results.identity import listed
+from pipeline.results.ladder import bill_of
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
 from pipeline.results.standing import UNFITTED
@@ -124,7 +127,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         main = len(columns) - 1
         if shifts:
             columns["shift"] = where("shift", shots, allotment)
-    lines = _lines([*every, *over_sets], list(columns.values()), main, by == "access")
+    lines = _lines([*every, *over_sets], list(columns.values()), main, by)
     facts = {
         "data": " and ".join(sets) if len(sets) < 3 else f"{len(sets)} data sets",
         "shots": f"{'/'.join(map(str, all_shots if by == 'shots' else [shots]))} shot{'s' * (shots > 1)}",
@@ -147,6 +150,8 @@ def conclusions(view: Overview) -> list[str]:
         if lines:
             sentences.append(_of_class(name, lines[0].main, view))
             leaders.append(lines[0].main)
+    if view.axis == "budget" and leaders:
+        return [*sentences, *ladder.sentences(view.summary, leaders[0]["shots"], leaders[0]["answers"])]
     return [*sentences, *_under_shift(leaders, view), *_by_budget(leaders, view)]
 
 
@@ -189,10 +194,11 @@ def _seeds(records: Sequence[Record]) -> str:
     return _count(numbers[0], "seed") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
 
 
-def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_access: bool) -> list[Line]:
+def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, axis: str) -> list[Line]:
     """Return a line per method that has a record in the main column, or else in any column.
 
-    A reference is shown in its own access class, although the leaderboard shows it in every class.
+    A reference is shown in its own access class, although the leaderboard shows it in every class. By budget, a method
+    that did not run with an allotment is shown with the result of a larger one whose bill fits into it.
     """
     placed: dict[tuple[str, str], list[Record | None]] = {}
     own = {r["label"] for r in records if is_native(r, r["access_class"])}
@@ -204,16 +210,28 @@ def _lines(records: list[Record], columns: list[dict[str, Any]], main: int, by_a
             group = NO_FIT
         elif is_native(record, record["access_class"]) or record["label"] not in own:  # no other method in its class
             name = access_class(record["access"], record["local_model"])
-            group = record["access"] + LOCAL * bool(record["local_model"]) if by_access else name
+            group = record["access"] + LOCAL * bool(record["local_model"]) if axis == "access" else name
         else:
             continue
         cells = placed.setdefault((group, record["label"]), [None] * len(columns))
         cells[columns.index(key)] = record
     lines = []
     for (group, _), cells in placed.items():
+        if axis == "budget":
+            cells = [cell or _fitting(cells[i + 1 :], columns[i]["budget"]) for i, cell in enumerate(cells)]
         first = cells[main] or next(r for r in cells if r)
         lines.append(Line(group, tuple(cells), first))
     return lines
+
+
+def _fitting(larger: Sequence[Record | None], of: Limits) -> Record | None:
+    """Return the first record whose allotment is not smaller in either unit, and whose bill the allotment `of` pays."""
+
+    def fits(record: Record) -> bool:
+        no_smaller = all(own >= limit for own, limit in zip(limits(record).size, of.size, strict=True))
+        return no_smaller and of.exceeded_unit(Bill(), bill_of(record)) is None
+
+    return next((record for record in larger if record and fits(record)), None)
 
 
 def _grouped(lines: list[Line]) -> dict[str, tuple[Line, ...]]:

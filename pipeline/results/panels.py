@@ -25,6 +25,8 @@ WIDEST = {"few": 13, "many": 18}
 """Width of a figure in inches, for up to four data sets and for more; further data sets continue on the next line."""
 PANEL = (4.4, 3.1)
 """Size of a panel in inches; it is higher if its names need more room."""
+WIDE = 5.8
+"""Width of panels with names on both sides, in inches."""
 _ACCESS = {
     "TEXT": "text prompts",
     "SOFT": "soft prompts",
@@ -56,7 +58,7 @@ def grid(
         xlabel: Label of the x axis.
         width: Width of a panel in inches.
     """
-    sets = sorted({r["dataset"] for r in records})
+    sets = list(dict.fromkeys(r["dataset"] for r in records))
     classes = [c for c in CLASSES if any(r["access_class"] == c for r in records)]
     wide = min(int(WIDEST["few" if len(sets) <= 4 else "many"] / width), len(sets))
     lines = [(c, sets[i : i + wide]) for c in classes for i in range(0, len(sets), wide)]

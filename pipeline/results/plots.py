@@ -1,4 +1,4 @@
-"""Draw the leaderboard's figures: gain over zero-shot, accuracy by shots, by bill, by answers, and during the fit.
+"""Draw the leaderboard's figures: gain over zero-shot, accuracy by shots, budget and answers, and during the fit.
 
 Figures have one panel per access class (rows) and data set (columns). A method has the same colour everywhere; the
 marker shows its access, and its name is drawn beside its line. References are black or grey. Bars with caps are 95%
@@ -23,10 +23,23 @@ from matplotlib.figure import Figure
 from pipeline.console import plain
 from pipeline.results.answers_plot import CAPTION as ANSWERS_CAPTION
 from pipeline.results.answers_plot import answers_figure, answers_title, drawn_records
+from pipeline.results.budget_plot import CAPTION as BUDGET_CAPTION
+from pipeline.results.budget_plot import budget_figure
 from pipeline.results.comparison import CLASSES, FULL, answers_order, cells
 from pipeline.results.drawing import Drawing, drawing
+from pipeline.results.ladder import compared
 from pipeline.results.palette import DASHES, MARKERS, colour
-from pipeline.results.panels import access_legend, accuracy_range, add_title, bare, by_label, grid, number_ticks, series
+from pipeline.results.panels import (
+    WIDE,
+    access_legend,
+    accuracy_range,
+    add_title,
+    bare,
+    by_label,
+    grid,
+    number_ticks,
+    series,
+)
 from pipeline.results.panels import seeds as seeds_text
 from pipeline.results.plot_labels import LONGEST_NAME, Point, draw_labels
 from pipeline.results.rank_plot import CAPTION as RANK_CAPTION
@@ -48,10 +61,6 @@ WHERE = {
 MAIN = "main_gain_over_zero_shot"
 """Name of the figure that holds the first kind of test set only, small enough to stand beside a table."""
 BARS = "Bars with caps: 95% confidence interval over seeds; bars without caps: both values of two seeds."
-
-
-WIDE = 5.8
-"""Width of panels with names on both sides, in inches."""
 
 
 class Sketch(NamedTuple):
@@ -124,9 +133,7 @@ def _of_answers(everything: list[Record], pooled: list[Record], fits: list[Recor
             sketches["average_ranks"] = Sketch(figure, title, RANK_CAPTION)
     if len({r["shots"] for r in board}) > 1:
         sketches["accuracy_by_shots"] = _by_shots(board, model)
-    for unit in ("requests", "images"):
-        if any(r[unit] for r in board):
-            sketches[f"accuracy_by_{unit}"] = _by_bill(board, unit, model)
+    sketches |= _by_budget(everything, pooled, model)
     if fits:
         sketches["accuracy_during_fit"] = _during_fit(fits, model)
     return sketches
@@ -153,35 +160,23 @@ def _by_shots(board: list[Record], model: str) -> Sketch:
     return Sketch(grid(records, panel, accuracy_range, title, "labelled images per class"), title, caption)
 
 
-def _by_bill(board: list[Record], unit: str, model: str) -> Sketch:
-    shots = max(r["shots"] for r in board)
-    records = [r for r in board if r["shots"] == shots]
-    paid = [r[unit] for r in records if r[unit]]
-    several = len({(r["budget_requests"], r["budget_images"]) for r in records}) > 1
-
-    def panel(ax: Axes, in_panel: list[Record]) -> None:
-        points = []
-        for label, line in by_label(in_panel).items():
-            billed = sorted((r for r in line if r[unit]), key=lambda r: r[unit])
-            if billed:
-                series(ax, label, [r[unit] for r in billed], billed)
-                points.append(Point(billed[-1][unit], billed[-1]["accuracy"], label))
-            else:  # free to fit: a level, not a point
-                level = [line[0]["accuracy"]] * 2
-                dashes = DASHES.get(label, (3, 2))
-                ax.plot([min(paid), max(paid)], level, color=colour(label), dashes=dashes, lw=1, zorder=1)
-                points.append(Point(max(paid), line[0]["accuracy"], label))
-        draw_labels(ax, points, paid, both_sides=True)
-        number_ticks(ax, paid)
-
-    what = {"requests": "requests", "images": "image rows"}[unit]
-    how = "a line joins a method's allotments" if several else f"one point per method: {allotment(records[0])}"
-    title = f"Accuracy by {what} billed for fitting, {shots} shots, {how}, {seeds_text(records)}{model}"
-    caption = (
-        f"Accuracy on the data sets' own test sets and the {what} that fitting cost. Methods that are free to fit are "
-        f"horizontal lines. {BARS}{_others(board, records, 'other shots')}"
-    )
-    return Sketch(grid(records, panel, accuracy_range, title, f"{what} (logarithmic)", WIDE), title, caption)
+def _by_budget(everything: list[Record], pooled: list[Record], model: str) -> dict[str, Sketch]:
+    """Return a figure of the mean over data sets, unless there is one, and a figure of each data set."""
+    records = compared(everything, pooled)
+    shots = max((r["shots"] for r in records), default=0)
+    at = [r for r in records if r["shots"] == shots]
+    sketches = {}
+    for i, name in enumerate(dict.fromkeys(r["test_set"] for r in at)):
+        of_set = [r for r in at if r["test_set"] == name]
+        several = len({(r["budget_requests"], r["budget_images"]) for r in of_set}) > 1
+        how = "a line joins a method's allotments" if several else f"one point per method: {allotment(of_set[0])}"
+        where = f"mean of {of_set[0]['datasets']} data sets" if name == "all" else plain(name, LONGEST_NAME)
+        title = f"Accuracy by the bill of fitting, {where}, {shots} shots, {how}, {seeds_text(of_set)}{model}"
+        if (figure := budget_figure(of_set, title)) is not None:
+            suffix = "_" + re.sub(r"[^\w-]", "_", f"{i}_{name}") if i else ""
+            caption = BUDGET_CAPTION + _others(records, at, "other shots")
+            sketches[f"accuracy_by_budget{suffix}"] = Sketch(figure, title, caption)
+    return sketches
 
 
 def _fits(rows: pa.Table) -> list[Record]:

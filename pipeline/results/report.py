@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -23,6 +23,7 @@ from pipeline.results.comparison import missing_references
 from pipeline.results.filters import Filter
 from pipeline.results.html import html
 from pipeline.results.identity import Selection, select
+from pipeline.results.ladder import COLUMNS, cheapest, cheapest_md, compared
 from pipeline.results.latex_tables import to_latex
 from pipeline.results.leaderboard import ReadPredictions, leaderboard
 from pipeline.results.mirroring import FOLDER, is_published, mark_published, open_mirror, report_digest
@@ -57,6 +58,11 @@ class Report:
     def overview(self, axis: str | None = None) -> Overview | None:
         """Return the overview by an axis of `overview.AXES`; None chooses it."""
         return overview(self.board, self.summary, axis)
+
+    @cached_property
+    def cheapest(self) -> list[dict[str, Any]]:
+        """The cheapest method near the best for each budget (`ladder.cheapest`)."""
+        return cheapest(compared(self.board.to_pylist(), self.summary.to_pylist()))
 
     @cached_property
     def figures(self) -> dict[str, Drawing]:
@@ -144,6 +150,8 @@ FILES: Mapping[str, Callable[[Report], str]] = {
     "leaderboard.md": lambda report: to_md(report.summary, report.notes),
     "summary.csv": lambda report: to_csv(report.summary),
     "summary.txt": lambda report: text_table(report.summary, report.notes),
+    "cheapest.csv": lambda report: to_csv(report.cheapest) if report.cheapest else ",".join(COLUMNS) + "\n",
+    "cheapest.md": lambda report: cheapest_md(report.cheapest),
     "trials.csv": lambda report: to_csv(raw_records(report.selection)),
 }
 """Files of a report, beside its figures."""

@@ -28,6 +28,7 @@ HTTP_COLUMNS = (
 """Columns of the physical bill of a remote model."""
 LATER_COLUMNS = {
     **{"local_model": "", "local_digest": "", "local_params": None, "answers": "logits"},
+    **{"draw": "balanced", "missing_classes": None},
     **dict.fromkeys(HTTP_COLUMNS),
     **dict.fromkeys([f"tune_{unit}" for unit in UNITS], 0),
     **{"tune_trials": None, "chosen": ""},
@@ -37,8 +38,8 @@ TRIAL_COLUMNS = (
     *("trial_id", "sweep", "method", "base_method", "method_version", "method_digest", "access", "model"),
     *("model_digest", "code_digest", "precision", "transform", "local_model", "local_digest", "dataset"),
     *("data_digest", "template"),
-    *("templates_digest", "classnames_digest", "augment", "split_digest", "shots", "seed", "views", "validation"),
-    *("hparams", "budget_requests", "budget_images", "answers", "status", "config"),
+    *("templates_digest", "classnames_digest", "augment", "split_digest", "draw", "missing_classes", "shots", "seed"),
+    *("views", "validation", "hparams", "budget_requests", "budget_images", "answers", "status", "config"),
 )
 """Columns that describe the trial; they are equal in all of its rows."""
 
@@ -102,6 +103,10 @@ class ResultRow:
     """Augmentation of the data set's card, used for views."""
     split_digest: str
     """Digest of the drawn training and validation images."""
+    draw: str = "balanced"
+    """Training images of the classes: 'balanced', or 'imbalanced' with `shots` per class in the mean."""
+    missing_classes: int | None = None
+    """Number of fitted classes without a training image."""
     shots: int
     """Labelled training images per class."""
     seed: int

@@ -35,8 +35,8 @@ RAW = (
     *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests"),
     *("images", "prompts", "outputs", "evaluate_requests", "seconds", "trainable_params", "client_bytes"),
     *("base_method", "access", "budget_requests", "budget_images", "answers", "macro_accuracy", "nll", "ece"),
-    *("labels_used", "paper_queries", "error", "kind", "validation", "split_digest", "test_label_reads"),
-    *("template", "templates_digest", "classnames_digest", "augment", "data_digest", "test_digest"),
+    *("labels_used", "paper_queries", "error", "kind", "validation", "split_digest", "draw", "missing_classes"),
+    *("test_label_reads", "template", "templates_digest", "classnames_digest", "augment", "data_digest", "test_digest"),
     *("model_digest", "precision", "transform", "code_digest", "method_version", "method_digest"),
     *("views", "hparams", "config", "cpu", "device", "threads", "torch_version", "farebox_version", "created"),
 )

@@ -22,8 +22,9 @@ FIRST_PARAMS = ("dataset", "method", "seed", "shots")
 """Params under their plain names. MLflow sorts params by name: the others start with `trial/`, and so stand below."""
 PARAMS = (
     *("model", "access", "status", "budget_requests", "budget_images", "answers", "views", "validation", "hparams"),
-    *("precision", "base_method", "method_version", "split_digest", "model_digest", "template", "templates_digest"),
-    *("classnames_digest", "data_digest", "test_digest", "augment", "transform", "code_digest", "method_digest"),
+    *("precision", "base_method", "method_version", "split_digest", "draw", "model_digest", "template"),
+    *("templates_digest", "classnames_digest", "data_digest", "test_digest", "augment", "transform", "code_digest"),
+    "method_digest",
 )
 SYSTEM = ("cpu", "device", "threads", "torch_version", "python_version", "farebox_version")
 """Columns that describe the machine and its software: tags, as they are no setting of the trial."""

@@ -58,6 +58,7 @@ class TrialSpec:
     """Test sets to score, the one of the fitted data set first."""
     shots: int
     seed: int
+    draw: str
     split: Split = field(repr=False)
     split_digest: str
     allotment: Limits
@@ -217,7 +218,8 @@ def _draws(config: Config, dataset: Dataset, labels: range) -> dict[tuple[int, i
     source, draws = dataset.source, {}
     for shots in config.shots:
         for seed in config.seeds:
-            split = draw(source, dataset.name, shots, seed, config.validation, config.data.small_classes)
+            balanced, small_classes = config.draw == "balanced", config.data.small_classes
+            split = draw(source, dataset.name, shots, seed, config.validation, small_classes, balanced)
             split = within(split, source, labels)
             draws[shots, seed] = split, split.digest(source)
     rows = sorted({row for split, _ in draws.values() for row in split.train + split.val})
@@ -254,6 +256,8 @@ def _trial(
         resolved["local"] = local.digest
     if config.protocol != "all_to_all":
         resolved["protocol"] = config.protocol
+    if config.draw != "balanced":
+        resolved["draw"] = config.draw
     if config.transfer:
         others = [t.dataset for t in tests if t.kind == "transfer"]
         resolved["transfer"] = [(o.name, o.digest, o.card.template, o.card.templates) for o in others]
@@ -274,6 +278,7 @@ def _trial(
         eval_sets=tests,
         shots=shots,
         seed=seed,
+        draw=config.draw,
         split=split,
         split_digest=split_digest,
         allotment=cell.allotment,

@@ -49,6 +49,7 @@ def common_columns(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
 
 def spec_columns(spec: TrialSpec) -> dict[str, Any]:
     """Return the columns of a row that depend on the spec and this machine only."""
+    drawn = set(spec.dataset.source.labels[list(spec.split.train)].tolist())
     return {
         "trial_id": spec.trial_id,
         "sweep": spec.sweep,
@@ -72,6 +73,8 @@ def spec_columns(spec: TrialSpec) -> dict[str, Any]:
         "classnames_digest": spec.classnames_digest,
         "augment": spec.dataset.card.augment,
         "split_digest": spec.split_digest,
+        "draw": spec.draw,
+        "missing_classes": len(spec.eval_sets[0].labels) - len(drawn),
         "shots": spec.shots,
         "seed": spec.seed,
         "views": "fresh" if spec.fresh_views else str(spec.views) if spec.choice.info.uses_views else "",

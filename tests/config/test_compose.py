@@ -579,6 +579,32 @@ def test_single_methods_may_have_further_allotments() -> None:
     assert config.allotments_of("zero_shot") == (Limits(300),)
     with pytest.raises(ConfigError, match=r"budget\.further\.bbt: no method in this sweep named 'bbt'"):
         smoke("methods=craft", "budget.further.bbt=5")
-    with pytest.raises(ConfigError, match=r"budget\.further\.craft=0: expected a whole number of 1 or more"):
+    with pytest.raises(ConfigError, match=r"budget\.further\.craft\.requests=0: expected a whole number of 1 or more"):
         smoke("methods=craft", "budget.further.craft=0")
     assert compose(["sweep=demo", "methods=bbt"]).further == {}
+
+
+def test_further_allotments_of_a_method_may_be_in_image_rows() -> None:
+    config = smoke("methods=gda,craft", "budget.requests=300", "budget.further.gda.images=40,80")
+    assert config.allotments_of("gda") == (Limits(300, 40), Limits(300, 80), Limits(300))
+    assert config.allotments_of("craft") == (Limits(300),)
+    both = smoke("methods=gda", "budget.images=[null,9]", "budget.further.gda={requests: [5, 6], images: 7}")
+    assert both.further["gda"] == (Limits(5, 7), Limits(6, 7))
+    alone = smoke("methods=gda", "budget.images=[null,9]", "budget.further.gda=5")
+    assert alone.further["gda"] == (Limits(5), Limits(5, 9))
+    for word, said in (
+        ("budget.further.gda.image=9", r"budget\.further\.gda: no choice named 'image'"),
+        ("budget.further.gda.images=0", r"budget\.further\.gda\.images=0: expected a whole number of 1 or more"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            smoke("methods=gda", word)
+
+
+def test_imbalanced_shots_are_16_for_each_class_in_the_mean() -> None:
+    assert (smoke("shots=4").shots, smoke("shots=4").draw) == ((4,), "balanced")
+    assert (smoke("shots=imbalanced").shots, smoke("shots=imbalanced").draw) == ((16,), "imbalanced")
+    assert (smoke("shots=1,4", "draw=imbalanced").shots, smoke("draw=imbalanced").draw) == ((1, 4), "imbalanced")
+    with pytest.raises(ConfigError, match="draw: no choice named 'unbalanced'"):
+        smoke("draw=unbalanced")
+    with pytest.raises(ConfigError, match="draw=imbalanced: the base classes may have no image"):
+        smoke("shots=imbalanced", "protocol=base_to_new")

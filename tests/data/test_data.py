@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.blackbox.endpoint import Endpoint
@@ -73,6 +76,78 @@ def test_validation_does_not_change_the_training_images(icons: ParquetSource) ->
     with_val, without = (draw(icons, "icons", 4, 1, rule) for rule in ("min4", "none"))
     assert with_val.train == without.train and without.val == ()
     assert with_val.digest(icons) != without.digest(icons)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with labels and splits: the train rows first, then as many test rows, then four val rows of each class."""
+
+    counts: tuple[int, ...]
+    """Train rows of each class."""
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        return tuple(f"class {label}" for label in range(len(self.counts)))
+
+    @property
+    def labels(self) -> np.ndarray:
+        train = np.random.default_rng(0).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+        return np.concatenate([train, train, np.repeat(np.arange(len(self.counts)), 4)])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "test", "val")
+
+    def rows_of(self, split: str) -> np.ndarray:
+        n = sum(self.counts)
+        return {"train": np.arange(n), "test": np.arange(n, 2 * n), "val": np.arange(2 * n, len(self.labels))}[split]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 20), min_size=2, max_size=8).filter(any),
+    shots=st.integers(1, 16),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_an_imbalanced_draw_has_as_many_train_images_as_a_balanced_one(
+    counts: list[int], shots: int, seed: int
+) -> None:
+    source = Rows(tuple(counts))
+    split = draw(source, "d", shots, seed, "min4", "take_all", balanced=False)
+    assert len(split.train) == len(set(split.train)) == min(shots * len(counts), sum(counts))
+    assert set(split.train) <= set(source.rows_of("train").tolist())
+    assert set(np.bincount(source.labels[list(split.val)])) == {min(shots, 4)}  # as in a balanced draw
+    assert draw(source, "d", shots, seed, "none", "take_all", balanced=False).train == split.train
+
+
+def test_the_class_shares_of_an_imbalanced_draw_are_uniform_on_the_simplex() -> None:
+    source, n_classes, shots = Rows((200,) * 10), 10, 4
+    counts = []
+    for seed in range(500):
+        train = draw(source, "d", shots, seed, "none", balanced=False).train
+        counts.append(np.bincount(source.labels[list(train)], minlength=n_classes))
+    # all counts with a sum of n are equally likely: P(class missing) and the variance follow
+    n = shots * n_classes
+    missing = n_classes * (n_classes - 1) / (n + n_classes - 1)
+    assert np.mean([(c == 0).sum() for c in counts]) == pytest.approx(missing, abs=0.2)
+    variance = shots * (shots + 1) * (n_classes - 1) / (n_classes + 1)
+    assert np.var(counts) == pytest.approx(variance, rel=0.1)
+    assert np.mean(counts, axis=0) == pytest.approx([shots] * n_classes, abs=0.7)
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [((5, 1), "8 train images requested from 'd', but it has 6: set shots to 3 or fewer"), ((1, 0), "add train")],
+)
+def test_an_imbalanced_draw_of_too_few_images_says_what_to_type(counts: tuple[int, ...], wanted: str) -> None:
+    source = Rows(counts)
+    with pytest.raises(DataError) as caught:
+        draw(source, "d", 4, 1, "none", balanced=False)
+    said = str(caught.value)
+    assert wanted in said
+    if "set shots to" in said:
+        assert len(draw(source, "d", 3, 1, "none", balanced=False).train) == 6
+    assert len(draw(source, "d", 4, 1, "none", "take_all", balanced=False).train) == sum(counts)
 
 
 def test_another_seed_or_shot_count_gives_another_split(icons: ParquetSource) -> None:

@@ -116,9 +116,9 @@ def test_answers_are_sorted_from_full_to_label() -> None:
     assert sorted(shuffled, key=answers_order) == texts
 
 
-def test_rows_from_before_are_full_answers(tmp_path: Path) -> None:
+def test_rows_from_before_are_full_answers_on_balanced_draws(tmp_path: Path) -> None:
     rows = [make(accuracy=50.0)]
-    old = to_table(rows).drop_columns(["answers"])
+    old = to_table(rows).drop_columns(["answers", "draw", "missing_classes"])
     assert to_rows(check_trial(old)) == rows and check_trial(old).schema == SCHEMA
     store = ResultStore(tmp_path)
     store.results.mkdir()

@@ -32,6 +32,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
     "two seeds": {"seeds": (1, 2), "shots": (1, 16), "budgets": ((1000, None),)},
     "one seed": {"seeds": (1,), "shots": (16,)},
     "limited in images": {"seeds": (1, 2), "shots": (16,), "budgets": ((8000, None), (8000, 25600))},
+    "ladder": {},
     "no limit": {"seeds": (1, 2), "shots": (16,), "budgets": ((None, None),)},
 }
 
@@ -51,7 +52,7 @@ def sketches(rows: list[ResultRow]) -> dict[str, Sketch]:
 
 @pytest.fixture(scope="module", params=SWEEPS)
 def drawn(request: pytest.FixtureRequest) -> dict[str, Sketch]:
-    return sketches(rows_of(**SWEEPS[request.param]))
+    return sketches(rows_of(**SWEEPS[request.param]) if SWEEPS[request.param] else ladder_rows())
 
 
 def markers(ax: Axes) -> Iterator[Bbox]:
@@ -130,23 +131,83 @@ def test_a_figure_of_one_panel_has_its_whole_title_and_axis_numbers() -> None:
             rows.append(make(method="bbt", access="SOFT+SCORES", seed=seed, accuracy=50.0 + seed, **paid))
         rows = [replace(row, budget_requests=8000, budget_images=256000) for row in rows]
         figures = sketches(rows)
-        assert {"gain_over_zero_shot", "accuracy_by_requests", "accuracy_by_images"} == set(figures)
+        panels = {name: len(one.figure.axes) for name, one in figures.items()}
+        assert panels == {"gain_over_zero_shot": 1, "accuracy_by_budget": 2}
         for name, one in figures.items():
-            assert len(one.figure.axes) == 1 and numbers(one.figure), (name, bill)
+            assert numbers(one.figure), (name, bill)
             assert " ".join(one.figure._suptitle.get_text().split()) == one.title
             assert inside(one.figure._suptitle.get_window_extent(), one.figure.bbox), (name, bill)
 
 
 def test_a_method_has_a_point_for_each_allotment_and_a_single_allotment_is_named() -> None:
     some = {"methods": ("zero_shot", "craft", "bbt"), "shots": (16,), "seeds": (1,)}
-    several = sketches(rows_of(**some))["accuracy_by_requests"]
+    several = sketches(rows_of(**some))["accuracy_by_budget"]
     assert "a line joins a method's allotments" in several.title
     points = {
         line.get_color(): len(line.get_xdata()) for line in several.figure.axes[0].lines if line.get_marker() == "s"
     }
     assert points[COLOURS["craft"]] == points[COLOURS["bbt"]] == 2
-    one = sketches(rows_of(**some, budgets=((1000, None),)))["accuracy_by_requests"]
+    one = sketches(rows_of(**some, budgets=((1000, None),)))["accuracy_by_budget"]
     assert "one point per method: allotment 1,000 requests" in one.title
+
+
+def ladder_rows() -> list[ResultRow]:
+    """Search methods with six allotments, of which the last changes nothing for one, and others with the largest."""
+    rungs = tuple((n, None) for n in (100, 250, 1000, 4000, 8000, 32000))
+    some: dict[str, Any] = {"shots": (16,), "seeds": (1, 2, 3)}
+    rows = rows_of(methods=("craft", "bbt", "cbbt"), budgets=rungs, **some)
+    rows += rows_of(methods=("zero_shot", "logit_head", "taskres", "tip_adapter_f"), budgets=rungs[-1:], **some)
+    at_most = {r.dataset: r for r in rows if (r.method, r.budget_requests) == ("cbbt", 8000)}
+    saturated = ("requests", "images", "adapt_requests", "adapt_images")
+    return [
+        replace(r, **{name: getattr(at_most[r.dataset], name) for name in saturated})
+        if (r.method, r.budget_requests) == ("cbbt", 32000)
+        else r
+        for r in rows
+    ]
+
+
+def test_accuracy_by_budget_is_drawn_for_the_mean_and_each_data_set_in_both_units() -> None:
+    drawn = {name: one for name, one in sketches(ladder_rows()).items() if "by_budget" in name}
+    where = {"": "mean of 3 data sets", "_1_digits": "digits", "_2_emoji": "emoji", "_3_icons": "icons"}
+    assert {name: one.title.split(", ")[1] for name, one in drawn.items()} == {
+        f"accuracy_by_budget{suffix}": what for suffix, what in where.items()
+    }
+    for one in drawn.values():
+        titles = [ax.get_title(loc="left") for ax in one.figure.axes]
+        assert titles == [f"{unit}   ({of})" for of in ("scores", "features") for unit in ("requests", "image rows")]
+        by_requests, by_images = one.figure.axes[:2]
+        assert by_requests.get_ylim() == by_images.get_ylim()
+        (line,) = (ln for ln in by_images.lines if ln.get_color() == COLOURS["craft"] and ln.get_marker() == "s")
+        assert list(line.get_xdata()) == [160 * n for n in (100, 250, 1000, 4000, 8000, 32000)]
+
+
+def test_a_bill_that_a_larger_allotment_does_not_change_is_a_level_from_there_on() -> None:
+    scores, _, features, _ = sketches(ladder_rows())["accuracy_by_budget"].figure.axes
+
+    def levels(ax: Axes, label: str) -> list[tuple[float, float]]:
+        """The first and last bill of the levels of a method."""
+        lines = [ln for ln in ax.lines if ln.get_color() == COLOURS[label] and ln.get_marker() == "None"]
+        assert all(len(set(ln.get_ydata())) == 1 for ln in lines)
+        return [(min(ln.get_xdata()), max(ln.get_xdata())) for ln in lines]
+
+    assert levels(features, "taskres") == levels(scores, "logit_head") == [(2, 32000)]
+    assert levels(features, "cbbt") == [(8000, 32000)]
+    assert levels(scores, "craft") == levels(scores, "bbt") == []  # more requests would be spent
+    assert levels(scores, "zero_shot") == [(2, 32000)]  # free of charge
+    ((points,),) = [[ln for ln in features.lines if ln.get_color() == COLOURS["cbbt"] and ln.get_marker() == "D"]]
+    assert list(points.get_xdata()) == [100, 250, 1000, 4000, 8000]
+
+
+def test_the_bands_of_a_line_are_its_intervals_over_seeds() -> None:
+    scores = sketches(ladder_rows())["accuracy_by_budget_1_digits"].figure.axes[0]
+    found = {tuple(np.round(colour[:3], 3)) for band in scores.collections for colour in band.get_facecolor()}
+    assert len(found) == 2  # craft and bbt
+    rows = [r for r in ladder_rows() if (r.method, r.test_set, r.budget_requests) == ("craft", "digits", 1000)]
+    mean, half = mean_ci95([r.accuracy for r in rows if r.accuracy is not None])
+    assert half is not None
+    ends = {tuple(np.round(xy, 6)) for band in scores.collections for p in band.get_paths() for xy in p.vertices}
+    assert {(1000, round(mean - half, 6)), (1000, round(mean + half, 6))} <= ends
 
 
 def test_two_seeds_are_drawn_without_an_interval() -> None:
@@ -183,8 +244,9 @@ def test_files_are_pngs_of_a_readable_size_and_svgs_with_text_and_ids_of_their_o
     rows = rows_of(seeds=(1,), shots=(4, 16), methods=("zero_shot", "craft", "tip_adapter_f"))
     figures = report_of(rows).figures
     assert set(figures) == {
-        *("main_gain_over_zero_shot", "gain_over_zero_shot", "accuracy_by_shots", "accuracy_by_requests"),
-        *("accuracy_by_images", "accuracy_during_fit"),
+        *("main_gain_over_zero_shot", "gain_over_zero_shot", "accuracy_by_shots", "accuracy_by_budget"),
+        *(f"accuracy_by_budget_{name}" for name in ("1_digits", "2_emoji", "3_icons")),
+        "accuracy_during_fit",
     }
     ids: list[str] = []
     for name, one in figures.items():

@@ -265,6 +265,18 @@ def test_a_reference_of_another_validation_rule_or_draw_is_no_partner() -> None:
     assert record(other_draw, method="craft")["gain_logit_head"] is None
 
 
+def test_imbalanced_rows_are_named_and_neither_averaged_nor_paired_with_balanced_ones() -> None:
+    other = {"draw": "imbalanced", "split_digest": "x"}
+    alone = [trial("zero_shot", accuracy=40.0), trial("craft", accuracy=60.0, **other)]
+    assert record(alone, label="craft imbalanced")["gain_zero_shot"] == 20.0
+    both = [*alone, trial("craft", accuracy=70.0), trial("logit_head", accuracy=50.0)]
+    found = {r["label"]: (r["accuracy"], r["gain_logit_head"]) for r in report_of(both).board.to_pylist()}
+    assert found["craft imbalanced"] == (60.0, None)
+    assert found["craft"] == (70.0, 20.0)
+    paired = [*both, trial("logit_head", accuracy=55.0, **other)]
+    assert record(paired, label="craft imbalanced")["gain_logit_head"] == 5.0
+
+
 def test_a_mean_over_data_sets_holds_one_configuration_or_says_so() -> None:
     def craft(dataset: str, popsize: int, hparams: str) -> ResultRow:
         return trial("craft", dataset=dataset, hparams=hparams, config=json.dumps({"popsize": popsize}))

@@ -56,6 +56,7 @@ def test_an_id_does_not_depend_on_sweep_storage_or_order(lab: Lab, tmp_path: Pat
     [
         ["seeds=2"],
         ["shots=2"],
+        ["draw=imbalanced"],
         ["views=3"],
         ["views=fresh"],
         ["validation=none"],

@@ -290,7 +290,9 @@ def test_protocols_have_separate_sections(lab: Lab) -> None:
 # --- what a card alone can plan ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [[], ["protocol=base_to_new"], ["validation=none"], ["views=fresh"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["protocol=base_to_new"], ["validation=none"], ["views=fresh"], ["draw=imbalanced"]], ids=" ".join
+)
 def test_bills_are_predicted_from_the_card_alone(monkeypatch: pytest.MonkeyPatch, lab: Lab, words: list[str]) -> None:
     asked = [f"methods=[{','.join(ABLE)}]", "shots=[1,4]", *words]
     plan = lab.plan(*asked)
@@ -333,6 +335,19 @@ def test_classes_with_fewer_images_than_shots_are_billed_as_they_are_drawn(
     assert (row.status, row.error) == ("done", None)
     assert len(spec.split.train) == 4 + 2 + 4 and plain_bill(row) == spec.predicted
     assert row.labels_used == len(spec.split.train) + len(spec.split.val)
+
+
+@pytest.mark.parametrize("method", sorted(all_methods()))
+def test_imbalanced_shots_are_billed_as_planned_and_counted_in_the_row(lab: Lab, method: str) -> None:
+    spec = lab.spec(method, "draw=imbalanced", "validation=none", "shots=2", "seeds=3")
+    counts = np.bincount(spec.dataset.source.labels[list(spec.split.train)], minlength=5)
+    assert counts.sum() == 2 * 5 and counts.min() == 0 and counts.max() > 2  # of this seed
+    (row,) = lab.run(spec)
+    assert (row.status, row.error) == ("done", None)
+    assert (row.draw, row.missing_classes, row.labels_used) == ("imbalanced", (counts == 0).sum(), 10)
+    assert plain_bill(row) == spec.predicted and row.validate_requests == 0
+    balanced = lab.spec(method, "validation=none", "shots=2", "seeds=3")
+    assert spec.trial_id != balanced.trial_id and spec.predicted == balanced.predicted
 
 
 # --- test labels ---------------------------------------------------------------------------------------------------
