@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from methods.base import Bill
-from pipeline.budget import LIMITED_UNITS
+from pipeline.budget import LIMITED_UNITS, Limits
 from pipeline.results.comparison import CLASSES, answers_order
 from pipeline.results.tables import count, limits, md_grid
 
@@ -56,10 +56,25 @@ def compared(board: Sequence[Record], summary: Sequence[Record]) -> list[Record]
 
 
 def _comparable(records: Iterable[Record]) -> list[Record]:
-    """Return accuracies on data sets' own test sets, without means over fewer sets than others."""
+    """Return accuracies on data sets' own test sets, without means over fewer sets than others.
+
+    A reference has all of its allotments in each access class that shows it, also those that the leaderboard shows in
+    another class only.
+    """
     own = [r for r in records if r["kind"] == "source" and r["accuracy"] is not None]
     most = max((r["datasets"] for r in own), default=0)
-    return [r for r in own if r["datasets"] == most]
+    by_method: dict[tuple[Any, ...], dict[Limits, Record]] = {}
+    classes: dict[tuple[Any, ...], set[str]] = {}
+    for record in (r for r in own if r["datasets"] == most):
+        method = *(record[name] for name in _GROUP[:-1]), record["label"]
+        by_method.setdefault(method, {})[limits(record)] = record
+        classes.setdefault(method, set()).add(record["access_class"])
+    return [
+        record | {"access_class": name}
+        for method, of_method in by_method.items()
+        for name in sorted(classes[method])
+        for record in of_method.values()
+    ]
 
 
 def cheapest(records: Iterable[Record]) -> list[Record]:
@@ -112,7 +127,7 @@ def cheapest_md(found: Sequence[Record]) -> str:
             "data": "mean" if r["test_set"] == "all" else r["test_set"],
             "shots": str(r["shots"]),
             "access": r["access_class"],
-            "budget from": f"{r['budget']:,} {NAMES[r['unit']]}",
+            "budget from": f"{r['budget']:,} {NAMES[r['unit']][: -1 if r['budget'] == 1 else None]}",
             "cheapest": r["cheapest"],
             "its bill": count(r["cost"]),
             "accuracy": f"{r['cheapest_accuracy']:.1f}",

@@ -59,6 +59,14 @@ def test_of_equal_bills_the_largest_allotments_result_counts() -> None:
     assert of("features", "images", records())["zero_shot"] == [(0, 40.0)]  # a reference, in every section
 
 
+def test_a_reference_has_all_its_points_in_every_class_that_shows_it() -> None:
+    limited = [row("logit_head", 32000, 3, 480, 50.0, limit=600), row("logit_head", 32000, 1, 160, 45.0, limit=300)]
+    some = records([*LADDER, *limited])
+    for name in ("scores", "features"):  # under these limits, only references ran among methods that get scores
+        assert of(name, "images", some)["logit_head"] == [(160, 45.0), (480, 50.0), (1600, 55.0)]
+    assert "gda" not in of("scores", "images", some) and "craft" not in of("features", "images", some)
+
+
 def test_a_method_that_could_spend_as_much_again_and_does_not_is_complete() -> None:
     complete = {(r["label"], r["budget_requests"], r["budget_images"]): is_complete(r) for r in records()}
     assert complete["gda", 32000, None] and complete["logit_head", 32000, None] and complete["zero_shot", 32000, None]
