@@ -125,19 +125,21 @@ def test_the_survivors_of_a_round_get_twice_the_money(lab: Lab) -> None:
 def cells(draw: st.DrawFn) -> tuple[str, list[str], dict[str, Any]]:
     """A method, overrides and a `tune`."""
     method = draw(st.sampled_from(sorted(SMALL)))
-    requests, images = draw(st.sampled_from([(60, None), (90, 1500), (120, 1500), (None, 1200)]))
+    requests, images = draw(st.sampled_from([(90, None), (150, 2500), (None, 2500)]))
     seed, shots = draw(st.integers(1, 4)), draw(st.sampled_from([1, 4]))
     words = [
+        "eval_shift=false",
         f"seeds={seed}",
         f"shots={shots}",
         *(f"budget.{k}={v or 'null'}" for k, v in (("requests", requests), ("images", images))),
     ]
     sampler = draw(st.sampled_from(["grid", "random", "halving"]))
-    share = draw(st.sampled_from([0.2, 0.5, 0.8]))
-    trials = None if sampler == "grid" else draw(st.integers(1, 5))
+    share = draw(st.sampled_from([0.35, 0.5, 0.8]))
+    trials = None if sampler == "grid" else draw(st.integers(1, 4))
     return method, words, {"sampler": sampler, "share": share, "trials": trials}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cell=cells())
