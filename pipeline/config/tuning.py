@@ -95,5 +95,7 @@ def _trials(
         return size
     trials = checks.whole(f"{where}.trials", min(8, size) if value is None else value)
     if trials > size:
-        raise ConfigError(f"{where}.trials={trials}: the space has {size} settings, the method's own ones included")
+        raise ConfigError(
+            f"{where}.trials={trials}: expected at most {size}, the method's own settings and the space's"
+        )
     return trials

@@ -24,7 +24,7 @@ PARAMS = (
     *("model", "access", "status", "budget_requests", "budget_images", "answers", "views", "validation", "hparams"),
     *("precision", "base_method", "method_version", "split_digest", "draw", "model_digest", "template"),
     *("templates_digest", "classnames_digest", "data_digest", "test_digest", "augment", "transform", "code_digest"),
-    "method_digest",
+    *("method_digest", "chosen"),
 )
 SYSTEM = ("cpu", "device", "threads", "torch_version", "python_version", "farebox_version")
 """Columns that describe the machine and its software: tags, as they are no setting of the trial."""

@@ -5,7 +5,7 @@ validation images. Rounds share the search's part of the allotment equally, and 
 `halving` keeps the better half of the candidates from round to round; the others have one round. All decisions are
 functions of the plan and of the scores, so that a resumed trial makes the same ones.
 
-Shapes: M validation images, R bootstrap draws, S candidates of a round.
+Shapes: M validation images, R bootstrap draws in memory, S candidates of a round.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pipeline.config.tuning import Tuning
 from pipeline.errors import ConfigError
 from pipeline.trials.evaluate import TEST_BATCH
 
-DRAWS = 1000
-"""R: bootstrap draws of the validation images."""
+DRAWS, PART = 1000, 100
+"""Number of bootstrap draws of the validation images, and of those in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,13 @@ class Search:
 
         In a draw, the chosen candidate must be kept in each round, among the candidates that were scored in it.
         """
-        n_val, chosen = len(scored[0].hits_M), self.chosen(scored)
-        counts_RM = np.random.default_rng(self.seed).multinomial(n_val, np.full(n_val, 1 / n_val), DRAWS)
-        kept_R = np.ones(DRAWS, bool)
+        n_val, rng = len(scored[0].hits_M), np.random.default_rng(self.seed)
+        parts = (rng.multinomial(n_val, np.full(n_val, 1 / n_val), PART) for _ in range(DRAWS // PART))
+        return 1 - sum(self._n_kept(scored, counts_RM) for counts_RM in parts) / DRAWS
+
+    def _n_kept(self, scored: Sequence[Scored], counts_RM: np.ndarray) -> int:
+        """Return in how many draws the chosen candidate is kept. A draw counts each validation image so many times."""
+        chosen, kept_R = self.chosen(scored), np.ones(len(counts_RM), bool)
         for n_round in range(len(self.rounds)):
             of_round = sorted((one.attempt.candidate, one.hits_M) for one in scored if one.attempt.round == n_round)
             correct_RS = counts_RM @ np.array([hits_M for _, hits_M in of_round]).T
@@ -119,7 +123,7 @@ class Search:
             own_R1 = correct_RS[:, [place]]
             ahead_RS = (correct_RS > own_R1) | ((correct_RS == own_R1) & earlier_S)
             kept_R &= ahead_RS.sum(1) < self._kept(n_round)
-        return float(1 - kept_R.mean())
+        return int(kept_R.sum())
 
     def notes(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Return what a result row notes about the search: every candidate, and the chooser's noise."""

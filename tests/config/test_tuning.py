@@ -69,7 +69,7 @@ def test_trials_are_eight_or_all_settings_and_a_grid_has_all() -> None:
         ({"space": {"alpha": [0.1]}, "share": 1}, "tune.share=1: expected a number above 0 and below 1"),
         ({"space": {"alpha": [0.1]}, "share": "half"}, "tune.share=half: expected a finite number"),
         ({"space": {"alpha": [0.1]}, "trials": 0}, "tune.trials=0: expected a whole number of 1 or more"),
-        ({"space": {"alpha": [0.1]}, "trials": 3}, "tune.trials=3: the space has 2 settings, the method's own ones"),
+        ({"space": {"alpha": [0.1]}, "trials": 3}, "tune.trials=3: expected at most 2, the method's own settings"),
         ({"space": {"lr": [0.1]}, "sampler": "grid", "trials": 1}, "tune.trials=1: sampler grid tries all 2 settings"),
     ],
 )

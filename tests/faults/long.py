@@ -42,7 +42,6 @@ LATEST = {
     **{"ledger.before_commit": 600, "ledger.after_commit": 600, "trial.at_a_call": 600, "trial.between_steps": 200},
     **{"trial.before_checkpoint": 9, "trial.checkpoint_written": 9, "trial.between_renames": 9},
     **{"trial.after_checkpoint": 9, "trial.scoring": 4, "trial.row_written": 4, "trial.after_row": 4},
-    **{"driver.reserving": 8, "driver.releasing": 8},
 }
 """A point is passed so often in a process that a kill is drawn up to here; 1 where it is not named."""
 NAMED = 4

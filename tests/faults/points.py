@@ -39,10 +39,10 @@ POINTS: dict[str, dict[str, Any]] = {
     "trial.scoring": {"rename": "/predictions/"},
     "trial.row_written": {"rename": "/results/"},
     "trial.after_row": {"module": "pipeline.results.store", "function": "ResultStore.write", "moment": "after"},
-    "driver.reserving": {"module": LEDGER, "function": "Ledger.reserve", "moment": "after"},
+    "driver.reserving": {"module": LEDGER, "function": "Ledger.reserve_all", "moment": "after"},
     "driver.reserved": {"module": "pipeline.sweep.reservations", "function": "reserve", "moment": "after"},
     "driver.closing": {"module": "pipeline.sweep.reservations", "function": "close_trials", "moment": "before"},
-    "driver.releasing": {"module": LEDGER, "function": "Ledger.release", "moment": "after"},
+    "driver.releasing": {"module": LEDGER, "function": "Ledger.release_all", "moment": "after"},
     "driver.publishing": {"module": "pipeline.results.report", "function": "publish", "moment": "before"},
     "driver.writing_the_page": {"rename": r"/leaderboard/.*\.html$"},
 }

@@ -39,7 +39,7 @@ from tests.support.command import here
 from tests.support.lab import outcome
 
 MEMORY = Path("/dev/shm")
-KILLABLE = ("reserve", "charge", "release", "register", "rename_storage")
+KILLABLE = ("reserve", "reserve_all", "charge", "release", "release_all", "register", "rename_storage")
 
 
 class Sweep:
@@ -213,7 +213,7 @@ def test_a_copied_storage_does_not_close_the_trials_of_the_original(
     make: Callable[..., Sweep], url: str, quiet: dict[str, Any], place: Path
 ) -> None:
     original = make("original")
-    original.killed(14)  # zero_shot is done, craft in mid-work
+    original.killed(12)  # zero_shot is done, craft in mid-work
     before = reserved(url)
     assert before["team"] != Bill() and list((original.folder / "checkpoints").glob("*.ckpt"))
     copy = original.at(place / "copy")
@@ -240,7 +240,7 @@ def test_a_copy_of_a_storage_with_its_own_ledger_continues_under_a_new_id(
     fake: Endpoint, card: Path, quiet: dict[str, Any], place: Path
 ) -> None:
     original = Sweep(place / "own", fake, card, "budget.sweep.requests=100")
-    original.killed(14)
+    original.killed(12)
     shutil.copytree(original.folder, place / "copy")
     copy = original.at(place / "copy")
     copy.killed(2)  # while the entries are renamed
@@ -262,7 +262,7 @@ def test_a_moved_storage_keeps_its_id_and_continues(
     make: Callable[..., Sweep], url: str, quiet: dict[str, Any], place: Path
 ) -> None:
     sweep = make("before")
-    sweep.killed(14)
+    sweep.killed(12)
     name = read_id(sweep.folder).id
     moved = sweep.at(place / "after")
     sweep.folder.rename(moved.folder)
@@ -279,7 +279,7 @@ def test_release_affects_deleted_storages_and_no_running_one(
 ) -> None:
     sweeps = {name: make(name) for name in ("deleted", "stopped", "running")}
     for sweep in sweeps.values():
-        sweep.killed(14)
+        sweep.killed(12)
     ids = {name: read_id(sweep.folder).id for name, sweep in sweeps.items()}
     shutil.rmtree(sweeps["deleted"].folder)
     with alone(sweeps["running"].folder):
@@ -303,7 +303,7 @@ def test_release_affects_deleted_storages_and_no_running_one(
 
 def test_a_second_run_in_the_same_storage_is_refused(make: Callable[..., Sweep], url: str) -> None:
     sweep = make("one")
-    sweep.killed(14)
+    sweep.killed(12)
     before = reserved(url)
     with alone(sweep.folder), pytest.raises(ConfigError, match="another `farebox run` is running"):
         sweep.run()
@@ -315,7 +315,7 @@ def test_an_original_that_was_unmounted_while_its_copy_took_its_id_gets_another(
     make: Callable[..., Sweep], url: str, place: Path
 ) -> None:
     sweep = make("disk")
-    sweep.killed(14)
+    sweep.killed(12)
     copy = sweep.at(place / "copy")
     shutil.copytree(sweep.folder, copy.folder)
     sweep.folder.rename(place / "away")  # as a disk that is not mounted
@@ -330,7 +330,7 @@ def test_a_storage_of_another_machine_is_released_only_some_time_after_its_last_
     make: Callable[..., Sweep], url: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make("shared")
-    sweep.killed(14)
+    sweep.killed(12)
     name = read_id(sweep.folder).id
     shutil.copytree(sweep.folder, place / "copy")
     monkeypatch.setattr(storage_id, "host_name", lambda: "other")
