@@ -17,7 +17,6 @@ COLOURS = {
     "tip_adapter": "#3fa0dd",
     "tip_adapter_f": "#c0609a",
     "linear_probe": "#8a8a2a",
-    "sim": "#cc6677",
 }
 """Colours of Okabe and Ito, then of Tol, which colour-blind readers can tell apart."""
 SPARE = ("#882255", "#44aa99", "#aa4499", "#117733", "#cc6677", "#6699cc", "#997700", "#004488")
