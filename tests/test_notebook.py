@@ -1,4 +1,7 @@
-"""The examples of docs/notebook.md run in order, and print what the page shows."""
+"""The examples of docs/notebook.md run in order, and print what the page shows.
+
+Their sweep runs without Ray; tests/e2e/test_wheel.py calls `farebox.run` with it.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ from tests.support.patience import patience
 
 RUNNER = """
 import contextlib, io, json, os, sys
+from tests.support.without_ray import without_ray
 outputs, names = [], {"__name__": "__main__"}
 for block in json.load(open("blocks.json")):
     text = io.StringIO()
     if block.startswith("# mine.py"):
         open("mine.py", "w").write(block)
     else:
-        with contextlib.redirect_stdout(text):
+        with contextlib.redirect_stdout(text), without_ray():
             exec(compile(block, "docs/notebook.md", "exec"), names)
     outputs.append(text.getvalue())
 json.dump(outputs, open("outputs.json", "w"))
@@ -39,7 +43,6 @@ def shape(text: str) -> str:
     return " ".join(re.sub(r"-?\d[\d,]*(\.\d+)?|\bNaN\b", "#", text).split())
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 def test_the_examples_of_the_notebook_page_run_and_print_what_it_shows(tmp_path: Path) -> None:
     (tmp_path / "blocks.json").write_text(json.dumps(blocks("python")))

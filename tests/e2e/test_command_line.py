@@ -1,10 +1,12 @@
 """The real command line, end to end: a sweep of several methods and a shift pair on the toy model, run once and shared.
 
-What it shows: the leaderboard and its files, MLflow's copy, the ledger, and that a second run does nothing twice.
+What it shows: the leaderboard and its files, MLflow's copy, the ledger, and that a second run does nothing twice. One
+run is on Ray; further ones have their trials in this process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -17,6 +19,7 @@ import pytest
 
 from pipeline.sweep.storage_id import read_id
 from tests.support.command import charges, farebox, here, ledger_record, records
+from tests.support.without_ray import without_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -59,21 +62,14 @@ def swept(folder: Path) -> Swept:
 
 
 @pytest.fixture(scope="session")
-def more(swept: Swept) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
-    """The same command again, and then with a third seed of one method."""
-    again = farebox("run", *swept.words)
-    assert ledger_record(swept.storage) == swept.ledger
-    assert records(swept.storage) == swept.records
-    return again, farebox("run", *swept.words, "seeds=[1,2,3]", "concurrency=1")
-
-
-@pytest.fixture(scope="session")
-def other(folder: Path, swept: Swept) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Another storage beside the first (the features are shared), whose ceiling pays for a part only."""
+def other(folder: Path, swept: Swept) -> tuple[Path, str]:
+    """Another storage beside the first (the features are shared), whose limit pays for a part only, and standard error."""
     storage = folder / "second"
     words = (*swept.words, f"storage={storage}", "methods=[taskres,craft]", "seeds=[1]")
-    ceiling = ("budget.sweep.requests=5", "budget.partial=true", "concurrency=1")
-    return storage, farebox("run", *words, *ceiling, expect=3)
+    limit = ("budget.sweep.requests=5", "budget.partial=true", "concurrency=1")
+    with without_ray(), contextlib.redirect_stderr(io.StringIO()) as err:
+        here("run", *words, *limit, expect=3)
+    return storage, err.getvalue()
 
 
 def test_a_run_ends_with_the_table_and_the_paths_of_its_files(swept: Swept) -> None:
@@ -215,12 +211,13 @@ def test_an_unreachable_mlflow_is_reported_in_one_line(swept: Swept) -> None:
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(
-    swept: Swept, more: tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]
-) -> None:
-    again, wider = more
-    assert "nothing to run: all 10 trials of this sweep are done" in again.stdout
-    assert "5 trials to run, 10 done before" in wider.stdout
+def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(swept: Swept) -> None:
+    assert "nothing to run: all 10 trials of this sweep are done" in here("run", *swept.words)
+    assert ledger_record(swept.storage) == swept.ledger
+    assert records(swept.storage) == swept.records
+    with without_ray():
+        wider = here("run", *swept.words, "seeds=[1,2,3]")
+    assert "5 trials to run, 10 done before" in wider
     rows = records(swept.storage)
     assert [r for r in rows if r["seed"] != 3] == swept.records
     spent = sum(r["requests"] for r in rows if r["seed"] == 3 and r["test_set"] == "icons")
@@ -229,20 +226,15 @@ def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(
     _assert_mirrored(swept.storage)
 
 
-def test_unfunded_trials_are_listed(
-    other: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    storage, run = other
-    assert "1 trials to run" in run.stdout
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith("unfunded (no budget): ")]
+def test_unfunded_trials_are_listed(other: tuple[Path, str]) -> None:
+    storage, err = other
+    (line,) = [line for line in err.splitlines() if line.startswith("unfunded (no budget): ")]
     assert line.startswith("unfunded (no budget): craft on icons, 1 shots, seed 1, 100 requests: ")
     assert {(r["method"], r["status"]) for r in records(storage)} == {("taskres", "done"), ("craft", "unfunded")}
     assert ledger_record(storage)["accounts"][0]["spent"]["requests"] <= 5
 
 
-def test_sweeps_never_mix_and_share_image_features_only(
-    swept: Swept, other: tuple[Path, subprocess.CompletedProcess[str]]
-) -> None:
+def test_sweeps_never_mix_and_share_image_features_only(swept: Swept, other: tuple[Path, str]) -> None:
     from pipeline.results.row import to_rows
     from pipeline.results.store import ResultStore
 
@@ -281,15 +273,16 @@ def test_the_plan_is_a_table_and_sends_no_request(swept: Swept, tmp_path: Path) 
 # --- what the papers claim -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_claims_run_what_is_missing_once_and_are_written_with_their_evidence(tmp_path: Path) -> None:
+def test_claims_run_what_is_missing_once_and_are_written_with_their_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("claims", "cbbt", f"storage={tmp_path}", "model=fake", "datasets=[icons]", "seeds=[1,2]", "views=1")
     words = (*words, "budget.requests=200", "curve=3", "--json")
-    first, again = farebox(*words), farebox(*words)
-    assert "nothing to run: all 16 trials" in again.stderr and "nothing to run" not in first.stderr
-    found = json.loads(first.stdout)
-    assert json.loads(again.stdout) == found
+    with without_ray():
+        found = json.loads(here(*words))
+    assert "16 trials to run" in capsys.readouterr().err
+    assert json.loads(here(*words)) == found
+    assert "nothing to run: all 16 trials" in capsys.readouterr().err
     assert {r["paper"] for r in found} == {"cbbt"} and len(found) == 8
     (near,) = [r for r in found if r["claim"] == "approximation"]
     low, high = near["measured"]["low"], near["measured"]["high"]

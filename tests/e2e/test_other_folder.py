@@ -1,4 +1,5 @@
-"""A sweep typed inside another clone uses the installed code, listens on loopback only, and leaves no secret."""
+"""A sweep on image files, typed inside another clone: it uses the installed code, listens on loopback only, and leaves
+no secret."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.results.store import ResultStore
-from tests.support.command import ROOT, below, processes
+from tests.support import miniature
+from tests.support.command import ROOT, below, here, processes
 from tests.support.lab import Lab, outcome
 from tests.support.patience import patience
 
@@ -56,12 +58,15 @@ def listening(pids: list[int]) -> set[str]:
     return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
-def test_a_sweep_in_the_folder_of_another_clone_uses_the_installed_code(
+def test_a_sweep_on_image_files_in_the_folder_of_another_clone_uses_the_installed_code(
     lab: Lab, tmp_path: Path, ray_folder: Path
 ) -> None:
     clone = another_clone(tmp_path / "clone")
+    miniature.make(tmp_path / "data", "dtd")
+    card = miniature.card(tmp_path / "data", "dtd", tmp_path / "dtd.yaml")
+    data = (f"datasets=[{card}]", f"data.root={tmp_path}/data", "shots=2", "methods=[zero_shot,taskres]")
     storage, secret = tmp_path / "sweep", "hunter2"
-    words = [*lab.words[2:], "sweep=smoke", "methods=[zero_shot]", f"storage={storage}", "replicas=1"]
+    words = [*lab.words[2:], "sweep=smoke", *data, f"storage={storage}", "replicas=1", "concurrency=1"]
     env = os.environ | {"FAREBOX_MLFLOW": f"http://me:{secret}@127.0.0.1:9", "RAY_TMPDIR": str(ray_folder)}
     run = subprocess.Popen(
         [sys.executable, "-P", "-m", "pipeline.cli", "run", *words, "mlflow=${oc.env:FAREBOX_MLFLOW}"],
@@ -80,8 +85,13 @@ def test_a_sweep_in_the_folder_of_another_clone_uses_the_installed_code(
     said, _ = run.communicate(timeout=patience())
     assert run.returncode == 0, said
 
-    (row,) = ResultStore(storage).rows_of(lab.spec("zero_shot").trial_id)
-    assert outcome(row) == outcome(lab.run(lab.spec("zero_shot"))[0]) | {"sweep": row.sweep}
+    assert "nothing to run: all 2 trials of this sweep are done" in here(
+        "run", *words, f"mlflow=sqlite:///{tmp_path}/m"
+    )
+    for spec in lab.plan(*data).trials:
+        (row,) = ResultStore(storage).rows_of(spec.trial_id)
+        assert row.n_test == 4
+        assert outcome(row) == outcome(lab.run(spec)[0]) | {"sweep": row.sweep}
     assert any(title.startswith("ray::Replica") for title in titles), "it was seen while it ran"
     assert addresses and addresses <= LOOPBACK
     assert "not mirrored to MLflow" in said and secret not in said

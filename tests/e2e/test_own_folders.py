@@ -1,4 +1,4 @@
-"""Data sets as folders of images, through the real command: a run, its repetition, and what is refused."""
+"""Data sets as folders of images, through the real command: what is refused. test_other_folder.py runs one on Ray."""
 
 from __future__ import annotations
 
@@ -9,24 +9,9 @@ import pytest
 import ray
 
 from pipeline import cli
-from pipeline.results.store import ResultStore
 from tests.support import miniature
-from tests.support.command import charges, farebox
+from tests.support.command import charges
 from tests.support.miniature import put
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_sweep_on_image_files_runs_on_workers_and_is_not_run_again(tmp_path: Path) -> None:
-    miniature.make(tmp_path / "data", "dtd")
-    card = miniature.card(tmp_path / "data", "dtd", tmp_path / "dtd.yaml")
-    words = ("sweep=smoke", f"storage={tmp_path}/s", f"datasets=[{card}]", f"data.root={tmp_path}/data", "shots=[2]")
-    first = farebox("run", *words, "replicas=1", "concurrency=2")
-    assert "8 trials to run, 0 done before" in first.stdout
-    rows = ResultStore(tmp_path / "s").read().to_pylist()
-    assert {row["status"] for row in rows} == {"done"} and {row["n_test"] for row in rows} == {4}
-    assert len({row["split_digest"] for row in rows}) == 2  # one a seed
-    assert "nothing to run: all 8 trials of this sweep are done" in farebox("run", *words).stdout
 
 
 class Refusal:

@@ -1,7 +1,8 @@
-"""A sweep on Ray against `farebox serve`: numbers of a local run, faults, a kill, and a repetition for nothing."""
+"""A sweep on Ray against `farebox serve`: numbers of a local run, faults, an interrupt, a repetition for nothing."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def numbers(storage: Path) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     return {(row["method"], row["seed"]): tuple(row[key] for key in keys) for row in rows}
 
 
-def test_a_served_model_gives_the_numbers_of_a_local_one_through_faults_and_a_kill(
+def test_a_served_model_gives_the_numbers_of_a_local_one_through_faults_and_an_interrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_data(tmp_path)
@@ -48,9 +49,12 @@ def test_a_served_model_gives_the_numbers_of_a_local_one_through_faults_and_a_ki
             "auth: {env: FAREBOX_API_KEY}\nretry: {first_s: 0.02, most_s: 2, tries: 12}\n"
         )
         remote = (*words, f"model={card}", f"storage={tmp_path / 'remote'}")
-        killed = Running("run", *remote)
-        killed.wait_for(lambda: total_of(tmp_path / "remote").calls > 5, "some calls are sent")
-        killed.kill()
+        interrupted = Running("run", *remote)
+        interrupted.wait_for(lambda: total_of(tmp_path / "remote").calls > 5, "some calls are sent")
+        interrupted.process.send_signal(signal.SIGINT)  # Ctrl-C
+        code, _, err = interrupted.end()
+        assert code == 130 and "Traceback" not in err
+        assert err.strip().splitlines()[-1].startswith("farebox: interrupted")
         farebox("run", *remote)
         assert numbers(tmp_path / "remote") == local
         bill = total_of(tmp_path / "remote")

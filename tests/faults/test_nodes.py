@@ -21,9 +21,10 @@ from tests.support.lab import Lab, outcome
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 QUICK = {"health_check_period_ms": 300, "health_check_timeout_ms": 300, "health_check_failure_threshold": 3}
+HEAD = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "_system_config": QUICK}
 TRIAL = "ray::ResourceTrainable"
 """Title of a worker of trials."""
-METHODS = "methods=[zero_shot,logit_head,craft]"
+METHODS = "methods=[craft]"
 WORDS = ("shots=[2]", "seeds=[1,2,3]", "views=3", "budget.requests=600", "method.craft.popsize=6")
 
 
@@ -35,11 +36,11 @@ def faults(tmp_path: Path) -> Faults:
 
 @pytest.fixture
 def cluster(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head with a core; the test adds nodes with a core and a simulated GPU each. Its processes have the faults."""
+    """A head without a core; the test adds nodes with a core and a simulated GPU each. All have the faults."""
     for name, value in faults.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # one by Ray's count, none by torch's
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "_system_config": QUICK})
+    made = Cluster(initialize_head=True, head_node_args=HEAD)
     yield made
     made.shutdown()
 

@@ -337,7 +337,7 @@ class Purses(RuleBasedStateMachine):
 
 
 Purses.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 TestPurses = Purses.TestCase
 

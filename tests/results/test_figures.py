@@ -42,17 +42,27 @@ def rows_of(**which: Any) -> list[ResultRow]:
 
 
 def sketches(rows: list[ResultRow]) -> dict[str, Sketch]:
+    """The figures by name, not rendered: lines and limits are final, positions of texts are not."""
     report = report_of(rows)
     with rc_context({"text.parse_math": False}):
-        drawn = sketch(report.board, report.summary, report.selection.rows)
-    for one in drawn.values():
+        return sketch(report.board, report.summary, report.selection.rows)
+
+
+def rendered(sketches: dict[str, Sketch]) -> dict[str, Sketch]:
+    for one in sketches.values():
         FigureCanvasAgg(one.figure).draw()
-    return drawn
+    return sketches
+
+
+@pytest.fixture(scope="module")
+def ladder() -> dict[str, Sketch]:
+    return sketches(ladder_rows())
 
 
 @pytest.fixture(scope="module", params=SWEEPS)
-def drawn(request: pytest.FixtureRequest) -> dict[str, Sketch]:
-    return sketches(rows_of(**SWEEPS[request.param]) if SWEEPS[request.param] else ladder_rows())
+def drawn(request: pytest.FixtureRequest, ladder: dict[str, Sketch]) -> dict[str, Sketch]:
+    which = SWEEPS[request.param]
+    return rendered(sketches(rows_of(**which)) if which else ladder)
 
 
 def markers(ax: Axes) -> Iterator[Bbox]:
@@ -130,7 +140,7 @@ def test_a_figure_of_one_panel_has_its_whole_title_and_axis_numbers() -> None:
             paid = {"requests": bill, "adapt_requests": bill, "images": 9 * bill, "adapt_images": 9 * bill}
             rows.append(make(method="bbt", access="SOFT+SCORES", seed=seed, accuracy=50.0 + seed, **paid))
         rows = [replace(row, budget_requests=8000, budget_images=256000) for row in rows]
-        figures = sketches(rows)
+        figures = rendered(sketches(rows))
         panels = {name: len(one.figure.axes) for name, one in figures.items()}
         assert panels == {"gain_over_zero_shot": 1, "accuracy_by_budget": 2}
         for name, one in figures.items():
@@ -167,8 +177,8 @@ def ladder_rows() -> list[ResultRow]:
     ]
 
 
-def test_accuracy_by_budget_is_drawn_for_the_mean_and_each_data_set_in_both_units() -> None:
-    drawn = {name: one for name, one in sketches(ladder_rows()).items() if "by_budget" in name}
+def test_accuracy_by_budget_is_drawn_for_the_mean_and_each_data_set_in_both_units(ladder: dict[str, Sketch]) -> None:
+    drawn = {name: one for name, one in ladder.items() if "by_budget" in name}
     where = {"": "mean of 3 data sets", "_1_digits": "digits", "_2_emoji": "emoji", "_3_icons": "icons"}
     assert {name: one.title.split(", ")[1] for name, one in drawn.items()} == {
         f"accuracy_by_budget{suffix}": what for suffix, what in where.items()
@@ -182,8 +192,8 @@ def test_accuracy_by_budget_is_drawn_for_the_mean_and_each_data_set_in_both_unit
         assert list(line.get_xdata()) == [160 * n for n in (100, 250, 1000, 4000, 8000, 32000)]
 
 
-def test_a_bill_that_a_larger_allotment_does_not_change_is_a_level_from_there_on() -> None:
-    scores, _, features, _ = sketches(ladder_rows())["accuracy_by_budget"].figure.axes
+def test_a_bill_that_a_larger_allotment_does_not_change_is_a_level_from_there_on(ladder: dict[str, Sketch]) -> None:
+    scores, _, features, _ = ladder["accuracy_by_budget"].figure.axes
 
     def levels(ax: Axes, label: str) -> list[tuple[float, float]]:
         """The first and last bill of the levels of a method."""
@@ -199,8 +209,8 @@ def test_a_bill_that_a_larger_allotment_does_not_change_is_a_level_from_there_on
     assert list(points.get_xdata()) == [100, 250, 1000, 4000, 8000]
 
 
-def test_the_bands_of_a_line_are_its_intervals_over_seeds() -> None:
-    scores = sketches(ladder_rows())["accuracy_by_budget_1_digits"].figure.axes[0]
+def test_the_bands_of_a_line_are_its_intervals_over_seeds(ladder: dict[str, Sketch]) -> None:
+    scores = ladder["accuracy_by_budget_1_digits"].figure.axes[0]
     found = {tuple(np.round(colour[:3], 3)) for band in scores.collections for colour in band.get_facecolor()}
     assert len(found) == 2  # craft and bbt
     rows = [r for r in ladder_rows() if (r.method, r.test_set, r.budget_requests) == ("craft", "digits", 1000)]

@@ -136,7 +136,7 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = COMMAND_S
     deadline = time.monotonic() + patience(seconds)
     while not true():
         assert time.monotonic() < deadline, f"not within {patience(seconds):.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.2)  # `true` may read all of /proc
 
 
 def charges(storage: Path) -> int:
