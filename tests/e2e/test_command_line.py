@@ -63,7 +63,7 @@ def swept(folder: Path) -> Swept:
 
 @pytest.fixture(scope="session")
 def other(folder: Path, swept: Swept) -> tuple[Path, str]:
-    """Another storage beside the first (the features are shared), whose limit pays for a part only, and its warnings."""
+    """Another storage beside the first (the features are shared), whose limit pays for a part only; its errors."""
     storage = folder / "second"
     words = (*swept.words, f"storage={storage}", "methods=[taskres,craft]", "seeds=[1]")
     limit = ("budget.sweep.requests=5", "budget.partial=true", "concurrency=1")

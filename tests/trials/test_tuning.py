@@ -142,7 +142,7 @@ def cells(draw: st.DrawFn) -> tuple[str, list[str], dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cell=cells())
 def test_the_phases_add_up_to_a_bill_within_the_allotment(
     lab: Lab, cell: tuple[str, list[str], dict[str, Any]]
@@ -386,7 +386,7 @@ class Dying(LocalPool):
 def test_kills_in_the_search_change_nothing(
     lab: Lab, fake: Endpoint, tmp_path: Path, method: str, sampler: str, before: bool, checkpoint_s: float
 ) -> None:
-    spec = tuned(lab, method, "budget.requests=150", sampler=sampler, trials=4)
+    spec = tuned(lab, method, "budget.requests=100", sampler=sampler, trials=4)
     straight = Lab(tmp_path / "straight", fake, lab.card)
     wanted = straight.run(spec)
     pool = Dying(fake, lab.ledger)
