@@ -386,7 +386,7 @@ class Dying(LocalPool):
 def test_kills_in_the_search_change_nothing(
     lab: Lab, fake: Endpoint, tmp_path: Path, method: str, sampler: str, before: bool, checkpoint_s: float
 ) -> None:
-    spec = tuned(lab, method, "budget.requests=100", sampler=sampler, trials=4)
+    spec = tuned(lab, method, "budget.requests=130", sampler=sampler, trials=4)
     straight = Lab(tmp_path / "straight", fake, lab.card)
     wanted = straight.run(spec)
     pool = Dying(fake, lab.ledger)
