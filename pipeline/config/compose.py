@@ -139,7 +139,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
     model = model_card(checks.text("model", raw["model"]))
     features, records, mlflow = raw["features"], raw["records"], checks.maybe_text("mlflow", raw["mlflow"])
     local = checks.maybe_text("local", raw["local"])
-    short = raw["shots"] == "imbalanced"  # for 16 shots and this draw
+    shots, imbalanced = checks.shots("shots", raw["shots"])
     config = Config(
         sweep=raw["sweep"],
         storage=storage,
@@ -153,8 +153,8 @@ def _resolve(raw: dict[str, Any]) -> Config:
         protocol=checks.one_of("protocol", raw["protocol"], ("all_to_all", "base_to_new")),
         eval_shift=checks.flag_or_names("eval_shift", raw["eval_shift"]),
         transfer=checks.maybe_names("transfer", raw["transfer"]),
-        shots=(16,) if short else checks.numbers("shots", raw["shots"]),
-        draw=checks.one_of("draw", raw["shots"] if short else raw["draw"], ("balanced", "imbalanced")),
+        shots=shots,
+        draw="imbalanced" if imbalanced else checks.one_of("draw", raw["draw"], ("balanced", "imbalanced")),
         seeds=checks.numbers("seeds", raw["seeds"], minimum=0),
         hparams=tuple(
             checks.one_of("hparams", value, ("default", "paper"))

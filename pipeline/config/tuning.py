@@ -56,7 +56,11 @@ def tuning_of(
         for key in layer:
             if key not in DEFAULTS:
                 raise ConfigError(f"{where}: " + did_you_mean("key", key, DEFAULTS))
-        values |= layer | {"space": values["space"] | _mapping(f"{where}.space", layer.get("space"))}
+        changed = _mapping(f"{where}.space", layer.get("space"))
+        if changed == layer.get("space") == {} and values["space"]:
+            raise ConfigError(f"{where}.space: expected settings; {where}.space.SETTING=null leaves one out")
+        space_of = values["space"] | changed
+        values |= layer | {"space": {setting: some for setting, some in space_of.items() if some is not None}}
     if not values["space"]:
         raise ConfigError(f"{where}.space: expected at least one setting, as in space: {{lr: [0.001, 0.01]}}")
     for setting, some in values["space"].items():

@@ -203,6 +203,16 @@ def numbers(key: str, value: Any, minimum: int = 1) -> tuple[int, ...]:
     return _different(key, [whole(key, v, minimum) for v in _as_list(value)])
 
 
+def shots(key: str, value: Any) -> tuple[tuple[int, ...], bool]:
+    """Return numbers of labelled images per class, and whether the draw is imbalanced: then 16 in the mean."""
+    if value == "imbalanced":
+        return (16,), True
+    words = [word for word in _as_list(value) if isinstance(word, str) and word.isalpha()]
+    if words:
+        raise ConfigError(f"{key}={words[0]}: expected a whole number of 1 or more, or {key}=imbalanced alone")
+    return numbers(key, value), False
+
+
 def limit_list(key: str, value: Any) -> tuple[int | None, ...]:
     """Return the limits of a list without repetitions, or of one value; null is no limit."""
     return _different(key, [limit(key, v) for v in _as_list(value)])

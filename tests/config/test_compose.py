@@ -606,5 +606,8 @@ def test_imbalanced_shots_are_16_for_each_class_in_the_mean() -> None:
     assert (smoke("shots=1,4", "draw=imbalanced").shots, smoke("draw=imbalanced").draw) == ((1, 4), "imbalanced")
     with pytest.raises(ConfigError, match="draw: no choice named 'unbalanced'"):
         smoke("draw=unbalanced")
+    for words in ("imbalance", "imbalanced,16"):
+        with pytest.raises(ConfigError, match="expected a whole number of 1 or more, or shots=imbalanced alone"):
+            smoke(f"shots={words}")
     with pytest.raises(ConfigError, match="draw=imbalanced: the base classes may have no image"):
         smoke("shots=imbalanced", "protocol=base_to_new")

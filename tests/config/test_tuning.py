@@ -100,6 +100,14 @@ def test_a_tuned_method_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytes
         method_choice("gda", "icons", "default", {})
 
 
+def test_a_setting_is_left_out_of_the_space_with_null() -> None:
+    space = "method.taskres@tuned.tune.space"
+    (alpha,) = compose(["methods=taskres@tuned", f"{space}.lr=null"]).choice("taskres@tuned", "icons").tuning.space
+    assert alpha[0] == "alpha"
+    with pytest.raises(ConfigError, match=rf"^{space}: expected settings; {space}.SETTING=null leaves one out"):
+        compose(["methods=taskres@tuned", f"{space}={{}}"]).choice("taskres@tuned", "icons")
+
+
 @pytest.mark.parametrize("name", TUNED)
 def test_every_shipped_space_tries_eight_settings_and_holds_the_methods_own(name: str) -> None:
     choice = method_choice(name, "icons", "default", {})
