@@ -23,10 +23,10 @@ from pipeline.cards import ModelCard
 from pipeline.console import Echo
 from pipeline.errors import ConfigError, did_you_mean
 
-PARTS = {"actors", "harness", "reference"}
+PARTS = {"actors", "harness", "peer_loops", "reference"}
 """Modules of the package that are not benchmarks."""
-ON_REQUEST = {"cost", "scale"}
-"""Benchmarks that need arguments, which run only when they are named."""
+ON_REQUEST = {"cost", "peers", "scale"}
+"""Benchmarks that run only when they are named: they need arguments or many minutes."""
 
 
 @dataclass(frozen=True)

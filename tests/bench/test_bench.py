@@ -10,7 +10,7 @@ import torch
 
 from methods._views import epoch_view
 from methods.craft import CraFT
-from pipeline.bench import cost, craft, features, harness
+from pipeline.bench import cost, craft, features, harness, peer_loops, peers
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.cli import main
@@ -52,6 +52,27 @@ def test_a_second_sweep_on_the_same_images_encodes_none(
 
     assert sweep("first") == stored_rows(tmp_path / "features") > 60
     assert sweep("second") == 0
+
+
+@pytest.mark.parametrize("method", peer_loops.LOOPS)
+def test_a_loop_of_released_code_learns_the_task_of_a_trial(
+    tmp_path: Path, tiny: Endpoint, card: Path, method: str
+) -> None:
+    lab = Lab(tmp_path / "lab", tiny, card)
+    words = ("model=tiny", "shots=1", "budget.requests=40", "views=2")
+    (ours,) = lab.run(lab.spec(method, *words))
+    theirs = peer_loops.LOOPS[method](model_card("tiny"), lab.spec(method, *words))
+    assert ours.accuracy is not None and abs(theirs - ours.accuracy) < 12  # 7 of 60 test images; other views
+    assert theirs > 100 / 5
+    lab.ledger.close()
+
+
+def test_the_seeds_of_a_trial_share_what_the_first_one_encodes() -> None:
+    measured = {"loop": [(10.0, 50.0)], "cold": [(2.0, 51.0)], "warm": [(0.5, 51.0)]}
+    assert peers.five_seeds(measured) == [(50, 4)]
+    found = peers.summary(measured)
+    assert [found[name].split()[0] for name in ("cold", "warm", "five seeds")] == ["5.0x", "20.0x", "12.5x"]
+    assert (found["loop, %"], found["warm, s"]) == (50, 0.5)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
