@@ -48,7 +48,7 @@ def test_filters_select_the_records_and_keep_their_gains(storage: str) -> None:
 
 
 def test_methods_that_fit_into_the_budget_under_other_allotments_are_named(tmp_path: Path) -> None:
-    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft"))
+    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft"), budgets=((8000, None),))
     write_store(tmp_path, seeds=(1,), methods=("craft",), budgets=((1000, None),))
     write_id(tmp_path, new_id(tmp_path))
     shown = board(f"storage={tmp_path}", "budget.requests=1000")
