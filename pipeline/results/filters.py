@@ -106,7 +106,7 @@ class Filter:
             if self.keeps(row, others) and all(row[unit] <= limit for unit, limit in most.items())
         }
         names = sorted(fitting - shown - {*FREE}) if most else []
-        note = f"--by budget has more within this budget, run under another allotment: {', '.join(names)}"
+        note = f"--by budget also has, within this budget: {', '.join(names)}"
         return [note] if names else []
 
     def _nothing(self, rows: list[Row]) -> str:

@@ -52,8 +52,8 @@ def test_methods_that_fit_into_the_budget_under_other_allotments_are_named(tmp_p
     write_store(tmp_path, seeds=(1,), methods=("craft",), budgets=((1000, None),))
     write_id(tmp_path, new_id(tmp_path))
     shown = board(f"storage={tmp_path}", "budget.requests=1000")
-    assert "! --by budget has more within this budget, run under another allotment: logit_head" in shown
-    assert "has more within" not in board(f"storage={tmp_path}", "budget.requests=8000")
+    assert "! --by budget also has, within this budget: logit_head" in shown
+    assert "within this budget" not in board(f"storage={tmp_path}", "budget.requests=8000")
 
 
 def test_seeds_data_sets_and_models_filter_too(storage: str) -> None:
