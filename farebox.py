@@ -114,12 +114,12 @@ def open_box(*overrides: str) -> Iterator[MeteredBox]:
     """
     from pipeline.blackbox.client import MeteredBox
     from pipeline.blackbox.local_pool import LocalPool
+    from pipeline.config.compose import check_price
     from pipeline.errors import ConfigError
     from pipeline.ledger.ledger import Ledger
     from pipeline.remote.opening import opened_endpoint
     from pipeline.remote.wallet import LedgerWallet
     from pipeline.sweep.money import costs_money
-    from pipeline.trials.physical import check_price
 
     config = compose(*overrides)
     if len(config.answers) != 1:

@@ -5,8 +5,7 @@ Shapes: P prompt sets, B images in a call, C classes.
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from methods._torch import Tensor
 from methods.base import TOP_K, Access, Bill
 
 OUTPUTS = (Access.SCORES, Access.TOPK, Access.LABELS)

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from methods._torch import F, Tensor, torch
 
 BLOCKS = ((32, 64, 64), (64, 64, 32), (32, 32, 32), (32, 32, 16))
 """Channels in, channels after the 2x2 transposed convolution of each channel alone, and after the 1x1 convolution."""

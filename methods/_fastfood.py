@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+from methods._torch import Tensor, torch
 
 
 def walsh_hadamard(x: Tensor) -> Tensor:

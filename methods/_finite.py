@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from methods._torch import Tensor
 
 
 def first_non_finite(values: Tensor) -> tuple[int, ...] | None:

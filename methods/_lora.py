@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from methods._torch import Tensor, torch
 from methods.base import Lora, LowRank
 
 

@@ -5,9 +5,7 @@ Shapes: R runs, B rows in a batch, C classes, D feature width, N rows.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
+from methods._torch import Tensor, torch
 from methods._training import shuffled_batches
 
 LabelledRows = tuple[Tensor, Tensor]

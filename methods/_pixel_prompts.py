@@ -14,11 +14,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._finite import finite
 from methods._spsa import TrainingBatches, directions, estimated_gradient
+from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy
 from methods.base import (
     Bill,
@@ -35,9 +34,13 @@ from methods.base import (
     torch_generator,
 )
 
-CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of OpenAI's CLIP: the releases add prompts to pixels that are normalized by them."""
+
+
+def per_channel(values: tuple[float, float, float]) -> Tensor:
+    """Return one value for each channel, as [3, 1, 1]."""
+    return torch.tensor(values).view(3, 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

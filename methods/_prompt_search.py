@@ -24,10 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._finite import finite
+from methods._torch import Tensor, torch
 from methods._training import CLIP_TEMPLATE, with_context
 from methods.base import Bill, Classes, Plan, Remaining, TaskShape, torch_generator, with_templates
 

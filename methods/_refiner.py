@@ -20,10 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
+from methods._torch import F, Tensor, no_grad, torch
 from methods._training import descend, linear_init, shuffled_batches
 
 
@@ -74,7 +71,7 @@ class Refiner:
         hidden_BH: Tensor = (raw_BC @ self.w1_CH + self.b1_H).relu()
         return raw_BC + hidden_BH @ self.w2_HC + self.b2_C
 
-    @torch.no_grad()
+    @no_grad
     def refine(self, raw_BC: Tensor) -> Tensor:
         """Return the refined logits [..., B, C] without gradients (1)."""
         return self(raw_BC)
@@ -83,7 +80,7 @@ class Refiner:
         """Return the loss (2), a mean over images; without the KL term if `kl` is False."""
         refined_BC = self(raw_BC)
         weight = self.kl_weight if kl else 0.0
-        return cross_entropy(refined_BC, labels_B) + weight * kl_divergence(raw_BC, refined_BC)
+        return F.cross_entropy(refined_BC, labels_B) + weight * kl_divergence(raw_BC, refined_BC)
 
     def train_epoch(self, raw_NC: Tensor, labels_N: Tensor, generator: torch.Generator, kl: bool = True) -> None:
         """Run one epoch of Adam in shuffled batches."""

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
-
 from methods._finite import finite
 from methods._temperature import fitted_temperature
+from methods._torch import F, Tensor, torch
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Ridge:
     @classmethod
     def fit(cls, cosines_NQ: Tensor, labels_N: Tensor, n_classes: int, ridge: float) -> Ridge:
         """Return the regression, and the temperature that fits the predictions of images that are left out."""
-        l_NQ, y_NC = cosines_NQ.double(), one_hot(labels_N, n_classes).double()
+        l_NQ, y_NC = cosines_NQ.double(), F.one_hot(labels_N, n_classes).double()
         n, q = l_NQ.shape
         if q <= n:
             gram_QQ = l_NQ.T @ l_NQ + ridge * torch.eye(q, dtype=torch.float64)

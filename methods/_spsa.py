@@ -13,9 +13,7 @@ CBBT (arXiv:2312.15901), after Liu et al., arXiv:1805.10367:
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
+from methods._torch import Tensor, torch
 from methods._training import shuffled_batches
 from methods._views import epoch_view, training_views
 from methods.base import FewShotTask, LabelledImages

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from methods._finite import finite
+from methods._torch import Tensor, torch
 
 LEAST, MOST = 1.0, 100.0
 """Limits of a temperature. The least is used at one shot, where the logits of a left-out image say nothing about its

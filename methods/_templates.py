@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from methods._torch import Tensor
 from methods._training import affordable
 from methods.base import Bill, Classes, Plan, Remaining, TaskShape, TextPrompts
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
 from methods._finite import finite
+from methods._torch import Tensor, torch
 from methods.base import Bill, Classes, Remaining, with_templates
 
 CLIP_TEMPLATE = "a photo of a {}."

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from methods._torch import Tensor
 from methods._training import affordable
 from methods.base import Bill, BlackBox, FewShotTask, ImageSet, Plan, Remaining, TaskShape
 

@@ -10,7 +10,7 @@ Paper: AReS, arXiv:2604.01474 (CVPR 2026), with the padding and BLM+ of its rele
 
     q_n = softmax(s f_n t')                           the endpoint's probabilities, asked once        (1)
     min over head: mean_n KL(q_n || softmax(head(g(x_n))))          g: the local model, frozen        (2)
-    z(x) = head(g(pad(small x) + mask * sigmoid(P)))                the mask is 0 under the image     (3)
+    z(x) = head(g(F.pad(small x) + mask * sigmoid(P)))                the mask is 0 under the image     (3)
     min over P: CE(z(x) M, y)      M: BLM+ of softmax(z), the k largest, before each epoch            (4)
 
 (2): AdamW, cosine over all steps. (4): Adam; the rate falls to a tenth after 50 % and again after 72 % of the epochs.
@@ -33,11 +33,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, one_hot, pad
 
 from methods._temperature import fitted_temperature
+from methods._torch import F, Tensor, torch
 from methods._training import cosine_lr, descend, linear_init, shuffled_batches
 from methods.base import (
     Access,
@@ -120,7 +118,7 @@ class AReS(Method):
             for rows_B in shuffled_batches(n, c.head_batch, self.generator):
                 optimizer.param_groups[0]["lr"] = cosine_lr(c.head_lr, step, total)
                 log_p_BC = (x_NF[rows_B] @ weight_FC + bias_C).log_softmax(-1)
-                loss = kl_div(log_p_BC, q_NC[rows_B], reduction="batchmean")
+                loss = F.kl_div(log_p_BC, q_NC[rows_B], reduction="batchmean")
                 descend(optimizer, loss, f"loss of the head in step {step + 1}")
                 step += 1
         self.weight_FC, self.bias_C = weight_FC.detach(), bias_C.detach()
@@ -141,8 +139,8 @@ class AReS(Method):
     def _head_logits(self, pixels_B3HH: Tensor) -> Tensor:
         """Return z [B, C] of small images within the frame (3)."""
         margins = (self.before, self.after, self.before, self.after)
-        mask_3SS = pad(torch.zeros(3, self.small, self.small), margins, value=1.0)
-        framed_B3SS = pad(pixels_B3HH, margins) + mask_3SS * self.frame_3SS.sigmoid()
+        mask_3SS = F.pad(torch.zeros(3, self.small, self.small), margins, value=1.0)
+        framed_B3SS = F.pad(pixels_B3HH, margins) + mask_3SS * self.frame_3SS.sigmoid()
         return self.local.encode(framed_B3SS) @ self.weight_FC + self.bias_C
 
     def _logits_of(self, pixels_B3HH: Tensor) -> Tensor:
@@ -156,7 +154,7 @@ class AReS(Method):
         p_NC = self._logits_of(self._small()).softmax(-1)
         best = p_NC.topk(self._top_k, dim=-1)
         u_NC = torch.zeros_like(p_NC).scatter(-1, best.indices, best.values)
-        return bayesian_map(u_NC.T @ one_hot(self.labels_N, self.n_classes).float())
+        return bayesian_map(u_NC.T @ F.one_hot(self.labels_N, self.n_classes).float())
 
     def step(self, box: BlackBox) -> bool:
         """Run one epoch of the frame, with a new map."""
@@ -168,7 +166,8 @@ class AReS(Method):
         self.optimizer.param_groups[0]["lr"] = c.lr * 0.1 ** sum(self.epoch >= m for m in milestones)
         for rows_B in shuffled_batches(len(self.labels_N), c.batch_size, self.generator):
             logits_BC = self._head_logits(self._small()[rows_B]) @ self.map_CC
-            descend(self.optimizer, cross_entropy(logits_BC, self.labels_N[rows_B]), f"loss in epoch {self.epoch + 1}")
+            loss = F.cross_entropy(logits_BC, self.labels_N[rows_B])
+            descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         if self.epoch == c.epochs:
             self._fit_temperature()

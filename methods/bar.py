@@ -28,11 +28,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from methods._pixel_prompts import PixelPrompt
 from methods._spsa import one_sided_gradient, sphere_directions
+from methods._torch import Tensor, torch
 from methods.base import Access, BlackBox, ImageSet, method
 
 

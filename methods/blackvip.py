@@ -35,10 +35,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from methods._coordinator import Decoder, RandomEncoder, ThumbnailEncoder, grid_side, trigger_width
-from methods._pixel_prompts import CLIP_MEAN, CLIP_STD, SPSAPrompt
+from methods._pixel_prompts import CLIP_MEAN, CLIP_STD, SPSAPrompt, per_channel
+from methods._torch import Tensor
 from methods.base import Access, ImageSet, method
 
 
@@ -70,12 +69,13 @@ class BlackVIP(SPSAPrompt):
     def read(self, images: ImageSet, training: bool) -> tuple[Tensor, ...]:
         """Return the images and their codes [B, Z], the same for all parameters of a step."""
         x_B3SS = images.array(self.size)
-        return x_B3SS, self.encoder((x_B3SS - CLIP_MEAN) / CLIP_STD, self.n_sets() if training else 0)
+        normalized_B3SS = (x_B3SS - per_channel(CLIP_MEAN)) / per_channel(CLIP_STD)
+        return x_B3SS, self.encoder(normalized_B3SS, self.n_sets() if training else 0)
 
     def made(self, w_d: Tensor, *read: Tensor, training: bool) -> Tensor:
         x_B3SS, code_BZ = read
         prompt_B3SS = self.decoder(w_d, code_BZ, training)
-        return (x_B3SS + self.config.prompt_scale * CLIP_STD * prompt_B3SS).clamp(0, 1)  # (1)
+        return (x_B3SS + self.config.prompt_scale * per_channel(CLIP_STD) * prompt_B3SS).clamp(0, 1)  # (1)
 
     def deployed(self) -> dict[str, Tensor]:
         return {"w_d": self.w_d} | self.encoder.tensors() | self.decoder.tensors()

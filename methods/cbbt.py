@@ -33,10 +33,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
+from methods._torch import F, Tensor, torch
 from methods._training import linear_init, mean_cross_entropy
 from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
@@ -66,7 +64,7 @@ class Adapter:
     def __call__(self, x_BD: Tensor) -> Tensor:
         """Return the adapted features at unit length, with gradients (1)."""
         bottleneck_BD = ((x_BD @ self.w1_DH).relu() @ self.w2_HD).relu()
-        return normalize(self.ratio * bottleneck_BD + (1 - self.ratio) * x_BD, dim=-1)
+        return F.normalize(self.ratio * bottleneck_BD + (1 - self.ratio) * x_BD, dim=-1)
 
 
 @method(name="cbbt", access=Access.SOFT | Access.FEATURES, paper="arXiv:2312.15901", new_classes=True)
@@ -120,7 +118,7 @@ class CBBT(CBBTPrompt):
         adapted_BD = self.adapter(x_BD)
         losses_P = mean_cross_entropy(self.logit_scale * adapted_BD.detach() @ text_PCD.transpose(1, 2), labels_B)
 
-        loss = cross_entropy(self.logit_scale * adapted_BD @ text_PCD[0].T, labels_B)
+        loss = F.cross_entropy(self.logit_scale * adapted_BD @ text_PCD[0].T, labels_B)
         self.adapter.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._adam_step(self.adapter.optimizer)

@@ -30,11 +30,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._finite import finite
 from methods._spsa import one_sided_gradient, sphere_directions
+from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy, shuffled_batches, warm_cosine_lr, with_context
 from methods._views import epoch_view
 from methods.base import (

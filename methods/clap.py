@@ -32,10 +32,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
+from methods._torch import F, Tensor, no_grad, torch
 from methods._training import descend, shuffled_batches, warm_cosine_lr
 from methods._views import ViewsPlan, plan_views, training_views
 from methods.base import (
@@ -104,7 +102,8 @@ class ZeroShotLinearProbe(Method):
         self.optimizer.param_groups[0]["lr"] = rate
         batches = shuffled_batches(len(self.labels_R), c.batch_size, self.generator)
         for rows_B in islice(batches, self.n_batches):
-            loss = cross_entropy(self.logits(self.rows_RD[rows_B]), self.labels_R[rows_B]) + self.penalty()  # (3), (4)
+            logits_BC, labels_B = self.logits(self.rows_RD[rows_B]), self.labels_R[rows_B]
+            loss = F.cross_entropy(logits_BC, labels_B) + self.penalty()  # (3), (4)
             descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         return self.epoch < c.epochs
@@ -115,9 +114,9 @@ class ZeroShotLinearProbe(Method):
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Return the logits [B, C] (2)."""
-        return self.logit_scale * features_BD @ normalize(self.weight_CD, dim=-1).T
+        return self.logit_scale * features_BD @ F.normalize(self.weight_CD, dim=-1).T
 
-    @torch.no_grad()
+    @no_grad
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.logits(box.image_features(images))
 

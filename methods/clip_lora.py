@@ -31,10 +31,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._finite import finite
+from methods._torch import Tensor, torch
 from methods._training import CLIP_TEMPLATE, cosine_lr, linear_init, shuffled_batches
 from methods._views import epoch_view
 from methods.base import (

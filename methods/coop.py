@@ -30,11 +30,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from methods._finite import finite
+from methods._torch import F, Tensor, torch
 from methods._training import shuffled_batches, warm_cosine_lr, with_context
 from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
@@ -125,7 +123,7 @@ class CoOp(Method):
         x_BD = self.views.of(self.epoch, box.image_features)[rows_B]
         prompts = self.classes.soft(self.ctx_LE.detach().unsqueeze(0))
         text_PCD = box.text_features(prompts).requires_grad_()
-        loss = cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])  # (1)
+        loss = F.cross_entropy(self.logit_scale * x_BD @ text_PCD[0].T, self.labels_N[rows_B])  # (1)
         finite(loss, f"loss in step {self.done + 1}")
         (upstream_PCD,) = torch.autograd.grad(loss, text_PCD)
 

@@ -37,11 +37,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._prompt_search import PromptSearch, SearchPlan, n_generations
 from methods._refiner import Refiner, kl_divergence
+from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy
 from methods._views import epoch_view, training_views
 from methods.base import (

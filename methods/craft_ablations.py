@@ -14,9 +14,9 @@ epochs and the views are ours. Departures: those of `craft`.
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from methods._prompt_search import SearchPlan, n_generations
+from methods._torch import Tensor
 from methods._views import EpochViews, n_views_used
 from methods.base import Access, Bill, BlackBox, FewShotTask, Remaining, TaskShape, method
 from methods.craft import CraFT

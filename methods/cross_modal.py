@@ -33,12 +33,10 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from methods._finite import finite
 from methods._parallel_runs import ParallelRuns
+from methods._torch import F, Tensor, torch
 from methods._training import cosine_lr
 from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
@@ -103,7 +101,7 @@ class CrossModal(Method):
         self.images = (features_ND, task.train.labels.repeat(plan.views))
         self.texts = (text_TCD.flatten(0, 1), torch.arange(n_classes).repeat(len(text_TCD)))
         self.val = (box.image_features(task.val.images), task.val.labels) if plan.search else None
-        self.text_CD, self.scale, self.done = normalize(text_TCD.mean(0), dim=-1), box.logit_scale, 0
+        self.text_CD, self.scale, self.done = F.normalize(text_TCD.mean(0), dim=-1), box.logit_scale, 0
 
         uniform_CD = torch.rand(self.text_CD.shape, generator=torch_generator(rng)) * 2 - 1
         self.weight_CD = self.text_CD if c.text_init else uniform_CD * box.feature_dim**-0.5  # (2)

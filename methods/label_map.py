@@ -25,13 +25,11 @@ Departures from the paper and its released code:
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from methods._answers import bill_of
 from methods._temperature import fitted_temperature
 from methods._templates import TemplatesPlan, by_image, plan_templates, template_prompts
+from methods._torch import F, Tensor, torch
 from methods.base import (
     Access,
     BlackBox,
@@ -85,7 +83,7 @@ class LabelMap(Method):
     def start(self, task: FewShotTask, box: BlackBox, rng: np.random.Generator, plan: TemplatesPlan) -> None:
         self.prompts = template_prompts(task.classes, plan.templates)
         u_NQ, labels_N = self._named(task.train.images, box).double(), task.train.labels
-        counts_QC = u_NQ.T @ one_hot(labels_N, len(task.classes)).double()
+        counts_QC = u_NQ.T @ F.one_hot(labels_N, len(task.classes)).double()
         self.map_QC = bayesian_map(counts_QC).float()  # (1)
         self.temperature = fitted_temperature(_left_out(u_NQ, labels_N, counts_QC), labels_N)
         self.trainable_params = self.map_QC.numel() + 1

@@ -30,10 +30,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from methods._torch import F, Tensor, no_grad, torch
 from methods._training import cosine_lr, descend
 from methods._views import ViewsPlan, plan_views, training_views
 from methods.base import (
@@ -127,9 +125,9 @@ class LFA(Method):
 
     def project(self, features_BD: Tensor) -> Tensor:
         """Return q [B, D] (2)."""
-        return normalize(features_BD @ self.map_DD, dim=-1)
+        return F.normalize(features_BD @ self.map_DD, dim=-1)
 
-    @torch.no_grad()
+    @no_grad
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         text_CD = self.text_CD if classes is None else box.text_features(classes.prompts())[0]
         return self.logit_scale * self.project(box.image_features(images)) @ text_CD.T  # (2)

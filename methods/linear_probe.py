@@ -27,10 +27,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._finite import finite
+from methods._torch import Tensor, torch
 from methods.base import (
     Access,
     Bill,

@@ -16,9 +16,8 @@ Departures: those of `linear_probe`.
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from methods._torch import F, Tensor
 from methods.base import Access, Bill, BlackBox, Classes, FewShotTask, ImageSet, Remaining, TaskShape, method
 from methods.linear_probe import LinearProbe, ProbePlan
 
@@ -37,7 +36,7 @@ class LocalProbe(LinearProbe):
         self.fit(task, self._features(task.train.images), val_MF)
 
     def _features(self, images: ImageSet) -> Tensor:
-        return normalize(self.local.features(images), dim=-1)
+        return F.normalize(self.local.features(images), dim=-1)
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.logits(self._features(images))

@@ -27,9 +27,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from methods._refiner import Refiner
+from methods._torch import Tensor
 from methods._training import affordable
 from methods._views import EpochViews, ViewsPlan, n_views_used
 from methods.base import (

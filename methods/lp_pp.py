@@ -28,11 +28,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from methods._finite import finite
+from methods._torch import F, Tensor, torch
 from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
@@ -118,7 +116,7 @@ class LPPlusPlus(Method):
     def _run_epoch(self) -> None:
         alpha_C = self.alpha_C.detach().requires_grad_()
         weight_CD = self.weight_CD + alpha_C[:, None] * self.text_CD
-        loss = cross_entropy(self.features_ND @ weight_CD.T + self.bias_C, self.labels_N)  # (1)
+        loss = F.cross_entropy(self.features_ND @ weight_CD.T + self.bias_C, self.labels_N)  # (1)
         finite(loss, f"loss in epoch {self.epoch + 1}")
         learned = (self.weight_CD, self.bias_C, alpha_C)
         self.weight_CD.grad, self.bias_C.grad, gradient_C = torch.autograd.grad(loss, learned)

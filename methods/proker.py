@@ -32,12 +32,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from methods._finite import finite
 from methods._temperature import fitted_temperature
+from methods._torch import F, Tensor, torch
 from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
@@ -125,7 +123,7 @@ class ProKeR(Method):
     def residual(self) -> Tensor:
         """Return Y - X t' [n, C]."""
         labels_n = self.labels_N.repeat(self.views)
-        return one_hot(labels_n, len(self.text_CD)).double() - self.zero_shot(self.rows_nD)
+        return F.one_hot(labels_n, len(self.text_CD)).double() - self.zero_shot(self.rows_nD)
 
     def _try(self, beta: float) -> None:
         assert self.val is not None

@@ -26,10 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
+from methods._torch import F, Tensor, no_grad, torch
 from methods._training import cosine_lr, descend
 from methods._views import ViewsPlan, plan_epoch_views, view_features
 from methods.base import (
@@ -83,7 +81,7 @@ class RegularizedLinearAdapter(Method):
         """Run one epoch, a single step of Adam."""
         features_ND = self.views.of(self.epoch, box.image_features)
         distance = (self.map_DD - torch.eye(len(self.map_DD))).square().sum()
-        loss = cross_entropy(self.logits(features_ND, self.text_CD), self.labels_N) + self.penalty * distance  # (2)
+        loss = F.cross_entropy(self.logits(features_ND, self.text_CD), self.labels_N) + self.penalty * distance  # (2)
         self.optimizer.param_groups[0]["lr"] = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
         descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
@@ -91,9 +89,9 @@ class RegularizedLinearAdapter(Method):
 
     def logits(self, features_BD: Tensor, text_CD: Tensor) -> Tensor:
         """Return the logits [B, C] (1)."""
-        return self.logit_scale * normalize(features_BD @ self.map_DD.T, dim=-1) @ text_CD.T
+        return self.logit_scale * F.normalize(features_BD @ self.map_DD.T, dim=-1) @ text_CD.T
 
-    @torch.no_grad()
+    @no_grad
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         text_CD = self.text_CD if classes is None else box.text_features(classes.prompts())[0]
         return self.logits(box.image_features(images), text_CD)

@@ -20,10 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from methods._ridge import Ridge
 from methods._templates import TemplatesPlan, by_image, plan_templates, template_prompts
+from methods._torch import Tensor
 from methods.base import (
     Access,
     Bill,

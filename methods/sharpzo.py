@@ -36,11 +36,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._finite import finite
 from methods._prompt_search import PromptSearch
+from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy
 from methods._views import training_views
 from methods.base import (

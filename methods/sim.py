@@ -25,10 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from methods._imagenet_names import IMAGENET_NAMES
 from methods._ridge import Ridge
+from methods._torch import Tensor
 from methods._training import CLIP_TEMPLATE
 from methods.base import (
     Access,

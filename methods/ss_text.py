@@ -24,10 +24,8 @@ Departures from the released code:
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from methods._torch import F, Tensor, torch
 from methods.base import (
     Access,
     Bill,
@@ -64,7 +62,7 @@ class SSText(Method):
         return self.scale * sum_CD + text_CD  # N lambda_c = 1
 
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
-        return self.scale * box.image_features(images) @ normalize(self.weight_CD, dim=-1).T  # (2)
+        return self.scale * box.image_features(images) @ F.normalize(self.weight_CD, dim=-1).T  # (2)
 
 
 @method(name="ss_text_plus", access=Access.TEXT | Access.FEATURES, paper="arXiv:2506.17500", uses_views=False)
@@ -75,4 +73,4 @@ class SSTextPlus(SSText):
         """Return W [C, D] (1), moved by (3)."""
         share_C1 = (count_C / count_C.sum()).unsqueeze(1)  # 1 / (N lambda_c)
         weight_CD = self.scale * share_C1 * sum_CD + text_CD
-        return weight_CD - normalize(2 * weight_CD - weight_CD.mean(0), dim=-1)
+        return weight_CD - F.normalize(2 * weight_CD - weight_CD.mean(0), dim=-1)

@@ -26,10 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
+from methods._torch import F, Tensor, no_grad, torch
 from methods._training import descend, shuffled_batches, warm_cosine_lr
 from methods._views import ViewsPlan, plan_epoch_views, view_features
 from methods.base import (
@@ -92,7 +90,7 @@ class TaskRes(Method):
         features_ND = self.views.of(self.epoch, box.image_features)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.epoch)  # (3)
         for rows in shuffled_batches(len(self.labels_N), self.config.batch_size, self.generator, drop_last=True):
-            loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
+            loss = F.cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
             descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         if self.epoch == self.n_epochs:
@@ -109,7 +107,7 @@ class TaskRes(Method):
 
     def classifier(self) -> Tensor:
         """Return t' [C, D] at unit length (1)."""
-        return normalize(self.base() + self.config.alpha / self.text_norm * self.residual_XD, dim=-1)
+        return F.normalize(self.base() + self.config.alpha / self.text_norm * self.residual_XD, dim=-1)
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Return the logits [B, C] (2)."""
@@ -120,7 +118,7 @@ class TaskRes(Method):
         with torch.no_grad():
             return float((self.base() * self.classifier()).sum(-1).clamp(-1, 1).arccos().rad2deg().mean())
 
-    @torch.no_grad()
+    @no_grad
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.logits(box.image_features(images))
 

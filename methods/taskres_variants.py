@@ -29,10 +29,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from methods._torch import F, Tensor, torch
 from methods._training import warm_cosine_lr
 from methods._views import ViewsPlan
 from methods.base import Access, BlackBox, FewShotTask, method
@@ -92,7 +90,7 @@ class TaskResEnhanced(TaskRes):
 
     def base(self) -> Tensor:
         """Return t W at unit length while W is learned (1), afterwards the fixed base; [C, D]."""
-        return self.text_CD if self.map_DD is None else normalize(self.text_CD @ self.map_DD, dim=-1)
+        return self.text_CD if self.map_DD is None else F.normalize(self.text_CD @ self.map_DD, dim=-1)
 
     def _n_epochs(self, shots: int) -> int:
         return self.config.base_epochs + super()._n_epochs(shots)
@@ -108,7 +106,7 @@ class TaskResImageSide(TaskResUnit):
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Return the logits [B, C] (2)."""
-        return super().logits(normalize(features_BD + self.config.alpha * self.residual_XD, dim=-1))
+        return super().logits(F.normalize(features_BD + self.config.alpha * self.residual_XD, dim=-1))
 
     def deployed(self) -> dict[str, Tensor]:
         return {**super().deployed(), "residual_XD": self.residual_XD.detach()}

@@ -10,7 +10,7 @@ rest, n: epoch e trains on view e mod n, or on the keys' views if n is 0.
 Prediction: 1 request, B image rows a call.
 Paper: Zhang et al., Tip-Adapter, arXiv:2207.09519 (ECCV 2022); symbols are the paper's:
 
-    F = normalize(mean over views of f_train)        L = onehot(y_train)        (1)
+    F = F.normalize(mean over views of f_train)        L = onehot(y_train)        (1)
     A(f) = exp(-beta * (1 - f F'))        (2)        logits(f) = scale * f W' + alpha * A(f) L        (3)
 
 alpha and beta: the first with the best validation accuracy of 20 alphas x 200 betas, `0.1 + i * (max - 0.1) / n`.
@@ -32,11 +32,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
 from methods._finite import finite
+from methods._torch import F, Tensor, no_grad, torch
 from methods._training import cosine_lr, descend, shuffled_batches
 from methods._views import EpochViews, ValidationPlan, plan_validation, training_views
 from methods.base import (
@@ -94,7 +92,7 @@ class TipAdapter(Method):
         self.scale, self.labels_N, self.n_classes = box.logit_scale, task.train.labels, len(task.classes)
         self.text_CD = box.text_features(task.classes.prompts())[0]
         bank_VND = box.image_features(training_views(task, plan.views)).view(plan.views, len(self.labels_N), -1)
-        self.keys_ND = normalize(bank_VND.mean(0), dim=-1)  # (1)
+        self.keys_ND = F.normalize(bank_VND.mean(0), dim=-1)  # (1)
         self.val = (box.image_features(task.val.images), task.val.labels) if plan.search else None
         searched_on_val = len(task.val.labels) * plan.search
         self.notes.update(views=plan.views, fresh_views=plan.fresh_views, searched_on_val=searched_on_val)
@@ -112,7 +110,7 @@ class TipAdapter(Method):
         """Return the logits [B, C] (3)."""
         return self.scale * features_BD @ self.text_CD.T + self.alpha * self.cache(features_BD, self.beta)
 
-    @torch.no_grad()
+    @no_grad
     def _search(self) -> None:
         """Search alpha and beta on the validation images; the first of equals wins, betas in the outer loop."""
         if self.val is not None:
@@ -128,7 +126,7 @@ class TipAdapter(Method):
         self.val = None
         self.notes.update(alpha=self.alpha, beta=self.beta)
 
-    @torch.no_grad()
+    @no_grad
     def predict(self, images: ImageSet, box: BlackBox, classes: Classes | None = None) -> Tensor:
         return self.logits(box.image_features(images))
 
@@ -175,7 +173,7 @@ class TipAdapterF(TipAdapter):
         for done, rows in enumerate(batches, self.epoch * len(batches)):
             lr = cosine_lr(self.config.lr, done, self.config.epochs * len(batches))
             self.optimizer.param_groups[0]["lr"] = lr
-            loss = cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
+            loss = F.cross_entropy(self.logits(features_ND[rows]), self.labels_N[rows])
             descend(self.optimizer, loss, f"loss in epoch {self.epoch + 1}")
         self.epoch += 1
         if self.epoch == self.config.epochs:

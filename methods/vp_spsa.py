@@ -24,10 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from methods._pixel_prompts import CLIP_STD, SPSAPrompt
+from methods._pixel_prompts import CLIP_STD, SPSAPrompt, per_channel
+from methods._torch import Tensor, torch
 from methods.base import Access, method
 
 
@@ -60,4 +58,4 @@ class VPSPSA(SPSAPrompt):
     def made(self, w_d: Tensor, *read: Tensor, training: bool) -> Tensor:
         prompt_3SS = torch.zeros(3, self.size, self.size)
         prompt_3SS[:, self.on_border_SS] = w_d.view(3, -1)
-        return (read[0] + CLIP_STD * prompt_3SS).clamp(0, 1)  # (1)
+        return (read[0] + per_channel(CLIP_STD) * prompt_3SS).clamp(0, 1)  # (1)

@@ -13,8 +13,8 @@ Departures from the paper:
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
+from methods._torch import Tensor
 from methods.base import (
     Access,
     Bill,

@@ -34,12 +34,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from methods._fastfood import Fastfood
 from methods._finite import finite
 from methods._spsa import TrainingBatches, directions, estimated_gradient
+from methods._torch import Tensor, torch
 from methods._training import CLIP_TEMPLATE, mean_cross_entropy, with_context
 from methods.base import (
     Access,

@@ -169,6 +169,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stamp(path: Path) -> tuple[int, int, int]:
+    """Return size, time of change and inode of a file, the key of cached facts about its content."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
 def verified(path: Path) -> Path:
     """Return the path of a file of package data after verifying its SHA-256.
 

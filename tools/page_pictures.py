@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.commands.leaderboard import leaderboard
+from pipeline.commands.leaderboard import Options, leaderboard
 from pipeline.config.compose import compose
 from tools.browser import Browser
 
@@ -26,7 +26,7 @@ PICTURES = {
 
 
 def take(storage: str) -> None:
-    text, _ = leaderboard(compose([storage]), "html", raw=False)
+    text, _ = leaderboard(compose([storage]), Options("html"))
     with tempfile.TemporaryDirectory() as folder, Browser() as browser:
         page = Path(folder) / "leaderboard.html"
         page.write_text(text)

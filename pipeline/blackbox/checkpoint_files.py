@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.blackbox.torchscript import read_torchscript
-from pipeline.files import file_sha256
+from pipeline.files import file_sha256, file_stamp
 
 SAFETENSORS_TYPES = {
     "F64": torch.float64,
@@ -230,13 +230,7 @@ def _listed(names: Any, most: int = 4) -> str:
 
 def weights_digest(path: Path) -> str:
     """Return the SHA-256 of a weights file, cached until the file changes."""
-    return _digest(path, *stamp(path))
-
-
-def stamp(path: Path) -> tuple[int, int, int]:
-    """Return size, time of change and inode of a file, the key of cached facts about its content."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return _digest(path, *file_stamp(path))
 
 
 @lru_cache(maxsize=16)

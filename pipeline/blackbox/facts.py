@@ -20,37 +20,17 @@ from methods._toy import ToyTowers
 from methods.base import Access
 from pipeline.blackbox import architecture, lora
 from pipeline.blackbox.architecture import KnownFile
-from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights, stamp, weights_digest
+from pipeline.blackbox.checkpoint_files import StoredWeights, read_weights, weights_digest
+from pipeline.blackbox.model_facts import ModelFacts
 from pipeline.blackbox.text_tower import fits
 from pipeline.blackbox.weights import fit_weights
 from pipeline.cards import ModelCard
 from pipeline.data.images import Preprocess
 from pipeline.errors import DataError, one_line
+from pipeline.files import file_stamp
 
 TOY_TRANSFORM = "grey8"
 """Name of the input rule of the toy model."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """Facts of a model that are known before its weights are loaded."""
-
-    card: ModelCard
-    """The card, with the access that its text tower can grant and the digest of its local weights."""
-    identity: str
-    """Name of the weights with every change made to them; part of trial ids, rows and cache keys."""
-    feature_dim: int
-    """Width of the joint embedding space."""
-    transform: str
-    """Name of the input rule, as in result rows."""
-    rule: str = ""
-    """The input rule and the activation in one line, for the user."""
-    notes: tuple[str, ...] = ()
-    """Lines for the user on what was changed, skipped or assumed."""
-    withheld: tuple[str, ...] = ()
-    """Those of the notes that are about access which the card grants and the network cannot give."""
-    context_length: int | None = None
-    """Maximum number of tokens of a prompt, start and end included; None for no maximum."""
 
 
 def describe(card: ModelCard, fetch: bool = False) -> ModelFacts:
@@ -74,7 +54,7 @@ def describe(card: ModelCard, fetch: bool = False) -> ModelFacts:
         architecture.quick_gelu(card)  # raises for a tag of the other activation before it is downloaded
         cached = architecture.cached_file(architecture.tag_settings(card.arch, card.weights))
         path = _fetched(card) if fetch else cached
-    return _describe(card, path, *(stamp(path) if path else ()))
+    return _describe(card, path, *(file_stamp(path) if path else ()))
 
 
 @lru_cache(maxsize=32)
@@ -157,7 +137,7 @@ def _identity(card: ModelCard, plan: _LoadPlan, notes: Sequence[str]) -> str:
 
 def _read(card: ModelCard, path: Path, values: bool) -> StoredWeights:
     try:
-        return read_weights(path) if values else _contents(path, *stamp(path))
+        return read_weights(path) if values else _contents(path, *file_stamp(path))
     except Exception as error:  # torch raises many kinds of errors for damaged files
         raise DataError(f"model {card.name!r}: cannot load {_shown(path)!r}: {one_line(error)}") from error
 

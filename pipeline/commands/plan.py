@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from methods.base import Bill
 from pipeline.budget import Limits, total
 from pipeline.cards import FULL_ANSWERS
+from pipeline.config.compose import check_price
 from pipeline.errors import USD, BudgetExceeded, dollars
 from pipeline.trials.estimate import SweepEstimate
-from pipeline.trials.physical import SendPlan, Sent, check_price, total_sent
 from pipeline.trials.plan import refuse_unpayable
+
+if TYPE_CHECKING:
+    from pipeline.trials.physical import Sent
 
 HEADER = ("method", "data set", "shots", "allotment", "trials", "requests each", "images each", "requests", "images")
 TEXT_COLUMNS = 4
@@ -54,6 +59,8 @@ def http_lines(estimate: SweepEstimate) -> list[str]:
     config, http = estimate.config, estimate.config.model.http
     if http is None:
         return []
+    from pipeline.trials.physical import total_sent  # imports torch, as the modules that send do
+
     if config.offline:
         return [f"offline: nothing is sent to {http.host}"]
     lines: list[tuple[str, ...]] = [HTTP_HEADER]
@@ -78,6 +85,8 @@ def http_lines(estimate: SweepEstimate) -> list[str]:
 
 def http_by_method(estimate: SweepEstimate) -> dict[str, Sent]:
     """Return what each method of a sweep sends at most, and the probes that identify the model."""
+    from pipeline.trials.physical import SendPlan, Sent, total_sent
+
     found, sending = dict[str, Sent](), SendPlan(estimate.config)
     for trial in estimate.trials:
         name = trial.cell.choice.name
@@ -99,7 +108,7 @@ def refuse_unpayable_plan(estimate: SweepEstimate) -> None:
     refuse_unpayable(config, estimate.total)
     if config.model.http is None:
         return
-    upper = total_sent(http_by_method(estimate).values()).micro_usd
+    upper = sum(sent.micro_usd for sent in http_by_method(estimate).values())
     for account, limit in (
         ("the sweep", config.usd),
         (f"global budget {config.global_budget.name!r}", config.global_budget.usd),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn
 
 from pipeline.commands.examples import epilog
-from pipeline.errors import shortened
+from pipeline.errors import did_you_mean, shortened
 
 RAW = argparse.RawTextHelpFormatter
 BUDGET_COMMANDS = {
@@ -43,12 +44,36 @@ and every answer:
   fault.jitter=1e-6          has noise that differs each time"""
 
 
+INSTEAD = {
+    **dict.fromkeys(("show", "compare", "report", "results", "table"), "leaderboard"),
+    **dict.fromkeys(("list", "ls"), "methods, farebox datasets or farebox models"),
+    **dict.fromkeys(("resume", "continue", "start"), "run"),
+    **dict.fromkeys(("--dry-run", "--collect-only", "--dryrun"), "plan"),
+    **dict.fromkeys(("dashboard", "mlflow", "web"), "ui"),
+    "help": "--help",
+}
+"""Commands and options of similar tools, and the command that does the same here."""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser with short error messages."""
+    """A parser whose error messages are one line that says what to type."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with code 2."""
-        super().error(shortened(message, 250))
+        """Print the error in one line, and exit with code 2."""
+        if wrong := re.search(r"COMMAND: invalid choice: '(.*?)'|unrecognized arguments: (--\S+)", message):
+            word = wrong[1] or wrong[2]
+            if word in INSTEAD:
+                message = f"there is no {word}: type farebox {INSTEAD[word]}"
+            elif wrong[1]:
+                known = re.findall(r"'([^']+)'", message[wrong.end() :])
+                message = did_you_mean("command", word, known)
+        elif message.endswith("required: COMMAND"):
+            message = f"name a command, as in: {self.prog} {self._first_command()}"
+        self.exit(2, f"{self.prog}: {shortened(message, 250)}; {self.prog} --help lists all\n")
+
+    def _first_command(self) -> str:
+        choices = next(a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return "run sweep=demo" if "run" in choices else str(next(iter(choices)))
 
 
 def add_leaderboard_options(board: argparse.ArgumentParser) -> None:

@@ -127,6 +127,26 @@ def compose(overrides: Sequence[str]) -> Config:
     return _resolve(merged(overrides))
 
 
+def check_price(config: Config) -> None:
+    """Raise ConfigError if money is limited and the model's card has no price, or is of a model of this machine."""
+    key = "budget.usd" if config.usd is not None else "budget.global.usd"
+    if config.usd is None and config.global_budget.usd is None:
+        return
+    http = config.model.http
+    if http is None:
+        raise ConfigError(f"{key} limits money, and model {config.model.name} costs none: leave it out")
+    if http.price is None:
+        raise ConfigError(
+            f"{key} limits money, and the card of {config.model.name} has no price: add "
+            "price: {usd_per_request: X, usd_per_image: X, usd_per_1k_tokens: X, as_of: DATE} (0 for what is free)"
+        )
+    if http.price.usd_per_1k_tokens and http.max_text is None:
+        raise ConfigError(
+            f"{key} limits money, and the card of {config.model.name} has a price of tokens without max_text: state "
+            "the most characters of a prompt, from which the most tokens follow"
+        )
+
+
 def _resolve(raw: dict[str, Any]) -> Config:
     budget = raw["budget"]
     methods = checks.name_list("methods", raw["methods"])

@@ -10,16 +10,18 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from pipeline.data.decode import BITS, Examined, cores, decode, examine
 from pipeline.data.file_keys import Checked
 from pipeline.data.source import Source, content_key, opened
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:  # a plan checks images and computes with none
+    from torch import Tensor
 
 PLAIN = 0
 CHECKED_AT_ONCE = 2_000
@@ -56,6 +58,8 @@ class Images:
 
     def pixels(self, size: int) -> Tensor:
         """Return grey thumbnails [B, size * size] of the plain images, in [0, 1]."""
+        import torch
+
         thumbs = [
             np.asarray(self.decoded(i).convert("L").resize((size, size), Image.Resampling.BOX), np.float32)
             for i in range(len(self))
@@ -246,6 +250,8 @@ class Preprocess:
 
     def pixels(self, images: Images) -> Tensor:
         """Return the pixels [B, 3, size, size] of the images."""
+        import torch
+
         return torch.stack([self.one(images, i) for i in range(len(images))])
 
     def one(self, images: Images, i: int, codec: str = "float") -> Tensor:
@@ -259,6 +265,8 @@ class Preprocess:
 
     def normalised(self, rgb: np.ndarray) -> Tensor:
         """Return the pixels [3, size, size] of an 8-bit RGB array [size, size, 3]."""
+        import torch
+
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         array = (np.asarray(rgb, np.float32) / 255 - mean) / std
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32))

@@ -129,7 +129,7 @@ class ParquetSource:
         if actual != self.sha256:
             raise DataError(f"{path} has SHA-256 {actual[:12]}, the card says {self.sha256[:12]}: {RESTORE}")
         try:
-            table = pq.read_table(path, memory_map=True)
+            table = pq.ParquetFile(path, memory_map=True).read()  # read_table imports pandas
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         lacks = [name for name in COLUMNS if name not in table.column_names or table[name].null_count]

@@ -9,33 +9,21 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from methods.base import ImageSet, MethodInfo
+from methods.base import ImageSet
 from pipeline.cards import LocalCard
 from pipeline.data.images import Preprocess, as_images
 from pipeline.errors import ConfigError, DataError
 from pipeline.local import networks
+from pipeline.local.facts import LocalFacts
 
 TILE = 32
 """Images in every forward: a short tile is padded, so that features do not depend on the number of images."""
-
-
-class LocalFacts(NamedTuple):
-    """A local model that a trial uses, with what its rows record."""
-
-    card: LocalCard
-    digest: str
-    """Digest of the architecture, the weights and the input rule; part of the trial id."""
-    params: int
-    """Number of parameters of the encoder."""
-    note: str
-    """Line for the user: what the model is and what it was trained on."""
 
 
 class Encoder:
@@ -94,11 +82,6 @@ def describe(card: LocalCard) -> LocalFacts:
     params = sum(p.numel() for p in encoder.net.parameters())
     note = f"local model {card.name}: {card.arch}, {params:,} parameters, trained on {card.trained_on} ({card.licence})"
     return LocalFacts(card, hashlib.sha256(identity.encode()).hexdigest()[:16], params, note)
-
-
-def local_of(card: LocalCard | None, info: MethodInfo) -> LocalFacts | None:
-    """Return the run's local model for a method that uses one, else None. Raises as `Encoder` does."""
-    return describe(card) if card and info.uses_local else None
 
 
 def _fill(card: LocalCard, network: networks.Network) -> None:

@@ -212,7 +212,9 @@ def _with_references(
             for row in rows
             for unit, limit in (("requests", section.budget_requests), ("images", section.budget_images))
         )
-        return other.shots != section.shots, other[-2:] != section[-2:], not fits, other.order
+        pairs = zip(Limits(*other[-2:]).size, Limits(*section[-2:]).size, strict=True)
+        smaller = any(own < limit for own, limit in pairs)  # the reference could have used more of this allotment
+        return other.shots != section.shots, other[-2:] != section[-2:], not fits, smaller, other.order
 
     def usable(other: Section, name: str) -> bool:
         return other[1:8] == section[1:8] and (name in FREE or other.shots == section.shots)

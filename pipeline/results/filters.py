@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.budget import LIMITED_UNITS
 from pipeline.errors import ConfigError
 from pipeline.results.comparison import REFERENCES
 from pipeline.results.identity import FREE, Selection
@@ -64,6 +65,7 @@ class Filter:
             selection,
             rows=_only(selection.rows, [keep(row) for row in rows]),
             everything=_only(selection.everything, [self.keeps(row) for row in everything]),
+            notes=(*self._affordable(everything), *selection.notes),
         )
 
     def records(self, table: pa.Table) -> pa.Table:
@@ -88,6 +90,24 @@ class Filter:
             return own_seed and self.keeps(row)
 
         return keep
+
+    def _affordable(self, rows: list[Row]) -> list[str]:
+        """Return a note that names methods whose bills fit into the budgets to show, under other allotments.
+
+        A method whose bill does not grow with its allotment may have run with a larger one only.
+        """
+        limits = {unit: self.values.get(f"budget.{unit}") for unit in LIMITED_UNITS}
+        most = {unit: max(of) for unit, of in limits.items() if of and None not in of}
+        others = {key: COLUMNS[key] for key in COLUMNS if not key.startswith("budget.")}
+        shown = {row["method"] for row in rows if self.keeps(row)}
+        fitting = {
+            row["method"]
+            for row in rows
+            if self.keeps(row, others) and all(row[unit] <= limit for unit, limit in most.items())
+        }
+        names = sorted(fitting - shown - {*FREE}) if most else []
+        note = f"--by budget also has, within this budget: {', '.join(names)}"
+        return [note] if names else []
 
     def _nothing(self, rows: list[Row]) -> str:
         asked = " ".join(f"{key}={_joined(values)}" for key, values in self.values.items())

@@ -35,6 +35,7 @@ MARKS = (
     "± is the half-width of the 95% confidence interval over three or more seeds (Student's t). For two seeds, "
     "(a to b) is their range; one seed has neither.",
     "A gain in bold: its confidence interval excludes 0. Gains are paired by data set and seed.",
+    "*: best of its access class. =: tied with it, as their paired 95% confidence interval contains 0.",
     "(ref), grey line: reference method, shown in every access class.",
     "▲ ▼: the column by which the lines are sorted. -: no value.",
 )
@@ -164,6 +165,6 @@ def _environment(rows: pa.Table) -> str:
     newest = max(rows["created"].to_pylist(), default="")
     return (
         f"Farebox {all_of('farebox_version')}, torch {all_of('torch_version')}, Python {all_of('python_version')}; "
-        f"CPU {all_of('cpu')}, replicas on {all_of('device')} with {all_of('threads')} threads each; "
+        f"CPU {all_of('cpu')}, replicas on {all_of('device')} (threads of each: {all_of('threads')}); "
         f"weights {weights}; newest row {newest}."
     )

@@ -61,6 +61,8 @@ class Overview:
     summary: list[Record] = field(repr=False)
     """All records over data sets of the model."""
     shift_sets: tuple[str, ...] = ()
+    allotments: tuple[Limits, ...] = ()
+    """Allotment of each column, by budget."""
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -139,7 +141,8 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         "model": model[0],
         "methods": _count(len({r["label"] for r in of_kind}), "method"),
     }
-    return Overview(by, tuple(columns), main, _grouped(lines), facts, over_sets, tuple(shifts))
+    ladder = tuple(allotments) if by == "budget" else ()
+    return Overview(by, tuple(columns), main, _grouped(lines), facts, over_sets, tuple(shifts), ladder)
 
 
 def conclusions(view: Overview) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.budget import Limits
 from pipeline.console import Terminal, plain
 from pipeline.results.overview import NO_FIT, Line, Overview, conclusions, unfinished
 from pipeline.results.tables import compact, count, estimate
@@ -34,6 +35,10 @@ class Style:
     full_counts: bool
     dropped: int = 0
     """Columns that are left out, those with the least shots or the last data sets first."""
+    short: bool = False
+    """Allotments as '32k'."""
+    bare: bool = False
+    """No interval and no bill, and one space between columns."""
 
 
 def screen(
@@ -107,34 +112,38 @@ def _legend(view: Overview, terminal: Terminal) -> list[str]:
 
 def _table(view: Overview, terminal: Terminal, room: int, all_command: str) -> list[str]:
     """Return the header and at most `room` further lines."""
-    shown = _chosen(view, room - sum(name != NO_FIT for name in view.groups))
-    hidden = len(view.lines) - sum(map(len, shown.values()))
-    lines = [line for group in shown.values() for line in group]
     for style in _styles(view):
-        names, widths = _layout(view, lines, style, terminal)
-        if _total([min(widths[0], MAX_METHOD), *widths[1:]]) <= terminal.width:
+        names, widths = _layout(view, style, terminal)
+        if _total([min(widths[0], MAX_METHOD), *widths[1:]], style) <= terminal.width:
             break
-    widths[0] = max(8, widths[0] - max(0, _total(widths) - terminal.width))
-    text = [_aligned("", list(names), widths)]
+    widths[0] = max(8, widths[0] - max(0, _total(widths, style) - terminal.width))
+    left_out = [view.columns[i] for i in range(len(view.columns)) if i not in _kept(view, style)]
+    shown = _chosen(view, room - sum(name != NO_FIT for name in view.groups), bool(left_out))
+    hidden = len(view.lines) - sum(map(len, shown.values()))
+    text = [_aligned("", list(names), widths, style)]
     for name, group in shown.items():
         if name != NO_FIT:
             text.append(terminal.bold(_cut(GROUP.get(name, name), terminal)))
         for line in group:
             mark = "*" if line.main["leader"] else "=" if line.main["tied"] else ""
-            row = _aligned(mark, _cells(view, line, style, terminal), widths)
+            row = _aligned(mark, _cells(view, line, style, terminal), widths, style)
             text.append(terminal.bold(row) if line.main["leader"] else row)
-    if hidden:
+    if left_out:
+        methods = f"{hidden} more method{'s' * (hidden != 1)} and " * bool(hidden)
+        columns = f"the column{'s' * (len(left_out) != 1)} {'; '.join(left_out)}"
+        text.append(_cut(f"{all_command} has {methods}{columns}", terminal))
+    elif hidden:
         text.append(_cut(f"{hidden} more: {all_command}", terminal))
     return text
 
 
-def _chosen(view: Overview, room: int) -> dict[str, tuple[Line, ...]]:
+def _chosen(view: Overview, room: int, columns_left_out: bool) -> dict[str, tuple[Line, ...]]:
     """Return the lines for which there is room: in turn the next best of each group."""
     total = len(view.lines)
-    if total <= room:
+    if total + columns_left_out <= room:
         return view.groups
     taken = dict.fromkeys(view.groups, 0)
-    for _ in range(max(len(view.groups), room - 1)):  # one line says how many are missing
+    for _ in range(max(len(view.groups), room - 1)):  # one line says what is missing
         free = [g for g in view.groups if taken[g] < (1 if g == NO_FIT else len(view.groups[g]))]
         if not free:
             break
@@ -145,33 +154,47 @@ def _chosen(view: Overview, room: int) -> dict[str, tuple[Line, ...]]:
 def _styles(view: Overview) -> list[Style]:
     most = len(view.columns) - 1
     narrow = [Style(False, False, dropped) for dropped in range(most + 1)]
+    if view.allotments:
+        narrow = [Style(False, False), Style(False, False, short=True)]
+        narrow += [Style(False, False, dropped, short=True, bare=True) for dropped in range(most + 1)]
     return [Style(True, True), Style(False, True), *narrow]
 
 
 def _kept(view: Overview, style: Style) -> list[int]:
     """Return the columns that are shown: the main one always."""
     order = [i for i in range(len(view.columns)) if i != view.main]
-    first = sorted(order, key=lambda i: (view.columns[i] == "shift", i), reverse=view.main == 0)
+    if view.allotments:  # a ladder of requests stays before one of image rows
+        first = sorted(order, key=lambda i: (view.allotments[i].images is None, i))
+    else:
+        first = sorted(order, key=lambda i: (view.columns[i] == "shift", i), reverse=view.main == 0)
     gone = set(first[: style.dropped])
     return [i for i in range(len(view.columns)) if i not in gone]
 
 
-def _layout(view: Overview, lines: list[Line], style: Style, terminal: Terminal) -> tuple[list[str], list[int]]:
+def _layout(view: Overview, style: Style, terminal: Terminal) -> tuple[list[str], list[int]]:
     what = "gain over zero_shot" if view.shows_gains else "accuracy in %"
-    names = [
-        what,
-        *(terminal.text(plain(view.columns[i], MAX_HEADER)) for i in _kept(view, style)),
-        "requests",
-        "images",
-    ]
-    rows = [names, *(_cells(view, line, style, terminal) for line in lines)]
+    if style.short:
+        what = "gain by requests" if view.shows_gains else "% by requests"
+        columns = [_short(view.allotments[i]) for i in _kept(view, style)]
+    else:
+        columns = [terminal.text(plain(view.columns[i], MAX_HEADER)) for i in _kept(view, style)]
+    names = [what, *columns, *([] if style.bare else ["requests", "images"])]
+    rows = [names, *(_cells(view, line, style, terminal) for line in view.lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
     return names, widths
 
 
-def _total(widths: Sequence[int]) -> int:
-    """Return the width of a line: a mark, then columns with two spaces between them."""
-    return 2 + sum(widths) + 2 * (len(widths) - 1)
+def _short(of: Limits) -> str:
+    """Return an allotment in few characters: '32k' requests, or '300im' for one of image rows as well."""
+    number, unit = (of.requests, "") if of.images is None else (of.images, "im")
+    if number is None:
+        return "no limit"
+    return f"{number / 1000:g}k{unit}" if number >= 1000 and number % 100 == 0 else f"{number}{unit}"
+
+
+def _total(widths: Sequence[int], style: Style) -> int:
+    """Return the width of a line: a mark, then columns with spaces between them."""
+    return 2 + sum(widths) + (1 if style.bare else 2) * (len(widths) - 1)
 
 
 def _cells(view: Overview, line: Line, style: Style, terminal: Terminal) -> list[str]:
@@ -186,7 +209,11 @@ def _cells(view: Overview, line: Line, style: Style, terminal: Terminal) -> list
         elif is_zero:
             cells.append("-" if record["accuracy"] is None else f"{record['accuracy']:.1f}%")
         else:
-            cells.append(terminal.text(_value(record, view.value, style.intervals or i == view.main)))
+            cells.append(
+                terminal.text(_value(record, view.value, style.intervals or (i == view.main and not style.bare)))
+            )
+    if style.bare:
+        return cells
     number: Callable[[Any], str] = count if style.full_counts else compact
     return [*cells, number(line.main["requests"]), number(line.main["images"])]
 
@@ -198,7 +225,7 @@ def _value(record: dict[str, Any], name: str, interval: bool) -> str:
     return "-" if record[name] is None else f"{record[name]:{sign}.1f}"
 
 
-def _aligned(mark: str, cells: list[str], widths: list[int]) -> str:
+def _aligned(mark: str, cells: list[str], widths: list[int], style: Style) -> str:
     first = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 3] + "..."
-    rest = "  ".join(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return f"{mark:<2}{first:<{widths[0]}}  {rest}".rstrip()
+    rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+    return (" " if style.bare else "  ").join([f"{mark:<2}{first:<{widths[0]}}", *rest]).rstrip()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.compose import Config
+from pipeline.config.compose import Config, check_price
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError, dollars
 from pipeline.ledger.ledger import Ledger
 from pipeline.sweep.run_ledger import sweep_account
-from pipeline.trials.physical import SendPlan, Sent, check_price, total_sent
 from pipeline.trials.plan import SweepPlan, TrialSpec
 
 
@@ -35,6 +34,8 @@ def fund(
     check_price(config)
     if not costs_money(config):
         return list(todo), {}
+    from pipeline.trials.physical import SendPlan, Sent, total_sent  # imports torch, as the modules that send do
+
     _open(ledger, config, storage_id)
     sending = SendPlan(config)
     sent = {spec.trial_id: sending.trial(spec.cell, spec.predicted) for spec in plan.trials}

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from methods.base import MethodInfo
 from pipeline.budget import Limits
-from pipeline.cards import Answers, DatasetCard
+from pipeline.cards import Answers, DatasetCard, LocalCard
 from pipeline.config.compose import Config
 from pipeline.config.method_choice import MethodChoice
 from pipeline.errors import ConfigError
+from pipeline.local.facts import LocalFacts
 
 
 class Cell(NamedTuple):
@@ -86,6 +87,15 @@ def unable_with(config: Config, info: MethodInfo) -> str:
     texts = "; ".join(answers.text for answers in refused)
     granted = " or ".join(dict.fromkeys(a.granted(config.model.access).label for a in refused))
     return f"needs {info.access.label}, {config.model.name} with answers {texts} grants {granted}"
+
+
+def local_of(card: LocalCard | None, info: MethodInfo) -> LocalFacts | None:
+    """Return the run's local model for a method that uses one, else None. Raises as `local.encoder.Encoder` does."""
+    if card is None or not info.uses_local:
+        return None
+    from pipeline.local.encoder import describe  # imports torch
+
+    return describe(card)
 
 
 def unable(config: Config, info: MethodInfo) -> str | None:

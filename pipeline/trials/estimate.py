@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from methods.base import Bill
-from pipeline.blackbox import architecture
-from pipeline.blackbox.facts import ModelFacts
+from pipeline.blackbox.model_facts import ModelFacts
 from pipeline.budget import total
 from pipeline.config.compose import Config
 from pipeline.data.dataset import missing
 from pipeline.data.few_shot import check_validation
 from pipeline.errors import DataError
-from pipeline.local.encoder import local_of
 from pipeline.remote.facts import describe, feature_dim
 from pipeline.remote.facts import missing as missing_weights
-from pipeline.trials.cells import Cell, cells, tuning_notes
+from pipeline.trials.cells import Cell, cells, local_of, tuning_notes
 from pipeline.trials.plan import TrialSpec, make_plan, predicted, shape_of
 from pipeline.trials.protocol import check_eval_names, eval_cards, leave_out
 
@@ -170,6 +168,8 @@ def _missing_assets(config: Config) -> Iterator[MissingAsset]:
             what += f" (or leave it out: {leave_out(kind)})"
         yield MissingAsset("data set", card.name, what, card.url or card.source)
     if weights := missing_weights(config.model):
+        from pipeline.blackbox import architecture  # imports torch
+
         yield MissingAsset("weights", config.model.name, *weights, fetched=architecture.has_tag(config.model))
 
 

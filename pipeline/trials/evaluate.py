@@ -13,11 +13,8 @@ from methods.base import Classes, Method
 from pipeline.budget import Phase
 from pipeline.data.images import Images
 from pipeline.errors import MethodError
-from pipeline.trials.protocol import EvalSet
+from pipeline.trials.protocol import TEST_BATCH, EvalSet
 from pipeline.trials.supervisor import Supervisor
-
-TEST_BATCH = 500
-"""Number of images in one call of `predict`."""
 
 
 def eval_labels(test: EvalSet, reads: Counter[str]) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from methods.base import ImageSet
 from pipeline.errors import AccessDenied
-from pipeline.local.encoder import Encoder, LocalFacts, open_encoder
+from pipeline.local.encoder import Encoder, open_encoder
+from pipeline.local.facts import LocalFacts
 from pipeline.trials.boundary import Session
 
 _OPEN: dict[str, tuple[Session, Encoder]] = {}

@@ -15,15 +15,13 @@ from methods.base import Access, Bill
 from pipeline.blackbox.client import BLOCK_BYTES
 from pipeline.cards import MICRO, DatasetCard, HttpCard, Rate
 from pipeline.config.compose import Config
-from pipeline.errors import ConfigError
 from pipeline.remote.adapters import adapter_of
 from pipeline.remote.asking import PROBE_EVERY
 from pipeline.remote.http_client import TEXT_TOKENS
 from pipeline.remote.probe import WORDS
 from pipeline.trials.cells import Cell
-from pipeline.trials.evaluate import TEST_BATCH
 from pipeline.trials.plan import shape_of
-from pipeline.trials.protocol import eval_cards
+from pipeline.trials.protocol import TEST_BATCH, eval_cards
 
 TEXT_BYTES = 256
 """Bytes of a text whose card states no `max_text`. It counts in `bytes` only."""
@@ -171,23 +169,3 @@ class _Counter:
 def _whole(*prices: float) -> bool:
     """Return whether prices are whole numbers of micro-dollars."""
     return all(abs(price * MICRO - round(price * MICRO)) < 1e-6 for price in prices)
-
-
-def check_price(config: Config) -> None:
-    """Raise ConfigError if money is limited and the model's card has no price, or is of a model of this machine."""
-    key = "budget.usd" if config.usd is not None else "budget.global.usd"
-    if config.usd is None and config.global_budget.usd is None:
-        return
-    http = config.model.http
-    if http is None:
-        raise ConfigError(f"{key} limits money, and model {config.model.name} costs none: leave it out")
-    if http.price is None:
-        raise ConfigError(
-            f"{key} limits money, and the card of {config.model.name} has no price: add "
-            "price: {usd_per_request: X, usd_per_image: X, usd_per_1k_tokens: X, as_of: DATE} (0 for what is free)"
-        )
-    if http.price.usd_per_1k_tokens and http.max_text is None:
-        raise ConfigError(
-            f"{key} limits money, and the card of {config.model.name} has a price of tokens without max_text: state "
-            "the most characters of a prompt, from which the most tokens follow"
-        )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 from methods.base import Bill, TaskShape
-from pipeline.blackbox.facts import ModelFacts
+from pipeline.blackbox.model_facts import ModelFacts
 from pipeline.budget import Limits, total
 from pipeline.cards import FULL_ANSWERS, Answers, DatasetCard, ModelCard
 from pipeline.config.compose import Config
@@ -17,11 +17,11 @@ from pipeline.data.dataset import Dataset, check_card
 from pipeline.data.few_shot import Split, draw
 from pipeline.data.images import check_readable
 from pipeline.errors import BudgetExceeded, ConfigError, DataError
-from pipeline.local.encoder import LocalFacts, local_of
+from pipeline.local.facts import LocalFacts
 from pipeline.remote.facts import describe
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
-from pipeline.trials.cells import Cell, cells, tuning_notes
+from pipeline.trials.cells import Cell, cells, local_of, tuning_notes
 from pipeline.trials.prompts import check_prompts
 from pipeline.trials.protocol import (
     EvalSet,

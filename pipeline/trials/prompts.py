@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from methods.base import Access, Classes
-from pipeline.blackbox import architecture
-from pipeline.blackbox.facts import ModelFacts
+from pipeline.blackbox.model_facts import ModelFacts, recall, remember
 from pipeline.config.method_choice import MethodChoice
 from pipeline.errors import ConfigError, DataError, one_line
 from pipeline.trials.protocol import EvalSet
@@ -39,6 +38,15 @@ def check_prompts(
             _check_characters(facts.card.name, test, facts.card.http.max_text)
     if facts.context_length is None:
         return None
+    soft = dict(sorted((c.name, _context_tokens(c)) for c in choices if Access.SOFT in c.info.access))
+    sets_of = dict[tuple[str, Classes], str]()
+    for test in (test for sets in tests.values() for test in sets):
+        sets_of.setdefault((test.dataset.name, test.classes), test.name)
+    passed = [facts.identity, facts.context_length, [[name, asdict(classes)] for name, classes in sets_of], soft]
+    if recall("prompts", passed) is not None:
+        return None
+    from pipeline.blackbox import architecture  # imports torch
+
     try:
         tokenizer = architecture.tokenizer(facts.card, fetch)
     except Exception as error:  # whatever the tokenizer's own library raises
@@ -46,14 +54,8 @@ def check_prompts(
         if fetch:
             raise ConfigError(f"model {facts.card.name!r}: its tokenizer cannot be loaded: {reason}") from error
         return f"lengths of prompts are not checked: its tokenizer is not on this machine ({reason})"
-    soft = {choice.name: _context_tokens(choice) for choice in choices if Access.SOFT in choice.info.access}
-    done = set[tuple[str, Classes]]()
-    for test in (test for sets in tests.values() for test in sets):
-        classes = test.classes
-        if (test.dataset.name, classes) in done:
-            continue
-        done.add((test.dataset.name, classes))
-        check = _Check(tokenizer, facts.context_length, facts.card.name, test.name, classes)
+    for (_, classes), test_name in sets_of.items():
+        check = _Check(tokenizer, facts.context_length, facts.card.name, test_name, classes)
         for template in dict.fromkeys((classes.template, *classes.templates)):
             check([template.format(name) for name in classes.names], 0, f"with template {_short(template)!r}")
         if soft:
@@ -61,6 +63,8 @@ def check_prompts(
             texts = [f"{name}{classes.template.split('{}')[1]}" for name in classes.names]
             for name, tokens in soft.items():
                 check(texts, tokens or own, f"after {tokens or own} context tokens of {name}")
+    if hasattr(tokenizer, "encode"):  # open_clip's own, whose words are part of the package; a hub's may change
+        remember("prompts", passed, {})
     return None
 
 
@@ -92,6 +96,8 @@ class _Check:
 
     def __call__(self, texts: Sequence[str], before: int, how: str) -> None:
         """Raise DataError if a text, with `before` tokens before it, has more tokens than the text tower takes."""
+        from pipeline.blackbox import architecture
+
         unsure = [label for label, text in enumerate(texts) if not self._surely_fits(text, before)]
         lengths = architecture.prompt_lengths(self.tokenizer, [texts[label] for label in unsure]) if unsure else []
         most = self.context_length - before

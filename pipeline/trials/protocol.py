@@ -30,6 +30,9 @@ from pipeline.data.layouts.class_names import prompt_form
 from pipeline.data.source import Source
 from pipeline.errors import ConfigError, DataError
 
+TEST_BATCH = 500
+"""Number of images in one call of `predict`."""
+
 
 @dataclass(frozen=True)
 class EvalSet:

@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline import __version__
 from pipeline.blackbox.client import Pool
 from pipeline.errors import first_line
@@ -50,6 +48,8 @@ def common_columns(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
 def spec_columns(spec: TrialSpec) -> dict[str, Any]:
     """Return the columns of a row that depend on the spec and this machine only."""
     drawn = set(spec.dataset.source.labels[list(spec.split.train)].tolist())
+    import torch  # a run with nothing to do makes no row
+
     return {
         "trial_id": spec.trial_id,
         "sweep": spec.sweep,

@@ -23,7 +23,7 @@ from pipeline.budget import LIMITED_UNITS, UNITS, Limits, total
 from pipeline.config.method_choice import MethodChoice
 from pipeline.config.tuning import Tuning
 from pipeline.errors import ConfigError
-from pipeline.trials.evaluate import TEST_BATCH
+from pipeline.trials.protocol import TEST_BATCH
 
 DRAWS, PART = 1000, 100
 """Number of bootstrap draws of the validation images, and of those in memory at a time."""

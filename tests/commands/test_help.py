@@ -84,3 +84,24 @@ def test_a_terminal_without_these_characters_gets_others() -> None:
         [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
     assert done.stdout == "1 +- 2 ... \\u4e2d\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["list"], "farebox: there is no list: type farebox methods, farebox datasets or farebox models; "),
+        (["show"], "farebox: there is no show: type farebox leaderboard; "),
+        (["run", "--dry-run"], "farebox: there is no --dry-run: type farebox plan; "),
+        (["lederboard"], "farebox: no command named 'lederboard'; did you mean 'leaderboard'? "),
+        ([], "farebox: name a command, as in: farebox run sweep=demo; "),
+        (["data"], "farebox data: name a command, as in: farebox data add; "),
+    ],
+)
+def test_commands_of_similar_tools_are_answered_with_what_to_type(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(line) and told.endswith("--help lists all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,9 +46,24 @@ def test_commands_that_read_results_import_no_large_package(storage: str, comman
     assert imported(*command.split(), storage) <= ({"pandas"} if "leaderboard" in command else set())
 
 
-def test_methods_and_plan_need_torch_but_neither_ray_nor_mlflow() -> None:
-    assert imported("methods") == {"torch"}
-    assert not imported("plan", "sweep=smoke", "model=tiny") & {"ray", "mlflow", "matplotlib", "cma"}
+def test_methods_are_listed_without_torch() -> None:
+    assert imported("methods") == set()
+
+
+def test_a_plan_needs_neither_torch_nor_open_clip_once_the_facts_of_its_model_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAREBOX_CACHE", str(tmp_path))
+    first = imported("plan", "sweep=demo")
+    assert first >= {"torch", "open_clip"} and not first & {"ray", "mlflow", "matplotlib", "cma"}
+    # pyarrow imports pandas when it turns a column into an array
+    assert imported("plan", "sweep=demo") <= {"pandas"}
+
+
+def test_a_run_with_nothing_to_do_imports_neither_ray_nor_mlflow_nor_open_clip(storage: str) -> None:
+    words = ("run", "sweep=smoke", "model=fake", "methods=zero_shot", "shots=1", "seeds=1", storage)
+    imported(*words)  # writes the leaderboard and MLflow's copy of the rows
+    assert not imported(*words) & {"ray", "mlflow", "matplotlib", "open_clip", "cma"}
 
 
 def test_sync_imports_mlflow_but_not_torch(storage: str) -> None:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from methods import all_methods
 from methods._coordinator import Decoder, RandomEncoder, ThumbnailEncoder, trigger_width
-from methods._pixel_prompts import CLIP_MEAN, CLIP_STD, PixelPrompt
+from methods._pixel_prompts import CLIP_MEAN, CLIP_STD, PixelPrompt, per_channel
 from methods._spsa import directions, one_sided_gradient, sphere_directions
 from methods._toy import ToyTowers
 from methods._toy_box import ToyBox, ToyImages
@@ -172,12 +172,12 @@ class CoordinatorLoop(Loop):
 
     def made(self, w: Tensor, images: ToyImages) -> Tensor:
         x = images.pixels_BX.view(-1, 1, 8, 8).expand(-1, 3, 8, 8)
-        code = ((x - CLIP_MEAN) / CLIP_STD).flatten(1) @ self.projection
+        code = ((x - per_channel(CLIP_MEAN)) / per_channel(CLIP_STD)).flatten(1) @ self.projection
         nn.utils.vector_to_parameters(w, self.paper.parameters())
         z = torch.cat([code, self.paper.trigger.expand(len(x), -1)], 1).view(-1, 32, 1, 1)
         with torch.no_grad():
             prompt = self.paper.body(z).view(-1, 3, 8, 4, 8, 4).mean((3, 5))
-        return (x + self.scale * CLIP_STD * prompt).clamp(0, 1)
+        return (x + self.scale * per_channel(CLIP_STD) * prompt).clamp(0, 1)
 
 
 class BorderLoop(Loop):
@@ -186,7 +186,7 @@ class BorderLoop(Loop):
         cells = [(row, column) for row in range(8) for column in range(8) if {row, column} & {0, 7}]
         for channel, values in enumerate(w.view(3, -1)):
             for (row, column), value in zip(cells, values, strict=True):
-                x[:, channel, row, column] += CLIP_STD[channel, 0, 0] * value
+                x[:, channel, row, column] += CLIP_STD[channel] * value
         return x.clamp(0, 1)
 
 

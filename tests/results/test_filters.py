@@ -47,6 +47,15 @@ def test_filters_select_the_records_and_keep_their_gains(storage: str) -> None:
         assert record["gain_logit_head"] == same["gain_logit_head"] is not None
 
 
+def test_methods_that_fit_into_the_budget_under_other_allotments_are_named(tmp_path: Path) -> None:
+    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft"), budgets=((8000, None),))
+    write_store(tmp_path, seeds=(1,), methods=("craft",), budgets=((1000, None),))
+    write_id(tmp_path, new_id(tmp_path))
+    shown = board(f"storage={tmp_path}", "budget.requests=1000")
+    assert "! --by budget also has, within this budget: logit_head" in shown
+    assert "within this budget" not in board(f"storage={tmp_path}", "budget.requests=8000")
+
+
 def test_seeds_data_sets_and_models_filter_too(storage: str) -> None:
     assert {r["seeds"] for r in records(storage, "seeds=2,3")} == {2}
     assert {r["test_set"] for r in records(storage, "datasets=icons")} == {"icons", "icons_outline"}

@@ -67,6 +67,14 @@ def test_a_reference_has_all_its_points_in_every_class_that_shows_it() -> None:
     assert "gda" not in of("scores", "images", some) and "craft" not in of("features", "images", some)
 
 
+def test_a_gain_under_a_small_allotment_is_over_the_reference_that_used_most_of_it() -> None:
+    limited = [row("logit_head", 32000, 3, 480, 50.0, limit=600), row("logit_head", 32000, 1, 160, 45.0, limit=300)]
+    rows = report_of([*LADDER, *limited]).summary.to_pylist()
+    gains = {r["budget_requests"]: r["gain_logit_head"] for r in rows if r["label"] == "craft"}
+    # its 10 requests without a limit of images are within 100; results under a limit of images are not comparable
+    assert gains == {100: pytest.approx(41.0 - 55.0), 1000: pytest.approx(1.5), 32000: pytest.approx(0.5)}
+
+
 def test_a_method_that_could_spend_as_much_again_and_does_not_is_complete() -> None:
     complete = {(r["label"], r["budget_requests"], r["budget_images"]): is_complete(r) for r in records()}
     assert complete["gda", 32000, None] and complete["logit_head", 32000, None] and complete["zero_shot", 32000, None]

@@ -153,7 +153,7 @@ def test_tables_are_read_aloud_with_caption_and_headers_and_every_control_has_a_
 
 def test_bold_type_and_every_mark_is_explained_beside_the_table(text: str, read: Reader) -> None:
     key = text.split("<ul class=key>")[1].split("</ul>")[0]
-    for mark in ("bold", "±", "(ref)", "▲", "▼", "(a to b)", "grey"):
+    for mark in ("bold", "±", "*: best", "=: tied", "(ref)", "▲", "▼", "(a to b)", "grey"):
         assert mark in key, mark
     bold = read.all("b")
     assert bold and all("±" in e.text for e in bold)

@@ -54,17 +54,40 @@ def test_every_screen_fits(width: int, axis: str | None) -> None:
     assert len(lines) <= 24 and max(len(line) for line in lines if not line.startswith("more: ")) <= width
 
 
+def test_a_ladder_is_shown_whole_on_80_columns_and_what_is_left_out_is_named() -> None:
+    requests = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
+    trials = [*sweep(seeds=(1,), budgets=((32000, None),))]
+    trials += sweep(seeds=(1,), budgets=tuple((n, None) for n in requests), methods=("craft",))
+    trials += sweep(seeds=(1,), budgets=((32000, 300), (32000, 1200)), methods=("tip_adapter",))
+    report = report_of([row for trial in trials for row in trial])
+    rungs = ["100", "250", "500", "1k", "2k", "4k", "8k", "16k"]
+
+    def head(width: int) -> tuple[list[str], str]:
+        lines = shown(report, width, "budget")
+        start = next(i for i, line in enumerate(lines) if "gain by requests" in line)
+        return lines[start].split()[3:], " ".join(lines[start + 1 :])
+
+    assert head(120)[0] == [*rungs, "300im", "1.2kim", "32k", "requests", "images"]
+    assert "has the column" not in head(120)[1]
+    columns, rest = head(80)
+    assert columns == [*rungs, "32k"]
+    assert "farebox leaderboard --all has the columns 32,000 req, 300 im; " in rest
+    columns, rest = head(60)
+    assert columns[-1] == "32k" and columns[:-1] == rungs[9 - len(columns) :]
+    assert "leaderboard --all has the columns 100 requests; " in rest.replace("2 more methods and ", "")
+
+
 def test_many_methods_are_reduced_to_the_best_of_each_class_and_the_rest_is_counted() -> None:
     many = [r for t in sweep((16,), (1, 2, 3), ((1000, None),), ("zero_shot", "logit_head", "taskres")) for r in t]
     many += [r for i in range(35) for r in seeds(f"method_{i}", 40.0 + i, 41.0 + i, 40.0 + i, budget_requests=1000)]
     lines = shown(report_of(many))
     assert len(lines) <= 24
     assert any(line.startswith("* method_34") for line in lines) and not any("method_2 " in line for line in lines)
-    (more,) = (line for line in lines if " more: farebox leaderboard --all" in line)
+    (more,) = (line for line in lines if line.startswith("farebox leaderboard --all has "))
     methods = [line for line in lines if re.match(r"[*= ] (method_|zero_|logit|taskres)", line)]
-    assert int(more.split()[0]) + len(methods) == 38
+    assert int(more.split()[4]) + len(methods) == 38
     tall = shown(report_of(many), height=60)
-    assert not any(" more: " in line for line in tall)
+    assert not any(" more methods" in line for line in tall)
 
 
 def test_a_terminal_of_ascii_gets_ascii_and_colour_is_bold_for_leaders_only() -> None:
