@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._settings import number
 from methods._training import linear_init, mean_cross_entropy
 from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
@@ -77,11 +78,15 @@ class CBBT(CBBTPrompt):
     class Config(CBBTPrompt.Config):
         """Settings of the prompt and of the adapter."""
 
-        ratio: float = 0.2
+        n_directions: int = number(CBBTPrompt.Config.n_directions, at_least=0)
+        """As in `cbbt_prompt`; 0 = the prompt stays the template's."""
+        min_directions: int = number(CBBTPrompt.Config.min_directions, at_least=0)
+        """As in `cbbt_prompt`."""
+        ratio: float = number(0.2, at_most=1)
         """Weight of the adapter's output in the adapted feature; 0 = the prompt alone."""
         reduction: int = 4
         """D / H: reduction factor of the bottleneck."""
-        adapter_start_epoch: int = 10
+        adapter_start_epoch: int = number(10, at_least=0)
         """Epoch of the published schedule from which the adapter is trained and used."""
 
     config: Config

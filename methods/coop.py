@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from methods._finite import finite
+from methods._settings import number
 from methods._training import shuffled_batches, warm_cosine_lr, with_context
 from methods._views import n_views_used, view_features, view_features_bill
 from methods.base import (
@@ -80,7 +81,7 @@ class CoOp(Method):
         """Learning rate of SGD: a cosine to zero after one epoch at `warmup_lr`."""
         warmup_lr: float = 1e-5
         """Learning rate of the first epoch."""
-        momentum: float = 0.9
+        momentum: float = number(0.9, at_most=1)
         """SGD's momentum: Dassl's default, in force in the released code."""
         weight_decay: float = 5e-4
         """SGD's L2 term: Dassl's default, in force in the released code."""

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from methods._finite import finite
+from methods._settings import number
 from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
     Access,
@@ -58,7 +59,7 @@ class LPPlusPlus(Method):
 
         epochs: int = 300
         """Steps on all training images."""
-        momentum: float = 0.9
+        momentum: float = number(0.9, at_most=1)
         """Momentum of SGD on w and b."""
         alpha_every: int = 10
         """Epochs between two steps of alpha."""

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._settings import number
 from methods._training import cosine_lr, descend
 from methods._views import ViewsPlan, plan_epoch_views, view_features
 from methods.base import (
@@ -56,7 +57,7 @@ class RegularizedLinearAdapter(Method):
 
         lr: float = 1e-5
         """Initial learning rate of Adam."""
-        eps: float = 1e-4
+        eps: float = number(1e-4, above=0)
         """Adam's epsilon."""
         epochs: int = 300
         """E: steps on all training images."""

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from methods._settings import number
 from methods._training import descend, shuffled_batches, warm_cosine_lr
 from methods._views import ViewsPlan, plan_epoch_views, view_features
 from methods.base import (
@@ -65,7 +66,7 @@ class TaskRes(Method):
         """Images per step."""
         epochs: int | None = None
         """E: passes over the training images; None = 100 up to 4 shots, 200 above."""
-        warmup_epochs: int = 1
+        warmup_epochs: int = number(1, at_least=0)
         """Epochs at `warmup_lr` before the cosine starts."""
         warmup_lr: float = 1e-5
         """Learning rate during the warm-up."""
