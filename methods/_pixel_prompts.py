@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._spsa import TrainingBatches, directions, estimated_gradient
 from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy
@@ -146,11 +147,11 @@ class SPSAPrompt(PixelPrompt):
         """a in a_i = a / (i + 1)^lr_decay, the step size."""
         lr_decay: float = 0.4
         """Exponent of the step size."""
-        perturbation: float = 0.01
+        perturbation: float = number(0.01, above=0)
         """c in c_i = c / i^perturbation_decay, the length of a perturbation."""
         perturbation_decay: float = 0.1
         """Exponent of the perturbation."""
-        momentum: float = 0.9
+        momentum: float = number(0.9, at_most=1)
         """beta; 0 = plain SPSA."""
 
     config: Config

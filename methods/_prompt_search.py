@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._torch import Tensor, torch
 from methods._training import CLIP_TEMPLATE, with_context
 from methods.base import Bill, Classes, Plan, Remaining, TaskShape, torch_generator, with_templates
@@ -108,17 +109,17 @@ class PromptSearch:
     class Config:
         """Settings of the search: the most common ones in CraFT's released configs."""
 
-        popsize: int = 40
+        popsize: int = number(40, at_least=2)
         """P: candidate prompts per generation; each is one request."""
         generations: int = 0
         """Maximum number of generations; 0 = as many as the budget allows, or the paper's if there is no limit."""
         intrinsic_dim: int = 512
         """K: dimension of the searched vector z."""
-        sigma: float = 1.0
+        sigma: float = number(1.0, above=0)
         """Initial step size of CMA-ES."""
-        z_bound: float = 5.0
+        z_bound: float = number(5.0, above=0)
         """Bound of each entry of z: [-z_bound, z_bound]; 0 = unbounded."""
-        projection_std: float = 0.2
+        projection_std: float = number(0.2, above=0)
         """Standard deviation of the entries of A."""
         paper_init: bool = False
         """Start from "a photo of a {}." on every data set, as the released code does, not from its template."""

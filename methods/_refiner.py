@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from methods._settings import number
 from methods._torch import F, Tensor, no_grad, torch
 from methods._training import descend, linear_init, shuffled_batches
 
@@ -45,7 +46,7 @@ class Refiner:
         """H: hidden units."""
         kl_weight: float = 0.1
         """Weight of the KL term."""
-        kl_fraction: float = 0.25
+        kl_fraction: float = number(0.25, at_most=1)
         """Fraction of the training, from its start, in which the refiner's loss has the KL term; 1 = all of it."""
 
     def __init__(self, n_classes: int, config: Config, generator: torch.Generator) -> None:

@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from methods._settings import number
 from methods._temperature import fitted_temperature
 from methods._torch import F, Tensor, torch
 from methods._training import cosine_lr, descend, linear_init, shuffled_batches
@@ -77,9 +78,9 @@ class AReS(Method):
         """Epochs on the true labels; 0 leaves the frame gray and estimates the map once."""
         batch_size: int = 256
         """Images per step of the frame."""
-        image_share: float = 4 / 7
+        image_share: float = number(4 / 7, at_most=1)
         """Side of the image within the frame: the code resizes to 128 of 224 pixels."""
-        top_share: float = 0.15
+        top_share: float = number(0.15, at_most=1)
         """Share of the classes that count in the map, at least one class."""
 
     config: Config

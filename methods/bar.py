@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from methods._pixel_prompts import PixelPrompt
+from methods._settings import number
 from methods._spsa import one_sided_gradient, sphere_directions
 from methods._torch import Tensor, torch
 from methods.base import Access, BlackBox, ImageSet, method
@@ -44,7 +45,7 @@ class BAR(PixelPrompt):
 
         n_directions: int = 5
         """J: directions per step, each with one image set."""
-        perturbation: float = 5.0
+        perturbation: float = number(5.0, above=0)
         """c: length of a perturbation; 0.01 in the release."""
         lr: float = 5.0
         """a: first step size."""

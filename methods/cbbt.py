@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from methods._settings import number
 from methods._torch import F, Tensor, torch
 from methods._training import linear_init, mean_cross_entropy
 from methods._views import n_views_used, view_features, view_features_bill
@@ -75,11 +76,15 @@ class CBBT(CBBTPrompt):
     class Config(CBBTPrompt.Config):
         """Settings of the prompt and of the adapter."""
 
-        ratio: float = 0.2
+        n_directions: int = number(CBBTPrompt.Config.n_directions, at_least=0)
+        """As in `cbbt_prompt`; 0 = the prompt stays the template's."""
+        min_directions: int = number(CBBTPrompt.Config.min_directions, at_least=0)
+        """As in `cbbt_prompt`."""
+        ratio: float = number(0.2, at_most=1)
         """Weight of the adapter's output in the adapted feature; 0 = the prompt alone."""
         reduction: int = 4
         """D / H: reduction factor of the bottleneck."""
-        adapter_start_epoch: int = 10
+        adapter_start_epoch: int = number(10, at_least=0)
         """Epoch of the published schedule from which the adapter is trained and used."""
 
     config: Config

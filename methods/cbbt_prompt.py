@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._spsa import one_sided_gradient, sphere_directions
 from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy, shuffled_batches, warm_cosine_lr, with_context
@@ -77,7 +78,7 @@ class CBBTPrompt(Method):
         """Q: perturbed prompts per step in the published schedule, and the maximum; 0 = the prompt is not trained."""
         min_directions: int = 4
         """Minimum number of directions in a scaled schedule; steps are reduced instead."""
-        min_steps: int = 150
+        min_steps: int = number(150, at_least=0)
         """Steps that a scaled schedule keeps by reducing directions."""
         epochs: int = 150
         """Epochs of the published schedule."""

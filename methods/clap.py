@@ -33,6 +33,7 @@ from itertools import islice
 
 import numpy as np
 
+from methods._settings import number
 from methods._torch import F, Tensor, no_grad, torch
 from methods._training import descend, shuffled_batches, warm_cosine_lr
 from methods._views import ViewsPlan, plan_views, training_views
@@ -65,13 +66,13 @@ class ZeroShotLinearProbe(Method):
         """V: augmented views that are kept as samples; None = those that the task offers."""
         lr: float = 0.1
         """Learning rate of SGD after the warm-up."""
-        momentum: float = 0.9
+        momentum: float = number(0.9, at_most=1)
         """Momentum of SGD."""
         batch_size: int = 256
         """Rows per step."""
         epochs: int = 300
         """Epochs of max(1, N // `batch_size`) steps."""
-        warmup_epochs: int = 1
+        warmup_epochs: int = number(1, at_least=0)
         """Epochs at `warmup_lr` before the cosine starts."""
         warmup_lr: float = 1e-5
         """Learning rate during the warm-up."""

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._torch import Tensor, torch
 from methods._training import CLIP_TEMPLATE, cosine_lr, linear_init, shuffled_batches
 from methods._views import epoch_view
@@ -74,7 +75,7 @@ class CLIPLoRA(Method):
         """r: rank of a change."""
         alpha: float = 1.0
         """Scale of a change, times the square root of the rank."""
-        dropout: float = 0.25
+        dropout: float = number(0.25, at_most=1)
         """Share of the input of A that is set to zero in training."""
         lr: float = 2e-4
         """Learning rate of AdamW in the first step."""

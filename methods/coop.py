@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._torch import F, Tensor, torch
 from methods._training import shuffled_batches, warm_cosine_lr, with_context
 from methods._views import n_views_used, view_features, view_features_bill
@@ -78,7 +79,7 @@ class CoOp(Method):
         """Learning rate of SGD: a cosine to zero after one epoch at `warmup_lr`."""
         warmup_lr: float = 1e-5
         """Learning rate of the first epoch."""
-        momentum: float = 0.9
+        momentum: float = number(0.9, at_most=1)
         """SGD's momentum: Dassl's default, in force in the released code."""
         weight_decay: float = 5e-4
         """SGD's L2 term: Dassl's default, in force in the released code."""

@@ -36,6 +36,7 @@ import numpy as np
 
 from methods._finite import finite
 from methods._parallel_runs import ParallelRuns
+from methods._settings import number
 from methods._torch import F, Tensor, torch
 from methods._training import cosine_lr
 from methods._views import ValidationPlan, plan_validation, training_views
@@ -74,7 +75,7 @@ class CrossModal(Method):
         """Learning rate of the only run without validation images."""
         default_weight_decay: float = 0.01
         """Weight decay of the only run without validation images."""
-        warmup_steps: int = 50
+        warmup_steps: int = number(50, at_least=0)
         """Steps before the cosine starts."""
         warmup_lr: float = 1e-5
         """Learning rate of the first step."""
@@ -155,8 +156,8 @@ class CrossModal(Method):
         if self.val is not None:
             hits_MR = group.products(self.val[0]).argmax(-1) == self.val[1][:, None]
             accuracies = hits_MR.double().mean(0).tolist()
-        for r, (number, accuracy) in enumerate(zip(group.numbers, accuracies, strict=True)):
-            if self.val is None or (accuracy, -number) > self.best:
-                self.best, self.weight_CD = (accuracy, -number), group.weight_RCD[r].clone()
-                lr, decay, size = self.grid[number]
+        for r, (i, accuracy) in enumerate(zip(group.numbers, accuracies, strict=True)):
+            if self.val is None or (accuracy, -i) > self.best:
+                self.best, self.weight_CD = (accuracy, -i), group.weight_RCD[r].clone()
+                lr, decay, size = self.grid[i]
                 self.notes.update(lr=lr, weight_decay=decay, batch_size=size, step=self.done)

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._torch import Tensor, torch
 from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
@@ -70,7 +71,7 @@ class GDA(Method):
         """Fit the classes of the task as the released base-to-new script does; see departure 4."""
         neighbours: int = 64
         """Training rows that represent a new class."""
-        text_copies: int = 16
+        text_copies: int = number(16, at_least=0)
         """Copies of the text feature in the mean of a new class."""
 
     config: Config

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from methods._settings import number
 from methods._torch import F, Tensor, no_grad, torch
 from methods._training import cosine_lr, descend
 from methods._views import ViewsPlan, plan_views, training_views
@@ -93,7 +94,7 @@ class LFA(Method):
         """Divisor of the margin in the loss (3)."""
         noise: float = 0.035
         """Standard deviation of the noise on the features."""
-        dropout: float = 0.05
+        dropout: float = number(0.05, at_most=1)
         """Probability that an entry of a feature is set to zero."""
         n_betas: int = 25
         """Number of values of beta in the cross-validation."""

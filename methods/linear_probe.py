@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._torch import Tensor, torch
 from methods.base import (
     Access,
@@ -88,9 +89,9 @@ class LinearProbe(Method):
     class Config:
         """Settings of CoOp's protocol."""
 
-        c_reg: float = 1.0
+        c_reg: float = number(1.0, above=0)
         """Inverse regularization strength when it is not searched."""
-        n_bisections: int = 8
+        n_bisections: int = number(8, at_least=0)
         """Steps of bisection; 0 with one value in `coarse` fixes C_reg."""
         coarse: tuple[float, ...] = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0)
         """Values of log10 C_reg that are tried first; the first best wins."""

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods._finite import finite
+from methods._settings import number
 from methods._torch import F, Tensor, torch
 from methods._views import ValidationPlan, plan_validation, training_views
 from methods.base import (
@@ -56,7 +57,7 @@ class LPPlusPlus(Method):
 
         epochs: int = 300
         """Steps on all training images."""
-        momentum: float = 0.9
+        momentum: float = number(0.9, at_most=1)
         """Momentum of SGD on w and b."""
         alpha_every: int = 10
         """Epochs between two steps of alpha."""

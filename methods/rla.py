@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from methods._settings import number
 from methods._torch import F, Tensor, no_grad, torch
 from methods._training import cosine_lr, descend
 from methods._views import ViewsPlan, plan_epoch_views, view_features
@@ -54,7 +55,7 @@ class RegularizedLinearAdapter(Method):
 
         lr: float = 1e-5
         """Initial learning rate of Adam."""
-        eps: float = 1e-4
+        eps: float = number(1e-4, above=0)
         """Adam's epsilon."""
         epochs: int = 300
         """E: steps on all training images."""

@@ -39,6 +39,7 @@ import numpy as np
 
 from methods._finite import finite
 from methods._prompt_search import PromptSearch
+from methods._settings import number
 from methods._torch import Tensor, torch
 from methods._training import mean_cross_entropy
 from methods._views import training_views
@@ -78,15 +79,15 @@ class SharpZO(Method):
         """Steps of stage 1 in the published schedule: the script's `change_point`; 0 = no stage 1."""
         zo_steps: int = 199_900
         """Steps of stage 2 in the published schedule: the script's `total_steps` without those of stage 1."""
-        cma_share: float = 0.21
+        cma_share: float = number(0.21, at_most=1)
         """Share of stage 1 in an allotment that does not pay for the published schedule."""
-        sigma: float = 0.4
+        sigma: float = number(0.4, above=0)
         """Initial step size of CMA-ES."""
         n_directions: int = 512
         """Q: coordinates that are differenced in a step of stage 1, drawn anew each time if < K; 0 = no shift."""
         rho: float = 0.1
         """Length of the shift."""
-        fd_step: float = 1e-3
+        fd_step: float = number(1e-3, above=0)
         """h: step of the finite differences, in both stages."""
         lr: float = 1e-3
         """Step size of stage 2."""

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from methods._settings import number
 from methods._torch import F, Tensor, no_grad, torch
 from methods._training import descend, shuffled_batches, warm_cosine_lr
 from methods._views import ViewsPlan, plan_epoch_views, view_features
@@ -63,7 +64,7 @@ class TaskRes(Method):
         """Images per step."""
         epochs: int | None = None
         """E: passes over the training images; None = 100 up to 4 shots, 200 above."""
-        warmup_epochs: int = 1
+        warmup_epochs: int = number(1, at_least=0)
         """Epochs at `warmup_lr` before the cosine starts."""
         warmup_lr: float = 1e-5
         """Learning rate during the warm-up."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from methods._pixel_prompts import CLIP_STD, SPSAPrompt, per_channel
+from methods._settings import number
 from methods._torch import Tensor, torch
 from methods.base import Access, method
 
@@ -39,7 +40,7 @@ class VPSPSA(SPSAPrompt):
 
         lr: float = 10.0
         """a in a_i = a / (i + 1)^lr_decay, the step size."""
-        momentum: float = 0.3
+        momentum: float = number(0.3, at_most=1)
         """beta; 0 = plain SPSA."""
         border: int = 30
         """Width of the border for images of side 224; of others the same share."""

@@ -37,6 +37,7 @@ import numpy as np
 
 from methods._fastfood import Fastfood
 from methods._finite import finite
+from methods._settings import number
 from methods._spsa import TrainingBatches, directions, estimated_gradient
 from methods._torch import Tensor, torch
 from methods._training import CLIP_TEMPLATE, mean_cross_entropy, with_context
@@ -72,7 +73,7 @@ class ZIP(Method):
     class Config:
         """The released settings."""
 
-        n_ctx: int = 8
+        n_ctx: int = number(8, at_least=0)
         """L: number of context tokens, initialized at random; 0 = those of the data set's template."""
         init_std: float = 0.02
         """Standard deviation of the random initialization."""
@@ -90,7 +91,7 @@ class ZIP(Method):
         """a in a_i = a / (i + 1)^lr_decay, the step size."""
         lr_decay: float = 0.4
         """Exponent of the step size."""
-        perturbation: float = 0.01
+        perturbation: float = number(0.01, above=0)
         """c in c_i = c / i^perturbation_decay, the length of a perturbation."""
         perturbation_decay: float = 0.1
         """Exponent of the perturbation."""

@@ -111,9 +111,30 @@ def _typed(name: str, info: MethodInfo, values: Mapping[str, Any]) -> dict[str, 
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in resolved.items()}
     for key, value in config.items():
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"method.{name}.{key}={number}: expected a finite number")
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check_range(f"method.{name}.{key}", fields[key], number)
     return config
+
+
+def _check_range(where: str, field: dataclasses.Field[Any], number: int | float) -> None:
+    """Raise ConfigError if a number is not finite or not in the range of its setting (`methods._settings`)."""
+    if not math.isfinite(number):
+        raise ConfigError(f"{where}={number}: expected a finite number")
+    limits, kind = field.metadata, "a whole number" if isinstance(number, int) else "a number"
+    above, most = limits.get("above"), limits.get("at_most", math.inf)
+    least = limits.get("at_least", _lowest(field.default, number))
+    if above is not None and number <= above:
+        raise ConfigError(f"{where}={number}: expected {kind} above {above}")
+    if not least <= number <= most:
+        end = f" of {least:g} or more" if most == math.inf else f" from {least:g} to {most:g}"
+        raise ConfigError(f"{where}={number}: expected {kind}{end}")
+
+
+def _lowest(default: Any, number: int | float) -> float:
+    """Return 1 for an integer, 0 for a float, or a lower default."""
+    usual = 1 if isinstance(number, int) else 0
+    defaults = [n for n in (default if isinstance(default, tuple) else (default,)) if isinstance(n, int | float)]
+    return min([usual, *defaults])
 
 
 def check_method_file(where: str, file: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.budget import Limits
 from pipeline.config import renamed
 from pipeline.config.card_files import dataset_card, model_card
 from pipeline.config.compose import Config, compose
-from pipeline.config.files import names
+from pipeline.config.files import CONF, load, names
 from pipeline.config.method_choice import method_choice
 from pipeline.errors import ConfigError
 from pipeline.trials.protocol import eval_cards
@@ -611,3 +611,41 @@ def test_imbalanced_shots_are_16_for_each_class_in_the_mean() -> None:
             smoke(f"shots={words}")
     with pytest.raises(ConfigError, match="draw=imbalanced: the base classes may have no image"):
         smoke("shots=imbalanced", "protocol=base_to_new")
+
+
+# --- ranges of settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("craft.popsize=1", "expected a whole number of 2 or more"),
+        ("craft.sigma=0", "expected a number above 0"),
+        ("craft.lr=-1", "expected a number of 0 or more"),
+        ("craft.kl_fraction=2", "expected a number from 0 to 1"),
+        ("taskres.batch_size=0", "expected a whole number of 1 or more"),
+        ("coop.epochs=-3", "expected a whole number of 1 or more"),
+        ("zip.n_directions=0", "expected a whole number of 1 or more"),
+        ("cross_modal.batch_sizes=[8,0]", "expected a whole number of 1 or more"),
+        ("craft@tuned.tune.space.sigma=[-1]", "expected a number above 0"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_in_the_plan(word: str, message: str) -> None:
+    method = word.partition(".")[0]
+    with pytest.raises(ConfigError) as refused:
+        compose([f"methods={method}", f"method.{word}"]).choice(method, "icons")
+    assert f"method.{method}." in str(refused.value) and str(refused.value).endswith(message)
+
+
+def test_zero_and_negative_settings_are_accepted_where_they_mean_something() -> None:
+    words = ("taskres.alpha=0", "craft.generations=0", "cbbt.n_directions=0", "linear_probe.coarse=[-6.0]")
+    for word in words:
+        method = word.partition(".")[0]
+        assert compose([f"methods={method}", f"method.{word}"]).choice(method, "icons")
+
+
+def test_every_shipped_method_and_paper_setting_is_in_its_range() -> None:
+    for name in (path.stem for path in (CONF / "method").glob("*.yaml")):
+        for dataset in ("icons", *(load("method", name).get("per_dataset") or {})):
+            for hparams in ("default", "paper"):
+                assert method_choice(name, dataset, hparams, {})
