@@ -15,7 +15,7 @@ from tests.faults.forked import forked
 from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
-FLIPS = 30
+FLIPS = 33
 
 
 @pytest.mark.slow
