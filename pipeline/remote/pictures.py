@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.cards import SentImage
 from pipeline.data.images import Images, Preprocess
+from pipeline.data.made_images import MadeImages
 
 QUALITY = 95
 """Quality of JPEG files."""
@@ -22,9 +23,12 @@ class Pictures:
         # without normalisation, which is the server's
         self.preprocess = Preprocess(rule.size, mode=rule.resize_mode, filter=rule.interpolation)
 
-    def encoded(self, images: Images, rows: Sequence[int]) -> list[bytes]:
+    def encoded(self, images: Images | MadeImages, rows: Sequence[int]) -> list[bytes]:
         """Return some of the images, or their views, as the bytes of files."""
-        return [encoded(self.preprocess.image(images, i), self.format) for i in rows]
+        return [encoded(self._picture(images, i), self.format) for i in rows]
+
+    def _picture(self, images: Images | MadeImages, i: int) -> Image.Image:
+        return images.picture(i) if isinstance(images, MadeImages) else self.preprocess.image(images, i)
 
 
 def encoded(image: Image.Image, file_format: str) -> bytes:
