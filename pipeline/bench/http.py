@@ -1,7 +1,7 @@
 """Throughput of eight trials over HTTP to a served model, relative to calls of the same model without a boundary.
 
-Measured with ViT-S/32 (random weights) on one thread. Over HTTP, views are made and encoded as PNG by the client. The CPU
-times of both processes change less than the ratio when other programs use the machine.
+Measured with ViT-S/32 (random weights) on one thread. Over HTTP, views are made and encoded as PNG by the client. When
+other programs use the machine, the CPU times of both processes change less than the ratio.
 """
 
 from __future__ import annotations

@@ -152,6 +152,10 @@ class RemoteEndpoint:
         """Raise AccessDenied: nothing gives token embeddings over HTTP."""
         raise AccessDenied(f"embed_text needs SOFT, the model grants {self.grant.label}")
 
+    def forget(self, records: Path) -> None:
+        """Record answers in another folder, so that those of the present one are asked for again."""
+        self.records = Records(records, self.http.source)
+
     def close(self) -> None:
         """Close the connections and end the thread."""
         self._run(self.client.close())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.ledger.schema import metadata
 from pipeline.remote.call_log import total_of
 from pipeline.results.store import ResultStore
 from tests.faults.test_kills import rows_of, undisturbed, words
-from tests.support.command import ROOT, Running, farebox, ledger_record
+from tests.support.command import ROOT, Running, farebox, here, ledger_record
 from tests.support.patience import patience
 from tests.support.service import serving
 
@@ -88,16 +89,17 @@ def test_two_sweeps_at_once_never_spend_more_than_their_money(tmp_path: Path, ca
         words = (*sweep, f"model={tmp_path / 'api.yaml'}", *shared)
         limit, ends = 0.4, list[str]()
         for _ in range(20):
-            farebox("budget", "set", "team", f"usd={limit:.2f}", f"url={TYPED}")
+            here("budget", "set", "team", f"usd={limit:.2f}", f"url={TYPED}")
             both = [_start(*words, f"seeds={n}", f"storage={tmp_path}/{n}", f"records={tmp_path}/r{n}") for n in "12"]
             while any(sweep.poll() is None for sweep in both):
                 assert _spent() <= limit * 1e6
+                time.sleep(0.2)
             said = [sweep.communicate(timeout=patience())[0] for sweep in both]
             if [sweep.returncode for sweep in both] == [0, 0]:
                 break
             assert {sweep.returncode for sweep in both} <= {0, 3} and "asked of account 'team'" in "".join(said), said
             ends += said
-            limit += 0.1
+            limit += 0.4
         else:
             raise AssertionError("the sweeps do not end")
     assert ends, "the limit was reached at least once"
