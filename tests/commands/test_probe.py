@@ -172,7 +172,7 @@ price: {{usd_per_image: 0.001, as_of: 2026-11-01}}
 """
 
 
-@pytest.mark.parametrize(("fault", "least", "most"), [((), 0.0, 1e-5), (("fault.jitter=0.001",), 1e-4, 0.01)])
+@pytest.mark.parametrize(("fault", "least", "most"), [((), 0.0, 1e-5), (("fault.jitter=0.0001",), 2e-5, 0.001)])
 def test_a_remote_model_is_asked_anew_past_its_records(
     tmp_path: Path, card: Path, fault: tuple[str, ...], least: float, most: float
 ) -> None:
