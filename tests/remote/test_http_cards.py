@@ -66,7 +66,7 @@ def test_addresses_of_this_machine_need_no_encryption(tmp_path: Path, url: str) 
         ({"url": "https://me:hunter2@api.example/"}, "user name or a password"),
         ({"url": "https://api.example/v1?api_key=hunter2"}, "'api_key' looks like a key"),
         ({"adapter": "farebox", "url": "https://api.example/?model=a"}, "leave out '?'"),
-        ({"kind": "HTTP"}, "kind: no choice named 'HTTP'; did you mean 'http'"),
+        ({"kind": "HTTP"}, "kind: no choice named 'HTTP' (known: embedded, fake, http, open_clip)"),
         ({"adapter": None}, "adapter: missing"),
         ({"adapter": "openai"}, "did you mean 'openai_embeddings'"),
         ({"grant": None}, "grant: missing"),
