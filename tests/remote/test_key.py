@@ -45,7 +45,7 @@ def test_the_key_is_only_in_the_header_that_the_server_gets(tmp_path: Path, card
                 with contextlib.suppress(OSError):  # it was removed meanwhile
                     if path.is_file() and not path.is_symlink():
                         logs[path] = path.read_bytes()
-            time.sleep(0.5)
+            time.sleep(1.0)
         said = run.communicate(timeout=patience())[0]
     assert run.returncode == 3, said
     rows = ResultStore(storage).read().to_pylist()
