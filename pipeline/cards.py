@@ -21,7 +21,7 @@ AUGMENTATIONS = {
 }
 """Augmentations of training images, by the name that a data set's card has."""
 HTTP_GRANTS = {
-    "farebox": "TEXT+FEATURES",
+    "farebox": "TEXT+PIXELS+FEATURES",
     "openai_embeddings": "TEXT+FEATURES",
     "oip_v2": "TEXT+FEATURES",
     "hf_zero_shot": "TEXT+SCORES",

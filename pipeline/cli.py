@@ -215,7 +215,7 @@ def probe(arguments: argparse.Namespace) -> int:
     """Ask a model the same questions in different batches and orders; print how far its answers differ."""
     from pipeline.commands import probe as probe_command
 
-    print(probe_command.run(arguments.words, arguments.json, log))
+    print(probe_command.run([*arguments.words, *["spend=true"] * arguments.spend], arguments.json, log))
     return 0
 
 
@@ -294,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
             subparser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
         return subparser
 
-    command(run).add_argument("--spend", action="store_true", help="let a remote model be asked, which may cost money")
+    subcommands.add_spend_option(command(run))
     command(plan).add_argument("--json", action="store_true", help="print one JSON record per trial")
     command(status).add_argument("--json", action="store_true", help="print one JSON object")
     subcommands.add_leaderboard_options(command(leaderboard))
@@ -303,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     subcommands.add_budget_commands(command(budget, overrides=False))
     command(sync)
     subcommands.add_ui_options(command(ui))
-    command(probe).add_argument("--json", action="store_true", help="print the record as JSON")
+    subcommands.add_probe_options(command(probe))
     command(serve, overrides=False).add_argument("words", nargs="*", metavar="KEY=VALUE", help=subcommands.SERVE_KEYS)
     subcommands.add_record_commands(command(records, overrides=False))
     subcommands.add_report_options(*(command(function, False) for function in (bench, claims, audit)))

@@ -1,19 +1,24 @@
 """Throughput of eight trials over HTTP to a served model, relative to calls of the same model without a boundary.
 
-Measured with ViT-S/32 (random weights) on one thread. Over HTTP, views are made and encoded as PNG by the client.
+Measured with ViT-S/32 (random weights) on one thread. Over HTTP, views are made and encoded as PNG by the client. When
+other programs use the machine, the CPU times of both processes change less than the ratio.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 from methods.base import Bill
 from pipeline.bench.harness import BenchResult, bench, machine, paired, random_card
@@ -43,28 +48,52 @@ def http(echo: Echo) -> BenchResult:
     with tempfile.TemporaryDirectory() as folder, torch_threads(1):
         card = random_card(Path(folder), "ViT-S-32")
         direct, lock = Endpoint(card, None), threading.Lock()
-        with served(card, Path(folder)) as url:
+        with served(card, Path(folder)) as (url, server):
             remote = RemoteEndpoint(client_card(url, direct), Path(folder) / "records")
+            direct_s, client_s, server_s = list[float](), list[float](), list[float]()
             try:
                 echo(f"{TRIALS} trials, {IMAGES} images each, directly and over HTTP")
-                pair = paired(_trials(direct, lock), _trials(remote, None), PAIRS, echo)
+                slow = timed(_trials(direct, lock), time.process_time, direct_s)
+                fast = timed(_trials(remote, None), time.process_time, client_s)
+                pair = paired(slow, timed(fast, lambda: cpu_seconds(server), server_s), PAIRS, echo)
             finally:
                 remote.close()
     images = TRIALS * IMAGES
-    detail = {"direct images/s": images / pair.slow_s, "HTTP images/s": images / pair.fast_s, **machine()}
-    return BenchResult("http", **pair.spread(), detail=detail)
+    detail = {"direct images/s": images / pair.slow_s, "HTTP images/s": images / pair.fast_s}
+    spent = {"direct": direct_s, "HTTP client": client_s, "HTTP server": server_s}
+    detail |= {f"{side} CPU ms/image": 1e3 * median(seconds) / images for side, seconds in spent.items()}
+    return BenchResult("http", **pair.spread(), detail=detail | machine())
+
+
+def timed(run: Callable[[], None], clock: Callable[[], float], seconds: list[float]) -> Callable[[], None]:
+    """Return a function that also appends what it takes by a clock."""
+
+    def timing() -> None:
+        began = clock()
+        run()
+        seconds.append(clock() - began)
+
+    return timing
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process so far; NaN where the system does not have /proc."""
+    if not Path("/proc").is_dir():
+        return math.nan
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def served(card: ModelCard, folder: Path) -> Iterator[str]:
-    """Serve a model in a process of its own, on one thread; give the address."""
+def served(card: ModelCard, folder: Path) -> Iterator[tuple[str, int]]:
+    """Serve a model in a process of its own, on one thread; give the address and the process id."""
     file = folder / "served.yaml"
     file.write_text(f"kind: {card.kind}\narch: {card.arch}\nweights: {card.weights}\ngrant: TEXT+FEATURES\n")
     command = [sys.executable, "-m", "pipeline.cli", "serve", f"model={file}", "port=0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        yield server.stdout.readline().split()[-1]
+        yield server.stdout.readline().split()[-1], server.pid
     finally:
         server.terminate()
         server.communicate()

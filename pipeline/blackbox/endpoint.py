@@ -109,7 +109,7 @@ class Endpoint:
             raise AccessDenied(f"the call needs {needed.label}, the model grants {granted.label}{how}")
         check_shapes(request.images, request.prompts)
         if isinstance(request.images, MadeImages):
-            self._check_pixels(request.kind, request.images.pixels_PB3SS)
+            check_pixels(request.kind, request.images.pixels_PB3SS, self.model.image_size)
         prompts = request.prompts
         if isinstance(prompts, SoftPrompts):
             shape = tuple(prompts.ctx_PLE.shape)
@@ -123,15 +123,6 @@ class Endpoint:
             lora.check(request, self.model.lora_shapes)
         if prompts is not None:
             check_prompt_count(prompts, self.model.feature_dim)
-
-    def _check_pixels(self, kind: Kind, pixels_PB3SS: np.ndarray) -> None:
-        if kind != "scores":
-            raise EndpointRefused(f"{kind} takes the task's images only: send images that you made to scores")
-        size, shape = self.model.image_size, pixels_PB3SS.shape
-        if pixels_PB3SS.dtype != np.uint8 or len(shape) != 5 or shape[2:] != (3, size, size):
-            raise EndpointRefused(
-                f"pixels {shape} of {pixels_PB3SS.dtype}, expected uint8 [P, B, 3, {size}, {size}] (box.image_size)"
-            )
 
     def _check_upstream(self, prompts: Prompts | None, upstream_PCD: Tensor | None) -> None:
         if not isinstance(prompts, SoftPrompts):
@@ -177,7 +168,7 @@ class Endpoint:
             return Response(told.cpu().numpy(), computed_images=n_images, cache_hits=hits)
         assert request.prompts is not None
         text_PCD, n_prompts = self._text(request.prompts)
-        scores_PBC = self._scores(image_PBD, text_PCD)
+        scores_PBC = paired_scores(image_PBD, text_PCD, self.model.logit_scale)
         if request.answer is not Access.SCORES:
             check_finite("scores", scores_PBC, request.prompts)  # the client could not see it in the answer
         told = answers.told_scores(scores_PBC, request)
@@ -206,19 +197,12 @@ class Endpoint:
         check_finite("scores", scores_PBC, prompts)
         return Response(answers.told_scores(scores_PBC, request).cpu().numpy(), len(images), p * c)
 
-    def _scores(self, image_PBD: Tensor, text_PCD: Tensor) -> Tensor:
-        """Return the scores [P, B, C] of P sets of images, each under its prompt set, or of one of either."""
-        if len(image_PBD) == 1:
-            return cosine_scores(image_PBD[0], text_PCD, self.model.logit_scale)
-        pairs = zip(image_PBD, text_PCD.expand(len(image_PBD), *text_PCD.shape[1:]), strict=True)
-        return torch.stack([image_BD @ text_CD.T for image_BD, text_CD in pairs]).mul_(self.model.logit_scale)
-
     def _made(self, images: MadeImages, codec: str) -> Tensor:
         """Return the features [P, B, D] of images that a client made, on the model's device. They are not stored."""
         p, b = images.pixels_PB3SS.shape[:2]
         features = self.model.encode_pixels(images.pixels_PB3SS.reshape(p * b, *images.pixels_PB3SS.shape[2:]), codec)
         if (bad := first_non_finite(features)) is not None:
-            raise NonFiniteError(f"scores: {images.where(bad[0] % b)} has a feature that is {_CAUSE}")
+            raise NonFiniteError(f"scores: {images.where(bad[0])} has a feature that is {_CAUSE}")
         return features.view(p, b, -1).to(self.model.device)
 
     def _image(self, images: Images, codec: str, charge_id: str) -> tuple[Tensor, int]:
@@ -259,7 +243,26 @@ def cosine_scores(image_BD: Tensor, text_PCD: Tensor, logit_scale: float) -> Ten
     return flat.view(-1, p, c).transpose(0, 1).contiguous()
 
 
+def paired_scores(image_PBD: Tensor, text_PCD: Tensor, logit_scale: float) -> Tensor:
+    """Return the scores [P, B, C] of P sets of images, each under its prompt set, or of one of either."""
+    if len(image_PBD) == 1:
+        return cosine_scores(image_PBD[0], text_PCD, logit_scale)
+    pairs = zip(image_PBD, text_PCD.expand(len(image_PBD), *text_PCD.shape[1:]), strict=True)
+    return torch.stack([image_BD @ text_CD.T for image_BD, text_CD in pairs]).mul_(logit_scale)
+
+
 _CAUSE = "NaN or infinite: the model's weights or its precision are unsuitable"
+
+
+def check_pixels(kind: Kind, pixels_PB3SS: np.ndarray, size: int) -> None:
+    """Raise EndpointRefused for images that a client made, if the call takes none or their shape or type is wrong."""
+    if kind != "scores":
+        raise EndpointRefused(f"{kind} takes the task's images only: send images that you made to scores")
+    shape = pixels_PB3SS.shape
+    if pixels_PB3SS.dtype != np.uint8 or len(shape) != 5 or shape[2:] != (3, size, size):
+        raise EndpointRefused(
+            f"pixels {shape} of {pixels_PB3SS.dtype}, expected uint8 [P, B, 3, {size}, {size}] (box.image_size)"
+        )
 
 
 def check_prompt_count(prompts: Prompts, feature_dim: int) -> None:

@@ -49,6 +49,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "probe": (
         "farebox probe model=tiny",
         "farebox probe model=tiny datasets=icons,digits answers=probabilities --json",
+        "farebox probe model=api.yaml datasets=icons --spend",
     ),
     "serve": ("farebox serve model=tiny", "farebox serve model=fake port=5001 fault.every_429=5"),
     "bench": ("farebox bench", "farebox bench ledger --json"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -18,7 +19,6 @@ from methods.base import Access
 from pipeline import __version__
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.facts import describe
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.probe import MOST_WORDS, Differences, NoiseFloor, measure, text_end
 from pipeline.budget import Limits
@@ -30,7 +30,14 @@ from pipeline.data.images import Images
 from pipeline.errors import ConfigError
 from pipeline.files import strict_json
 from pipeline.ledger.ledger import Ledger
+from pipeline.remote.call_log import sent_line
+from pipeline.remote.endpoint import RemoteEndpoint
+from pipeline.remote.facts import describe
+from pipeline.remote.opening import refuse_unconfirmed
+from pipeline.remote.wallet import LedgerWallet
 from pipeline.results import noise_floor
+from pipeline.sweep.money import costs_money
+from pipeline.trials.physical import check_price
 
 N_IMAGES, N_PROMPTS = 16, 8
 """Images and prompts of each data set; fewer if it has fewer."""
@@ -57,14 +64,10 @@ def probe(config: Config) -> tuple[Record, Path]:
 
     Raises:
         ConfigError: the configuration has several kinds of answers, or they do not include scores for text prompts; or
-            the model is remote.
+            nobody confirmed that a remote model may be asked.
         DataError: the model or a data set cannot be read.
+        EndpointError: a remote model does not answer, or another one answers.
     """
-    if config.model.http is not None:
-        raise ConfigError(
-            f"model {config.model.name!r} is remote: each of its answers is asked for once and recorded, so there is "
-            "nothing to compare; probe a model of this machine"
-        )
     if len(config.answers) != 1:
         raise ConfigError(f"answers: probe asks for one kind at a time, found {len(config.answers)}: name one of them")
     (answers,) = config.answers
@@ -77,14 +80,15 @@ def probe(config: Config) -> tuple[Record, Path]:
         ledger.open_account("probe", Limits())
         ledger.reserve("memory", "probe", ["probe"], Limits())
         empty = (Path(folder) / str(i) for i in count())
-        endpoint = Endpoint(card, next(empty))
-        box = MeteredBox(LocalPool(endpoint, ledger), "memory", "probe", access, Limits(), answers=answers)
-        for images, texts in map(_question, config.datasets):
-            measure(floor, box, images, texts, lambda: endpoint.forget(next(empty)))
-        # noise that depends on the text hides whether its end has an effect
-        noise = math.inf if answers.noise else LEAST_EFFECT + 2 * (floor.features or floor.scores).largest
-        end = text_end(box, access, images[:1], noise)
-        info = endpoint.info
+        with _opened(config, ledger, next(empty)) as endpoint:
+            box = MeteredBox(LocalPool(endpoint, ledger), "memory", "probe", access, Limits(), answers=answers)
+            for images, texts in map(_question, config.datasets):
+                measure(floor, box, images, texts, lambda: endpoint.forget(next(empty)))
+            # noise that depends on the text hides whether its end has an effect
+            noise = math.inf if answers.noise else LEAST_EFFECT + 2 * (floor.features or floor.scores).largest
+            end = text_end(box, access, images[:1], noise)
+            info = endpoint.info
+            sent = sent_line(endpoint.log.total()) if isinstance(endpoint, RemoteEndpoint) else []
     record: Record = {
         "model": card.name,
         "model_digest": info.identity,
@@ -104,11 +108,36 @@ def probe(config: Config) -> tuple[Record, Path]:
         "text_words": end and end.words,
         "longer_texts": None if end is None or end.words is None else "refused" if end.refused else "cut",
         "text_measured": end is not None,
+        "sent": sent,
         "torch_version": torch.__version__,
         "farebox_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return record, noise_floor.write(config.features, record)
+
+
+@contextmanager
+def _opened(config: Config, ledger: Ledger, features: Path) -> Iterator[Endpoint | RemoteEndpoint]:
+    """Open the model's endpoint. A remote one takes texts of any length: the server itself refuses or cuts them.
+
+    It is identified by the records of its sweeps; the answers to the questions are recorded elsewhere (`forget`).
+    """
+    card = config.model
+    if card.http is None:
+        yield Endpoint(card, features)
+        return
+    if config.offline:
+        raise ConfigError("offline=true: probe compares new answers, and nothing may be sent: leave it out")
+    check_price(config)
+    refuse_unconfirmed(config)
+    ledger.money.open("memory", "probe", config.usd)
+    wallet = LedgerWallet(ledger.money, "memory") if costs_money(config) else None
+    whole = replace(card, http=replace(card.http, max_text=None))
+    endpoint = RemoteEndpoint(whole, config.records, wallet=wallet)
+    try:
+        yield endpoint
+    finally:
+        endpoint.close()
 
 
 def _question(card: DatasetCard) -> tuple[Images, list[str]]:
@@ -134,6 +163,7 @@ def lines(record: Record) -> Iterator[str]:
         else:
             largest, mean = record[f"{name}_largest"], record[f"{name}_mean"]
             yield f"{name}: equal questions differ by at most {largest:.3g}, by {mean:.3g} on average"
+    yield from record["sent"]
     share = record["changed"] / record["images"]
     yield f"predicted class: changes for {record['changed']} of {record['images']} images ({share:.1%})"
     words, longer = record["text_words"], record["longer_texts"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipeline.commands.leaderboard import open_store
 from pipeline.config import typed_values
 from pipeline.config.compose import compose
+from pipeline.config.files import file_of
 from pipeline.errors import ConfigError
 from pipeline.remote.archive import ROOT, Contents, pack, verify
 
@@ -27,11 +28,22 @@ def _pack(arguments: Sequence[str]) -> str:
         raise ConfigError("name one archive, as in farebox records pack storage=runs/mine to=records.tar")
     to = typed_values.path("to", files[0].removeprefix("to=")).absolute()
     config = compose([argument for argument in arguments if argument not in files])
-    rows = open_store(config).read()
-    contents = pack(config.records, set(rows["model_digest"].to_pylist()), to)
+    models = set(open_store(config).read()["model_digest"].to_pylist())
+    model = next((a.removeprefix("model=") for a in arguments if a.startswith("model=")), None)
+    if model is not None and (config.model.http is None or config.model.http.model_identity not in models):
+        raise ConfigError(
+            f"model={model}: no row of {config.storage} is of this model: name the card that it was run with"
+        )
+    card = file_of("model", model) if model is not None else None
+    contents = pack(config.records, models, to, card)
     return (
         f"packed {_text(contents)} into {to}; unpack it beside a storage (tar -xf {to.name}) as the folder {ROOT}, and "
-        "run the sweep with offline=true"
+        "run the same command with "
+        + (
+            f"model={ROOT}/{card.name} offline=true"
+            if card
+            else "offline=true and the model's card (model=CARD packs it)"
+        )
     )
 
 

@@ -51,13 +51,15 @@ def parse_options(words: Sequence[str]) -> ServeOptions:
     values = dict[str, Any]()
     for word in words:
         key, equals, text = word.partition("=")
-        if not equals or key not in known:
-            raise ConfigError("farebox serve: " + did_you_mean("key", key[:60], known))
+        if not equals:
+            raise ConfigError(f"{word[:60]!r}: expected KEY=VALUE, as in farebox serve model=tiny")
+        if key not in known:
+            raise ConfigError(did_you_mean("key", key[:60], known))
         if key in values:
-            raise ConfigError(f"farebox serve: {key} is given twice")
+            raise ConfigError(f"{key} is given twice")
         values[key] = read_value(key, text)
     if "model" not in values:
-        raise ConfigError("farebox serve: expected model=NAME, as in farebox serve model=tiny; see farebox models")
+        raise ConfigError("expected model=NAME, as in farebox serve model=tiny; see farebox models")
     port = checks.whole("port", values.get("port", 5000), 0)
     if port > 65535:
         raise ConfigError(f"port={port}: expected a number from 1 to 65535, or 0 for any free port")

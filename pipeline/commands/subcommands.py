@@ -98,6 +98,17 @@ def add_budget_commands(parser: argparse.ArgumentParser) -> None:
         subparser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_spend_option(parser: argparse.ArgumentParser) -> None:
+    """Add the confirmation that a remote model may be asked."""
+    parser.add_argument("--spend", action="store_true", help="let a remote model be asked, which may cost money")
+
+
+def add_probe_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `probe`."""
+    add_spend_option(parser)
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+
+
 def add_record_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `farebox records`."""
     _added(parser, "remote", RECORD_COMMANDS, "records")

@@ -19,6 +19,7 @@ from pipeline.data.decode import BITS
 from pipeline.data.layouts.registry import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean
 
+MODEL_KINDS = ("fake", "embedded", "open_clip", "http")
 PROSE = frozenset(("licence", "source", "url", "citation", "note", "trained_on"))
 """Keys of cards whose text may have several lines."""
 
@@ -97,6 +98,8 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
     file = file_of(kind, name)
     known = {f.name for f in dataclasses.fields(cls)} - {"card_file", "http"}
     http = None
+    if cls is ModelCard and "kind" in data:
+        checks.one_of(f"{file}: kind", str(data["kind"]), MODEL_KINDS)
     if cls is ModelCard and data.get("kind") == "http":
         own = {key: data.pop(key) for key in list(data) if key in HTTP_KEYS}
         http, known = http_card(str(file), own, data), (known | HTTP_KEYS) - UNUSED_KEYS

@@ -27,6 +27,7 @@ UNUSED_KEYS = frozenset(
 MOST_AT_ONCE = 64
 """Greatest `rate.at_once`: a replica accepts as many requests."""
 LARGEST_IMAGE = 4096
+PRICES = ("usd_per_request", "usd_per_image", "usd_per_1k_tokens")
 PROBE_BYTES = 32
 """Bytes of a fingerprint: 16 numbers of two bytes."""
 _NOT_RETRIED = (400, 401, 402, 403, 404, 413, 422)
@@ -56,9 +57,13 @@ def http_card(where: str, data: Mapping[str, Any], others: Mapping[str, Any]) ->
     card = _nested(HttpCard, where, data)
     _check_url(f"{where}: url", card.url)
     checks.one_of(f"{where}: adapter", card.adapter, tuple(HTTP_GRANTS))
+    if card.adapter in ("farebox", "oip_v2") and urlsplit(card.url).query:
+        raise ConfigError(
+            f"{where}: url: {card.url!r}: adapter {card.adapter} appends its paths: leave out '?' and the rest"
+        )
     grant = _grant(where, card.adapter, others)
     _check_auth(f"{where}: auth", card.auth)
-    _check_image(f"{where}: image", card.image)
+    _check_image(f"{where}: image", card.image, grant)
     _check_model(where, card, grant)
     for key in ("images", "texts", "bytes"):
         checks.whole(f"{where}: batch.{key}", getattr(card.batch, key))
@@ -70,7 +75,7 @@ def http_card(where: str, data: Mapping[str, Any], others: Mapping[str, Any]) ->
         raise ConfigError(f"{where}: timeout_s: {card.timeout_s:g}: expected a number of seconds above 0")
     _check_retry(f"{where}: retry", card.retry)
     if card.price is not None:
-        _check_price(f"{where}: price", card.price)
+        _check_price(f"{where}: price", card.price, data["price"])
     return card
 
 
@@ -146,12 +151,14 @@ def _check_auth(key: str, auth: Auth | None) -> None:
         raise ConfigError(f"{key}.prefix: {auth.prefix!r}: expected ASCII, as in prefix: 'Bearer '")
 
 
-def _check_image(key: str, image: SentImage) -> None:
+def _check_image(key: str, image: SentImage, grant: Access) -> None:
     if not 1 <= image.size <= LARGEST_IMAGE:
         raise ConfigError(
             f"{key}.size: {image.size}: expected the side of the model's input, 1 to {LARGEST_IMAGE} pixels"
         )
     checks.one_of(f"{key}.format", image.format, ("png", "jpeg"))
+    if Access.PIXELS in grant and image.format != "png":
+        raise ConfigError(f"{key}.format: {image.format}: a grant with PIXELS needs png, which keeps every pixel")
     checks.one_of(f"{key}.resize_mode", image.resize_mode, ("shortest", "squash"))
     checks.one_of(f"{key}.interpolation", image.interpolation, ("bicubic", "bilinear"))
 
@@ -191,8 +198,10 @@ def _check_retry(key: str, retry: Retry) -> None:
     checks.whole(f"{key}.tries", retry.tries)
 
 
-def _check_price(key: str, price: Price) -> None:
-    for name in ("usd_per_request", "usd_per_image", "usd_per_1k_tokens"):
+def _check_price(key: str, price: Price, stated: Mapping[str, Any]) -> None:
+    if not any(name in stated for name in PRICES):
+        raise ConfigError(f"{key}: expected one of {', '.join(PRICES)} (0 for what is free)")
+    for name in PRICES:
         if getattr(price, name) < 0:
             raise ConfigError(f"{key}.{name}: {getattr(price, name):g}: expected 0 or more US dollars")
     try:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from methods.base import PixelImages
 from pipeline.data.images import Images, as_images
@@ -13,7 +14,10 @@ from pipeline.data.images import Images, as_images
 
 @dataclass(frozen=True, eq=False)
 class MadeImages:
-    """P sets of B images. Phase and messages are those of the base images; features are not stored."""
+    """P sets of B images. Phase and messages are those of the base images; a local endpoint stores no features of them.
+
+    Set by set, image i of set p is number p * B + i.
+    """
 
     base: Images
     pixels_PB3SS: np.ndarray
@@ -46,8 +50,21 @@ class MadeImages:
         return self.base.split
 
     def where(self, i: int) -> str:
-        """Return the base of the i-th image, for messages."""
-        return f"an image made from {self.base.where(i)}"
+        """Return the base of image number i, for messages."""
+        return f"an image made from {self.base.where(i % len(self.base))}"
+
+    @property
+    def keys(self) -> list[str]:
+        """Content key of each image, by its pixels, set by set."""
+        return [f"made/{hashlib.sha256(pixels.data).hexdigest()}" for pixels in self._pixels]
+
+    def picture(self, i: int) -> Image.Image:
+        """Return image number i, 8-bit RGB."""
+        return Image.fromarray(np.ascontiguousarray(self._pixels[i].transpose(1, 2, 0)))
+
+    @property
+    def _pixels(self) -> np.ndarray:
+        return self.pixels_PB3SS.reshape(-1, *self.pixels_PB3SS.shape[2:])
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,7 @@
 """Archives of recorded answers, with which others repeat a paid sweep (`offline=true`) without sending anything.
 
 An archive is a tar file. Its first member is a sealed manifest with the SHA-256 of all others, which unpack into a
-folder `records`, to lie beside a storage.
+folder `records`, to lie beside a storage. The model's card may be among them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ class Contents:
     bytes: int
 
 
-def pack(records: Path, models: Collection[str], to: Path) -> Contents:
+def pack(records: Path, models: Collection[str], to: Path, card: Path | None = None) -> Contents:
     """Write the recorded answers of models to an archive, after verifying each of them.
 
     Args:
         records: folder of the recorded answers.
         models: identities of models, as in the column `model_digest` of rows.
         to: the archive.
+        card: file of the model's card, which is packed with the answers.
 
     Raises:
         ConfigError: there are no records of these models, or the archive exists.
@@ -61,10 +62,12 @@ def pack(records: Path, models: Collection[str], to: Path) -> Contents:
         raise ConfigError(f"{records} has no answers of the models of this storage: run it first, or set records=DIR")
     files = sorted(path for folder in chosen.values() for path in folder.rglob("*") if _recorded(path))
     answers = sum(_verified_rows(path) for path in files if path.suffix == SUFFIX)
+    names = [path.relative_to(records).as_posix() for path in files]
+    if card is not None:
+        files, names = [*files, card], [*names, card.name]
     listed = [
-        {"path": f"{ROOT}/{path.relative_to(records).as_posix()}", "bytes": path.stat().st_size}
-        | {"sha256": file_sha256(path)}
-        for path in files
+        {"path": f"{ROOT}/{name}", "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path, name in zip(files, names, strict=True)
     ]
     manifest = sealed_json({"sources": sorted(chosen), "answers": answers, "files": listed}, indent=1)
     temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex}.tmp")

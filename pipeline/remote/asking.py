@@ -14,7 +14,7 @@ import numpy as np
 
 from methods.base import Access
 from pipeline.cards import ModelCard
-from pipeline.errors import EndpointLost, EndpointRefused, EndpointStopped, StorageError
+from pipeline.errors import EndpointBusy, EndpointLost, EndpointRefused, EndpointStopped, StorageError
 from pipeline.remote import probe
 from pipeline.remote.adapter import Adapter, Call
 from pipeline.remote.call_log import PROBES
@@ -130,7 +130,8 @@ class Asker:
         """Verify which model answers, before the first call and every `PROBE_EVERY` calls.
 
         Raises:
-            EndpointStopped: it is not the one that the card states, or that gave the recorded answers.
+            EndpointStopped: it is not the one that the card states, or that gave the recorded answers; or it did not
+                answer the first calls of the run, so that each trial would wait for nothing.
         """
         async with self.identifying:
             due = self.identified_at is None or self.client.sent - self.identified_at >= PROBE_EVERY
@@ -142,6 +143,11 @@ class Asker:
                 self._compare(probe.fingerprint(await self._probe()))
             except EndpointStopped as error:
                 self.client.stopped = error
+                raise
+            except (EndpointBusy, EndpointLost) as error:
+                if self.identified_at is None:
+                    self.client.stopped = EndpointStopped(str(error))
+                    raise self.client.stopped from error
                 raise
             self.identified_at = self.client.sent
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from methods._answers import answer_of, reduced
 from methods.base import Access, Prompts, TextPrompts
-from pipeline.blackbox.endpoint import check_prompt_count, cosine_scores
+from pipeline.blackbox.endpoint import check_pixels, check_prompt_count, paired_scores
 from pipeline.blackbox.request import (
     REMOTE,
     ModelInfo,
@@ -32,6 +32,7 @@ from pipeline.blackbox.request import (
 )
 from pipeline.cards import HttpCard, ModelCard
 from pipeline.data.images import Images
+from pipeline.data.made_images import MadeImages
 from pipeline.errors import AccessDenied, ConfigError, EndpointRefused
 from pipeline.remote.adapter import Call
 from pipeline.remote.adapters import adapter_of
@@ -105,6 +106,8 @@ class RemoteEndpoint:
         if not self.grant.covers(needed):
             raise AccessDenied(f"the call needs {needed.label}, the model grants {self.grant.label}")
         check_shapes(request.images, request.prompts)
+        if isinstance(request.images, MadeImages):
+            check_pixels(request.kind, request.images.pixels_PB3SS, self.http.image.size)
         if request.prompts is None:
             return
         texts = _texts(request.prompts)
@@ -128,25 +131,30 @@ class RemoteEndpoint:
             assert request.prompts is not None
             text_PCD, n_prompts = self._text(request.prompts, payer)
             return Response(text_PCD, computed_prompts=n_prompts, http=self._bill(payer))
-        assert isinstance(request.images, Images)  # no card of kind http grants PIXELS
-        n_images, n_prompts = 0, 0
+        assert request.images is not None
+        n_prompts, n_sets = 0, _set_count(request.images)
         if request.kind == "image_features" or Access.FEATURES in self.grant:
             values, n_images = self._image(request.images, payer)
             if request.kind == "scores":
                 assert request.prompts is not None
                 text_PCD, n_prompts = self._text(request.prompts, payer)
-                scores_PBC = cosine_scores(torch.from_numpy(values), torch.from_numpy(text_PCD), self.http.logit_scale)
+                image_PBD = torch.from_numpy(values).view(n_sets, len(request.images), -1)
+                scores_PBC = paired_scores(image_PBD, torch.from_numpy(text_PCD), self.http.logit_scale)
                 values = reduced(scores_PBC, request.answer).numpy()
         else:
             assert request.prompts is not None
             scores_PBC, n_images = self._scores(request.images, _texts(request.prompts), payer)
             values = _told(scores_PBC, request.answer).numpy()
-        hits = max(0, len(request.images) - n_images)
+        hits = max(0, n_sets * len(request.images) - n_images)
         return Response(values, n_images, n_prompts, hits, http=self._bill(payer))
 
     def embed_text(self, text: str) -> np.ndarray:
         """Raise AccessDenied: nothing gives token embeddings over HTTP."""
         raise AccessDenied(f"embed_text needs SOFT, the model grants {self.grant.label}")
+
+    def forget(self, records: Path) -> None:
+        """Record answers in another folder, so that those of the present one are asked for again."""
+        self.records = Records(records, self.http.source)
 
     def close(self) -> None:
         """Close the connections and end the thread."""
@@ -154,8 +162,8 @@ class RemoteEndpoint:
         self.log.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
 
-    def _image(self, images: Images, payer: Payer) -> tuple[np.ndarray, int]:
-        """Return the features [B, D] of images, and how many were asked for."""
+    def _image(self, images: Images | MadeImages, payer: Payer) -> tuple[np.ndarray, int]:
+        """Return the features [B, D] of images, of all sets [P * B, D], and how many were asked for."""
 
         async def call_of(part: Sequence[int]) -> Call:
             return await self._encoded(images, part, self.adapter.image_features)
@@ -182,26 +190,30 @@ class RemoteEndpoint:
         """Return the features of images or texts as rows, and how many were asked for."""
         return await self.asker.rows(self.records.features(self.http.feature_dim), items, payer)
 
-    def _scores(self, images: Images, sets: Sequence[Sequence[str]], payer: Payer) -> tuple[Tensor, int]:
+    def _scores(self, images: Images | MadeImages, sets: Sequence[Sequence[str]], payer: Payer) -> tuple[Tensor, int]:
         """Return the scores [P, B, C] that the server tells, and for how many images it was asked."""
-        keys, level = images.keys, answer_of(self.grant).label
+        keys, level, n_sets, b = images.keys, answer_of(self.grant).label, _set_count(images), len(images)
 
-        async def of_set(texts: Sequence[str]) -> tuple[np.ndarray, int]:
+        async def of_set(p: int) -> tuple[np.ndarray, int]:
+            texts, first = sets[p if len(sets) > 1 else 0], p * b if n_sets > 1 else 0
             store = self.records.scores(f"{level} {prompts_digest(TextPrompts((tuple(texts),)))}", len(texts))
 
             async def call_of(part: Sequence[int]) -> Call:
-                return await self._encoded(images, part, lambda files: self.adapter.scores(files, texts))
+                rows = [first + i for i in part]
+                return await self._encoded(images, rows, lambda files: self.adapter.scores(files, texts))
 
-            items = Items(keys, call_of, self._most_images, images.where, "images")
+            items = Items(keys[first : first + b], call_of, self._most_images, images.where, "images")
             return await self.asker.rows(store, items, payer)
 
         async def of_all() -> list[tuple[np.ndarray, int]]:
-            return await asyncio.gather(*(of_set(texts) for texts in sets))
+            return await asyncio.gather(*map(of_set, range(max(n_sets, len(sets)))))
 
         results = self._run(of_all())
         return torch.from_numpy(np.stack([rows for rows, _ in results])), sum(asked for _, asked in results)
 
-    async def _encoded(self, images: Images, part: Sequence[int], make: Callable[[list[bytes]], Call]) -> Call:
+    async def _encoded(
+        self, images: Images | MadeImages, part: Sequence[int], make: Callable[[list[bytes]], Call]
+    ) -> Call:
         """Return the call for some of the images, which another thread encodes."""
         return make(await self.loop.run_in_executor(None, self.pictures.encoded, images, part))
 
@@ -234,6 +246,11 @@ def secret(card: HttpCard) -> str:
     if not key.isascii() or not key.isprintable() or key != key.strip():
         raise ConfigError(f"the environment variable {card.auth.env} has characters that no key has, such as a newline")
     return key
+
+
+def _set_count(images: Images | MadeImages) -> int:
+    """Return P: the number of sets of images."""
+    return images.n_sets if isinstance(images, MadeImages) else 1
 
 
 def _texts(prompts: Prompts) -> tuple[tuple[str, ...], ...]:

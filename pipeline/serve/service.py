@@ -13,7 +13,7 @@ from pipeline.blackbox.model import OpenClipModel
 from pipeline.blackbox.replica_queue import ReplicaQueue
 from pipeline.blackbox.request import Kind, Request, Response
 from pipeline.budget import Phase
-from pipeline.cards import ModelCard
+from pipeline.cards import FULL_ANSWERS, ModelCard
 from pipeline.data.images import Images, Preprocess
 from pipeline.errors import AccessDenied, DataError, EndpointBusy, EndpointRefused, FareboxError, shortened, unwrap
 from pipeline.ledger.records import Charge, Receipt
@@ -51,6 +51,7 @@ class Service:
 
     async def load(self, card: ModelCard) -> None:
         """Load the model. Raises ConfigError or DataError."""
+        self._answers = card.answers
 
         def make() -> Endpoint:
             self._endpoint = Endpoint(card, features=None)
@@ -61,9 +62,16 @@ class Service:
 
     @property
     def grant(self) -> Access:
-        """The access that clients get: text prompts, and as much of the model's outputs as its card grants."""
+        """The access that clients get: text prompts, and what the model's card grants of PIXELS and of outputs."""
+        granted = self._answers.granted(self._endpoint.model.grant)
         outputs = (Access.FEATURES, Access.SCORES, Access.TOPK, Access.LABELS)
-        return Access.TEXT | next(o for o in outputs if self._endpoint.model.grant.covers(o))
+        return Access.TEXT | (granted & Access.PIXELS) | next(o for o in outputs if granted.covers(o))
+
+    @property
+    def _identity(self) -> str:
+        """Identity of the model, and of what it answers in place of full answers."""
+        degraded = "" if self._answers == FULL_ANSWERS else f"; answers {self._answers.text}"
+        return self.faults.identity(self._endpoint.info.identity + degraded)
 
     @property
     def input_rule(self) -> Preprocess | None:
@@ -77,7 +85,7 @@ class Service:
         return {
             "protocol": PROTOCOL,
             "model": self.name,
-            "identity": self.faults.identity(info.identity),
+            "identity": self._identity,
             "logit_scale": info.logit_scale,
             "text_norm": info.text_norm,
             "feature_dim": info.feature_dim,
@@ -155,14 +163,15 @@ class Service:
     async def _send(
         self, kind: Kind, images: Images | None, prompts: Prompts | None, answer: Access = Access.SCORES
     ) -> Response:
-        result = await self._queue.send(Request(kind, images, prompts, _UNBILLED, answer=answer))
+        request = Request(kind, images, prompts, _UNBILLED, answer=answer, answers=self._answers)
+        result = await self._queue.send(request)
         if isinstance(result, FareboxError):
             raise _service_error(result)
         return result
 
     def _encoded(self, response: Response, number: int, labelled_axis: int | None) -> dict[str, Any]:
         values = self.faults.values(response.values, number, labelled_axis)
-        return wire.encode_values(self.faults.identity(self._endpoint.info.identity), values)
+        return wire.encode_values(self._identity, values)
 
 
 def _service_error(error: FareboxError) -> ServiceError:

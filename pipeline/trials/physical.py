@@ -84,17 +84,18 @@ class SendPlan:
         config = self.config
         if config.offline:
             return Sent()
-        shape, counter = shape_of(config, cell.dataset, cell.shots, 1), _Counter(config)
-        if config.views == "fresh" and cell.choice.info.uses_views:  # views of its own in every epoch
+        makes, uses_views = Access.PIXELS in cell.choice.info.access, cell.choice.info.uses_views
+        shape, counter = shape_of(config, cell.dataset, cell.shots, 1), _Counter(config, makes)
+        if makes or (config.views == "fresh" and uses_views):  # images, or views, of its own in every step
             counter.add(bill, bill.images, bill.images)
         else:
             views = 0 if config.views == "fresh" else int(config.views)
             known = shape.n_train * (views + 1) + shape.n_val  # of the draw, with all views
-            own = min(bill.images, known if cell.choice.info.uses_views else shape.n_train + shape.n_val)
+            own = min(bill.images, known if uses_views else shape.n_train + shape.n_val)
             counter.add(bill, own, self._first(("draw", cell.dataset.name, cell.shots, cell.seed), own, known))
         for card in (cell.dataset, *(other for _, other in self.others.get(cell.dataset.name, ()))):
             n = card.test or card.val
-            counter.predictions(card, n, self._first(("test", card.name), n, n), 1 + config.curve)
+            counter.predictions(card, n, 0 if makes else self._first(("test", card.name), n, n), 1 + config.curve)
         return counter.sent()
 
     def probes(self, calls: int) -> Sent:
@@ -114,11 +115,12 @@ class SendPlan:
 
 
 class _Counter:
-    """Adds up what is sent for the calls of a trial."""
+    """Adds up what is sent for the calls of a trial; `makes`: whether its method makes images of its own."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, makes: bool = False) -> None:
         assert config.model.http is not None
         self.http: HttpCard = config.model.http
+        self.makes = makes
         adapter = adapter_of(config.model)
         self.features, self.whole = Access.FEATURES in config.model.access, adapter.whole_texts
         side = self.http.image.size
@@ -130,7 +132,8 @@ class _Counter:
 
     def add(self, bill: Bill, distinct: int, first: int) -> None:
         """Count calls with this bill. They use `distinct` images, of which `first` were not counted before."""
-        blocks = bill.requests + 4 * bill.outputs // BLOCK_BYTES
+        sent_bytes = 3 * self.http.image.size**2 * bill.images if self.makes else 0
+        blocks = bill.requests + 4 * bill.outputs // BLOCK_BYTES + sent_bytes // BLOCK_BYTES
         if self.features:
             self.images += first
             self.calls += first // self.most + min(blocks, distinct)
@@ -148,7 +151,10 @@ class _Counter:
         sets = max(1, len(card.templates))
         batches = -(-n // TEST_BATCH)
         if self.features:
-            self.add(Bill(requests=batches, images=n), n, first)
+            passes = times if self.makes else 1  # images that a method makes are new in each prediction
+            self.add(
+                Bill(requests=passes * batches, images=passes * n), passes * n, passes * n if self.makes else first
+            )
             self.add(Bill(requests=times * sets, prompts=times * sets * card.classes), 0, 0)
             return
         requests = times * sets * batches

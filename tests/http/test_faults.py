@@ -33,6 +33,8 @@ CALLS_A_KILL = 40
 PER_IMAGE = 1_000
 """Price of an image in micro-dollars."""
 AT_ONCE = 4
+ATTEMPTS = 5
+"""Measurements of a time, of which one must be as implied: others may use the machine during the rest."""
 
 
 class Service:
@@ -119,9 +121,10 @@ def test_faults_and_kills_change_no_result_and_no_bill(tmp_path: Path, card: Pat
         said = driver.communicate()[0]
         if driver.returncode == 0 and not _failed(storage):
             break
-        if driver.returncode > 0:
-            assert driver.returncode == 3 and "asked of account 'sweep:" in said, said
-            usd += 0.1  # the limit is reached: the same command continues with a higher one
+        if driver.returncode > 0:  # the same command continues: with a higher limit, or when the server is back
+            assert driver.returncode == 3, said
+            assert "asked of account 'sweep:" in said or "did not answer in 60 tries" in said, said
+            usd += 0.1 if "asked of account" in said else 0
     service.kill()
     assert kills["server"] >= 3 and kills["driver"] >= 2
     assert sum(service.made.values()) >= 150, service.made
@@ -157,15 +160,28 @@ def _check_calls(storage: Path, driver_kills: int, paid: PurseRecord) -> None:
 
 
 def test_a_rate_limit_takes_the_time_that_it_implies(tmp_path: Path, card: Path) -> None:
+    """Never less. Not more either, beside what the sweep takes without a limit, unless others use the machine."""
     with serving("model=tiny") as url:
         info = call(f"{url}/v1/info")[1]
-        write_card(tmp_path / "api.yaml", url, info, "batch: {images: 2}", "rate: {images_per_minute: 600}")
-        words = (*SWEEP[:3], "seeds=1", "methods=[gda]", f"datasets=[{card}]", f"model={tmp_path / 'api.yaml'}")
-        began = time.monotonic()
-        run_here(*words, f"storage={tmp_path / 'storage'}")
-        took, sent = time.monotonic() - began, total_of(tmp_path / "storage")
+        for attempt in range(ATTEMPTS):
+            took = [
+                _timed(tmp_path / f"{attempt}{n}", card, url, info, rate) for n, rate in enumerate((None, 600, None))
+            ]
+            implied = total_of(tmp_path / f"{attempt}1" / "storage").images / 10
+            assert implied > 10 and took[1] >= 0.95 * implied
+            if took[1] <= 1.05 * implied + max(took[0], took[2]):
+                return
+    raise AssertionError(
+        f"took {took[1]:.1f} s, {implied:.1f} s are implied, {took[0]:.1f} and {took[2]:.1f} s without"
+    )
+
+
+def _timed(folder: Path, card: Path, url: str, info: dict[str, Any], rate: int | None) -> float:
+    """Run a sweep with records of its own at most at this rate of images a minute; return the seconds."""
+    folder.mkdir()
+    limit = () if rate is None else (f"rate: {{images_per_minute: {rate}}}",)
+    write_card(folder / "api.yaml", url, info, "batch: {images: 2}", *limit)
+    words = (*SWEEP[:3], "seeds=1", "methods=[gda]", f"datasets=[{card}]", f"model={folder / 'api.yaml'}")
     began = time.monotonic()
-    run_here(*words, f"storage={tmp_path / 'again'}", "offline=true")
-    without_calls, implied = time.monotonic() - began, sent.images / 10
-    assert implied > 10 and sent.waited_s > 0
-    assert 0.95 * implied <= took <= 1.05 * implied + without_calls
+    run_here(*words, f"storage={folder / 'storage'}")
+    return time.monotonic() - began

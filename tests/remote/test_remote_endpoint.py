@@ -150,6 +150,18 @@ def test_a_run_that_fails_continues_where_it_stopped(tmp_path: Path, data: Path,
     assert numbers(second) == numbers(clean)
 
 
+def test_a_server_that_never_answers_ends_the_run_after_one_series_of_tries(
+    tmp_path: Path, data: Path, served: Peer
+) -> None:
+    sweep = Sweep(tmp_path, data, served, retry={"first_s": 0.01, "most_s": 0.02, "tries": 3})
+    served.faults.extend([503] * 1000)
+    with pytest.raises(EndpointStopped, match=r"did not answer in 3 tries: status 503.*the same command continues"):
+        sweep.run("one")
+    assert len(served.calls) == 3, "the other trials do not try again"
+    served.faults.clear()
+    assert {row["status"] for row in sweep.run("one").values()} == {"done"}
+
+
 def test_offline_names_what_is_missing_and_sends_nothing(tmp_path: Path, data: Path, served: Peer) -> None:
     sweep = Sweep(tmp_path, data, served, auth={"env": "NO_SUCH_KEY"})
     rows = sweep.run("one", "offline=true")

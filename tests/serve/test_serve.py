@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from methods.base import Access, Bill, TextPrompts
+from methods.base import Bill, TextPrompts
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.feature_store import MemoryStore
 from pipeline.blackbox.request import Kind, Request
@@ -39,15 +40,13 @@ FREE = Charge("s", "t", 0, "d", Phase.EVALUATE, Bill())
 SETS = (("a cat", "a dog", "a tree"), ("one cat", "one dog", "one tree"))
 
 
-def local(
-    endpoint: Endpoint, kind: Kind, images: list[bytes] | None, sets: object = SETS, answer: Access = Access.SCORES
-) -> np.ndarray:
+def local(endpoint: Endpoint, kind: Kind, images: list[bytes] | None, sets: object = SETS, **told: Any) -> np.ndarray:
     """What the model of this process answers."""
     prompts = None if kind == "image_features" else TextPrompts(tuple(sets))  # type: ignore[arg-type]
     if images is None:
         return endpoint.compute(Request(kind, None, prompts, FREE)).values
     with sent_images(images) as sent:
-        return endpoint.compute(Request(kind, sent, prompts, FREE, answer=answer)).values
+        return endpoint.compute(Request(kind, sent, prompts, FREE, **told)).values
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_info_states_the_model(url: str, tiny: Endpoint) -> None:
         "logit_scale": tiny.info.logit_scale,
         "text_norm": tiny.info.text_norm,
         "feature_dim": tiny.info.feature_dim,
-        "grant": "TEXT+FEATURES",
+        "grant": "TEXT+PIXELS+FEATURES",
         "precision": "fp32",
         "transform": tiny.info.transform,
         "image_size": 64,
@@ -232,6 +231,33 @@ def test_a_model_gives_no_more_than_its_card_grants(tmp_path: Path) -> None:
         assert (status, record["error"]["code"]) == (403, "access_denied")
 
 
+@pytest.mark.parametrize(
+    ("settings", "grant", "answer"),
+    [
+        ("{scores: probabilities, digits: 2}", "TEXT+PIXELS+SCORES", "scores"),
+        ("topk", "TEXT+PIXELS+TOPK", "topk"),
+        ("label", "TEXT+PIXELS+LABELS", "labels"),
+        ("{features: int8}", "TEXT+PIXELS+FEATURES", "scores"),
+    ],
+)
+def test_a_card_with_degraded_answers_is_served_with_them(
+    tmp_path: Path, fake: Endpoint, settings: str, grant: str, answer: str
+) -> None:
+    path = tmp_path / "less.yaml"
+    path.write_text(f"kind: fake\ngrant: SOFT+PIXELS+FEATURES\nanswers: {settings}\n")
+    card, images = model_card(str(path)), [png(1), png(2)]
+    with serving(f"model={path}") as url:
+        info = call(f"{url}/v1/info")[1]
+        assert info["grant"] == grant and info["identity"] == f"{fake.info.identity}; answers {card.answers.text}"
+        _, record, _ = call(f"{url}/v1/scores", {"images": encoded(*images), "prompts": SETS, "answer": answer})
+        told = {"answer": wire.ANSWERS[answer], "answers": card.answers}
+        assert np.array_equal(values(record), local(fake, "scores", images, **told))
+        status, record, _ = call(f"{url}/v1/image_features", {"images": encoded(*images)})
+        assert status == (200 if "FEATURES" in grant else 403)
+        if status == 200:
+            assert np.array_equal(values(record), local(fake, "image_features", images, answers=card.answers))
+
+
 # --- token, keys, counts -------------------------------------------------------------------------------------------
 
 
@@ -371,6 +397,7 @@ def test_the_help_names_every_fault() -> None:
     ("words", "says"),
     [
         ((), "expected model=NAME"),
+        (("tiny",), "'tiny': expected KEY=VALUE, as in farebox serve model=tiny"),
         (("model=tiyn",), "did you mean 'tiny'"),
         (("model=fake", "prot=1"), "did you mean 'port'"),
         (("model=fake", "fault.drop=1"), "did you mean 'fault.drop_every'"),

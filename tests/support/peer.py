@@ -47,6 +47,8 @@ class Peer:
         self.most_images = 10**9
         self.permuted = False
         self.expects_key = False
+        self.repeats_key = False
+        """Whether the messages of faulty statuses repeat the header of the key."""
         self.shift = 0.0
         """Added to the features: another model."""
         self.url = ""
@@ -116,7 +118,8 @@ class Peer:
             return web.json_response({"error": {"message": said}}, status=401)
         fault = self.faults.popleft() if self.faults else "fine"
         if isinstance(fault, int):
-            return web.json_response({"error": {"message": f"fault {fault} {{x}}"}}, status=fault, headers=self.headers)
+            said = f"fault {fault} {{x}}" + f" {request.headers.get('Authorization')}" * self.repeats_key
+            return web.json_response({"error": {"message": said}}, status=fault, headers=self.headers)
         if "input" in body and len(body["input"]) > self.most_images:
             return web.json_response({"detail": "too many"}, status=413)
         if fault == "drop":

@@ -35,7 +35,7 @@ Words = Callable[..., list[str]]
 def card_of(folder: Path, url: str, *lines: str) -> Path:
     """Write the card of a served toy model."""
     path = folder / "api.yaml"
-    own = ("kind: http", f"url: {url}", "adapter: farebox", "grant: TEXT+FEATURES", "image: {size: 32}")
+    own = ("kind: http", f"url: {url}", "adapter: farebox", "grant: TEXT+PIXELS+FEATURES", "image: {size: 32}")
     model = ("feature_dim: 16", "logit_scale: 20.0", "max_text: 60", "text_norm: 1.0")
     retry = ("retry: {first_s: 0.01, most_s: 0.05}", "batch: {images: 7, texts: 4}")
     path.write_text("\n".join((*own, *model, *retry, *lines)) + "\n")
@@ -94,6 +94,7 @@ def test_logit_scale_of_the_toy_model_is_that_of_the_cards(url: str) -> None:
         (),
         ("views=fresh", "methods=[craft,linear_probe]"),
         ("seeds=1,2", "curve=2", "methods=[tip_adapter_f,ss_text,sim]"),
+        ("curve=2", "methods=[bar,vp_spsa]"),
     ],
 )
 def test_what_is_sent_is_within_the_bound_of_the_plan(words: Words, tmp_path: Path, more: tuple[str, ...]) -> None:
