@@ -23,7 +23,7 @@ from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.probe import MOST_WORDS, Differences, NoiseFloor, measure, text_end
 from pipeline.budget import Limits
 from pipeline.cards import DatasetCard
-from pipeline.config.compose import Config, compose
+from pipeline.config.compose import Config, check_price, compose
 from pipeline.console import short_path
 from pipeline.data.dataset import check_card
 from pipeline.data.images import Images
@@ -37,7 +37,6 @@ from pipeline.remote.opening import refuse_unconfirmed
 from pipeline.remote.wallet import LedgerWallet
 from pipeline.results import noise_floor
 from pipeline.sweep.money import costs_money
-from pipeline.trials.physical import check_price
 
 N_IMAGES, N_PROMPTS = 16, 8
 """Images and prompts of each data set; fewer if it has fewer."""
