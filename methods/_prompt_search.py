@@ -117,7 +117,7 @@ class PromptSearch:
         """K: dimension of the searched vector z."""
         sigma: float = number(1.0, above=0)
         """Initial step size of CMA-ES."""
-        z_bound: float = number(5.0, above=0)
+        z_bound: float = 5.0
         """Bound of each entry of z: [-z_bound, z_bound]; 0 = unbounded."""
         projection_std: float = number(0.2, above=0)
         """Standard deviation of the entries of A."""
