@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from methods.base import Bill
 from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.replica_queue import ReplicaQueue
 from pipeline.blackbox.request import ModelInfo, Request, Response
@@ -172,6 +173,15 @@ class Replica:
     async def load(self) -> int:
         """Return the number of accepted requests without a response."""
         return self.queue.pending
+
+    async def feature_store(self, codec: str) -> tuple[str, int, Path] | None:
+        """Return the model, feature width and folder of the store of images sent in this way; None without one."""
+        endpoint = self.queue.loaded
+        store = endpoint.store(codec) if isinstance(endpoint, Endpoint) else None
+        if not isinstance(store, FeatureStore):
+            return None
+        model = (store.folder / "model.txt").read_text().removesuffix("\n")
+        return model, store.feature_dim, store.folder.parent
 
     async def embed_text(self, text: str) -> np.ndarray | FareboxError:
         """Return the token embeddings [L, E] of a text."""

@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, Ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.blackbox.endpoint import Endpoint
+from pipeline.blackbox.feature_store import FeatureStore
 from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.ray_actors import LedgerActor, Replica, ray_error_line
 from pipeline.blackbox.request import ModelInfo, Request, Response
@@ -225,3 +226,9 @@ def loads(replicas: Sequence[Any]) -> list[int | None]:
         except RayError:
             counts.append(None)
     return counts
+
+
+def feature_store(replica: Any, codec: str) -> FeatureStore | None:
+    """Open the store of a replica for images that are sent in this way; None if it has none on this machine."""
+    model, feature_dim, folder = ray.get(replica.feature_store.remote(codec)) or ("", 0, Path())
+    return FeatureStore(folder, model, feature_dim) if model and folder.is_dir() else None

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ Key = tuple[str, str]
 """storage, trial"""
 ChargeKey = tuple[int, int, str]
 """trial number, call number, digest"""
+_bill = lru_cache(1024)(Bill)  # most bills of a trial are 0, and those of its seeds are equal
 CHUNK = 32
 """Number of (trial, call) pairs looked up by one statement (see _CHARGES)."""
 
@@ -55,7 +57,7 @@ class TrialRow:
     def _parse(cls, record: Sequence[Any]) -> TrialRow:
         no, storage, trial, is_open, requests, images, *counts = record[:-1]
         starts = range(0, len(counts), len(UNITS))
-        buckets = {name: Bill(*counts[i : i + len(UNITS)]) for name, i in zip(BUCKETS, starts, strict=True)}
+        buckets = {name: _bill(*counts[i : i + len(UNITS)]) for name, i in zip(BUCKETS, starts, strict=True)}
         return cls(no, storage, trial, is_open, Limits(requests, images), buckets)
 
     @property

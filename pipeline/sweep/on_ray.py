@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import ray
 from ray import tune
 
 from pipeline.blackbox.ray_actors import ActorWallet
-from pipeline.blackbox.ray_pool import ledger_name, loads, start
+from pipeline.blackbox.ray_pool import feature_store, ledger_name, loads, start
 from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
@@ -18,10 +19,10 @@ from pipeline.remote.opening import RemoteFactory
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep.event_log import EventLog
+from pipeline.sweep.images_left import ImagesLeft
 from pipeline.sweep.money import costs_money
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.ray_session import lost, ray_session
-from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.run_state import LOADING
 from pipeline.sweep.status import Heartbeat
 from pipeline.sweep.tune_trials import TuneCallback, run_trials
@@ -39,11 +40,12 @@ def run_on_ray(
     log: EventLog,
 ) -> dict[str, str]:
     """Start Ray, the ledger actor and the replicas, and run the trials; return what `run_trials` returns."""
-    progress = Progress([t.predicted.requests for t in funded], ledger, sweep_account(storage_id))
+    starts: dict[int, float] = {}
+    progress = Progress(funded, ledger, storage_id, starts)
 
     def trial_ended(spec: TrialSpec) -> None:
         rows = store.rows_of(spec.trial_id)
-        progress.ended(spec.predicted.requests, rows)
+        progress.ended(spec, rows)
         if rows:
             log.ended(rows)
             mirror(rows)
@@ -51,10 +53,10 @@ def run_on_ray(
     with progress, ray_session(config.address, echo):
         progress.stage = LOADING
         replicas, ledger_actor = _start(config, storage_id, echo)
-        heart = Heartbeat(config.storage, [(t.trial_id, t.name) for t in funded], lambda: loads(replicas))
-        callback = TuneCallback(funded, heart.running, log, trial_ended)
+        heart = Heartbeat(config.storage, funded, starts, lambda: loads(replicas))
+        callback = TuneCallback(funded, starts, log, trial_ended)
         progress.beat = heart.beat
-        progress.start_trials()
+        progress.start_trials(ImagesLeft(funded, cache(lambda codec: feature_store(replicas[0], codec))))
         try:
             failed = run_trials(config, funded, storage_id, replicas, ledger_actor, callback)
         except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:

@@ -6,12 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.results.row import STATUSES, ResultRow
 
-TRIAL_IN_REQUESTS = 100
-"""Time that a trial takes beside its requests, as a number of requests; used to estimate the time left."""
-MIN_ENDED, MIN_SHARE = 3, 0.05
-"""Ended trials and share of the work that an estimate of the time left needs."""
 STARTING, LOADING, ENCODING, FITTING = "starting Ray", "loading the model", "encoding images", "fitting"
-"""Stages of a run, in this order. The first charge ends the third."""
+"""Stages of a run, in this order. While images are encoded again later, the stage is the third again."""
 
 
 @dataclass(frozen=True)
@@ -25,35 +21,36 @@ class State:
     requests: int
     """Predicted requests of the run."""
     done_requests: int
-    """Requests charged in this run, or predicted for ended trials if that is more: replays are not charged again."""
+    """Predicted requests of ended trials, and charged requests of the others, in this run or before."""
     elapsed_s: float
-    trials_s: float
-    """Seconds since the trials were started: the time that the done part of the work took."""
+    images: int = 0
+    """Images to encode when the run started."""
+    encoded: int = 0
+    """Number of them that are encoded."""
+    left_s: float | None = None
+    """Estimated seconds left; None without a basis for an estimate."""
+    more: bool = False
+    """Whether it takes longer than that, as there is no basis for a part of the work."""
     results: tuple[str, ...] = ()
     """The last results, one line each."""
 
     @property
     def share(self) -> float:
-        """Share of the work that is done; an ended trial counts as `TRIAL_IN_REQUESTS` further requests."""
-        done = self.done_requests + TRIAL_IN_REQUESTS * self.ended
-        return min(1.0, done / max(1, self.requests + TRIAL_IN_REQUESTS * self.trials))
-
-    @property
-    def left_s(self) -> float | None:
-        """Estimated seconds left; None without a basis for an estimate."""
-        if self.ended == self.trials:
-            return 0.0
-        if self.ended < MIN_ENDED or self.share < MIN_SHARE:
-            return None
-        return self.trials_s * (1 - self.share) / self.share
+        """Share of the run that is done: of its time if that is known, else of its requests and trials."""
+        if self.left_s is not None and not self.more:
+            return self.elapsed_s / max(1e-9, self.elapsed_s + self.left_s)
+        return min(1.0, (self.done_requests + self.ended) / max(1, self.requests + self.trials))
 
     @property
     def line(self) -> str:
         """One line of text."""
         counts = f"{self.ended}/{self.trials} trials   {self.done_requests:,}/{self.requests:,} requests   "
-        left = "" if self.left_s is None or self.ended == self.trials else f"   about {clock(self.left_s)} left"
-        stage = f"   {self.stage}" if self.ended < self.trials else ""
-        return f"{counts}{clock(self.elapsed_s)} gone{left}{stage}"
+        if self.ended == self.trials:
+            return f"{counts}{clock(self.elapsed_s)} gone"
+        about = "more than" if self.more else "about"
+        left = "" if self.left_s is None else f"   {about} {clock(self.left_s)} left"
+        images = f" {self.encoded:,}/{self.images:,}" if self.stage == ENCODING and self.images else ""
+        return f"{counts}{clock(self.elapsed_s)} gone{left}   {self.stage}{images}"
 
 
 def result(row: ResultRow) -> str:

@@ -10,12 +10,13 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.budget import HttpBill
+from pipeline.budget import HttpBill, Limits
+from pipeline.cards import FULL_ANSWERS
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
 from pipeline.ledger.ledger import Ledger
@@ -23,6 +24,7 @@ from pipeline.ledger.records import AccountRecord, PurseRecord
 from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.remote.call_log import sent_line, total_of
 from pipeline.results.row import FINISHED
+from pipeline.results.runs import read_runs
 from pipeline.results.store import ResultStore
 from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import sweep_account
@@ -30,22 +32,34 @@ from pipeline.sweep.run_state import clock
 from pipeline.sweep.storage import held
 from pipeline.sweep.storage_id import read_id
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.trials.plan import TrialSpec
+
 FILE = "status.json"
 
 
 class Heartbeat:
     """Writes the driver's part of the status: running trials, load of the replicas, time left.
 
+    Its size does not grow with the number of trials; plan.json has the others.
+
     Args:
         storage: folder of the sweep.
-        trials: id and readable name of each trial of the run.
+        trials: the trials of the run.
+        starts: start time of each running trial by index; the caller updates it.
         loads: returns the number of open requests of each replica, None for one that does not answer.
     """
 
-    def __init__(self, storage: Path, trials: Sequence[tuple[str, str]], loads: Callable[[], list[int | None]]) -> None:
-        self.path, self.trials, self.loads = storage / FILE, list(trials), loads
-        self.running: set[int] = set()
-        """Indices of the running trials; the caller updates it."""
+    def __init__(
+        self,
+        storage: Path,
+        trials: Sequence[TrialSpec],
+        starts: Mapping[int, float],
+        loads: Callable[[], list[int | None]],
+    ) -> None:
+        self.path, self.trials, self.starts, self.loads = storage / FILE, trials, starts, loads
         self.began = time.time()
 
     def beat(self, left_s: float | None) -> None:
@@ -55,8 +69,7 @@ class Heartbeat:
             "host": socket.gethostname(),
             "began": self.began,
             "at": time.time(),
-            "trials": self.trials,
-            "running": [self.trials[i][0] for i in sorted(self.running.copy())],
+            "running": [(self.trials[i].trial_id, self.trials[i].name) for i in sorted(dict(self.starts))],
             "replicas": self.loads(),
             "left_s": left_s,
         }
@@ -75,17 +88,11 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     account = sweep_account(read_id(storage).id)
     alive, beat = held(storage), _last_beat(storage / FILE)
     store = ResultStore(storage)
-    columns = ["trial_id", "method", "dataset", "shots", "seed", "status", "error"]
-    rows = {r["trial_id"]: r for r in store.read().select(columns).to_pylist()}
-    names = dict(beat["trials"])
-    done = {i for i, r in rows.items() if r["status"] in FINISHED}
-    running = [i for i in beat["running"] if i not in done] if alive else []
-    failed = [
-        {"trial": i, "name": names.get(i, f"{r['method']} {r['dataset']} {r['shots']} {r['seed']}"), "why": r["error"]}
-        for i, r in rows.items()
-        if r["status"] not in FINISHED and i not in running
-    ]
-    started = {*done, *(f["trial"] for f in failed), *running}
+    table = store.read()
+    rows = dict(zip(*(table[name].to_pylist() for name in ("trial_id", "status")), strict=True))
+    done = {i for i, status in rows.items() if status in FINISHED}
+    running = {i: name for i, name in beat["running"] if i not in done} if alive else {}
+    failed = rows.keys() - done - running.keys()
     account_records, purses = _accounts(ledger_url)
     accounts = [
         {"name": a.name, "limits": asdict(a.limits), "spent": asdict(a.spent), "reserved": asdict(a.reserved)}
@@ -95,10 +102,10 @@ def status(storage: Path, ledger_url: str) -> dict[str, Any]:
     return {
         "alive": alive,
         "driver": {k: beat[k] for k in ("pid", "host", "at")},
-        "running": [names[i] for i in running],
-        "waiting": len([i for i in names if i not in started]),
+        "running": list(running.values()),
+        "waiting": len(set(read_runs(storage).last) - rows.keys() - running.keys()),
         "done": len(done),
-        "failed": failed,
+        "failed": _failed(table, failed),
         "damaged": store.damage(),
         "replicas": beat["replicas"] if alive else [],
         "left_s": beat["left_s"] if alive else None,
@@ -144,6 +151,21 @@ def shown(record: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
+def _failed(table: pa.Table, failed: Set[str]) -> list[dict[str, Any]]:
+    """Return id, name and error of these trials. A name is that of `TrialSpec.name`."""
+    if not failed:
+        return []
+    columns = ["trial_id", "method", "dataset", "shots", "seed", "budget_requests", "budget_images", "hparams"]
+    records = {}
+    for r in table.select([*columns, "answers", "error"]).to_pylist():
+        budget = Limits(r["budget_requests"], r["budget_images"]).text or "no limit"
+        papers = ", hparams=paper" if r["hparams"] == "paper" else ""
+        degraded = "" if r["answers"] == FULL_ANSWERS.text else f", answers {r['answers']}"
+        name = f"{r['method']} on {r['dataset']}, {r['shots']} shots, seed {r['seed']}, {budget}{papers}{degraded}"
+        records[r["trial_id"]] = {"trial": r["trial_id"], "name": name, "why": r["error"]}
+    return [record for trial, record in records.items() if trial in failed]
+
+
 def _accounts(ledger_url: str) -> tuple[list[AccountRecord], list[PurseRecord]]:
     """Return the accounts of a ledger and their money; none if no run has created it yet."""
     file = sqlite_file(ledger_url)
@@ -155,7 +177,7 @@ def _accounts(ledger_url: str) -> tuple[list[AccountRecord], list[PurseRecord]]:
 
 def _last_beat(path: Path) -> dict[str, Any]:
     """Read `status.json`; empty values if there is no intact one."""
-    nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "trials": [], "running": [], "replicas": []}
+    nothing: dict[str, Any] = {"pid": None, "host": None, "at": 0.0, "running": [], "replicas": []}
     try:
         return nothing | {"left_s": None} | read_sealed_json(path)
     except (OSError, ValueError, DamagedFile):  # not written yet; a damaged file is replaced within a second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,16 +133,16 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]
 
     Args:
         trials: the trials of the run; Tune knows them by their index.
-        running: set that holds the indices of running trials.
+        starts: receives the start time (`time.monotonic`) of each running trial by index.
         log: event log of the storage.
         on_end: called with each trial whose worker ended it. Not called for trials that lost all of their workers, or
             that end the sweep.
     """
 
     def __init__(
-        self, trials: Sequence[TrialSpec], running: set[int], log: EventLog, on_end: Callable[[TrialSpec], None]
+        self, trials: Sequence[TrialSpec], starts: dict[int, float], log: EventLog, on_end: Callable[[TrialSpec], None]
     ) -> None:
-        self.trials, self.running, self.log, self.on_end = trials, running, log, on_end
+        self.trials, self.starts, self.log, self.on_end = trials, starts, log, on_end
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Pickle as an empty callback: Tune writes its callbacks to a file, which is never read here."""
@@ -149,7 +150,7 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Record that a trial has a worker."""
-        self.running.add(index := int(trial.config["index"]))
+        self.starts.setdefault(index := int(trial.config["index"]), time.monotonic())
         self.log.trial("trial started", self.trials[index].trial_id)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
@@ -158,13 +159,14 @@ class TuneCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Report a trial that has its rows."""
-        self.running.discard(index := int(trial.config["index"]))
+        index = int(trial.config["index"])
         if FATAL not in (trial.last_result or {}):
             self.on_end(self.trials[index])
+        self.starts.pop(index, None)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         """Record that a trial lost all of its workers."""
-        self.running.discard(int(trial.config["index"]))
+        self.starts.pop(int(trial.config["index"]), None)
 
 
 def run_trials(

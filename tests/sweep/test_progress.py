@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from methods.base import Bill
+from pipeline.budget import Phase
 from pipeline.errors import LedgerError
 from pipeline.sweep.progress import Progress
 from pipeline.sweep.run_state import ENCODING, FITTING, STARTING, State, clock, result
@@ -16,86 +17,157 @@ from tests.support.synthetic import make
 
 
 class FakeLedger:
-    """A ledger with one account, which can be damaged."""
+    """A ledger with the requests charged to some trials, which can be damaged."""
 
-    requests, damaged = 100, False
+    def __init__(self, **requests: int) -> None:
+        self.requests, self.damaged = requests, False
 
-    def accounts(self) -> list[Any]:
+    def trials(self, storage: str) -> list[Any]:
+        return [SimpleNamespace(trial=name, bills=self.trial_bill(storage, name)) for name in self.requests]
+
+    def trial_bill(self, storage: str, trial: str) -> dict[Phase, Bill]:
         if self.damaged:
             raise LedgerError("damaged")
-        return [SimpleNamespace(name="other", charged=Bill(7)), SimpleNamespace(name="a", charged=Bill(self.requests))]
+        return {Phase.ADAPT: Bill(self.requests.get(trial, 0)), Phase.EVALUATE: Bill(7)}
 
 
-def progress(*requests: int) -> tuple[Progress, Any]:
-    ledger: Any = FakeLedger()
-    return Progress(requests, ledger, "a"), ledger
+class FakeImages:
+    """The images to encode."""
+
+    total, left = 0, 0
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def ended(self, spec: Any) -> None: ...
 
 
-def reread(run: Progress) -> State:
-    run._next_read = 0.0
-    return run.state()
+class Run:
+    """The progress of trials a, b, ... with these predicted requests; some were charged before."""
+
+    def __init__(self, *requests: int, **charged: int) -> None:
+        self.ledger, self.starts, self.images = FakeLedger(**charged), dict[int, float](), FakeImages()
+        self.specs: list[Any] = [
+            SimpleNamespace(trial_id=name, account=name, predicted=Bill(n), choice=SimpleNamespace(name="craft"))
+            for name, n in zip("abcdefghi", requests, strict=False)
+        ]
+        ledger: Any = self.ledger
+        self.progress = Progress(self.specs, ledger, "s", self.starts)
+
+    def start(self) -> None:
+        images: Any = self.images
+        self.progress.start_trials(images)
+
+    def state(self) -> State:
+        self.progress._next_read = 0.0
+        return self.progress.state()
 
 
-def test_counts_begin_at_the_start_of_the_run() -> None:
-    run, ledger = progress(50, 50)
-    ledger.requests = 130
-    run.ended(20, [])
-    state = reread(run)
-    assert (state.ended, state.trials, state.done_requests, state.requests) == (1, 2, 30, 100)
+def test_requests_of_ended_and_running_trials_are_counted() -> None:
+    run = Run(50, 50)
+    run.start()
+    run.starts |= {0: 0.0, 1: 0.0}
+    run.ledger.requests["b"] = 20
+    assert run.state().done_requests == 20
+    run.progress.ended(run.specs[0], [])
+    del run.starts[0]
+    state = run.state()
+    assert (state.ended, state.trials, state.done_requests, state.requests) == (1, 2, 70, 100)
 
 
-def test_replayed_requests_count_as_done() -> None:
-    run, _ = progress(50, 50)  # the calls of both were charged by an earlier run
-    run.ended(50, [])
-    run.ended(50, [])
-    assert reread(run).line.startswith("2/2 trials   100/100 requests   ")
+def test_requests_of_an_earlier_run_are_done_from_the_start() -> None:
+    run = Run(50, 50, a=50, b=30)
+    assert run.state().done_requests == 80
+    run.start()
+    run.starts |= {0: 0.0, 1: 0.0}
+    assert (run.state().done_requests, run.state().stage) == (80, FITTING)  # replays change nothing
+    run.ledger.requests["b"] = 40
+    assert run.state().done_requests == 90
+    run.progress.ended(run.specs[0], [])
+    run.progress.ended(run.specs[1], [])
+    assert run.state().line.startswith("2/2 trials   100/100 requests   ")
+
+
+def test_a_trial_never_counts_for_more_than_was_predicted() -> None:
+    run = Run(50, 50, a=60)
+    run.starts[1] = 0.0
+    run.ledger.requests["b"] = 70
+    assert run.state().done_requests == 100
 
 
 def test_a_damaged_ledger_leaves_the_last_count() -> None:
-    run, ledger = progress(50)
-    ledger.damaged = True
-    assert reread(run).done_requests == 0
+    run = Run(50, a=20)
+    run.starts[0] = 0.0
+    run.ledger.damaged = True
+    assert run.state().done_requests == 20
 
 
-def test_the_first_charge_or_result_ends_the_stage_of_encoding() -> None:
-    run, ledger = progress(50)
+def test_encoding_is_a_stage_with_its_count_until_all_images_are_encoded() -> None:
+    run = Run(50)
     assert run.state().stage == STARTING
-    run.start_trials()
-    assert reread(run).stage == ENCODING
-    ledger.requests += 1
-    assert reread(run).stage == FITTING
+    run.images.left = None  # not counted yet
+    run.start()
+    run.starts[0] = 0.0
+    assert run.state().line.endswith("   encoding images")
+    run.images.total, run.images.left = 2000, 1500
+    assert run.state().line.endswith("   encoding images 500/2,000")
+    run.ledger.requests["a"] = 10
+    assert run.state().stage == ENCODING  # other images are encoded while requests are made
+    run.images.left = 0
+    state = run.state()
+    assert (state.stage, state.images, state.encoded) == (FITTING, 2000, 2000)
 
 
-def state(ended: int, done: int, elapsed: float = 60.0) -> State:
-    return State(FITTING, 10, ended, 1000, done, elapsed, elapsed)
+def test_images_that_nobody_encodes_for_a_while_do_not_make_it_the_stage() -> None:
+    run = Run(50)
+    run.start()
+    run.starts[0], run.images.total, run.images.left = 0.0, 10, 10
+    assert run.state().stage == ENCODING
+    run.ledger.requests["a"] = 10
+    assert run.state().stage == FITTING
 
 
-def test_there_is_no_estimate_before_some_trials_and_a_part_of_the_work_are_done() -> None:
-    assert state(0, 900).left_s is None and state(2, 900).left_s is None
-    assert State(FITTING, 1000, 3, 10**6, 20, 60.0, 60.0).left_s is None
-    assert state(5, 500).left_s == pytest.approx(60.0)  # half of the requests and of the trials
-    assert "left" not in state(2, 900).line and "   about 1:00 left   fitting" in state(5, 500).line
+def state(ended: int, left_s: float | None, more: bool = False, **columns: Any) -> State:
+    return State(FITTING, 10, ended, 1000, 500, 60.0, left_s=left_s, more=more, **columns)
+
+
+def test_there_is_no_time_left_without_a_basis() -> None:
+    run = Run(50, 50)
+    run.start()
+    assert run.state().left_s is None and "left" not in run.state().line
+    assert "left" not in state(2, None).line
+    assert state(2, 60.0).line.endswith("   1:00 gone   about 1:00 left   fitting")
+    assert state(2, 60.0, more=True).line.endswith("   1:00 gone   more than 1:00 left   fitting")
+
+
+def test_the_bar_shows_time_if_it_is_known_and_requests_and_trials_if_not() -> None:
+    assert state(2, 60.0).share == 0.5
+    assert state(2, None).share == state(2, 60.0, more=True).share == pytest.approx(502 / 1010)
 
 
 def test_a_finished_run_has_nothing_left() -> None:
-    assert state(10, 1000).left_s == 0.0
-    assert state(10, 1000).line == "10/10 trials   1,000/1,000 requests   1:00 gone"
+    run = Run(5)
+    run.start()
+    run.progress.ended(run.specs[0], [])
+    assert run.state().left_s == 0.0
+    assert state(10, 0.0).line == "10/10 trials   500/1,000 requests   1:00 gone"
 
 
 def test_the_last_line_has_all_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    run, _ = progress(1000, 0)
+    run = Run(1000, 0)
     beats: list[float | None] = []
-    run.beat = beats.append
-    with run:
-        run.start_trials()
-        run.ended(1000, [])
-        run.ended(0, [])
+    run.progress.beat = beats.append
+    with run.progress:
+        run.start()
+        run.progress.ended(run.specs[0], [])
+        run.progress.ended(run.specs[1], [])
     assert capsys.readouterr().err.splitlines()[-1] == "2/2 trials   1,000/1,000 requests   0:00 gone"
     assert beats
 
 
 def test_a_run_that_does_not_start_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress(1000)[0]:
+    with Run(1000).progress:
         pass
     assert capsys.readouterr().err == ""
 
@@ -103,9 +175,9 @@ def test_a_run_that_does_not_start_prints_nothing(capsys: pytest.CaptureFixture[
 def test_results_are_lines_and_only_the_last_ones_are_kept() -> None:
     assert result(make(accuracy=57.84, requests=0)) == "zero_shot on icons, 16 shots, seed 1: 57.8%, 0 requests"
     assert result(make(status="failed", shots=1)).endswith("1 shot, seed 1: failed, 0 requests")
-    run, _ = progress(*[1] * 9)
+    run = Run(*[1] * 9)
     for seed in range(9):
-        run.ended(1, [make(seed=seed, accuracy=1.0)])
+        run.progress.ended(run.specs[seed], [make(seed=seed, accuracy=1.0)])
     results = run.state().results
     assert len(results) == 5 and "seed 8" in results[-1]
 
@@ -118,8 +190,8 @@ def test_a_terminal_shows_stage_bar_and_results_and_keeps_its_cursor() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=70, height=24, color_system=None)
     live = Live(console)
-    live.show(State(FITTING, 4, 2, 100, 50, 61.0, 60.0, ("zero_shot on icons, 16 shots, seed 1: 46.4%, 0 requests",)))
-    live.close(State(FITTING, 4, 4, 100, 100, 90.0, 89.0))
+    live.show(State(FITTING, 4, 2, 100, 50, 61.0, results=("zero_shot on icons, 16 shots, seed 1: 46.4%, 0 requests",)))
+    live.close(State(FITTING, 4, 4, 100, 100, 90.0))
     text = out.getvalue()
     assert "zero_shot on icons" in text and "2/4 trials" in text and FITTING in text and "━" in text
     assert text.rstrip().splitlines()[-1].endswith("4/4 trials   100/100 requests   1:30 gone")

@@ -10,6 +10,7 @@ import pytest
 from pipeline.budget import Limits
 from pipeline.cli import main
 from pipeline.errors import ConfigError
+from pipeline.results.runs import add_run
 from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.status import FILE, Heartbeat, shown, status
 from pipeline.sweep.storage import alone, held
@@ -27,8 +28,10 @@ def test_status_of_a_running_sweep_and_after_its_driver_died(lab: Lab) -> None:
     done, broken, going, waiting = (lab.spec("logit_head", f"seeds=[{seed}]") for seed in (1, 2, 3, 4))
     lab.run(done)
     lab.store.write([failed_row(broken, "ValueError: no such thing", spec_columns(broken))])
-    heart = Heartbeat(storage, [(t.trial_id, t.name) for t in (done, broken, going, waiting)], lambda: [3, None])
-    heart.running |= {0, 2}  # the first one's rows are there, and Tune has not said so yet
+    trials = (done, broken, going, waiting)
+    add_run(storage, [t.trial_id for t in trials], False, print)
+    starts = {0: 1.0, 2: 1.0}  # the first one's rows are there, and Tune has not said so yet
+    heart = Heartbeat(storage, trials, starts, lambda: [3, None])
     heart.beat(90.0)
     with alone(storage):
         record = status(storage, url)
@@ -50,6 +53,28 @@ def test_status_of_a_running_sweep_and_after_its_driver_died(lab: Lab) -> None:
     assert "the same `farebox run` command continues" in shown(dead)
     (storage / FILE).write_text('{"half')
     assert status(storage, url)["done"] == 1
+
+
+def test_a_failed_trial_has_the_name_of_its_plan(lab: Lab) -> None:
+    specs = [
+        *(lab.spec("craft", f"budget.requests={n}", "hparams=paper") for n in (40, 50)),
+        lab.spec("logit_head", "answers={scores: probabilities, digits: 3}"),
+        lab.spec("zero_shot", "shots=1"),
+    ]
+    write_id(lab.folder, new_id(lab.folder))
+    for spec in specs:
+        lab.store.write([failed_row(spec, "no", spec_columns(spec))])
+    failed = status(lab.folder, f"sqlite:///{lab.folder / 'ledger.db'}")["failed"]
+    assert {f["trial"]: f["name"] for f in failed} == {spec.trial_id: spec.name for spec in specs}
+
+
+def test_the_heartbeat_does_not_grow_with_the_number_of_trials(lab: Lab) -> None:
+    (spec,) = lab.plan("methods=[zero_shot]").trials
+    sizes = []
+    for n in (1, 1000):
+        Heartbeat(lab.folder, [spec] * n, {0: 1.0}, list).beat(None)
+        sizes.append((lab.folder / FILE).stat().st_size)
+    assert abs(sizes[0] - sizes[1]) < 5
 
 
 def test_reading_the_lock_does_not_take_it(tmp_path: Path) -> None:

@@ -28,17 +28,17 @@ def specs() -> list[Any]:
 
 def test_each_trial_is_reported_when_its_worker_ended_it(specs: list[Any], tmp_path: Path) -> None:
     ended: list[Any] = []
-    running: set[int] = set()
-    callback = TuneCallback(specs, running, EventLog(tmp_path, dict.fromkeys("abc", "name")), ended.append)
+    starts: dict[int, float] = {}
+    callback = TuneCallback(specs, starts, EventLog(tmp_path, dict.fromkeys("abc", "name")), ended.append)
     for index in range(3):
         callback.on_trial_start(0, [], trial(index))
-    assert running == {0, 1, 2}
+    assert starts.keys() == {0, 1, 2}
     callback.on_trial_recover(0, [], trial(0))
     callback.on_trial_complete(0, [], trial(0, done=True))
     callback.on_trial_error(0, [], trial(1))
-    assert running == {2} and ended == [specs[0]]
+    assert starts.keys() == {2} and ended == [specs[0]]
     callback.on_trial_complete(0, [], trial(2, done=True, **{FATAL: StorageError("disk full")}))
-    assert running == set() and ended == [specs[0]]
+    assert not starts and ended == [specs[0]]
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(e["event"], e["trial"]) for e in events] == [
         *(("trial started", name) for name in "abc"),
@@ -54,5 +54,5 @@ def test_an_error_that_ends_the_run_stops_all_trials() -> None:
 
 def test_the_callback_pickles_whatever_it_holds(tmp_path: Path) -> None:
     lock = threading.Lock()  # as a ledger has one
-    callback = TuneCallback([], set(), EventLog(tmp_path, {}), lambda spec: lock.release())
+    callback = TuneCallback([], {}, EventLog(tmp_path, {}), lambda spec: lock.release())
     assert type(pickle.loads(pickle.dumps(callback))).__name__ == "Callback"
