@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline.config.compose import Config
@@ -18,7 +20,7 @@ from pipeline.ledger.sqlite_file import sqlite_file
 from pipeline.results.identity import Selection
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
-from pipeline.results.tracking import Mirror
+from pipeline.results.tracking import BATCH, Mirror
 from pipeline.source_code import driver_code, texts_digest
 
 MirrorRows = Callable[[Sequence[ResultRow]], None]
@@ -26,6 +28,8 @@ MirrorRows = Callable[[Sequence[ResultRow]], None]
 PUBLISHED = "published.json"
 FOLDER = "leaderboard"
 """Folder of a storage with the files of its report."""
+GATHER_S = 2.0
+"""Seconds for which rows are gathered for a batch."""
 RETRY_S = 60.0
 """Seconds without another attempt after MLflow failed."""
 
@@ -100,15 +104,30 @@ class BackgroundMirror:
         self._queue.put(rows)
 
     def _work(self) -> None:
-        mirror, retry_at = None, 0.0
-        while (rows := self._queue.get()) is not None:
-            if time.monotonic() < retry_at:
+        mirror, retry_at, open_ = None, 0.0, True
+        while open_:
+            trials, open_ = self._gathered()
+            if not trials or time.monotonic() < retry_at:
                 continue  # each attempt would wait for the server; `publish` mirrors the trials that are left out
             try:
                 mirror = mirror or open_mirror(self.config)
-                mirror.mirror(rows, self.store.prediction_files(rows))
+                mirror.mirror_all([(rows, partial(self.store.prediction_files, rows)) for rows in trials])
             except TrackingError:
                 retry_at = time.monotonic() + RETRY_S
+
+    def _gathered(self) -> tuple[list[Sequence[ResultRow]], bool]:
+        """Wait for rows; return those that come within `GATHER_S`, at most a batch, and whether more may come."""
+        trials, until = list[Sequence[ResultRow]](), math.inf
+        while len(trials) < BATCH:
+            try:
+                rows = self._queue.get(timeout=max(0.0, until - time.monotonic()) if trials else None)
+            except queue.Empty:
+                break
+            if rows is None:
+                return trials, False
+            until = until if trials else time.monotonic() + GATHER_S
+            trials.append(rows)
+        return trials, True
 
     def close(self) -> None:
         """Wait until all queued rows are mirrored."""

@@ -1,6 +1,6 @@
 """Mirror the rows of a sweep to MLflow, which is imported lazily, as that takes seconds.
 
-The experiment has one run per trial, written in one batch by one process, one per mean of a method, and one with the
+The experiment has one run per trial, written in batches by one process, one per mean of a method, and one with the
 leaderboard's files; the tag `farebox.kind` tells which. Results are never read back from MLflow. A run is found by its
 tag `farebox.trial_id`. It is kept if its tag `farebox.digest` matches, else replaced; the digest is set last, so an
 incomplete run has none. Every failure of MLflow is a TrackingError, which a sweep survives. `Mirror.sync` rebuilds the
@@ -10,16 +10,13 @@ mirror.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError
 from pipeline.files import strict_json
@@ -39,15 +36,26 @@ from pipeline.results.tracking_names import (
     table_of,
     table_tag,
 )
-from pipeline.results.tracking_store import git_tags, is_gone, mapped, open_client, write_files
+from pipeline.results.tracking_store import (
+    digest_of,
+    git_tags,
+    is_gone,
+    log_files,
+    mapped,
+    one_transaction,
+    open_client,
+    refused,
+    remove_files,
+    rows_digest,
+)
 from pipeline.results.tracking_views import SHARED, VIEWS, experiment_note
 from pipeline.source_code import code_digest
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
 OWNER = "farebox.storage"
 TABLE, BILL = "leaderboard_table.json", "bill.json"
-FORMAT = 2
-"""Version of what a run contains; runs of another version are replaced."""
+BATCH = 32
+"""Maximum number of trials that one transaction writes."""
 PATIENCE = 3
 """Consecutive failures of MLflow itself after which `sync` stops."""
 
@@ -81,22 +89,40 @@ class Mirror:
 
     def missing(self, trials: Mapping[str, Sequence[ResultRow]]) -> list[str]:
         """Return the ids of the trials without a run, or with one of other rows."""
-        return [t for t, rows in trials.items() if t not in self._known or self._known[t].digest != _digest(rows)]
+        digests = {trial: run.digest for trial, run in self._known.items()}
+        return [trial for trial, rows in trials.items() if digests.get(trial) != rows_digest(rows)]
 
     def mirror(self, rows: Sequence[ResultRow], files: Sequence[Path] = ()) -> bool:
         """Mirror the rows of one trial (the source test set first) and its files; return False if it is mirrored."""
-        return self._mirror(rows, _digest(rows), lambda: files)
+        return self.mirror_all([(rows, lambda: files)]) == 1
 
-    def _mirror(self, rows: Sequence[ResultRow], digest: str, files: Callable[[], Sequence[Path]]) -> bool:
-        trial_id = rows[0].trial_id
-        old = self._known.get(trial_id)
-        if old is not None and old.digest == digest:
-            return False
-        with mapped(f"trial {trial_id} was not mirrored to MLflow"):
-            self._known[trial_id] = _Run(self._write(rows, files(), digest), digest)
-            if old is not None:  # only now: a crash leaves both, and the next load keeps the one with a digest
-                self._delete(old.run_id)
-        return True
+    def mirror_all(self, trials: Sequence[tuple[Sequence[ResultRow], Callable[[], Sequence[Path]]]]) -> int:
+        """Mirror trials as `mirror` does, in one batch: all or none. Return how many were not mirrored before."""
+        digests = [rows_digest(rows) for rows, _ in trials]
+        old = [self._known.get(rows[0].trial_id, _Run("", "")) for rows, _ in trials]
+        new = [i for i, digest in enumerate(digests) if old[i].digest != digest]
+        if not new:
+            return 0
+        run_ids = list[str]()
+        try:
+            with mapped(f"trial {trials[new[0]][0][0].trial_id} was not mirrored to MLflow"):
+                with one_transaction(self.client):
+                    writing = [self._write(*trials[i], digests[i]) for i in new]
+                    run_ids += [next(run) for run in writing]
+                with one_transaction(self.client):
+                    for run in writing:
+                        next(run, None)
+                for i in new:
+                    self._known[trials[i][0][0].trial_id] = _Run(run_ids.pop(0), digests[i])
+                for i in new:
+                    if old[i].run_id:  # only now: a crash leaves both, and the next load keeps the one with a digest
+                        self._delete(old[i].run_id)
+        except TrackingError:
+            with contextlib.suppress(Exception):
+                for run_id in run_ids if len(new) > 1 else ():  # not complete; their trials are tried one by one
+                    self._delete(run_id)
+            raise
+        return len(new)
 
     def log_report(
         self, folder: Path, board: list[dict[str, Any]], summary: Sequence[dict[str, Any]] = (), digest: str = ""
@@ -112,7 +138,7 @@ class Mirror:
         with mapped("the leaderboard was not mirrored to MLflow"):
             run_id = self._report_run()
             if run_id:
-                self._clear(run_id)
+                remove_files(self.client, run_id)
             else:
                 run_id = self._create("leaderboard", {KIND: "leaderboard"}).info.run_id
             self.client.log_artifacts(run_id, str(folder))
@@ -140,7 +166,7 @@ class Mirror:
 
         known, means = self._load("mean"), means_of(summary)
         for name, (metrics, params) in means.items():
-            digest = _digest_of([metrics, params])
+            digest = digest_of([metrics, params])
             if name in known and known[name].digest == digest:
                 continue
             tags = {KIND: "mean", TRIAL: name, "mlflow.note.content": "Mean over data sets and seeds."}
@@ -164,21 +190,26 @@ class Mirror:
 
         Args:
             store: The store.
-            progress: Called with the numbers of mirrored and of missing trials after each trial that was missing.
+            progress: Called with the numbers of mirrored and of missing trials after each batch of missing ones.
         """
         trials = store.trials()
         missing = self.missing(trials)
-        problems, consecutive = list[str](), 0
-        for number, trial_id in enumerate(missing, 1):
+        problems, consecutive, number = list[str](), 0, 0
+        batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
+        while batches:
+            some = batches.pop(0)
             try:
-                of_trial = trials[trial_id]
-                self._mirror(of_trial, _digest(of_trial), partial(store.prediction_files, of_trial))
+                self.mirror_all([(trials[t], partial(store.prediction_files, trials[t])) for t in some])
                 consecutive = 0
             except TrackingError as error:
-                problems.append(str(error))
-                consecutive += not _refused(error)
+                consecutive += not refused(error)
                 if consecutive == PATIENCE:
                     raise
+                if len(some) > 1:
+                    batches = [[trial_id] for trial_id in some] + batches
+                    continue
+                problems.append(str(error))
+            number += len(some)
             progress(number, len(missing))
         damaged = {damage.trial_id for damage in store.damaged.values()}
         with mapped("runs of removed trials were not removed from MLflow"):
@@ -247,16 +278,22 @@ class Mirror:
         common = {ROOT: str(self.root), "mlflow.source.name": "farebox"}
         return self.client.create_run(self.experiment_id, start_time=start, tags=common | tags, run_name=name)
 
-    def _write(self, rows: Sequence[ResultRow], files: Sequence[Path], digest: str) -> str:
+    def _write(self, rows: Sequence[ResultRow], files: Callable[[], Sequence[Path]], digest: str) -> Iterator[str]:
+        """Create the run of a trial and yield its id; when continued, write its content, the digest last."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
         source = rows[0]
         end = milliseconds(source.created)
         tags = {TRIAL: source.trial_id, KIND: "trial", "mlflow.note.content": description_of(rows)}
-        tags |= system_of(source) | _commit(source) | {"mlflow.loggedArtifacts": table_tag(BILL)}
+        tags |= (
+            system_of(source)
+            | (git_tags() if source.code_digest == code_digest() else {})
+            | {"mlflow.loggedArtifacts": table_tag(BILL)}
+        )
         run = self._create(name_of(source), tags, end - int(1000 * (source.seconds or 0)))
-        run_id = str(run.info.run_id)
-        self._log_files(run, rows, files)
+        yield (run_id := str(run.info.run_id))
+        contents = {"rows.json": [asdict(row) for row in rows], "config.json": json.loads(source.config)}
+        log_files(self.client, run, self.local, contents | {BILL: bill_of(source)}, files())
         metrics = [Metric(key, value, end, step) for key, value, step in metrics_of(rows)]
         params = [Param(key, value) for key, value in params_of(source).items()]
         data = Dataset(fit_value(source.dataset, LONGEST_NAME), source.split_digest[:36], "farebox", "{}")
@@ -267,28 +304,9 @@ class Mirror:
             metrics, params = metrics[800:], params[100:]
         self.client.log_batch(run_id, metrics, params, [RunTag(DIGEST, digest)])
         self.client.set_terminated(run_id, "FINISHED" if source.status in FINISHED else "FAILED", end)
-        return run_id
-
-    def _log_files(self, run: Any, rows: Sequence[ResultRow], files: Sequence[Path]) -> None:
-        """Write the artifacts of a trial's run: into its folder, or through one folder of a server's upload."""
-        contents = {"rows.json": [asdict(row) for row in rows], "config.json": json.loads(rows[0].config)}
-        contents[BILL] = bill_of(rows[0])
-        place = urlparse(run.info.artifact_uri)
-        if self.local and place.scheme == "file":
-            write_files(Path(unquote(place.path)), contents, files)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            write_files(Path(folder), contents, files)
-            self.client.log_artifacts(run.info.run_id, folder)
-
-    def _clear(self, run_id: str) -> None:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        with contextlib.suppress(NotImplementedError):  # a remote store that only overwrites
-            get_artifact_repository(self.client.get_run(run_id).info.artifact_uri).delete_artifacts()
 
     def _delete(self, run_id: str) -> None:
-        self._clear(run_id)
+        remove_files(self.client, run_id)
         self.client.delete_run(run_id)
 
     def write_views(self, run_id: str = "") -> None:
@@ -300,21 +318,3 @@ class Mirror:
         for name, view in VIEWS.items():
             with contextlib.suppress(Exception):
                 self.client.set_experiment_tag(self.experiment_id, SHARED + name, strict_json(view))
-
-
-def _commit(row: ResultRow) -> dict[str, str]:
-    """Return tags with the git commit of a trial, if the present code is the code that ran it."""
-    return git_tags() if row.code_digest == code_digest() else {}
-
-
-def _refused(error: TrackingError) -> bool:
-    """Return whether MLflow or this module refused the content of one trial, rather than MLflow not working."""
-    return error.__cause__ is None or getattr(error.__cause__, "error_code", "") == "INVALID_PARAMETER_VALUE"
-
-
-def _digest(rows: Sequence[ResultRow]) -> str:
-    return _digest_of([asdict(row) for row in rows])
-
-
-def _digest_of(content: Any) -> str:
-    return hashlib.sha256(f"{FORMAT} {strict_json(content, sort_keys=True)}".encode()).hexdigest()

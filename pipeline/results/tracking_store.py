@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,11 @@ from urllib.parse import unquote, urlparse
 
 from pipeline.errors import TrackingError, first_line, masked
 from pipeline.files import json_value, strict_json
+from pipeline.results.row import ResultRow
 from pipeline.results.tracking_names import fit_key
+
+FORMAT = 2
+"""Version of what a run contains; runs of another version are replaced."""
 
 
 def open_client(uri: str) -> Any:
@@ -67,6 +74,44 @@ def mapped(what: str) -> Iterator[None]:
         raise TrackingError(masked(f"{what}: {type(error).__name__}: {first_line(error)}")) from error
 
 
+@contextlib.contextmanager
+def one_transaction(client: Any) -> Iterator[None]:
+    """Commit at once what the block writes to an SQL store of this process; each call by itself to another one.
+
+    MLflow has no call that writes several runs, and each of its calls takes a transaction of its own. Within the block
+    all of them get the session of one. An error rolls it back as a whole, also one that MLflow would handle.
+    """
+    store = getattr(getattr(client, "_tracking_client", None), "store", None)
+    open_session = getattr(store, "ManagedSessionMaker", None)
+    if store is None or open_session is None:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        with open_session(read_only=False) as session:
+
+            @contextlib.contextmanager
+            def same_session(read_only: bool = True) -> Iterator[Any]:
+                yield session
+                session.flush()
+
+            store.ManagedSessionMaker, session.commit, session.rollback = same_session, session.flush, _refuse
+            try:
+                yield
+            except Exception as error:
+                failure = error
+                raise
+            finally:
+                store.ManagedSessionMaker = open_session
+                del session.commit, session.rollback
+    except Exception as error:
+        raise failure or error from None  # MLflow's session raises errors of the block as its own
+
+
+def _refuse() -> None:
+    raise TrackingError("a call to MLflow failed in a batch")
+
+
 def is_gone(location: str) -> bool:
     """Return whether a location was a folder of this machine that no longer exists."""
     place = urlparse(location)
@@ -91,6 +136,40 @@ def write_files(folder: Path, contents: Mapping[str, Any], predictions: Sequence
             os.link(file, target)
         except OSError:
             shutil.copyfile(file, target)
+
+
+def log_files(client: Any, run: Any, local: bool, contents: Mapping[str, Any], predictions: Sequence[Path]) -> None:
+    """Write the artifacts of a run: into its folder, or through one folder of a server's upload."""
+    place = urlparse(run.info.artifact_uri)
+    if local and place.scheme == "file":
+        write_files(Path(unquote(place.path)), contents, predictions)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder), contents, predictions)
+        client.log_artifacts(run.info.run_id, folder)
+
+
+def remove_files(client: Any, run_id: str) -> None:
+    """Remove the artifacts of a run."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with contextlib.suppress(NotImplementedError):  # a remote store that only overwrites
+        get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts()
+
+
+def digest_of(content: Any) -> str:
+    """Return the digest of what a run is made from."""
+    return hashlib.sha256(f"{FORMAT} {strict_json(content, sort_keys=True)}".encode()).hexdigest()
+
+
+def rows_digest(rows: Sequence[ResultRow]) -> str:
+    """Return the digest of the rows of a trial."""
+    return digest_of([asdict(row) for row in rows])
+
+
+def refused(error: TrackingError) -> bool:
+    """Return whether MLflow or this package refused the content of one trial, rather than MLflow not working."""
+    return error.__cause__ is None or getattr(error.__cause__, "error_code", "") == "INVALID_PARAMETER_VALUE"
 
 
 def _file_name(file: Path) -> str:

@@ -44,6 +44,7 @@ from pipeline.commands import leaderboard  # noqa: F401
 from pipeline.config.compose import compose
 from pipeline.errors import FareboxError
 from pipeline.ledger.ledger import Ledger
+from pipeline.results.snapshot import read_snapshot
 from pipeline.results.store import ResultStore
 from pipeline.sweep import status  # noqa: F401
 from pipeline.sweep.reservations import (
@@ -68,6 +69,7 @@ LOOSE = {"seconds", "created", "computed_images", "computed_prompts", "cache_hit
 """Columns that differ between two runs of one trial."""
 FILES = {
     "rows": ["storage/results/*.arrow"],
+    "snapshot": ["storage/rows.arrow"],
     "predictions": ["storage/predictions/*/*.arrow"],
     "ledger": ["storage/ledger.db"],
     "storage id": ["storage/storage_id"],
@@ -79,9 +81,9 @@ FILES = {
     "printed": ["embedded/published.csv"],
 }
 """What is damaged, as patterns under the sweep's folder."""
-SHOWN = {"rows", "predictions", "ledger", "storage id"}
+SHOWN = {"rows", "snapshot", "predictions", "ledger", "storage id"}
 """Kinds that the leaderboard and the ledger read; the others enter numbers through a run."""
-REMOVED = {"predictions", "checkpoints", "features", "index", "known files", "embedded"}
+REMOVED = {"snapshot", "predictions", "checkpoints", "features", "index", "known files", "embedded"}
 """Kinds of which a whole file may be missing. A missing row file is a trial that was not run."""
 Seen = dict[str, tuple[int, str, str]]
 """By command: exit code, standard output, standard error."""
@@ -166,6 +168,11 @@ def make(folder: Path) -> Sweep:
     assert len(stopped) == 3 and all("stopped" in line for line in stopped), stopped
     for name in ("fake", "tiny"):
         assert run(sweep.words(name)) == []
+    store, old = ResultStore(folder / "storage"), time.time() - 60
+    for path in sweep.files("rows"):
+        os.utime(path, (old, old))  # younger files are not in the snapshot
+    store.write_snapshot()
+    assert read_snapshot(store.storage).table.equals(store.read()) and len(store.read()) > 30
     return sweep
 
 

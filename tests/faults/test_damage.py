@@ -15,7 +15,7 @@ from tests.faults.forked import forked
 from tests.support.patience import patience
 
 ROOT = Path(__file__).resolve().parents[2]
-FLIPS = 20
+FLIPS = 22
 
 
 @pytest.mark.slow

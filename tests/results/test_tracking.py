@@ -11,6 +11,7 @@ import webbrowser
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.results import report, tracking
 from pipeline.results.report import write_report
 from pipeline.results.row import ResultRow, to_rows
 from pipeline.results.store import ResultStore
-from pipeline.results.tracking import Mirror, Synced
+from pipeline.results.tracking import TRIAL, Mirror, Synced
 from pipeline.results.tracking_names import name_of
 from pipeline.results.tracking_store import ui_command
 from pipeline.results.tracking_views import VIEWS
@@ -313,6 +314,50 @@ def test_one_trial_that_mlflow_does_not_take_does_not_stop_the_others(
     assert mirrored == 7 and [p.split()[1] for p in problems] == bad and "no such name" in problems[0]
     monkeypatch.setattr(Mirror, "_write", write)
     assert mirror.sync(store) == Synced(12, [])
+
+
+def test_a_batch_takes_two_transactions_and_its_runs_are_those_of_single_calls(
+    opened: MakeMirror, tmp_path: Path
+) -> None:
+    import sqlalchemy
+
+    store = write_store(tmp_path, methods=("zero_shot", "craft"), shots=(16,), seeds=(1, 2), budgets=((8000, None),))
+    mirror, commits = opened(), list[Any]()
+    engine = mirror.client._tracking_client.store.engine
+    sqlalchemy.event.listen(engine, "commit", commits.append)
+    trials = [(rows, partial(store.prediction_files, rows)) for rows in store.trials().values()]
+    assert mirror.mirror_all(trials) == len(trials) == 12 and len(commits) == 2
+    assert mirror.mirror_all(trials) == 0 and len(commits) == 2
+
+    def content(runs: list[Any]) -> dict[str, Any]:
+        kept = {run.data.tags[TRIAL]: run for run in runs}
+        return {t: (r.data.metrics, r.data.params, r.data.tags, r.info.status) for t, r in kept.items()}
+
+    batch = content(runs(mirror))
+    for run in runs(mirror):
+        mirror._delete(run.info.run_id)
+    single = opened()
+    for rows, files in trials:
+        assert single.mirror(rows, files())
+    assert content(runs(single)) == batch and len(batch) == 12
+
+
+def test_a_batch_that_fails_leaves_no_run(opened: MakeMirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = opened()
+    log_batch = mirror.client.log_batch
+    calls = iter(range(9))
+
+    def die(*content: Any) -> None:
+        if next(calls) == 2:
+            raise OSError("disk full")
+        log_batch(*content)
+
+    monkeypatch.setattr(mirror.client, "log_batch", die)
+    trials = [([make(trial_id=name)], list) for name in "abcd"]
+    with pytest.raises(TrackingError, match="disk full"):
+        mirror.mirror_all(trials)
+    assert not runs(mirror) and not [p for p in mirror.root.rglob("*") if p.is_file()]
+    assert mirror.mirror_all(trials) == 4 and len(runs(mirror)) == 4
 
 
 def test_an_mlflow_that_does_not_work_is_given_up_after_three_trials(
