@@ -226,7 +226,7 @@ def test_weights_that_are_not_there_are_refused(command: Command, tmp_path: Path
     model.write_text("kind: open_clip\narch: ViT-B-33\nweights: openai\n")
     assert "open_clip has no architecture 'ViT-B-33'" in command.refused(f"model={model}")
     model.write_text("kind: magic\n")
-    assert "kind 'magic' is none of fake, embedded, open_clip" in command.refused(f"model={model}")
+    assert "no choice named 'magic' (known: embedded, fake, http, open_clip)" in command.refused(f"model={model}")
 
 
 # --- in a process of its own ----------------------------------------------------------------------------------------
