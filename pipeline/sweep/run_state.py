@@ -9,6 +9,9 @@ from pipeline.results.row import STATUSES, ResultRow
 STARTING, LOADING, ENCODING, FITTING = "starting Ray", "loading the model", "encoding images", "fitting"
 """Stages of a run, in this order. While images are encoded again later, the stage is the third again."""
 
+LOWER_BOUND_S = 300.0
+"""A lower bound of the time left is shown from here on; a smaller one says little."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -48,7 +51,8 @@ class State:
         if self.ended == self.trials:
             return f"{counts}{clock(self.elapsed_s)} gone"
         about = "more than" if self.more else "about"
-        left = "" if self.left_s is None else f"   {about} {clock(self.left_s)} left"
+        shown = self.left_s is not None and (self.left_s >= LOWER_BOUND_S or not self.more)
+        left = f"   {about} {clock(self.left_s or 0)} left" if shown else ""
         images = f" {self.encoded:,}/{self.images:,}" if self.stage == ENCODING and self.images else ""
         return f"{counts}{clock(self.elapsed_s)} gone{left}   {self.stage}{images}"
 

@@ -138,7 +138,8 @@ def test_there_is_no_time_left_without_a_basis() -> None:
     assert run.state().left_s is None and "left" not in run.state().line
     assert "left" not in state(2, None).line
     assert state(2, 60.0).line.endswith("   1:00 gone   about 1:00 left   fitting")
-    assert state(2, 60.0, more=True).line.endswith("   1:00 gone   more than 1:00 left   fitting")
+    assert "left" not in state(2, 60.0, more=True).line
+    assert state(2, 600.0, more=True).line.endswith("   1:00 gone   more than 10:00 left   fitting")
 
 
 def test_the_bar_shows_time_if_it_is_known_and_requests_and_trials_if_not() -> None:
