@@ -10,7 +10,7 @@ Paper: AReS, arXiv:2604.01474 (CVPR 2026), with the padding and BLM+ of its rele
 
     q_n = softmax(s f_n t')                           the endpoint's probabilities, asked once        (1)
     min over head: mean_n KL(q_n || softmax(head(g(x_n))))          g: the local model, frozen        (2)
-    z(x) = head(g(F.pad(small x) + mask * sigmoid(P)))                the mask is 0 under the image     (3)
+    z(x) = head(g(pad(small x) + mask * sigmoid(P)))                the mask is 0 under the image     (3)
     min over P: CE(z(x) M, y)      M: BLM+ of softmax(z), the k largest, before each epoch            (4)
 
 (2): AdamW, cosine over all steps. (4): Adam; the rate falls to a tenth after 50 % and again after 72 % of the epochs.

@@ -10,7 +10,7 @@ rest, n: epoch e trains on view e mod n, or on the keys' views if n is 0.
 Prediction: 1 request, B image rows a call.
 Paper: Zhang et al., Tip-Adapter, arXiv:2207.09519 (ECCV 2022); symbols are the paper's:
 
-    F = F.normalize(mean over views of f_train)        L = onehot(y_train)        (1)
+    F = normalize(mean over views of f_train)        L = onehot(y_train)        (1)
     A(f) = exp(-beta * (1 - f F'))        (2)        logits(f) = scale * f W' + alpha * A(f) L        (3)
 
 alpha and beta: the first with the best validation accuracy of 20 alphas x 200 betas, `0.1 + i * (max - 0.1) / n`.
