@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from methods.base import Access
 from pipeline.blackbox.feature_store import FeatureStore
@@ -16,6 +17,8 @@ from pipeline.trials.trial import few_shot_task
 
 AT_ONCE = 4_096
 """Maximum number of features that are read at a time."""
+Name = tuple[object, ...]
+"""Identifies a set of images."""
 NOT_STORED = Access.PIXELS | Access.LORA
 """Access with which a method's images are not those of the store: it makes them, or changes the model."""
 
@@ -38,6 +41,7 @@ class ImagesLeft:
         self.left: int | None = None
         """Number of images still to be encoded; None until they are counted."""
         self._missing = defaultdict[str, set[str]](set)
+        self._counted, self._over = set[Name](), set[Name]()
         self._ended = deque[TrialSpec]()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -56,14 +60,11 @@ class ImagesLeft:
 
     def count(self) -> None:
         """Find the images of the trials that are not stored."""
-        seen = set[tuple[object, ...]]()
         for spec in self.trials:
-            for name, images in images_of(spec):
-                if name not in seen:
-                    seen.add(name)
-                    self._missing[spec.answers.images] |= set(images.keys)
-                if self._stop.is_set():
-                    return
+            for keys in _new_keys(spec, self._counted):
+                self._missing[spec.answers.images] |= keys
+            if self._stop.is_set():
+                return
         self._look_up()
         self.total = self.left = self._n_missing
 
@@ -71,8 +72,8 @@ class ImagesLeft:
         """Look up the images that were missing."""
         while self._ended:
             spec = self._ended.popleft()
-            for _, images in images_of(spec):
-                self._missing[spec.answers.images].difference_update(images.keys)
+            for keys in _new_keys(spec, self._over):
+                self._missing[spec.answers.images] -= keys
         self._look_up()
         self.left = self._n_missing
 
@@ -101,7 +102,15 @@ class ImagesLeft:
                 self.refresh()
 
 
-def images_of(spec: TrialSpec) -> Iterator[tuple[tuple[object, ...], Images]]:
+def _new_keys(spec: TrialSpec, seen: set[Name]) -> Iterator[set[str]]:
+    """Yield the keys of the trial's sets of images that are not in `seen`, and add them: many trials share them."""
+    for name, images in images_of(spec):
+        if name not in seen:
+            seen.add(name)
+            yield set(images().keys)
+
+
+def images_of(spec: TrialSpec) -> Iterator[tuple[Name, Callable[[], Images]]]:
     """Yield sets of images whose features a trial needs, as far as they are known before it runs, each with a name.
 
     These are its test images, and for a method that sends images its training images, or their fixed views.
@@ -111,12 +120,14 @@ def images_of(spec: TrialSpec) -> Iterator[tuple[tuple[object, ...], Images]]:
     codec = spec.answers.images
     for test in spec.eval_sets:
         dataset = test.dataset
-        yield (
-            (codec, "test", dataset.digest, test.labels, dataset.card.bits),
-            Images.plain(dataset.source, "test", test.rows, dataset.card.augment),
-        )
+        name: Name = (codec, "test", dataset.digest, test.labels, dataset.card.bits)
+        yield name, partial(Images.plain, dataset.source, "test", test.rows, dataset.card.augment)
     if spec.predicted.images and not spec.fresh_views:
-        train = few_shot_task(spec).train.images
-        assert isinstance(train, Images)
-        name = (codec, "train", spec.dataset.digest, spec.split_digest, spec.views, train.augment)
-        yield name, train.views(spec.views) if spec.views else train
+        name = (codec, "train", spec.dataset.digest, spec.split_digest, spec.views, spec.dataset.card.augment)
+        yield name, partial(_training_images, spec)
+
+
+def _training_images(spec: TrialSpec) -> Images:
+    train = few_shot_task(spec).train.images
+    assert isinstance(train, Images)
+    return train.views(spec.views) if spec.views else train

@@ -36,7 +36,7 @@ def test_the_images_of_a_trial_are_counted_as_it_encodes_them(lab: Lab, tmp_path
     specs = [lab.spec("zero_shot"), lab.spec("taskres")]
     images = over(endpoint, specs)
     images.count()
-    keys = {key for spec in specs for _, some in images_of(spec) for key in some.keys}
+    keys = {key for spec in specs for _, some in images_of(spec) for key in some().keys}
     assert images.total == images.left == len(keys) > 60
     lab.run(specs[0])
     images.refresh()
