@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.budget import HttpBill, Limits
-from pipeline.cards import FULL_ANSWERS
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.files import read_sealed_json, sealed_json, write_atomic
 from pipeline.ledger.ledger import Ledger
@@ -31,6 +30,7 @@ from pipeline.sweep.run_ledger import sweep_account
 from pipeline.sweep.run_state import clock
 from pipeline.sweep.storage import held
 from pipeline.sweep.storage_id import read_id
+from pipeline.trials.cells import trial_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,16 +152,15 @@ def shown(record: dict[str, Any]) -> str:
 
 
 def _failed(table: pa.Table, failed: Set[str]) -> list[dict[str, Any]]:
-    """Return id, name and error of these trials. A name is that of `TrialSpec.name`."""
+    """Return id, name and error of these trials."""
     if not failed:
         return []
     columns = ["trial_id", "method", "dataset", "shots", "seed", "budget_requests", "budget_images", "hparams"]
     records = {}
     for r in table.select([*columns, "answers", "error"]).to_pylist():
-        budget = Limits(r["budget_requests"], r["budget_images"]).text or "no limit"
-        papers = ", hparams=paper" if r["hparams"] == "paper" else ""
-        degraded = "" if r["answers"] == FULL_ANSWERS.text else f", answers {r['answers']}"
-        name = f"{r['method']} on {r['dataset']}, {r['shots']} shots, seed {r['seed']}, {budget}{papers}{degraded}"
+        allotment = Limits(r["budget_requests"], r["budget_images"])
+        task = r["method"], r["dataset"], r["shots"], r["seed"]
+        name = trial_name(*task, allotment, r["hparams"], r["answers"])
         records[r["trial_id"]] = {"trial": r["trial_id"], "name": name, "why": r["error"]}
     return [record for trial, record in records.items() if trial in failed]
 

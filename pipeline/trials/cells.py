@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from methods.base import MethodInfo
 from pipeline.budget import Limits
-from pipeline.cards import Answers, DatasetCard, LocalCard
+from pipeline.cards import FULL_ANSWERS, Answers, DatasetCard, LocalCard
 from pipeline.config.compose import Config
 from pipeline.config.method_choice import MethodChoice
 from pipeline.errors import ConfigError
@@ -29,6 +29,13 @@ class Cell(NamedTuple):
     def budget_name(self) -> str:
         """The allotment as text: '8,000 requests', '500,000 images' or 'no limit'."""
         return self.allotment.text or "no limit"
+
+
+def trial_name(method: str, dataset: str, shots: int, seed: int, allotment: Limits, hparams: str, answers: str) -> str:
+    """Return a readable name of a trial, with hyperparameters and answers only if they are not the default."""
+    papers = ", hparams=paper" if hparams == "paper" else ""
+    degraded = "" if answers == FULL_ANSWERS.text else f", answers {answers}"
+    return f"{method} on {dataset}, {shots} shots, seed {seed}, {allotment.text or 'no limit'}{papers}{degraded}"
 
 
 def cells(config: Config, withheld: Sequence[str] = ()) -> tuple[list[Cell], dict[str, str]]:

@@ -21,7 +21,7 @@ from pipeline.local.facts import LocalFacts
 from pipeline.remote.facts import describe
 from pipeline.results.row import account_name
 from pipeline.source_code import code_digest, method_digest, texts_digest
-from pipeline.trials.cells import Cell, cells, local_of, tuning_notes
+from pipeline.trials.cells import Cell, cells, local_of, trial_name, tuning_notes
 from pipeline.trials.prompts import check_prompts
 from pipeline.trials.protocol import (
     EvalSet,
@@ -74,11 +74,9 @@ class TrialSpec:
 
     @property
     def name(self) -> str:
-        """Readable name: method, data set, shots, seed, budget, and hyperparameters and answers if not the default."""
-        task = f"{self.dataset.name}, {self.shots} shots, seed {self.seed}"
-        degraded = f", answers {self.answers.text}" if self.answers != FULL_ANSWERS else ""
-        papers = ", hparams=paper" if self.hparams == "paper" else ""
-        return f"{self.choice.name} on {task}, {self.cell.budget_name}{papers}{degraded}"
+        """See `cells.trial_name`."""
+        task = self.dataset.name, self.shots, self.seed
+        return trial_name(self.choice.name, *task, self.allotment, self.hparams, self.answers.text)
 
     @property
     def cell(self) -> Cell:
