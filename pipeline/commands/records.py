@@ -29,21 +29,20 @@ def _pack(arguments: Sequence[str]) -> str:
     to = typed_values.path("to", files[0].removeprefix("to=")).absolute()
     config = compose([argument for argument in arguments if argument not in files])
     models = set(open_store(config).read()["model_digest"].to_pylist())
-    model = next((a.removeprefix("model=") for a in arguments if a.startswith("model=")), None)
+    named = [argument.removeprefix("model=") for argument in arguments if argument.startswith("model=")]
+    model = named[-1] if named else None  # as for every override, the last one counts
     if model is not None and (config.model.http is None or config.model.http.model_identity not in models):
         raise ConfigError(
             f"model={model}: no row of {config.storage} is of this model: name the card that it was run with"
         )
     card = file_of("model", model) if model is not None else None
     contents = pack(config.records, models, to, card)
+    words = (
+        f"model={ROOT}/{card.name} offline=true" if card else "offline=true and the model's card (model=CARD packs it)"
+    )
     return (
         f"packed {_text(contents)} into {to}; unpack it beside a storage (tar -xf {to.name}) as the folder {ROOT}, and "
-        "run the same command with "
-        + (
-            f"model={ROOT}/{card.name} offline=true"
-            if card
-            else "offline=true and the model's card (model=CARD packs it)"
-        )
+        f"run the same command with {words}"
     )
 
 
