@@ -19,7 +19,6 @@ from pipeline.budget import Limits
 from pipeline.results import ladder
 from pipeline.results.comparison import CLASSES, FULL, HARMONIC, LOCAL, access_class, answers_order, is_native
 from pipeline.results.identity import listed
-from pipeline.results.ladder import bill_of
 from pipeline.results.leaderboard import UNFINISHED
 from pipeline.results.row import STATUSES
 from pipeline.results.standing import UNFITTED
@@ -141,8 +140,8 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         "model": model[0],
         "methods": _count(len({r["label"] for r in of_kind}), "method"),
     }
-    ladder = tuple(allotments) if by == "budget" else ()
-    return Overview(by, tuple(columns), main, _grouped(lines), facts, over_sets, tuple(shifts), ladder)
+    rungs = tuple(allotments) if by == "budget" else ()
+    return Overview(by, tuple(columns), main, _grouped(lines), facts, over_sets, tuple(shifts), rungs)
 
 
 def conclusions(view: Overview) -> list[str]:
@@ -232,7 +231,7 @@ def _fitting(larger: Sequence[Record | None], of: Limits) -> Record | None:
 
     def fits(record: Record) -> bool:
         no_smaller = all(own >= limit for own, limit in zip(limits(record).size, of.size, strict=True))
-        return no_smaller and of.exceeded_unit(Bill(), bill_of(record)) is None
+        return no_smaller and of.exceeded_unit(Bill(), ladder.bill_of(record)) is None
 
     return next((record for record in larger if record and fits(record)), None)
 

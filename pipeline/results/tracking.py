@@ -285,11 +285,8 @@ class Mirror:
         source = rows[0]
         end = milliseconds(source.created)
         tags = {TRIAL: source.trial_id, KIND: "trial", "mlflow.note.content": description_of(rows)}
-        tags |= (
-            system_of(source)
-            | (git_tags() if source.code_digest == code_digest() else {})
-            | {"mlflow.loggedArtifacts": table_tag(BILL)}
-        )
+        commit = git_tags() if source.code_digest == code_digest() else {}  # else other code ran the trial
+        tags |= system_of(source) | commit | {"mlflow.loggedArtifacts": table_tag(BILL)}
         run = self._create(name_of(source), tags, end - int(1000 * (source.seconds or 0)))
         yield (run_id := str(run.info.run_id))
         contents = {"rows.json": [asdict(row) for row in rows], "config.json": json.loads(source.config)}

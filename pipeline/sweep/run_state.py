@@ -50,9 +50,9 @@ class State:
         counts = f"{self.ended}/{self.trials} trials   {self.done_requests:,}/{self.requests:,} requests   "
         if self.ended == self.trials:
             return f"{counts}{clock(self.elapsed_s)} gone"
-        about = "more than" if self.more else "about"
-        shown = self.left_s is not None and (self.left_s >= LOWER_BOUND_S or not self.more)
-        left = f"   {about} {clock(self.left_s or 0)} left" if shown else ""
+        left = ""
+        if self.left_s is not None and (not self.more or self.left_s >= LOWER_BOUND_S):
+            left = f"   {'more than' if self.more else 'about'} {clock(self.left_s)} left"
         images = f" {self.encoded:,}/{self.images:,}" if self.stage == ENCODING and self.images else ""
         return f"{counts}{clock(self.elapsed_s)} gone{left}   {self.stage}{images}"
 

@@ -47,9 +47,9 @@ def common_columns(spec: TrialSpec, pool: Pool, threads: int) -> dict[str, Any]:
 
 def spec_columns(spec: TrialSpec) -> dict[str, Any]:
     """Return the columns of a row that depend on the spec and this machine only."""
-    drawn = set(spec.dataset.source.labels[list(spec.split.train)].tolist())
     import torch  # a run with nothing to do makes no row
 
+    drawn = set(spec.dataset.source.labels[list(spec.split.train)].tolist())
     return {
         "trial_id": spec.trial_id,
         "sweep": spec.sweep,
