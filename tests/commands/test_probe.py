@@ -17,7 +17,7 @@ from pipeline.commands import probe as command
 from pipeline.config.compose import compose
 from pipeline.errors import ConfigError, EndpointRefused, EndpointStopped
 from pipeline.results import noise_floor
-from tests.support.service import serving
+from tests.support.service import fake_card, serving
 
 FEATURES = Access.TEXT | Access.FEATURES
 TEXTS = [f"a photo of a {name}" for name in ("cat", "dog", "cup", "box")]
@@ -159,25 +159,12 @@ def test_what_cannot_be_probed_is_refused(
         command.probe(compose(["model=fake", "datasets=icons", word]))
 
 
-CARD = """kind: http
-url: {url}
-adapter: farebox
-grant: TEXT+FEATURES
-image: {{size: 32}}
-feature_dim: 16
-logit_scale: 20.0
-text_norm: 1.0
-max_text: 60
-price: {{usd_per_image: 0.001, as_of: 2026-11-01}}
-"""
-
-
 @pytest.mark.parametrize(("fault", "least", "most"), [((), 0.0, 1e-5), (("fault.jitter=0.0001",), 2e-5, 0.001)])
 def test_a_remote_model_is_asked_anew_past_its_records(
     tmp_path: Path, card: Path, fault: tuple[str, ...], least: float, most: float
 ) -> None:
     with serving("model=fake", *fault) as url:
-        (tmp_path / "api.yaml").write_text(CARD.format(url=url))
+        (tmp_path / "api.yaml").write_text(fake_card(url, "max_text: 60"))
         storage = f"storage={tmp_path / 'sweep'}"
         config = compose([f"model={tmp_path / 'api.yaml'}", f"datasets=[{card}]", storage, "budget.usd=5"])
         first, _ = command.probe(config)
@@ -192,13 +179,13 @@ def test_a_remote_model_is_asked_anew_past_its_records(
 
 
 def test_a_remote_probe_is_confirmed_paid_and_not_offline(tmp_path: Path, card: Path) -> None:
-    (tmp_path / "api.yaml").write_text(CARD.format(url="https://api.example"))
+    (tmp_path / "api.yaml").write_text(fake_card("https://api.example", "max_text: 60"))
     words = [f"model={tmp_path / 'api.yaml'}", f"datasets=[{card}]", f"storage={tmp_path / 'sweep'}"]
     with pytest.raises(ConfigError, match=r"to api\.example, which may cost money: add --spend"):
         command.probe(compose(words))
     with pytest.raises(ConfigError, match="offline=true: probe compares new answers"):
         command.probe(compose([*words, "offline=true"]))
     with serving("model=fake") as url:
-        (tmp_path / "api.yaml").write_text(CARD.format(url=url))
+        (tmp_path / "api.yaml").write_text(fake_card(url, "max_text: 60"))
         with pytest.raises(EndpointStopped, match="asked of account 'probe'"):
             command.probe(compose([*words, "budget.usd=0.01"]))

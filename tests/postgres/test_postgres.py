@@ -18,7 +18,7 @@ from pipeline.results.store import ResultStore
 from tests.faults.test_kills import rows_of, undisturbed, words
 from tests.support.command import ROOT, Running, farebox, here, ledger_record
 from tests.support.patience import patience
-from tests.support.service import serving
+from tests.support.service import fake_card, serving
 
 __all__ = ["undisturbed", "words"]
 
@@ -63,18 +63,7 @@ def test_a_sweep_on_a_server_ends_alike_through_a_killed_driver(
     assert url.password and not [text for text in written if url.password in text]
 
 
-CARD = """kind: http
-url: {url}
-adapter: farebox
-grant: TEXT+FEATURES
-image: {{size: 32}}
-feature_dim: 16
-logit_scale: 20.0
-text_norm: 1.0
-batch: {{images: 1}}
-retry: {{first_s: 0.01, most_s: 0.05, tries: 20}}
-price: {{usd_per_image: 0.001, as_of: 2026-11-01}}
-"""
+PATIENT = ("batch: {images: 1}", "retry: {first_s: 0.01, most_s: 0.05, tries: 20}")
 
 
 def test_two_sweeps_at_once_never_spend_more_than_their_money(tmp_path: Path, card: Path) -> None:
@@ -85,7 +74,7 @@ def test_two_sweeps_at_once_never_spend_more_than_their_money(tmp_path: Path, ca
     shared = (f"budget.global.url={TYPED}", "budget.global.name=team")
     sweep = ("sweep=smoke", f"datasets=[{card}]", "views=2", "shots=4", "methods=[gda,score_ridge]", "eval_shift=false")
     with serving("model=fake", "fault.drop_every=3") as url:
-        (tmp_path / "api.yaml").write_text(CARD.format(url=url))
+        (tmp_path / "api.yaml").write_text(fake_card(url, *PATIENT))
         words = (*sweep, f"model={tmp_path / 'api.yaml'}", *shared)
         limit, ends = 0.4, list[str]()
         for _ in range(20):

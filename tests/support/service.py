@@ -38,6 +38,14 @@ def serving(*words: str) -> Iterator[str]:
         assert not thread.is_alive()
 
 
+def fake_card(url: str, *more: str) -> str:
+    """The card of a served `model=fake` whose images cost money, with further lines."""
+    facts = ("image: {size: 32}", "feature_dim: 16", "logit_scale: 20.0", "text_norm: 1.0")
+    price = "price: {usd_per_image: 0.001, as_of: 2026-11-01}"
+    lines = ("kind: http", f"url: {url}", "adapter: farebox", "grant: TEXT+FEATURES", *facts, price, *more)
+    return "".join(f"{line}\n" for line in lines)
+
+
 def call(url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any, Mapping[str, str]]:
     """Send a request (POST with a body) and return status, JSON and headers."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
