@@ -104,7 +104,7 @@ def listening(pids: list[int]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a virtual environment with the wheel and a plug-in; dependencies are those of this environment."""
+    """The programs of a virtual environment with the wheel and a plug-in; its dependencies are those of the tests."""
     folder = tmp_path_factory.mktemp("wheel")
     plug_in = folder / "plug_in" / "other_methods"
     plug_in.mkdir(parents=True)
