@@ -1,6 +1,6 @@
 """The examples of docs/notebook.md run in order, and print what the page shows.
 
-Their sweep runs without Ray; tests/e2e/test_wheel.py calls `farebox.run` with it.
+Their sweep runs without Ray; tests/e2e/test_installed.py calls `farebox.run` after a run with it.
 """
 
 from __future__ import annotations

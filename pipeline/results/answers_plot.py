@@ -56,7 +56,7 @@ def answers_figure(records: Sequence[Record], answers: Sequence[str], title: str
     bare(ax)
     add_title(figure, title)
     access_legend(figure, records)
-    figure.draw_without_rendering()  # fixes the panel's size, so that names can be kept apart in pixels
+    figure.get_layout_engine().execute(figure)  # fixes the panel's size: names are kept apart in pixels
     figure.set_layout_engine("none")
     ends = []
     for label, of_label in by_label(records).items():

@@ -88,7 +88,7 @@ def grid(
             filled.append((ax, in_panel))
     add_title(figure, title)
     access_legend(figure, records)
-    figure.draw_without_rendering()  # fixes the panels' sizes, so that names can be kept apart in pixels
+    figure.get_layout_engine().execute(figure)  # fixes the panels' sizes: names are kept apart in pixels
     figure.set_layout_engine("none")
     for ax, in_panel in filled:
         panel(ax, in_panel)

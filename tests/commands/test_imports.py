@@ -2,69 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.lab import run_here
+from tests.support.command import here
+from tests.support.without_ray import without_ray
 
 LARGE = ("torch", "torchvision", "open_clip", "ray", "mlflow", "matplotlib", "pandas", "scipy.stats", "cma", "rich")
 PROGRAM = f"""
-import contextlib, io, sys
+import contextlib, io, json, sys
 import farebox
 from pipeline.cli import main
-with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-    main(sys.argv[1:])
-print(*(name for name in {LARGE} if name in sys.modules))
+found = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(words)
+    found.append([name for name in {LARGE} if name in sys.modules])
+print(json.dumps(found))
 """
+RUN = ("sweep=smoke", "model=fake", "methods=zero_shot", "shots=1", "seeds=1")
 
 
-def imported(*words: str) -> set[str]:
-    """Return which of `LARGE` a command imports."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+def imported(*commands: str) -> list[set[str]]:
+    """Run commands in one new process; return which of `LARGE` are imported after each of them."""
+    words = json.dumps([command.split() for command in commands])
+    done = subprocess.run([sys.executable, "-c", PROGRAM, words], capture_output=True, text=True, check=True)
+    return [set(names) for names in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("imports")
-    word = f"storage={folder / 'storage'}"
-    run_here("sweep=smoke", "model=fake", "methods=zero_shot", "shots=1", "seeds=1", word)
+    """A finished sweep with its leaderboard and MLflow's copy of the rows."""
+    word = f"storage={tmp_path_factory.mktemp('imports') / 'storage'}"
+    with without_ray():
+        here("run", *RUN, word)
     return word
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["datasets"], ["models"], ["audit"]])
-def test_help_and_lists_import_none_of_the_large_packages(words: list[str]) -> None:
-    assert imported(*words) == set()
+def test_help_and_lists_import_none_of_the_large_packages() -> None:
+    commands = ("--help", "--version", "run --help", "datasets", "models", "audit", "methods")
+    assert dict(zip(commands, imported(*commands), strict=True)) == {command: set() for command in commands}
 
 
-@pytest.mark.parametrize("command", ["status", "ledger", "leaderboard", "leaderboard --all", "leaderboard --raw"])
-def test_commands_that_read_results_import_no_large_package(storage: str, command: str) -> None:
+def test_commands_that_read_results_import_no_large_package(storage: str) -> None:
+    commands = ("status", "ledger", "leaderboard", "leaderboard --all", "leaderboard --raw")
+    status, ledger, *boards = imported(*(f"{command} {storage}" for command in commands))
+    assert status == ledger == set()
     # pyarrow imports pandas when it makes an array, which the leaderboard does
-    assert imported(*command.split(), storage) <= ({"pandas"} if "leaderboard" in command else set())
-
-
-def test_methods_are_listed_without_torch() -> None:
-    assert imported("methods") == set()
+    assert all(board <= {"pandas"} for board in boards)
 
 
 def test_a_plan_needs_neither_torch_nor_open_clip_once_the_facts_of_its_model_are_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAREBOX_CACHE", str(tmp_path))
-    first = imported("plan", "sweep=demo")
+    (first,) = imported("plan sweep=demo")
     assert first >= {"torch", "open_clip"} and not first & {"ray", "mlflow", "matplotlib", "cma"}
     # pyarrow imports pandas when it turns a column into an array
-    assert imported("plan", "sweep=demo") <= {"pandas"}
+    assert imported("plan sweep=demo")[0] <= {"pandas"}
 
 
 def test_a_run_with_nothing_to_do_imports_neither_ray_nor_mlflow_nor_open_clip(storage: str) -> None:
-    words = ("run", "sweep=smoke", "model=fake", "methods=zero_shot", "shots=1", "seeds=1", storage)
-    imported(*words)  # writes the leaderboard and MLflow's copy of the rows
-    assert not imported(*words) & {"ray", "mlflow", "matplotlib", "open_clip", "cma"}
+    (found,) = imported(" ".join(("run", *RUN, storage)))
+    assert not found & {"ray", "mlflow", "matplotlib", "open_clip", "cma"}
 
 
 def test_sync_imports_mlflow_but_not_torch(storage: str) -> None:
-    assert {"mlflow", "torch"} & imported("sync", storage) == {"mlflow"}
+    assert {"mlflow", "torch"} & imported(f"sync {storage}")[0] == {"mlflow"}

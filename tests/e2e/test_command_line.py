@@ -53,9 +53,9 @@ def swept(folder: Path) -> Swept:
     storage = folder / "first"
     words = (
         *("sweep=smoke", f"storage={storage}", "datasets=[icons]", f"methods=[{','.join(METHODS)}]", "seeds=[1,2]"),
-        *("views=2", f"budget.requests={ALLOTMENT}", "method.craft.popsize=12", "replicas=1"),
+        *("views=2", f"budget.requests={ALLOTMENT}", "method.craft.popsize=12", "replicas=1", "concurrency=1"),
     )
-    plan = json.loads(farebox("plan", *words, "--json").stdout)
+    plan = json.loads(here("plan", *words, "--json"))
     assert not storage.exists()
     run = farebox("run", *words)
     return Swept(storage, words, plan, run, records(storage), ledger_record(storage))
@@ -157,22 +157,31 @@ def test_the_leaderboard_is_printed_in_every_format(swept: Swept, form: str) -> 
 MIRRORED = """
 import json, sys
 from mlflow import MlflowClient
-client = MlflowClient(tracking_uri=sys.argv[1])
-(experiment,) = [e for e in client.search_experiments() if e.name == "farebox/smoke"]
-runs = client.search_runs([experiment.experiment_id], max_results=1000)
-print(json.dumps([
-    {"tags": r.data.tags, "metrics": r.data.metrics, "params": r.data.params,
-     "artifacts": [a.path for a in client.list_artifacts(r.info.run_id)]}
-    for r in runs
-]))
+found = []
+for path in sys.argv[1:]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{path}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "farebox/smoke"]
+    found.append([
+        {"tags": r.data.tags, "metrics": r.data.metrics, "params": r.data.params,
+         "artifacts": [a.path for a in client.list_artifacts(r.info.run_id)]}
+        for r in client.search_runs([experiment.experiment_id], max_results=1000)
+    ])
+print(json.dumps(found))
 """
 """In a process of its own: MLflow keeps a store open for good, even one that was deleted."""
 
 
-def _mirrored(storage: Path) -> dict[str, Any]:
-    """The trials' runs of the sweep in MLflow, by trial id, through MLflow's own client."""
-    command = [sys.executable, "-c", MIRRORED, f"sqlite:///{storage}/mlflow.db"]
-    runs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def _mirrored(*databases: Path) -> list[list[dict[str, Any]]]:
+    """The sweep's runs in each of MLflow's databases, through MLflow's own client."""
+    command = [sys.executable, "-c", MIRRORED, *map(str, databases)]
+    found: list[list[dict[str, Any]]] = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+    return found
+
+
+def _trials(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trials' runs, by trial id."""
     (board,) = [r for r in runs if r["tags"]["farebox.kind"] == "leaderboard"]
     assert {"leaderboard.html", "leaderboard.csv", "figures"} <= set(board["artifacts"])
     trials = {r["tags"]["farebox.trial_id"]: r for r in runs if r["tags"]["farebox.kind"] == "trial"}
@@ -182,8 +191,8 @@ def _mirrored(storage: Path) -> dict[str, Any]:
     return trials
 
 
-def _assert_mirrored(storage: Path) -> None:
-    runs, rows = _mirrored(storage), records(storage)
+def _assert_mirrored(found: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    runs = _trials(found)
     assert set(runs) == {r["trial_id"] for r in rows}
     for row in rows:
         metrics, params = runs[row["trial_id"]]["metrics"], runs[row["trial_id"]]["params"]
@@ -197,12 +206,13 @@ def _assert_mirrored(storage: Path) -> None:
         )
 
 
-def test_mlflow_has_the_same_numbers_and_sync_writes_them_again(swept: Swept) -> None:
-    _assert_mirrored(swept.storage)
-    (swept.storage / "mlflow.db").unlink()
+def test_mlflow_has_the_same_numbers_and_sync_writes_them_again(swept: Swept, tmp_path: Path) -> None:
+    database = swept.storage / "mlflow.db"
+    database.rename(tmp_path / "before.db")
     said = farebox("sync", f"storage={swept.storage}").stdout
     assert f"{len({r['trial_id'] for r in records(swept.storage)})} trials are in MLflow" in said
-    _assert_mirrored(swept.storage)
+    for runs in _mirrored(tmp_path / "before.db", database):
+        _assert_mirrored(runs, swept.records)
 
 
 def test_an_unreachable_mlflow_is_reported_in_one_line(swept: Swept) -> None:
@@ -223,7 +233,7 @@ def test_a_second_run_runs_nothing_and_a_new_seed_only_its_trials(swept: Swept) 
     spent = sum(r["requests"] for r in rows if r["seed"] == 3 and r["test_set"] == "icons")
     (before,), (after,) = swept.ledger["accounts"], ledger_record(swept.storage)["accounts"]
     assert after["spent"]["requests"] - before["spent"]["requests"] == spent
-    _assert_mirrored(swept.storage)
+    _assert_mirrored(_mirrored(swept.storage / "mlflow.db")[0], rows)
 
 
 def test_unfunded_trials_are_listed(other: tuple[Path, str]) -> None:

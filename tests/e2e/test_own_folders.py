@@ -1,4 +1,4 @@
-"""Data sets as folders of images, through the real command: what is refused. test_other_folder.py runs one on Ray."""
+"""Data sets as folders of images, through the real command: what is refused. test_installed.py runs one on Ray."""
 
 from __future__ import annotations
 

@@ -189,13 +189,13 @@ def test_the_limit_holds_for_two_sweeps_that_are_killed_at_random(make: Callable
     running = {sweep.start(rng.randint(1, 30)): sweep for sweep in sweeps}
     kills = 0
     while running:
-        process, status = os.waitpid(-1, os.WNOHANG)
+        ended = [(process, status) for process, status in (os.waitpid(p, os.WNOHANG) for p in running) if process]
         with contextlib.closing(Ledger(url)) as ledger:  # closed before a fork: SQLite's locks belong to one process
             for account in ledger.accounts():
                 assert account.limits.exceeded_unit(account.committed, Bill()) is None
                 assert account.limits.exceeded_unit(account.charged, Bill()) is None
         time.sleep(0.02)
-        if process:
+        for process, status in ended:
             sweep, code = running.pop(process), os.waitstatus_to_exitcode(status)
             assert code in (0, -signal.SIGKILL)
             if code:

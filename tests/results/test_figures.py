@@ -50,7 +50,8 @@ def sketches(rows: list[ResultRow]) -> dict[str, Sketch]:
 
 def rendered(sketches: dict[str, Sketch]) -> dict[str, Sketch]:
     for one in sketches.values():
-        FigureCanvasAgg(one.figure).draw()
+        FigureCanvasAgg(one.figure)
+        one.figure.draw_without_rendering()
     return sketches
 
 

@@ -73,9 +73,15 @@ def _heed_interrupts() -> None:
 class Running:
     """A running command in its own process group, and the processes that it started (from /proc)."""
 
-    def __init__(self, *words: str, env: Mapping[str, str] | None = None, output: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        output: IO[str] | None = None,
+        program: Sequence[str] = FAREBOX,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*FAREBOX, *words],
+            [*program, *words],
             cwd=ROOT,
             env=env,
             stdout=output or subprocess.PIPE,

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.ledger.ledger import Ledger
+from pipeline.remote.opening import opened_endpoint
+from pipeline.remote.wallet import LedgerWallet
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep.event_log import EventLog
+from pipeline.sweep.money import costs_money
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.trial import run_trial
 
@@ -32,12 +34,14 @@ def run_in_turn(
     log: EventLog,
 ) -> dict[str, str]:
     """Run the trials one after another, in place of `pipeline.sweep.on_ray.run_on_ray`."""
-    pool = LocalPool(Endpoint(config.model, config.features), ledger)
-    for spec in funded:
-        log.trial("trial started", spec.trial_id)
-        rows = run_trial(spec, pool, storage_id, store, config.checkpoint_s)
-        log.ended(rows)
-        mirror(rows)
+    wallet = LedgerWallet(ledger.money, storage_id) if costs_money(config) else None
+    with opened_endpoint(config, config.storage, wallet) as endpoint:
+        pool = LocalPool(endpoint, ledger)
+        for spec in funded:
+            log.trial("trial started", spec.trial_id)
+            rows = run_trial(spec, pool, storage_id, store, config.checkpoint_s)
+            log.ended(rows)
+            mirror(rows)
     return {}
 
 
