@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
 
 import open_clip
 import pytest
@@ -63,6 +64,8 @@ def infinity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             try:
                 OPENER.open(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
+            except HTTPError as error:
+                pytest.fail(f"status {error.code}: {(folder / 'log.txt').read_text()[-3000:]}")
             except OSError:
                 time.sleep(1)
         yield f"http://127.0.0.1:{port}"
