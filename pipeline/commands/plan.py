@@ -66,9 +66,10 @@ def http_lines(estimate: SweepEstimate) -> list[str]:
     lines: list[tuple[str, ...]] = [HTTP_HEADER]
     parts = http_by_method(estimate)
     for name, sent in (*parts.items(), ("total", total_sent(parts.values()))):
-        size, hours = f"{sent.bytes / 2**20:,.1f}", f"{sent.hours(http.rate):,.2f}"
+        counts, size = (f"{n:,}" for n in (sent.calls, sent.images, sent.texts)), f"{sent.bytes / 2**20:,.1f}"
         cost = "no price" if http.price is None else dollars(sent.micro_usd)
-        lines.append((name, *(f"{n:,}" for n in (sent.calls, sent.images, sent.texts)), size, cost, hours))
+        hours = sent.hours(http.rate)
+        lines.append((name, *counts, size, cost, "no rate" if hours is None else f"{hours:,.2f}"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = [
         "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))

@@ -98,7 +98,9 @@ def _read(cls: type[Any], kind: Kind, name: str) -> Any:
     file = file_of(kind, name)
     known = {f.name for f in dataclasses.fields(cls)} - {"card_file", "http"}
     http = None
-    if cls is ModelCard and "kind" in data:
+    if cls is ModelCard:
+        if data.get("kind") is None:
+            raise ConfigError(f"{file}: kind: missing: expected one of {', '.join(MODEL_KINDS)}")
         checks.one_of(f"{file}: kind", str(data["kind"]), MODEL_KINDS)
     if cls is ModelCard and data.get("kind") == "http":
         own = {key: data.pop(key) for key in list(data) if key in HTTP_KEYS}

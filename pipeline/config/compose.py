@@ -142,8 +142,8 @@ def check_price(config: Config) -> None:
         )
     if http.price.usd_per_1k_tokens and http.max_text is None:
         raise ConfigError(
-            f"{key} limits money, and the card of {config.model.name} has a price of tokens without max_text: state "
-            "the most characters of a prompt, from which the most tokens follow"
+            f"{key} limits money, and the card of {config.model.name} has a price of tokens without max_text: add "
+            "max_text: N, the most characters of a prompt, from which the most tokens follow"
         )
 
 

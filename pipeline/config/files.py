@@ -92,6 +92,8 @@ def load(kind: Kind, name: str) -> dict[str, Any]:
     if kind == "method" and not path.is_file() and name in all_methods():
         return {"method": name}
     if not path.is_file():
+        if name.endswith(".yaml"):
+            raise ConfigError(f"{kind} {name}: no such file")
         unknown = unknown_method if kind == "method" else partial(did_you_mean, kind)
         raise ConfigError(unknown(name, names(kind)))
     data = read_file(path) or {}

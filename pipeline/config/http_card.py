@@ -82,7 +82,8 @@ def http_card(where: str, data: Mapping[str, Any], others: Mapping[str, Any]) ->
 def _nested(cls: type[T], where: str, data: Any) -> T:
     """Return a dataclass of a mapping; fields that are dataclasses themselves have a mapping too."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: {data!r}: expected key: value lines")
+        # without the value: it may be the key of auth
+        raise ConfigError(f"{where}: found {type(data).__name__}, expected key: value lines")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints, values = get_type_hints(cls), dict[str, Any]()
     for key, value in data.items():

@@ -94,7 +94,9 @@ def verify(archive: Path) -> Contents:
     try:
         with tarfile.open(archive, "r:") as tar:
             return _verified(archive, tar)
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:
+        raise DataError(f"{archive} cannot be read ({error.strerror or error})") from error
+    except tarfile.TarError as error:
         raise DataError(f"{archive} is no archive of recorded answers ({error})") from error
 
 

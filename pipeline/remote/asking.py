@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from pipeline.remote.call_log import PROBES
 from pipeline.remote.http_client import HttpClient, Payer, TooLarge
 from pipeline.remote.pictures import encoded
 from pipeline.remote.records import Answers, Records
+
+T = TypeVar("T")
 
 PROBE_EVERY = 1_000
 """Calls after which the endpoint is identified again."""
@@ -131,7 +134,7 @@ class Asker:
 
         Raises:
             EndpointStopped: it is not the one that the card states, or that gave the recorded answers; or it did not
-                answer the first calls of the run, so that each trial would wait for nothing.
+                answer or refused the first calls of the run, so that each trial would ask for nothing.
         """
         async with self.identifying:
             due = self.identified_at is None or self.client.sent - self.identified_at >= PROBE_EVERY
@@ -144,7 +147,7 @@ class Asker:
             except EndpointStopped as error:
                 self.client.stopped = error
                 raise
-            except (EndpointBusy, EndpointLost) as error:
+            except (EndpointBusy, EndpointLost, EndpointRefused) as error:
                 if self.identified_at is None:
                     self.client.stopped = EndpointStopped(str(error))
                     raise self.client.stopped from error
@@ -154,12 +157,13 @@ class Asker:
     async def _probe(self) -> np.ndarray:
         """Return the cosines or probabilities [4, 4] of the probes."""
         images = [encoded(picture, self.card.image.format) for picture in probe.pictures(self.card.image.size)]
-        most, payer = self.adapter.most_images or len(images), Payer(PROBES)
-        parts = [images[start : start + most] for start in range(0, len(images), most)]
+        most, payer = self.card.batch.images, Payer(PROBES)
+        parts = _parts(images, min(most, self.adapter.most_images or most))
         if Access.FEATURES in self.grant:
             features = [await self.client.send(self.adapter.image_features(part), payer) for part in parts]
-            texts = await self.client.send(self.adapter.text_features([probe.WORDS]), payer)
-            return np.concatenate(features) @ texts.T
+            words = _parts(probe.WORDS, len(probe.WORDS) if self.adapter.whole_texts else self.card.batch.texts)
+            texts = [await self.client.send(self.adapter.text_features([part]), payer) for part in words]
+            return np.concatenate(features) @ np.concatenate(texts).T
         scores = [await self.client.send(self.adapter.scores(part, probe.WORDS), payer) for part in parts]
         return _softmax(np.concatenate(scores))
 
@@ -176,6 +180,11 @@ class Asker:
         if recorded is None:
             created = datetime.now(UTC).isoformat(timespec="seconds")
             self.records.write_identity({"fingerprint": found, "created": created})
+
+
+def _parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """Return items in parts of at most so many."""
+    return [items[start : start + most] for start in range(0, len(items), most)]
 
 
 def _softmax(scores_BC: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.budget import total
-from pipeline.config.compose import Config
+from pipeline.config.compose import Config, check_price
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
@@ -86,6 +86,7 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
     if not todo:
         echo(f"nothing to run: all {len(plan.trials)} trials of this sweep are done")
         return todo
+    check_price(config)
     refuse_unconfirmed(config)
     if not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable
 
 from pipeline.blackbox.local_pool import LocalPool
+from pipeline.config.compose import check_price
 from pipeline.errors import ConfigError
 from pipeline.remote.opening import opened_endpoint, refuse_unconfirmed
 from pipeline.remote.wallet import LedgerWallet
@@ -65,6 +66,7 @@ def run_all(plan: SweepPlan, echo: Callable[[str], None]) -> None:
         for line in announcements(plan):
             echo(line)
         if todo:
+            check_price(config)
             refuse_unconfirmed(config)
         ledger, storage = open_ledger(config, echo)
         with contextlib.closing(ledger):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.compose import Config, check_price
+from pipeline.config.compose import Config
 from pipeline.errors import BudgetExceeded, ConfigError, LedgerError, dollars
 from pipeline.ledger.ledger import Ledger
 from pipeline.sweep.run_ledger import sweep_account
@@ -28,10 +28,9 @@ def fund(
 
     Raises:
         BudgetExceeded: it does not pay for all, and budget.partial is false.
-        ConfigError: money is limited and the card has no price, or a limit contradicts what is spent.
+        ConfigError: a limit contradicts what is spent.
     """
     config = plan.config
-    check_price(config)
     if not costs_money(config):
         return list(todo), {}
     from pipeline.trials.physical import SendPlan, Sent, total_sent  # imports torch, as the modules that send do

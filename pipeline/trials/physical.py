@@ -44,14 +44,15 @@ class Sent:
     def __add__(self, other: Sent) -> Sent:
         return Sent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def hours(self, rate: Rate) -> float:
-        """Return the time at the rate limits of a card; 0 without limits."""
+    def hours(self, rate: Rate) -> float | None:
+        """Return the time at the rate limits of a card; None without limits."""
         limits = (
             (self.calls, rate.requests_per_minute),
             (self.images, rate.images_per_minute),
             (self.tokens, rate.tokens_per_minute),
         )
-        return max((amount / limit for amount, limit in limits if limit is not None), default=0.0) / 60
+        minutes = [amount / limit for amount, limit in limits if limit is not None]
+        return max(minutes) / 60 if minutes else None
 
 
 def total_sent(parts: Iterable[Sent]) -> Sent:
@@ -105,6 +106,7 @@ class SendPlan:
         counter = _Counter(self.config)
         for _ in range(1 + calls // PROBE_EVERY):
             counter.add(Bill(requests=3, images=4, prompts=len(WORDS)), 4, 4)
+        counter.calls += 0 if counter.features else 1  # the introduction; features have calls to spare
         return counter.sent()
 
     def _first(self, key: tuple[Any, ...], n: int, known: int) -> int:

@@ -45,6 +45,7 @@ def with_first_method(config: Config) -> None:
         ("methods=[zero_shto]", "no method named 'zero_shto'; did you mean 'zero_shot'?"),
         ("datasets=[icon]", "no dataset named 'icon'; did you mean 'icons'?"),
         ("model=tinny", "no model named 'tinny'; did you mean 'tiny'?"),
+        ("model=tiny.yaml", "model tiny.yaml: no such file"),
         ("sweep=smok", "no sweep named 'smok'; did you mean 'smoke'?"),
         ("method.taskrse.alpha=1", "method.taskrse: no method in this sweep named 'taskrse'; did you mean 'taskres'?"),
         ("method.bbt.sigma=1", "no method in this sweep named 'bbt'"),

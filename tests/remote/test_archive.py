@@ -100,6 +100,6 @@ def test_the_command_says_what_to_type(verb: str, words: list[str]) -> None:
 
 def test_other_files_are_no_archives(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
-    for name in ("text", "missing"):
-        with pytest.raises(DataError, match="is no archive of recorded answers"):
+    for name, says in (("text", "is no archive of recorded answers"), ("missing", "No such file")):
+        with pytest.raises(DataError, match=says):
             verify(tmp_path / name)

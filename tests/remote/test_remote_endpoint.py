@@ -162,6 +162,22 @@ def test_a_server_that_never_answers_ends_the_run_after_one_series_of_tries(
     assert {row["status"] for row in sweep.run("one").values()} == {"done"}
 
 
+def test_a_server_that_refuses_the_first_calls_ends_the_run(tmp_path: Path, data: Path, served: Peer) -> None:
+    """The adapter of the card is another one: no trial can be answered."""
+    sweep = Sweep(tmp_path, data, served)
+    served.faults.extend([422] * 1000)
+    with pytest.raises(EndpointStopped, match=r"refuses a call of 4 images \(status 422"):
+        sweep.run("one")
+    assert len(served.calls) == 1, "the other trials send nothing"
+
+
+def test_the_probes_keep_to_the_batch_of_the_card(tmp_path: Path, data: Path, served: Peer) -> None:
+    served.most_images = 1
+    rows = Sweep(tmp_path, data, served, batch={"images": 1, "texts": 1}).run("one")
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert {len(call["body"]["input"]) for call in served.calls} == {1}
+
+
 def test_offline_names_what_is_missing_and_sends_nothing(tmp_path: Path, data: Path, served: Peer) -> None:
     sweep = Sweep(tmp_path, data, served, auth={"env": "NO_SUCH_KEY"})
     rows = sweep.run("one", "offline=true")

@@ -21,7 +21,7 @@ from pipeline.results.store import ResultStore
 from pipeline.sweep.in_process import run_all
 from pipeline.sweep.purses import money_lines
 from pipeline.trials.estimate import estimate
-from pipeline.trials.physical import Sent, total_sent
+from pipeline.trials.physical import SendPlan, Sent, total_sent
 from pipeline.trials.plan import make_plan
 from tests.support.command import here
 from tests.support.lab import outcome
@@ -111,6 +111,15 @@ def test_what_is_sent_is_within_the_bound_of_the_plan(words: Words, tmp_path: Pa
     assert (purse(tmp_path / "storage").unsettled, purse(tmp_path / "storage").reserved) == (0, 0)
 
 
+def test_the_probes_of_scores_of_single_images_are_counted(words: Words, tmp_path: Path) -> None:
+    used = words("methods=[zero_shot]")
+    text = (tmp_path / "api.yaml").read_text().replace("images: 7, texts: 4", "images: 1, texts: 1")
+    (tmp_path / "api.yaml").write_text(text.replace("TEXT+PIXELS+FEATURES", "TEXT+SCORES"))
+    run(used)
+    of_images = 60  # one for each test image
+    assert total_of(tmp_path / "storage").calls - of_images == SendPlan(compose(used)).probes(0).calls
+
+
 def test_images_are_counted_once_for_all_methods_of_a_draw(words: Words) -> None:
     names = ("zero_shot", "gda", "taskres", "zero_shot,gda,taskres")
     *single, joint = (bound(words(f"methods=[{name}]")) for name in names)
@@ -134,6 +143,18 @@ def test_a_plan_that_may_cost_more_is_refused_before_the_first_call(
     assert main(["plan", *words(f"budget.usd={dollars:.6f}")]) == 0
 
 
+def test_a_plan_states_the_hours_that_the_slowest_limit_implies(
+    words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = []
+    for lines in ((), ("rate: {requests_per_minute: 1000, images_per_minute: 2}",)):
+        assert main(["plan", *words(lines=lines)]) == 0
+        total = [line for line in capsys.readouterr().out.splitlines() if line.startswith("total")][-1]
+        assert "no price" in total
+        hours.append(total.rsplit("  ", 1)[-1])
+    assert hours == ["no rate", f"{bound(words()).images / 2 / 60:.2f}"]
+
+
 @pytest.mark.parametrize(
     ("more", "lines", "says"),
     [
@@ -147,11 +168,17 @@ def test_a_plan_that_may_cost_more_is_refused_before_the_first_call(
     ],
 )
 def test_a_limit_without_a_meaning_is_refused(
-    words: Words, more: tuple[str, ...], lines: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+    words: Words,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    lines: tuple[str, ...],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for verb in ("plan", "run"):
         assert main([verb, *words(*more, lines=lines)]) == 2
         assert says in capsys.readouterr().err
+    assert not (tmp_path / "storage" / "ledger.db").exists()
 
 
 def test_a_run_ends_at_its_limit_and_continues_with_a_higher_one(words: Words, tmp_path: Path) -> None:
