@@ -15,7 +15,6 @@ from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
-from pipeline.remote.opening import refuse_unconfirmed
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
@@ -86,6 +85,10 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
     if not todo:
         echo(f"nothing to run: all {len(plan.trials)} trials of this sweep are done")
         return todo
+    from pipeline.remote.opening import (
+        refuse_unconfirmed,
+    )  # imports torch, most of the time of a run with nothing to do
+
     refuse_unconfirmed(config)
     if not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))
