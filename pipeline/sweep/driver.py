@@ -26,7 +26,6 @@ from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId
 from pipeline.trials.estimate import refuse_missing
 from pipeline.trials.plan import SweepPlan, TrialSpec, announcements, make_plan, refuse_unpayable
-from pipeline.trials.rows import failed_row, spec_columns
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _reserve_and_run(
     funded, unfunded = reservations.begin(ledger, plan, todo, storage.id, echo)
     for spec in todo:
         if spec.trial_id in unfunded:
-            store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
+            store.write([reservations.row_without_score(spec, unfunded[spec.trial_id], "unfunded")])
     if todo:
         predicted = total(t.predicted for t in funded)
         echo(f"{len(funded)} trials to run, {kept} done before; {predicted.requests:,} requests predicted")
