@@ -27,7 +27,7 @@ for words in json.loads(sys.argv[1]):
     found.append([name for name in {LARGE} if name in sys.modules])
 print(json.dumps(found))
 """
-RUN = ("sweep=smoke", "model=fake", "methods=zero_shot", "shots=1", "seeds=1")
+RUN = ("sweep=smoke", "model=tiny", "methods=zero_shot", "shots=1", "seeds=1")
 
 
 def imported(*commands: str) -> list[set[str]]:
