@@ -13,7 +13,7 @@ from pipeline.config import values as checks
 from pipeline.config.compose import Config, compose
 from pipeline.config.files import VALUE_OR_KEYS, parse_overrides
 from pipeline.config.plugins import with_methods_of_files
-from pipeline.console import Terminal, short_path
+from pipeline.console import Terminal
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.results.filters import COLUMNS, Filter
 from pipeline.results.overview import AXES
@@ -30,12 +30,13 @@ from pipeline.results.report import (
     read_selection,
 )
 from pipeline.results.runs import read_runs
-from pipeline.results.store import ResultStore
 from pipeline.results.tables import WIDTH, raw_records, text_table, to_csv, to_json
-from pipeline.sweep.storage_id import FILE
+from pipeline.sweep.storage import open_store
 
 RAW_FORMATS = {"json": to_json, "csv": to_csv, "table": to_csv}
 """Formats of `farebox leaderboard --raw`; the default of `--format` prints CSV."""
+PAPER = ("latex", "md")
+"""Formats that print the table for a paper, methods by data sets, unless --all or --by asks for another."""
 LOCATION = ("sweep", "storage", "data", "mlflow", "features")
 """Keys that tell where results are, or that a command of `farebox run` may have and no result depends on."""
 
@@ -160,7 +161,7 @@ def _text(report: Report, config: Config, options: Options, terminal: Terminal) 
         if options.every:
             return text_table(report.board, report.notes, terminal.width if terminal.is_tty else WIDTH)
         return last_screen(report, config, terminal, axis=options.by)
-    if options.by or (options.form == "latex" and not options.every):
+    if options.by or (options.form in PAPER and not options.every):
         return PIVOTS[options.form](report.overview(options.by or "dataset"), report)
     return FORMATS[options.form](report)
 
@@ -169,16 +170,6 @@ def _with_printed(report: Report, form: str) -> str:
     if form == "html":
         return page(report, printed_html(report.board))
     return with_printed(form, FORMATS[form](report), report.board)
-
-
-def open_store(config: Config) -> ResultStore:
-    """Open the result store of an existing sweep. Raises ConfigError if there is none."""
-    if not (config.storage / FILE).exists():
-        raise ConfigError(
-            f"no sweep at {short_path(config.storage)}: choose one with storage=DIR, or run one: "
-            f"farebox run sweep={config.sweep}"
-        )
-    return ResultStore(config.storage)
 
 
 def of_rows(config: Config, rows: pa.Table) -> Config:

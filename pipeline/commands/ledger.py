@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.budget import HttpBill, Phase, total
-from pipeline.commands.leaderboard import open_store
 from pipeline.config.compose import Config
 from pipeline.errors import LedgerError
 from pipeline.files import strict_json
@@ -15,6 +14,7 @@ from pipeline.ledger.records import AccountRecord, PurseRecord
 from pipeline.remote.call_log import sent_line, total_of
 from pipeline.sweep.purses import money_lines, money_record
 from pipeline.sweep.run_ledger import audit, existing_ledger, trials_of
+from pipeline.sweep.storage import open_store
 from pipeline.sweep.storage_id import read_id
 
 

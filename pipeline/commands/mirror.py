@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.commands.leaderboard import of_rows, open_store
+from pipeline.commands.leaderboard import of_rows
 from pipeline.config.compose import Config
 from pipeline.console import Echo, short_path
 from pipeline.errors import ConfigError, masked
@@ -22,6 +22,7 @@ from pipeline.results.report import make_report, read_selection, write_report
 from pipeline.results.runs import read_runs
 from pipeline.results.tracking_store import ui_command
 from pipeline.sweep.preflight import check_free_port
+from pipeline.sweep.storage import open_store
 
 PROGRESS_S = 5.0
 """Seconds between two lines of progress."""

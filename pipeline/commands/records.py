@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.commands.leaderboard import open_store
 from pipeline.config import typed_values
 from pipeline.config.compose import compose
 from pipeline.config.files import file_of
 from pipeline.errors import ConfigError
 from pipeline.remote.archive import ROOT, Contents, pack, verify
+from pipeline.sweep.storage import open_store
 
 
 def run(verb: str, arguments: Sequence[str]) -> str:

@@ -78,8 +78,9 @@ class Parser(argparse.ArgumentParser):
 
 def add_leaderboard_options(board: argparse.ArgumentParser) -> None:
     """Add the options of `farebox leaderboard`."""
-    board.add_argument("--format", default="table", help="table (default), csv, json, md, latex or html")
-    by = "columns: dataset, shots, budget or answers; or access to group by access"
+    form = "table (default), csv, json, html; latex and md: methods by data sets, for a paper, without --all"
+    board.add_argument("--format", default="table", help=form)
+    by = "columns: dataset, shots, answers or budget (to choose a method for 1,000 requests); access: group by access"
     board.add_argument("--by", metavar="AXIS", help=by)
     board.add_argument("--all", action="store_true", help="print every section: each test set, shots and allotment")
     board.add_argument("--raw", action="store_true", help="print one record per trial and test set, as csv or json")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from pipeline.results.comparison import is_native
@@ -42,7 +43,7 @@ def answers_figure(records: Sequence[Record], answers: Sequence[str], title: str
         answers: Kinds of answers, in their order on the x axis.
         title: Title of the figure.
     """
-    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.6), layout=(engine := ConstrainedLayoutEngine()))
     ax = figure.subplots()
     heights = [value for r in records for value in accuracy_range(r)]
     ax.set_ylim(min(heights) - 2, max(heights) + 2)
@@ -56,7 +57,7 @@ def answers_figure(records: Sequence[Record], answers: Sequence[str], title: str
     bare(ax)
     add_title(figure, title)
     access_legend(figure, records)
-    figure.get_layout_engine().execute(figure)  # fixes the panel's size: names are kept apart in pixels
+    engine.execute(figure)  # fixes the panel's size: names are kept apart in pixels
     figure.set_layout_engine("none")
     ends = []
     for label, of_label in by_label(records).items():

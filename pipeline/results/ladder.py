@@ -7,7 +7,7 @@ keeps its accuracy under every larger budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -77,30 +77,6 @@ def _comparable(records: Iterable[Record]) -> list[Record]:
     ]
 
 
-def cheapest(records: Iterable[Record]) -> list[Record]:
-    """Return the cheapest method near the best for each budget, with `COLUMNS`.
-
-    The best has the highest accuracy of the methods' largest bills within the budget. The cheapest has the lowest bill
-    of those whose accuracy is at most `NEAR` points lower.
-
-    Args:
-        records: Records as `compared` returns them.
-    """
-    found = []
-    for key, group in groupby(sorted(records, key=_order), key=lambda r: [r[name] for name in _GROUP]):
-        section = list(group)
-        for unit in NAMES:
-            lines = points(section, unit).values()
-            for budget in budgets(r[unit] for line in lines for r in line):
-                paid = [[r for r in line if r[unit] <= budget] for line in lines]
-                best = max((line[-1] for line in paid if line), key=lambda r: r["accuracy"])
-                near = [r for line in paid for r in line if r["accuracy"] >= best["accuracy"] - NEAR]
-                least = min(near, key=lambda r: (r[unit], -r["accuracy"]))
-                values = (unit, budget, best["label"], best["accuracy"], least["label"], least["accuracy"], least[unit])
-                found.append(dict(zip(COLUMNS, (*key, *values), strict=True)))
-    return found
-
-
 def budgets(bills: Iterable[float]) -> Iterator[int]:
     """Yield 1, 2, 5, 10, 20, ... from the smallest bill that is not 0 to the largest."""
     paid = sorted(bill for bill in bills if bill)
@@ -112,6 +88,31 @@ def budgets(bills: Iterable[float]) -> Iterator[int]:
                 yield budget
             if budget >= paid[-1]:
                 return
+
+
+def cheapest(records: Iterable[Record], at: Callable[[Iterable[float]], Iterable[int]] = budgets) -> list[Record]:
+    """Return the cheapest method near the best for each budget, with `COLUMNS`.
+
+    The best has the highest accuracy of the methods' largest bills within the budget. The cheapest has the lowest bill
+    of those whose accuracy is at most `NEAR` points lower.
+
+    Args:
+        records: Records as `compared` returns them.
+        at: Returns the budgets that are looked at, from all bills.
+    """
+    found = []
+    for key, group in groupby(sorted(records, key=_order), key=lambda r: [r[name] for name in _GROUP]):
+        section = list(group)
+        for unit in NAMES:
+            lines = points(section, unit).values()
+            for budget in at(r[unit] for line in lines for r in line):
+                paid = [[r for r in line if r[unit] <= budget] for line in lines]
+                best = max((line[-1] for line in paid if line), key=lambda r: r["accuracy"])
+                near = [r for line in paid for r in line if r["accuracy"] >= best["accuracy"] - NEAR]
+                least = min(near, key=lambda r: (r[unit], -r["accuracy"]))
+                values = (unit, budget, best["label"], best["accuracy"], least["label"], least["accuracy"], least[unit])
+                found.append(dict(zip(COLUMNS, (*key, *values), strict=True)))
+    return found
 
 
 def steps(found: Sequence[Record]) -> list[Record]:
@@ -127,7 +128,7 @@ def cheapest_md(found: Sequence[Record]) -> str:
             "data": "mean" if r["test_set"] == "all" else r["test_set"],
             "shots": str(r["shots"]),
             "access": r["access_class"],
-            "budget from": f"{r['budget']:,} {NAMES[r['unit']][: -1 if r['budget'] == 1 else None]}",
+            "budget from": _budget(r),
             "cheapest": r["cheapest"],
             "its bill": count(r["cost"]),
             "accuracy": f"{r['cheapest_accuracy']:.1f}",
@@ -140,16 +141,29 @@ def cheapest_md(found: Sequence[Record]) -> str:
 
 
 def sentences(summary: Sequence[Record], shots: int, answers: str) -> list[str]:
-    """Return which methods are the cheapest near the best, as one sentence for each access class."""
-    found = steps(cheapest(r for r in _comparable(summary) if r["shots"] == shots and r["answers"] == answers))
-    lines = []
-    for name, group in groupby(found, key=lambda r: r["access_class"]):
-        parts = [
-            f"by {NAMES[unit]} " + ", ".join(f"{r['cheapest']} from {r['budget']:,}" for r in some)
-            for unit, some in groupby(group, key=lambda r: r["unit"])
-        ]
-        lines.append(f"Cheapest within {NEAR:g} point of the best with {name}: {'; '.join(parts)}.")
-    return lines
+    """Return which methods are the cheapest near the best, and from which bill on, as one sentence."""
+    some = (r for r in _comparable(summary) if r["shots"] == shots and r["answers"] == answers)
+    parts = []
+    for name, group in groupby(steps(cheapest(some, _bills)), key=lambda r: r["access_class"]):
+        by_unit = [list(of_unit) for _, of_unit in groupby(group, key=lambda r: r["unit"])]
+        if len({tuple(r["cheapest"] for r in of_unit) for of_unit in by_unit}) == 1:
+            parts.append(f"with {name} {_starts(zip(*by_unit, strict=True))}")
+        else:
+            parts.append(f"with {name} {'; or '.join(_starts((r,) for r in of_unit) for of_unit in by_unit)}")
+    return [f"Cheapest within {NEAR:g} point of the best: {'; '.join(parts)}."] if parts else []
+
+
+def _starts(of_units: Iterable[tuple[Record, ...]]) -> str:
+    """Return from which budget on each method is the cheapest, in one unit or in both."""
+    return ", ".join(f"{some[0]['cheapest']} from {' or '.join(map(_budget, some))}" for some in of_units)
+
+
+def _budget(record: Record) -> str:
+    return f"{record['budget']:,} {NAMES[record['unit']][: -1 if record['budget'] == 1 else None]}"
+
+
+def _bills(bills: Iterable[float]) -> list[int]:
+    return sorted({math.ceil(bill) for bill in bills if bill})
 
 
 def _order(record: Record) -> tuple[Any, ...]:

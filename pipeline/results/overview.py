@@ -274,9 +274,9 @@ def _under_shift(leaders: list[Record], view: Overview) -> list[str]:
                 found.append(_signed(r, view.value))
     if len(found) < len(leaders) or not found:
         return []
-    verb = ("gain" if view.shows_gains else "reach") if len(found) > 1 else ("gains" if view.shows_gains else "reaches")
-    who = "they" if len(found) > 1 else "it"
-    return [f"Under domain shift ({listed(view.shift_sets)}) {who} {verb} {' and '.join(found)}."]
+    one, several = ("its gain is", "their gains are") if view.shows_gains else ("it reaches", "they reach")
+    who = several if len(found) > 1 else one
+    return [f"Under domain shift ({listed(view.shift_sets)}) {who} {' and '.join(found)}."]
 
 
 def _by_budget(leaders: list[Record], view: Overview) -> list[str]:

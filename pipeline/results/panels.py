@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
@@ -64,7 +65,7 @@ def grid(
     lines = [(c, sets[i : i + wide]) for c in classes for i in range(0, len(sets), wide)]
     names = {c: len({r["label"] for r in records if r["access_class"] == c}) for c in classes}
     high = [max(PANEL[1], 0.9 + 1.1 * LINE * names[c]) for c, _ in lines]
-    figure = Figure(figsize=(0.8 + width * wide, 1.3 + sum(high)), layout="constrained")
+    figure = Figure(figsize=(0.8 + width * wide, 1.3 + sum(high)), layout=(engine := ConstrainedLayoutEngine()))
     axes = figure.subplots(len(lines), wide, squeeze=False, height_ratios=high)
     filled = []
     for row, (name, some) in enumerate(lines):
@@ -88,7 +89,7 @@ def grid(
             filled.append((ax, in_panel))
     add_title(figure, title)
     access_legend(figure, records)
-    figure.get_layout_engine().execute(figure)  # fixes the panels' sizes: names are kept apart in pixels
+    engine.execute(figure)  # fixes the panels' sizes: names are kept apart in pixels
     figure.set_layout_engine("none")
     for ax, in_panel in filled:
         panel(ax, in_panel)

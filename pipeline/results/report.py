@@ -179,13 +179,15 @@ def last_screen(
     own = config.storage == Path("runs", config.sweep).absolute()
     storage = sweep if own else shlex.quote(f"storage={short_path(config.storage)}")
     where = [f"page: {short_path(page_file)}"] if page_file else []
+    view = report.overview(axis)
+    by = "dataset" if view is not None and view.axis == "budget" else "budget"
     choices = (
-        f"more: farebox leaderboard {storage} --all or --by dataset; farebox ledger, ui",
+        f"more: farebox leaderboard {storage} --all or --by {by}; farebox ledger, ui",
         f"more: farebox leaderboard {storage} --all; farebox ledger, ui",
     )
     where.append(next((line for line in choices if len(line) <= terminal.width), choices[-1]))
     return screen(
-        report.overview(axis),
+        view,
         terminal,
         title=report.sweep,
         label=report.label,

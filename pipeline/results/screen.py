@@ -102,7 +102,7 @@ def _cut(text: str, terminal: Terminal) -> str:
 def _legend(view: Overview, terminal: Terminal) -> list[str]:
     seeds = max(line.main["seeds"] for line in view.lines)
     if any(line.main["tied"] is not None for line in view.lines):
-        text = "* best of its class; = tied (paired interval contains 0); ± 95% CI over seeds"
+        text = f"* best of its class; = tied on {view.facts['seeds']} (paired CI contains 0); ± 95% CI"
     elif seeds == 2:
         text = "* best of its class; a..b: range of two seeds; intervals and ties need three"
     else:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: check that it can be written, and lock it for one run."""
+"""The folder of a sweep: check that it can be written, lock it for one run, and open the results in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from pipeline.config.compose import Config
+from pipeline.console import short_path
 from pipeline.errors import ConfigError
+from pipeline.results.store import ResultStore
+from pipeline.sweep.storage_id import FILE
 
 PARTS = ("", "results/", "predictions/*/", "checkpoints/", "errors/", "leaderboard/")
 """Folders in which files are written, as patterns below the storage."""
@@ -34,6 +38,16 @@ def check_writable(key: str, folder: Path) -> None:
         raise ConfigError(
             f"{key}={folder} cannot be written ({error.strerror}): choose another with {key}=DIR"
         ) from error
+
+
+def open_store(config: Config) -> ResultStore:
+    """Open the result store of an existing sweep. Raises ConfigError if there is none."""
+    if not (config.storage / FILE).exists():
+        raise ConfigError(
+            f"no sweep at {short_path(config.storage)}: choose one with storage=DIR, or run one: "
+            f"farebox run sweep={config.sweep}"
+        )
+    return ResultStore(config.storage)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def test_the_table_for_a_paper_has_bold_winners_a_label_and_fits_the_text_width(
     rows = [line for line in tex.splitlines() if line.endswith(r" \\") and "multicolumn" not in line]
     assert {row.count("&") for row in rows} == {8}  # mean, three data sets, two shift sets, requests, images
     assert not re.search(r"(?<![$\w])-\d", tex)
-    md = board(storage, by="dataset", form="md")
+    md = board(storage, form="md")
+    assert md == board(storage, by="dataset", form="md") != board(storage, every=True, form="md")
     assert {line.count("|") for line in md.splitlines() if line.startswith("|")} == {10} and "**" in md
     assert_compiles(tex, tmp_path)
 

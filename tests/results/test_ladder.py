@@ -176,11 +176,9 @@ def test_the_overview_by_budget_names_the_cheapest_methods() -> None:
     assert view is not None
     told = [text for text in conclusions(view) if text.startswith("Cheapest")]
     assert told == [
-        "Cheapest within 1 point of the best with scores: by requests logit_head from 10, craft from 1,000, "
-        "logit_head from 50,000; by image rows logit_head from 2,000, craft from 200,000, "
-        "logit_head from 10,000,000.",
-        "Cheapest within 1 point of the best with features: by requests taskres from 2, gda from 5; "
-        "by image rows gda from 200.",
+        "Cheapest within 1 point of the best: with scores logit_head from 10 requests or 1,600 image rows, "
+        "craft from 1,000 requests or 160,000 image rows, logit_head from 32,000 requests or 5,120,000 image rows; "
+        "with features taskres from 2 requests, gda from 3 requests; or gda from 160 image rows."
     ]
     text = screen(view, Terminal(120), title="ladder")
     assert "Cheapest within 1 point" in " ".join(text.split())
