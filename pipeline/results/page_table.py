@@ -64,8 +64,8 @@ def _count(name: str, column: str, css: str = "", meaning: str = "") -> Column:
 
 
 def _method(r: Record) -> str:
-    mark = " (ref)" if r["reference"] else " *" if r["leader"] else " =" if r["tied"] else ""
-    return escape(plain(r["label"])) + mark
+    mark = " *" if r["leader"] else " =" if r["tied"] else ""
+    return escape(plain(r["label"])) + " (ref)" * r["reference"] + mark
 
 
 METHOD = Column(

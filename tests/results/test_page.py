@@ -161,6 +161,14 @@ def test_bold_type_and_every_mark_is_explained_beside_the_table(text: str, read:
     assert head <= {e.text for e in read.all("dt")}
 
 
+def test_a_reference_that_leads_its_class_is_marked_as_such() -> None:
+    rows = [make(seed=seed, accuracy=40.0) for seed in (1, 2, 3)]
+    for method, access, accuracy in (("logit_head", "TEXT+SCORES", 60.0), ("craft", "SOFT+SCORES", 50.0)):
+        rows += [make(method=method, access=access, seed=s, accuracy=accuracy + s) for s in (1, 2, 3)]
+    shown = page(report_of(rows))
+    assert "logit_head (ref) *<" in shown and "craft *" not in shown
+
+
 def test_numbers_of_two_seeds_are_neither_bold_nor_intervals() -> None:
     rows = [make(accuracy=40.0)]
     rows += [make(method="craft", access="SOFT+SCORES", seed=s, accuracy=a) for s, a in ((1, 50.0), (2, 50.2))]

@@ -57,7 +57,7 @@ def numbers(tab: Browser, column: int) -> list[float]:
 
 
 def test_it_starts_with_the_means_at_the_most_shots_best_first(tab: Browser) -> None:
-    assert tab.run(METHODS) == ["taskres", "craft", "logit_head (ref)", "bbt", "zero_shot (ref)"]
+    assert tab.run(METHODS) == ["taskres *", "craft *", "logit_head (ref) =", "bbt", "zero_shot (ref)"]
     assert tab.run(SORTED) == [["accuracy", "descending"]] and tab.run("location.hash") == ""
     assert tab.run(COUNT).startswith("5 of ")
 
@@ -79,12 +79,14 @@ def test_filters_and_order_are_in_the_address_and_come_back(tab: Browser, addres
     choose(tab, "data", "digits")
     choose(tab, "shots", "4")
     choose(tab, "budget", "")
-    assert tab.run(METHODS) == ["craft", "craft"]
+    assert tab.run(METHODS) == ["craft *", "craft ="]
     found = tab.run("location.hash")
     for part in ("method=C", "class=scores", "data=digits", "shots=4", "budget="):
         assert part in found
     tab.open(address + found)
-    assert tab.run(METHODS) == ["craft", "craft"] and tab.run("document.getElementById('filters').shots.value") == "4"
+    assert (
+        tab.run(METHODS) == ["craft *", "craft ="] and tab.run("document.getElementById('filters').shots.value") == "4"
+    )
     tab.run("document.querySelector('button[type=reset]').click()")
     assert tab.run(COUNT).startswith("5 of ") and tab.run("location.hash") == ""
 
