@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 from typing import NoReturn
 
@@ -29,6 +30,12 @@ from methods.base import (
 ALLOTMENT = Remaining(requests=400, images=40_000)
 """Pays for several steps of every method on the toy task."""
 TOY_NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of torch, numpy and Python."""
+    for seed_generator in (torch.manual_seed, np.random.seed, random.seed):
+        seed_generator(seed)
 
 
 def toy_task(shots: int = 4, views: int = 3, fresh_views: bool = False) -> tuple[FewShotTask, LabelledImages]:

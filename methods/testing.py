@@ -14,7 +14,6 @@ import copy
 import json
 import math
 import pickle
-import random
 from dataclasses import replace
 from itertools import product
 from typing import ClassVar
@@ -32,12 +31,6 @@ from methods._toy_box import ToyBox
 from methods.base import Bill, LabelledImages, Method, MethodInfo, Remaining
 
 _TRAINED: dict[type[MethodContract], tuple[Method, Bill]] = {}
-"""Fitted methods and their bills."""
-
-
-def _seed_everything(n: int) -> None:
-    for seed in (torch.manual_seed, np.random.seed, random.seed):
-        seed(n)
 
 
 class MethodContract:
@@ -52,7 +45,7 @@ class MethodContract:
     def trained(self) -> Method:
         """Return a new copy of a method that is fitted once for all tests, with seed 0."""
         if type(self) not in _TRAINED:
-            _seed_everything(1)
+            toy.seed_everything(1)
             bill = toy.fitted(method := self.build(), toy.toy_task()[0]).bill
             _TRAINED[type(self)] = method, bill
         return copy.deepcopy(_TRAINED[type(self)][0])
@@ -64,7 +57,7 @@ class MethodContract:
 
     def test_same_seed_gives_same_logits_and_bill(self) -> None:
         self.trained()
-        _seed_everything(2)  # the generator given to `start` is the only source of randomness
+        toy.seed_everything(2)  # the generator given to `start` is the only source of randomness
         task, test = toy.toy_task()
         self.check_same(*toy.result(self.build(), task, test.images))
 
@@ -124,10 +117,8 @@ class IterativeContract(MethodContract):
         method, (task, test) = self.build(), toy.toy_task()
         box = ToyBox(self.info.access, toy.ALLOTMENT)
         method.begin(task, box, np.random.default_rng(0))
-        running = True
-        while running:
-            method = pickle.loads(pickle.dumps(method))
-            running = method.step(box)
+        while (method := pickle.loads(pickle.dumps(method))).step(box):
+            pass
         self.check_same(toy.logits_of(method, test.images), box.bill)
 
 

@@ -26,7 +26,8 @@ RESULT_SOURCES = (
 NEUTRAL_SOURCES = frozenset(
     {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "probe", "ray_actors", "ray_pool", "replica_queue")}
     | {f"pipeline/data/{name}.py" for name in ("inspect", "contact_sheet")}
-    | {f"pipeline/remote/{name}.py" for name in ("archive", "call_log", "http_client", "limiter", "opening", "wallet")}
+    | {f"pipeline/remote/{name}.py" for name in ("archive", "call_log", "http_client", "limiter")}
+    | {f"pipeline/remote/{name}.py" for name in ("opening", "permission", "wallet")}
     | {f"pipeline/trials/{name}.py" for name in ("checkpoint", "estimate", "prompts", "watchdog")}
 )
 """Files that match these patterns and cannot change a number: they forward, print, draw, estimate or check."""

@@ -284,7 +284,6 @@ SHORTER = {"methods/craft.py": 150, "methods/taskres.py": 150}
 """Fewer lines for methods whose ablations and variants have files of their own."""
 LONG_FOR_A_REASON = {
     "methods/base.py": "all that a method sees, on one page",
-    "methods/testing.py": "every promise of a method, on one page",
     "pipeline/cards.py": "every kind of card, on one page",
 }
 

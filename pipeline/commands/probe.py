@@ -33,7 +33,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.remote.call_log import sent_line
 from pipeline.remote.endpoint import RemoteEndpoint
 from pipeline.remote.facts import describe
-from pipeline.remote.opening import refuse_unconfirmed
+from pipeline.remote.permission import refuse_unconfirmed
 from pipeline.remote.wallet import LedgerWallet
 from pipeline.results import noise_floor
 from pipeline.sweep.money import costs_money

@@ -94,8 +94,7 @@ class Asker:
             others = [answers.in_flight[key] for key in first if key in answers.in_flight]
             new = sorted(i for key, i in first.items() if key not in answers.in_flight)
             tasks = []
-            for start in range(0, len(new), items.most):
-                part = new[start : start + items.most]
+            for part in _parts(new, items.most):
                 task = asyncio.create_task(self._ask(answers, items, part, payer))
                 answers.in_flight |= {keys[i]: task for i in part}
                 tasks.append(task)

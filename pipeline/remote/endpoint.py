@@ -7,7 +7,6 @@ is computed on this side (views, their encoding, products of features) is comput
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -30,15 +29,16 @@ from pipeline.blackbox.request import (
     prompt_counts,
     prompts_digest,
 )
-from pipeline.cards import HttpCard, ModelCard
+from pipeline.cards import ModelCard
 from pipeline.data.images import Images
 from pipeline.data.made_images import MadeImages
-from pipeline.errors import AccessDenied, ConfigError, EndpointRefused
+from pipeline.errors import AccessDenied, EndpointRefused
 from pipeline.remote.adapter import Call
 from pipeline.remote.adapters import adapter_of
 from pipeline.remote.asking import Asker, Items
 from pipeline.remote.call_log import CallLog
 from pipeline.remote.http_client import HttpClient, Payer
+from pipeline.remote.permission import secret
 from pipeline.remote.pictures import Pictures
 from pipeline.remote.records import Records
 from pipeline.remote.wallet import NoWallet, Wallet
@@ -230,22 +230,6 @@ class RemoteEndpoint:
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop of the thread; return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
-
-
-def secret(card: HttpCard) -> str:
-    """Return the key of a card's `auth`, from the environment; empty without `auth`.
-
-    Raises:
-        ConfigError: the environment has none, or it cannot be part of a header.
-    """
-    if card.auth is None:
-        return ""
-    key = os.environ.get(card.auth.env, "")
-    if not key:
-        raise ConfigError(f"{card.host} needs a key: set the environment variable {card.auth.env} (auth in its card)")
-    if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise ConfigError(f"the environment variable {card.auth.env} has characters that no key has, such as a newline")
-    return key
 
 
 def _set_count(images: Images | MadeImages) -> int:

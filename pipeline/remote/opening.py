@@ -11,8 +11,8 @@ from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.cards import ModelCard
 from pipeline.config.compose import Config
-from pipeline.errors import ConfigError
-from pipeline.remote.endpoint import RemoteEndpoint, secret
+from pipeline.remote.endpoint import RemoteEndpoint
+from pipeline.remote.permission import refuse_unconfirmed
 from pipeline.remote.wallet import Wallet
 
 
@@ -28,23 +28,6 @@ class RemoteFactory:
     def __call__(self, card: ModelCard, features: Path) -> EndpointLike:
         """Return the endpoint. It stores no image features: its answers are recorded."""
         return RemoteEndpoint(card, self.records, self.storage, self.offline, self.wallet)
-
-
-def refuse_unconfirmed(config: Config) -> None:
-    """Check that a remote endpoint may be asked, before anything is reserved or sent.
-
-    Raises:
-        ConfigError: the environment has no key, or nobody confirmed that data may be sent to another machine.
-    """
-    http = config.model.http
-    if http is None or config.offline:
-        return
-    secret(http)
-    if not (http.loopback or config.spend or config.usd is not None):
-        raise ConfigError(
-            f"model {config.model.name} sends images and texts to {http.host}, which may cost money: add --spend, or "
-            "budget.usd=AMOUNT, to allow it (farebox plan prints how much is sent)"
-        )
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def answers_figure(records: Sequence[Record], answers: Sequence[str], title: str
         answers: Kinds of answers, in their order on the x axis.
         title: Title of the figure.
     """
-    figure = Figure(figsize=(8.5, 5.6), layout=(engine := ConstrainedLayoutEngine()))
+    figure = Figure(figsize=(8.5, 5.6))
     ax = figure.subplots()
     heights = [value for r in records for value in accuracy_range(r)]
     ax.set_ylim(min(heights) - 2, max(heights) + 2)
@@ -57,8 +57,7 @@ def answers_figure(records: Sequence[Record], answers: Sequence[str], title: str
     bare(ax)
     add_title(figure, title)
     access_legend(figure, records)
-    engine.execute(figure)  # fixes the panel's size: names are kept apart in pixels
-    figure.set_layout_engine("none")
+    ConstrainedLayoutEngine().execute(figure)  # fixes the panel's size: names are kept apart in pixels
     ends = []
     for label, of_label in by_label(records).items():
         line = sorted(of_label, key=lambda r: at[r["answers"]])

@@ -65,7 +65,7 @@ def grid(
     lines = [(c, sets[i : i + wide]) for c in classes for i in range(0, len(sets), wide)]
     names = {c: len({r["label"] for r in records if r["access_class"] == c}) for c in classes}
     high = [max(PANEL[1], 0.9 + 1.1 * LINE * names[c]) for c, _ in lines]
-    figure = Figure(figsize=(0.8 + width * wide, 1.3 + sum(high)), layout=(engine := ConstrainedLayoutEngine()))
+    figure = Figure(figsize=(0.8 + width * wide, 1.3 + sum(high)))
     axes = figure.subplots(len(lines), wide, squeeze=False, height_ratios=high)
     filled = []
     for row, (name, some) in enumerate(lines):
@@ -89,8 +89,7 @@ def grid(
             filled.append((ax, in_panel))
     add_title(figure, title)
     access_legend(figure, records)
-    engine.execute(figure)  # fixes the panels' sizes: names are kept apart in pixels
-    figure.set_layout_engine("none")
+    ConstrainedLayoutEngine().execute(figure)  # fixes the panels' sizes: names are kept apart in pixels
     for ax, in_panel in filled:
         panel(ax, in_panel)
     return figure

@@ -15,6 +15,7 @@ from pipeline.config.compose import Config, check_price
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
 from pipeline.ledger.ledger import Ledger
+from pipeline.remote.permission import refuse_unconfirmed
 from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
@@ -26,6 +27,7 @@ from pipeline.sweep.storage import alone, check_writable
 from pipeline.sweep.storage_id import StorageId
 from pipeline.trials.estimate import refuse_missing
 from pipeline.trials.plan import SweepPlan, TrialSpec, announcements, make_plan, refuse_unpayable
+from pipeline.trials.rows import failed_row, spec_columns
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,6 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
     if not todo:
         echo(f"nothing to run: all {len(plan.trials)} trials of this sweep are done")
         return todo
-    from pipeline.remote.opening import refuse_unconfirmed  # imports torch: most of the time of an idle run
-
     check_price(config)
     refuse_unconfirmed(config)
     if not config.partial:
@@ -107,7 +107,7 @@ def _reserve_and_run(
     funded, unfunded = reservations.begin(ledger, plan, todo, storage.id, echo)
     for spec in todo:
         if spec.trial_id in unfunded:
-            store.write([reservations.row_without_score(spec, unfunded[spec.trial_id], "unfunded")])
+            store.write([failed_row(spec, unfunded[spec.trial_id], spec_columns(spec), status="unfunded")])
     if todo:
         predicted = total(t.predicted for t in funded)
         echo(f"{len(funded)} trials to run, {kept} done before; {predicted.requests:,} requests predicted")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.config.compose import check_price
 from pipeline.errors import ConfigError
-from pipeline.remote.opening import opened_endpoint, refuse_unconfirmed
+from pipeline.remote.opening import opened_endpoint
+from pipeline.remote.permission import refuse_unconfirmed
 from pipeline.remote.wallet import LedgerWallet
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore

@@ -19,6 +19,7 @@ from pipeline.sweep.run_ledger import SWEEP_PREFIX, audit, check_name, sweep_acc
 from pipeline.sweep.storage_id import StorageId
 from pipeline.trials.checkpoint import stored_checkpoints
 from pipeline.trials.plan import SweepPlan, TrialSpec, refuse_nameless
+from pipeline.trials.rows import failed_row, spec_columns
 
 TOGETHER = 500
 """Trials that one transaction of the ledger reserves or releases."""
@@ -203,7 +204,7 @@ def close_trials(
                 "memory; run the same command to try again"
             )
             bill: dict[str, Any] = row_columns(ledger.trial_bill(storage_id, spec.account))
-            store.write([replace((rows or [row_without_score(spec, message)])[0], **bill)])
+            store.write([replace((rows or [failed_row(spec, message, spec_columns(spec))])[0], **bill)])
     release(ledger, storage_id, funded)
 
 
@@ -217,13 +218,6 @@ def remove_checkpoints(store: ResultStore, trials: Sequence[TrialSpec]) -> None:
         spec = specs.get(checkpoint.trial.partition(".")[0])
         if spec is not None and finished(store, spec):
             checkpoint.clear()
-
-
-def row_without_score(spec: TrialSpec, error: str, status: str = "failed") -> ResultRow:
-    """Return the row of a trial that did not run, or that died without a row."""
-    from pipeline.trials.rows import failed_row, spec_columns  # imports torch, which takes a second
-
-    return failed_row(spec, error, spec_columns(spec), status)
 
 
 def problems(plan: SweepPlan, store: ResultStore, ledger: Ledger, storage: StorageId) -> tuple[str, ...]:

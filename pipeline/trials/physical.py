@@ -106,7 +106,8 @@ class SendPlan:
         counter = _Counter(self.config)
         for _ in range(1 + calls // PROBE_EVERY):
             counter.add(Bill(requests=3, images=4, prompts=len(WORDS)), 4, 4)
-        counter.calls += 0 if counter.features else 1  # the introduction; features have calls to spare
+        if not counter.features:  # which have calls to spare
+            counter.calls += 1  # the introduction
         return counter.sent()
 
     def _first(self, key: tuple[Any, ...], n: int, known: int) -> int:

@@ -7,16 +7,18 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.blackbox.client import Pool
 from pipeline.errors import first_line
 from pipeline.files import strict_json
 from pipeline.results.row import ResultRow
 from pipeline.results.store import ResultStore
 from pipeline.source_code import texts_digest
 from pipeline.trials.plan import TrialSpec
+
+if TYPE_CHECKING:
+    from pipeline.blackbox.client import Pool  # imports torch
 
 
 def write_failure(spec: TrialSpec, error: BaseException, store: ResultStore, columns: dict[str, Any]) -> ResultRow:

@@ -20,7 +20,7 @@ from pipeline.errors import AccessDenied, ConfigError, EndpointRefused, Endpoint
 from pipeline.remote import asking, probe
 from pipeline.remote.call_log import total_of
 from pipeline.remote.http_client import Payer
-from pipeline.remote.opening import refuse_unconfirmed
+from pipeline.remote.permission import refuse_unconfirmed
 from pipeline.remote.records import Answers
 from pipeline.results.store import ResultStore
 from pipeline.trials.plan import make_plan
