@@ -259,7 +259,8 @@ def test_a_replica_that_cannot_load_reports_the_reason(cluster: None, tmp_path: 
 def test_a_client_with_another_token_is_refused(cluster: None) -> None:
     join = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False); print('in')"
     command = [sys.executable, "-c", join, ray.get_runtime_context().gcs_address]
-    wrong = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    retries = {"RAY_NUM_REDIS_GET_RETRIES": "2"}  # a refused client tries 20 times, a second apart
+    wrong = os.environ | retries | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     ours, other = (
         subprocess.run(command, env=env, capture_output=True, text=True, check=False) for env in (os.environ, wrong)
     )

@@ -307,6 +307,10 @@ def test_bills_are_predicted_from_the_card_alone(monkeypatch: pytest.MonkeyPatch
     assert sum(bills, Bill()).requests > 0
 
 
+FEW = ("budget.requests=100", "budget.images=1000")
+"""An allotment that is spent quickly."""
+
+
 @pytest.mark.parametrize("method", sorted(all_methods()))
 def test_classes_with_fewer_images_than_shots_are_billed_as_they_are_drawn(
     lab: Lab, tmp_path: Path, method: str
@@ -330,7 +334,7 @@ def test_classes_with_fewer_images_than_shots_are_billed_as_they_are_drawn(
     card = write_card(tmp_path, source, classes=3, **sizes)
     with pytest.raises(DataError, match="has 2"):
         lab.spec(method, f"datasets=[{card}]")
-    spec = lab.spec(method, f"datasets=[{card}]", "data.small_classes=take_all")
+    spec = lab.spec(method, f"datasets=[{card}]", "data.small_classes=take_all", *FEW)
     (row,) = lab.run(spec)
     assert (row.status, row.error) == ("done", None)
     assert len(spec.split.train) == 4 + 2 + 4 and plain_bill(row) == spec.predicted
@@ -339,14 +343,14 @@ def test_classes_with_fewer_images_than_shots_are_billed_as_they_are_drawn(
 
 @pytest.mark.parametrize("method", sorted(all_methods()))
 def test_imbalanced_shots_are_billed_as_planned_and_counted_in_the_row(lab: Lab, method: str) -> None:
-    spec = lab.spec(method, "draw=imbalanced", "validation=none", "shots=2", "seeds=3")
+    spec = lab.spec(method, "draw=imbalanced", "validation=none", "shots=2", "seeds=3", *FEW)
     counts = np.bincount(spec.dataset.source.labels[list(spec.split.train)], minlength=5)
     assert counts.sum() == 2 * 5 and counts.min() == 0 and counts.max() > 2  # of this seed
     (row,) = lab.run(spec)
     assert (row.status, row.error) == ("done", None)
     assert (row.draw, row.missing_classes, row.labels_used) == ("imbalanced", (counts == 0).sum(), 10)
     assert plain_bill(row) == spec.predicted and row.validate_requests == 0
-    balanced = lab.spec(method, "validation=none", "shots=2", "seeds=3")
+    balanced = lab.spec(method, "validation=none", "shots=2", "seeds=3", *FEW)
     assert spec.trial_id != balanced.trial_id and spec.predicted == balanced.predicted
 
 

@@ -126,7 +126,7 @@ def test_the_survivors_of_a_round_get_twice_the_money(lab: Lab) -> None:
 def cells(draw: st.DrawFn) -> tuple[str, list[str], dict[str, Any]]:
     """A method, overrides and a `tune`."""
     method = draw(st.sampled_from(sorted(SMALL)))
-    requests, images = draw(st.sampled_from([(90, None), (150, 2500), (None, 2500)]))
+    requests, images = draw(st.sampled_from([(45, None), (75, 1200), (None, 1200)]))
     seed, shots = draw(st.integers(1, 4)), draw(st.sampled_from([1, 4]))
     words = [
         "eval_shift=false",
