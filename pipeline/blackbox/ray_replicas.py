@@ -20,7 +20,7 @@ from pipeline.blackbox.local_pool import EndpointLike
 from pipeline.blackbox.ray_actors import LedgerActor, Replica
 from pipeline.cards import ModelCard
 from pipeline.console import Echo
-from pipeline.errors import ConfigError, FareboxError, unwrap
+from pipeline.errors import ConfigError, FareboxError, first_line, unwrap
 from pipeline.source_code import driver_code
 
 START_TIMEOUT_S = 600.0
@@ -92,14 +92,14 @@ class Replicas:
         self.loaded, self._loading = tuple(self._loading.values()), {}
 
     @contextlib.contextmanager
-    def adapting(self) -> Iterator[None]:
+    def adapting(self, log: Echo) -> Iterator[None]:
         """In the block, a thread calls `adapt` every few seconds."""
         stop = threading.Event()
 
         def loop() -> None:
             while not stop.wait(ADAPT_INTERVAL_S):
                 with contextlib.suppress(RayError):  # Ray's control service restarts
-                    self.adapt()
+                    self.adapt(log)
 
         thread = threading.Thread(target=loop, name="replicas", daemon=True)
         thread.start()
@@ -109,12 +109,14 @@ class Replicas:
             stop.set()
             thread.join()
 
-    def adapt(self) -> None:
+    def adapt(self, log: Echo) -> None:
         """Take in replicas that have loaded, end idle ones, add some where there is room, and publish the list."""
         for error in self._take_loaded(0):
-            self.echo(f"a replica did not start, and the run continues with {len(self.loaded)}: {error}")
-        self._end_idle()
-        self._add()
+            log(f"a replica did not start, and the run continues with {len(self.loaded)}: {first_line(error)}")
+        if idle := self._end_idle():
+            log(f"replicas ended after {IDLE_S:g} s without a request: {idle}; {len(self.loaded)} are left")
+        if added := self._add():
+            log(f"replicas that start on nodes of the cluster: {added}; {len(self.loaded)} are running")
         self.ledger.set_replicas.remote(self.loaded)
 
     def _start(self, strategies: Sequence[Any]) -> None:
@@ -134,8 +136,8 @@ class Replicas:
                 )
             if not self.loaded and (wait_s or present < self.gpus):
                 self.echo(
-                    f"waiting for the first of {n} replicas with {self.gpus:g} GPU each (the cluster has {present:g}; "
-                    "its autoscaler, if there is one, is asked for the others)"
+                    f"waiting for the first replica: {n} need {self.gpus:g} GPU each, and the cluster has {present:g} "
+                    "(its autoscaler, if there is one, is asked for the others)"
                 )
             wait_s = WAIT_LOG_INTERVAL_S
 
@@ -158,25 +160,27 @@ class Replicas:
                 ray.kill(replica)
         return errors
 
-    def _end_idle(self) -> None:
-        """End replicas without a request for `IDLE_S` while another serves; want one more if all have several."""
+    def _end_idle(self) -> int:
+        """End replicas without a request for `IDLE_S` while another serves; return how many.
+
+        If all have several requests, one that was ended before may come back.
+        """
         answers = zip(self.loaded, _results([replica.activity.remote() for replica in self.loaded]), strict=True)
         activity = {replica: answer for replica, answer in answers if answer is not None}
         if not activity:
-            return
+            return 0
         if all(pending > 1 for pending, _ in activity.values()):
             self._missing = max(self._missing, 1)
         if all(idle_s >= IDLE_S for _, idle_s in activity.values()):
-            return
+            return 0
         idle = [replica for replica, (_, idle_s) in activity.items() if idle_s >= IDLE_S]
         self.loaded = tuple(replica for replica in self.loaded if replica not in idle)
         for replica in idle:
             ray.kill(replica)
-        if idle:
-            self.echo(f"replicas ended after {IDLE_S:g} s without a request: {len(idle)}; {len(self.loaded)} are left")
+        return len(idle)
 
-    def _add(self) -> None:
-        """Start replicas for what joined since the last call, as far as the cluster has room for them."""
+    def _add(self) -> int:
+        """Start replicas for what joined since the last call, as far as there is room; return how many."""
         target, nodes = self._room()
         joined = sorted(nodes - self._nodes)
         self._missing += max(0, target - self._target)
@@ -186,11 +190,11 @@ class Replicas:
         if self.gpus and not self.asks:  # else one would wait for a GPU of another job, and the autoscaler start a node
             n = 0 if self._loading else min(n, int(ray.available_resources().get("GPU", 0) / self.gpus + 1e-3))
         if n <= 0:
-            return
+            return 0
         self._missing -= n
         here = [NodeAffinitySchedulingStrategy(node, soft=True) for node in joined] if not self.gpus else []
         self._start([here[i % len(here)] if here else SPREAD for i in range(n)])
-        self.echo(f"replicas that start: {n}; {len(self.loaded)} are running")
+        return n
 
     def _room(self) -> tuple[int, set[str]]:
         """Return the number of replicas that the nodes have room for, and the ids of these nodes.

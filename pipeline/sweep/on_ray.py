@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from pipeline import console
 from pipeline.blackbox.ray_actors import ActorWallet
 from pipeline.blackbox.ray_replicas import Replicas, feature_store, ledger_name, loads, start
 from pipeline.config.compose import Config
@@ -51,6 +52,10 @@ def run_on_ray(
             log.ended(rows)
             mirror(rows)
 
+    def changed(line: str) -> None:
+        console.log(line)
+        log.replicas(line)
+
     with progress, ray_session(config.address, echo):
         progress.stage = LOADING
         replicas, ledger_actor = _start(config, storage_id, echo)
@@ -60,7 +65,7 @@ def run_on_ray(
         progress.start_trials(ImagesLeft(funded, cache(lambda codec: feature_store(replicas.loaded[0], codec))))
         changes = config.address is not None and config.model.http is None
         try:
-            with replicas.adapting() if changes else contextlib.nullcontext():
+            with replicas.adapting(changed) if changes else contextlib.nullcontext():
                 failed = run_trials(config, funded, storage_id, replicas.loaded, ledger_actor, callback)
         except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
             raise lost(error) from error

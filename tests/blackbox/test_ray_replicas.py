@@ -90,16 +90,16 @@ def test_each_gpu_that_joins_gets_a_replica_which_serves_once_it_has_loaded(clus
     cluster.nodes["a"] = {"CPU": 8, "GPU": 1}
     replicas = cluster.replicas()
     cluster.used = 1
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert [len(r) for r in cluster.published] == [1] and not cluster.echoed, "nothing joined"
     cluster.nodes["b"] = {"CPU": 8, "GPU": 2}
     LOADS.extend([None, None])
-    replicas.adapt()
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
+    replicas.adapt(cluster.echoed.append)
     assert len(replicas.loaded) == 1 and len(replicas._loading) == 2
     for actor in replicas._loading.values():
         actor.info_is = "loaded"
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert len(cluster.published[-1]) == 3 and {a.strategy for a in cluster.published[-1]} == {SPREAD}
 
 
@@ -107,11 +107,11 @@ def test_a_gpu_of_another_job_is_used_once_it_is_free_and_not_waited_for(cluster
     cluster.nodes["a"] = {"GPU": 1}
     replicas = cluster.replicas()
     cluster.nodes["b"], cluster.used = {"GPU": 2}, 3
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert not replicas._loading, "a replica that waits would make the autoscaler start a node"
     cluster.used = 2
-    replicas.adapt()
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
+    replicas.adapt(cluster.echoed.append)
     assert len(replicas.loaded) == 2
 
 
@@ -120,9 +120,9 @@ def test_a_lost_replica_takes_the_gpu_of_the_node_that_replaces_its_own(cluster:
     replicas = cluster.replicas()
     del cluster.nodes["b"]
     replicas.loaded[1].lost = True
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     cluster.nodes["c"] = {"GPU": 1}
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert len(replicas.loaded) == 2 and not replicas._loading and not cluster.echoed
 
 
@@ -131,8 +131,8 @@ def test_without_gpus_the_cores_that_join_count_and_their_node_gets_the_replicas
     replicas = cluster.replicas(gpus=0)
     assert len(replicas.loaded) == 2
     cluster.nodes |= {"b": {"CPU": 3}, "c": {"CPU": 64, "GPU": 8}}
-    replicas.adapt()
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
+    replicas.adapt(cluster.echoed.append)
     assert [a.strategy for a in replicas.loaded] == [SPREAD, SPREAD, ("b", True), ("b", True)]
 
 
@@ -143,17 +143,17 @@ def test_an_idle_replica_is_ended_while_another_serves(cluster: Played) -> None:
     for actor in (busy, idle):
         actor.pending, actor.idle_s = 0, IDLE_S
     lost.lost, lost.idle_s = True, IDLE_S
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert not cluster.killed, "no replica serves"
     busy.idle_s = IDLE_S - 1
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert cluster.killed == [idle] and cluster.published[-1] == (busy, lost)
     cluster.used = 2
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert not replicas._loading, "its GPU is left to others"
     lost.lost = False
     busy.idle_s = lost.idle_s
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert cluster.killed == [idle], "never the last ones"
 
 
@@ -163,18 +163,18 @@ def test_an_ended_replica_comes_back_when_requests_wait_at_all_others_or_a_gpu_j
     busy, *idle = replicas.loaded
     for actor in idle:
         actor.idle_s = IDLE_S
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert replicas.loaded == (busy,)
     cluster.used, busy.pending = 1, 2
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     busy.pending = 1
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert len(replicas.loaded) == 2
     del cluster.nodes["c"]
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     cluster.nodes["d"], cluster.used = {"GPU": 1}, 2
-    replicas.adapt()
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
+    replicas.adapt(cluster.echoed.append)
     assert len(replicas.loaded) == 3
 
 
@@ -183,13 +183,13 @@ def test_a_replica_that_cannot_start_is_named_once_and_one_whose_node_died_is_wa
     replicas = cluster.replicas()
     cluster.nodes["b"] = {"GPU": 2}
     LOADS.extend([CodeMismatch("a worker imports other code"), ActorUnavailableError("restarting", None)])
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     for _ in range(3):
-        replicas.adapt()
+        replicas.adapt(cluster.echoed.append)
     assert len(cluster.killed) == 1 and len(replicas.loaded) == 1 and len(replicas._loading) == 1
     assert len([line for line in cluster.echoed if "other code" in line]) == 1
     next(iter(replicas._loading.values())).info_is = "loaded"
-    replicas.adapt()
+    replicas.adapt(cluster.echoed.append)
     assert len(replicas.loaded) == 2
 
 
@@ -208,7 +208,7 @@ def test_replicas_that_ask_for_gpus_wait_for_the_first_and_take_in_the_others_la
     ray_replicas.ray.wait = joining  # type: ignore[assignment]
     replicas = cluster.replicas(2, 1.0, asks=True)
     assert len(replicas.loaded) == 1 and len(replicas._loading) == 1
-    assert cluster.echoed and all("waiting for the first of 2 replicas with 1 GPU each" in s for s in cluster.echoed)
+    assert cluster.echoed and all("waiting for the first replica: 2 need 1 GPU each" in s for s in cluster.echoed)
     assert len(cluster.echoed) == 3, "at once, then every ten seconds"
 
 
