@@ -93,6 +93,7 @@ def test_methods_import_no_input_or_output_and_open_no_file() -> None:
                 "pipeline/sweep/tune_trials.py",
                 "pipeline/blackbox/ray_pool.py",
                 "pipeline/blackbox/ray_replicas.py",
+                "pipeline/blackbox/ray_resources.py",
                 "pipeline/bench/actors.py",
                 "pipeline/bench/peers.py",
             },

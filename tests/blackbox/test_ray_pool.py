@@ -17,7 +17,7 @@ from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.blackbox.ray_pool import RayPool
-from pipeline.blackbox.ray_replicas import replica_resources
+from pipeline.blackbox.ray_resources import replica_resources
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.data.images import Images

@@ -14,7 +14,7 @@ import pytest
 from methods.base import Bill, TextPrompts
 from pipeline.blackbox import replica_queue
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.ray_replicas import gpu_share
+from pipeline.blackbox.ray_resources import gpu_share
 from pipeline.blackbox.replica_queue import MAX_BUFFERED, ReplicaQueue
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase

@@ -26,7 +26,7 @@ from pipeline.blackbox import ray_pool
 from pipeline.blackbox.client import Pool
 from pipeline.blackbox.ray_actors import NAMESPACE, LedgerActor, RemoteLedger, Replica
 from pipeline.blackbox.ray_pool import RayPool
-from pipeline.blackbox.ray_replicas import wait_for_resources
+from pipeline.blackbox.ray_resources import wait_for_resources
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.cards import ModelCard
