@@ -250,6 +250,16 @@ def test_a_trial_leaves_a_replica_that_was_ended_for_one_that_it_did_not_know(
     assert alone.ledger.trial_bill("s", "t") == meter.meter.bills, "paid once"
 
 
+def test_a_replica_that_is_no_longer_listed_is_left_for_a_busier_one(
+    played: None, alone: LocalPool, fake: Endpoint
+) -> None:
+    unlisted, other = Played(alone, 3), Played(alone, 5)
+    pool = RayPool([unlisted, other], directory([other]))
+    at(pool, unlisted)
+    box(pool).text_features(context(fake))
+    assert [len(unlisted.asked), len(other.asked)] == [0, 1]
+
+
 @pytest.mark.parametrize("listing", [lambda: (), lambda: played_error()])
 def test_a_list_that_was_lost_changes_nothing(played: None, alone: LocalPool, fake: Endpoint, listing: Any) -> None:
     replicas = [Played(alone, 5), Played(alone)]

@@ -190,7 +190,11 @@ def test_a_replica_that_cannot_start_is_named_once_and_one_whose_node_died_is_wa
     assert len([line for line in cluster.echoed if "other code" in line]) == 1
     next(iter(replicas._loading.values())).info_is = "loaded"
     replicas.adapt(cluster.echoed.append)
-    assert len(replicas.loaded) == 2
+    for actor in replicas.loaded:
+        actor.pending = 9
+    for _ in range(3):
+        replicas.adapt(cluster.echoed.append)
+    assert len(replicas.loaded) == 2 and not replicas._loading, "the place of the failed one is not tried again"
 
 
 def test_replicas_that_ask_for_gpus_wait_for_the_first_and_take_in_the_others_later(cluster: Played) -> None:

@@ -105,6 +105,21 @@ def test_requests_that_come_together_are_charged_in_one_call(run: Callable[..., 
     run(scenario)
 
 
+def test_a_queue_is_idle_since_its_last_request_ended(run: Callable[..., Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        await asyncio.sleep(0.2)
+        started = queue.idle_s
+        ledger.open.clear()
+        task = asyncio.create_task(queue.send(request(1)))
+        await asyncio.sleep(0.1)
+        assert started >= 0.2 and queue.idle_s == 0
+        ledger.open.set()
+        await task
+        assert queue.idle_s < 0.2
+
+    run(scenario)
+
+
 def test_a_remote_endpoint_computes_several_requests_at_once_each_after_its_charge(run: Callable[..., Any]) -> None:
     async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
         ledger.refused = {7}
