@@ -186,12 +186,13 @@ class Replicas:
         target, nodes = self._room()
         joined = sorted(nodes - self._nodes)
         self._missing += max(0, target - self._target)
-        self._missing = min(self._missing, target - len(self.loaded) - len(self._loading) - self._failed)
+        room = target - len(self.loaded) - len(self._loading) - self._failed
+        self._missing = max(0, min(self._missing, room))
         self._target, self._nodes = target, nodes
         n = self._missing
         if self.gpus and not self.asks:  # else one would wait for a GPU of another job, and the autoscaler start a node
             n = 0 if self._loading else min(n, int(ray.available_resources().get("GPU", 0) / self.gpus + 1e-3))
-        if n <= 0:
+        if not n:
             return 0
         self._missing -= n
         here = [NodeAffinitySchedulingStrategy(node, soft=True) for node in joined] if not self.gpus else []

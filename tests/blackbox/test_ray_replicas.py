@@ -136,6 +136,21 @@ def test_without_gpus_the_cores_that_join_count_and_their_node_gets_the_replicas
     assert [a.strategy for a in replicas.loaded] == [SPREAD, SPREAD, ("b", True), ("b", True)]
 
 
+def test_a_node_that_comes_back_gets_replicas_in_place_of_those_that_were_ended_meanwhile(cluster: Played) -> None:
+    cluster.nodes = {"a": {"CPU": 4}, "b": {"CPU": 4}}
+    replicas = cluster.replicas(gpus=0)
+    del cluster.nodes["b"]
+    replicas.adapt(cluster.echoed.append)
+    for actor in replicas.loaded[2:]:
+        actor.idle_s = IDLE_S
+    replicas.adapt(cluster.echoed.append)
+    assert len(replicas.loaded) == 2
+    cluster.nodes["b"] = {"CPU": 4}
+    replicas.adapt(cluster.echoed.append)
+    replicas.adapt(cluster.echoed.append)
+    assert len(replicas.loaded) == 4
+
+
 def test_an_idle_replica_is_ended_while_another_serves(cluster: Played) -> None:
     cluster.nodes["a"] = {"GPU": 3}
     replicas = cluster.replicas()
