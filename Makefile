@@ -6,7 +6,7 @@
 # make test-gpu  on a machine with one: the text tower and the endpoint on the GPU, and sweeps through kills
 # make test-postgres  the ledger's tests and a killed sweep on a PostgreSQL server of its own (root installs Debian's package)
 # make test-browser  the page of a leaderboard and MLflow's pages in headless Chromium (Debian's package chromium)
-# make test-cluster   ray up, submit, kill, resume, down over an sshd on loopback, as a user made for it (run as root)
+# make test-cluster   Ray's autoscaler with simulated nodes; ray up, submit, kill, resume, down over an sshd on loopback (run as root)
 # make test-http  sweeps over HTTP: against infinity-emb in an environment of its own, and through faults and kills
 # make ladder  accuracy by budget on the embedded data (about an hour on two cores), and its figure in docs/img/
 # make golden  write the golden values anew (review the difference, and say why in the commit)

@@ -24,7 +24,8 @@ RESULT_SOURCES = (
 )
 """Sources that can change a number of a row, except those of the method. Editing one makes finished trials stale."""
 NEUTRAL_SOURCES = frozenset(
-    {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "probe", "ray_actors", "ray_pool", "replica_queue")}
+    {f"pipeline/blackbox/{name}.py" for name in ("local_pool", "probe", "replica_queue")}
+    | {f"pipeline/blackbox/ray_{name}.py" for name in ("actors", "pool", "replicas", "resources")}
     | {f"pipeline/data/{name}.py" for name in ("inspect", "contact_sheet")}
     | {f"pipeline/remote/{name}.py" for name in ("archive", "call_log", "http_client", "limiter")}
     | {f"pipeline/remote/{name}.py" for name in ("opening", "permission", "wallet")}

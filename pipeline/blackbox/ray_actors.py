@@ -39,10 +39,22 @@ LEDGER_TIMEOUT_S = 120.0
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class LedgerActor:
-    """The ledger of a run. Every call is idempotent, so Ray may repeat it after a restart."""
+    """The ledger of a run. Every call is idempotent, so Ray may repeat it after a restart.
+
+    Since every trial has its handle, it also tells them which replicas there are. The driver repeats the list.
+    """
 
     def __init__(self, url: str, code: ImportedCode | None = None) -> None:
         self.ledger, self.code = Ledger(url), code
+        self.loaded: Sequence[Any] = ()
+
+    def set_replicas(self, replicas: Sequence[Any]) -> None:
+        """Take the replicas that have loaded their model."""
+        self.loaded = replicas
+
+    def replicas(self) -> Sequence[Any]:
+        """Return the replicas that have loaded their model; none until the driver has told them."""
+        return self.loaded
 
     def open_account(self, name: str, limits: Limits) -> Limits | FareboxError:
         """See Ledger.open_account."""
@@ -173,6 +185,10 @@ class Replica:
     async def load(self) -> int:
         """Return the number of accepted requests without a response."""
         return self.queue.pending
+
+    async def activity(self) -> tuple[int, float]:
+        """Return the number of accepted requests without a response, and the seconds without any request."""
+        return self.queue.pending, self.queue.idle_s
 
     async def feature_store(self, codec: str) -> tuple[str, int, Path] | None:
         """Return the model, feature width and folder of the store of images sent in this way; None without one."""

@@ -1,4 +1,4 @@
-"""A pool of Ray replicas: start them with the ledger's actor, balance requests over them, and replace lost ones."""
+"""A trial's pool of Ray replicas: balance requests over them, and leave those that are lost or busy."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import contextlib
 import math
 import random
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.feature_store import FeatureStore
-from pipeline.blackbox.local_pool import EndpointLike
-from pipeline.blackbox.ray_actors import LedgerActor, Replica, ray_error_line
+from pipeline.blackbox.ray_actors import ray_error_line
 from pipeline.blackbox.request import ModelInfo, Request, Response
-from pipeline.cards import ModelCard
-from pipeline.console import Echo
-from pipeline.errors import ConfigError, EndpointBusy, EndpointLost, FareboxError, QueueFull, unwrap
-from pipeline.source_code import driver_code
+from pipeline.errors import EndpointBusy, EndpointLost, QueueFull, unwrap
 
 FAILOVER_TIMEOUT_S = 600.0
 """How long a caller waits for a live replica before the trial fails: an autoscaler takes minutes to replace a node."""
@@ -32,102 +23,10 @@ RESPONSE_TIMEOUT_S = 3600.0
 """How long a caller waits for the response of a live replica: far longer than any call takes."""
 REMOTE_TIMEOUT_S = 7 * 86_400.0
 """The same for a remote model: its rate may allow a few images a minute. The client itself gives up on a server."""
-START_TIMEOUT_S = 600.0
-"""How long replicas may take to load their model, and the cluster to free the resources that they need."""
-WAIT_LOG_INTERVAL_S = 10.0
-"""Seconds between two lines about waiting."""
+REFRESH_S = 2.0
+"""Seconds between two requests for the list of replicas."""
 UNKNOWN = math.inf
 """Load of a replica that did not report it."""
-
-
-def start(
-    model: ModelCard,
-    features: Path,
-    threads: int,
-    replicas: int | str,
-    ledger_url: str,
-    storage_id: str,
-    echo: Echo,
-    make: Callable[..., EndpointLike] = Endpoint,
-    remote: int = 0,
-    name: str | None = None,
-) -> tuple[list[Any], Any]:
-    """Start the replicas and the ledger's actor; return both once every replica has loaded its model.
-
-    `replicas` is their number, or "auto" (see `replica_resources`). `make` makes the endpoint of each; `remote` is the
-    number of requests that a remote endpoint answers at the same time, 0 for a local one. `name` is that of the
-    ledger's actor (`ledger_name`).
-
-    Raises:
-        ConfigError: they do not start. The message has one line.
-    """
-    count, gpus = replica_resources(replicas, ray.cluster_resources(), threads)
-    gpus = 0 if remote else gpus
-    wait_for_resources({"CPU": 1.0, "GPU": count * gpus}, echo)
-    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    name = name or ledger_name(storage_id)
-    code = driver_code()
-    ledger = LedgerActor.options(name=name, scheduling_strategy=driver_node).remote(ledger_url, code)  # type: ignore[attr-defined]
-    replica = Replica.options(num_gpus=gpus, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
-    actors = [replica.remote(model, str(features), threads, name, make, code, remote) for _ in range(count)]
-    try:
-        for info in ray.get([actor.info.remote() for actor in actors], timeout=START_TIMEOUT_S):
-            unwrap(info)
-    except GetTimeoutError as error:
-        raise ConfigError(f"the endpoint did not start within {START_TIMEOUT_S:.0f} s") from error
-    except FareboxError as error:
-        raise ConfigError(f"the endpoint did not start: {error}") from error
-    except RayError as error:  # the last line of Ray's message is the cause
-        raise ConfigError(f"the endpoint did not start: {str(error).strip().splitlines()[-1]}") from error
-    return actors, ledger
-
-
-def ledger_name(storage_id: str) -> str:
-    """Return a new name for the ledger's actor of a run: a killed driver's actor may still exist."""
-    return f"ledger-{storage_id}-{uuid.uuid4().hex[:8]}"
-
-
-def wait_for_resources(needed: Mapping[str, float], echo: Echo, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Wait until the cluster has the free resources that the run needs.
-
-    Without it, Ray would queue the actors, and Tune its trials, forever and without a message.
-
-    Raises:
-        ConfigError: they are not free within `timeout_s` seconds.
-    """
-    deadline, next_line = time.monotonic() + timeout_s, 0.0
-    while missing := _missing_resources(needed):
-        resources = " and ".join(f"{n:g} {kind}" for kind, n in missing.items())
-        present = ", ".join(f"{kind} {ray.cluster_resources().get(kind, 0):g}" for kind in needed)
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"waited {timeout_s:.0f} s for {resources} in use by other jobs (the cluster has {present}): end those "
-                "jobs, add a node, or set fewer replicas=N"
-            )
-        if time.monotonic() > next_line:
-            next_line = time.monotonic() + WAIT_LOG_INTERVAL_S
-            echo(f"waiting for {resources} in use by other jobs of this cluster (it has {present})")
-        time.sleep(0.5)
-
-
-def _missing_resources(needed: Mapping[str, float]) -> dict[str, float]:
-    free = ray.available_resources()
-    return {kind: n for kind, n in needed.items() if free.get(kind, 0) + 1e-3 < n}
-
-
-def replica_resources(replicas: int | str, resources: Mapping[str, float], threads: int) -> tuple[int, float]:
-    """Return the number of replicas and the GPUs of each. "auto": one for each GPU, or for each `threads` cores."""
-    gpus = int(resources.get("GPU", 0))
-    count = (gpus or max(1, int(resources["CPU"]) // threads)) if replicas == "auto" else replicas
-    return int(count), gpu_share(gpus, int(count))
-
-
-def gpu_share(gpus: int, replicas: int) -> float:
-    """Return the fraction of a GPU for each replica, such that all can be placed: a fraction cannot span two GPUs."""
-    if not gpus:
-        return 0
-    per_gpu = -(-replicas // gpus)
-    return 1 if per_gpu == 1 else int(10_000 / per_gpu) / 10_000  # Ray counts in units of 1/10,000
 
 
 class RayPool:
@@ -136,10 +35,16 @@ class RayPool:
     Load is balanced by the power of two choices: before a call, the pool probes two random replicas and switches to the
     less loaded. While its replica serves no one else it stays there without a probe, since that replica has cached the
     trial's images and prompts. All blocks of a call go to one replica, which then encodes the prompts once.
+
+    Args:
+        replicas: those that there are at first.
+        directory: an actor whose method `replicas` returns those that there are now; None: they do not change.
     """
 
-    def __init__(self, replicas: Sequence[Any]) -> None:
-        self.replicas = list(replicas)
+    def __init__(self, replicas: Sequence[Any], directory: Any = None) -> None:
+        self.replicas, self.directory = list(replicas), directory
+        self._listing: Any = None
+        self._next_refresh = 0.0
         self.random = random.Random()  # unseeded: results do not depend on which replica computes them
         self.current, self.load = self.random.choice(self.replicas), UNKNOWN
         self.call = ""
@@ -204,8 +109,11 @@ class RayPool:
 
     def _rebalance(self) -> None:
         """Probe two random replicas and switch to the less loaded, if its load is below the current one's."""
-        others = [replica for replica in self.replicas if replica is not self.current]
-        if not self.load or not others:
+        if not self.load:
+            return
+        self._refresh()
+        others = [replica for replica in self.replicas if replica != self.current]
+        if not others:
             return
         loads = {replica.load.remote(): replica for replica in self.random.sample(others, min(2, len(others)))}
         ready, _ = ray.wait(list(loads), num_returns=len(loads), timeout=1.0)
@@ -214,21 +122,16 @@ class RayPool:
                 if (load := ray.get(reference)) < self.load:
                     self.current, self.load = loads[reference], load
 
-
-def loads(replicas: Sequence[Any]) -> list[int | None]:
-    """Return the number of pending requests of each replica; None where it does not report it within one second."""
-    references = [replica.load.remote() for replica in replicas]
-    ready, _ = ray.wait(references, num_returns=len(references), timeout=1.0)
-    counts: list[int | None] = []
-    for reference in references:
-        try:
-            counts.append(ray.get(reference) if reference in ready else None)
-        except RayError:
-            counts.append(None)
-    return counts
-
-
-def feature_store(replica: Any, codec: str) -> FeatureStore | None:
-    """Open the store of a replica for images that are sent in this way; None if it has none on this machine."""
-    model, feature_dim, folder = ray.get(replica.feature_store.remote(codec)) or ("", 0, Path())
-    return FeatureStore(folder, model, feature_dim) if model and folder.is_dir() else None
+    def _refresh(self) -> None:
+        """Take the present list of replicas, once the directory has returned it; never wait for it."""
+        if self.directory is None:
+            return
+        if self._listing is None and time.monotonic() >= self._next_refresh:
+            self._listing = self.directory.replicas.remote()
+            self._next_refresh = time.monotonic() + REFRESH_S
+        if self._listing is not None and ray.wait([self._listing], timeout=0)[0]:
+            with contextlib.suppress(RayError):  # the directory is restarting: the list stays
+                self.replicas = list(ray.get(self._listing)) or self.replicas
+            self._listing = None
+            if self.current not in self.replicas:
+                self.load = UNKNOWN

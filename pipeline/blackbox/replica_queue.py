@@ -10,6 +10,7 @@ and a request reaches it after its charge.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -59,6 +60,7 @@ class ReplicaQueue:
         """The endpoint, or why it could not be made."""
         self.pending = 0
         """Number of accepted requests without a response."""
+        self._idle_since = time.monotonic()
         self.slots = asyncio.Semaphore(MAX_BUFFERED + workers - 1)
         self.uncharged: list[tuple[Charge, asyncio.Future[ChargeResult]]] = []
         self.charging: asyncio.Task[None] | None = None
@@ -69,6 +71,12 @@ class ReplicaQueue:
             self.loaded = await self._run(make, *args)
         except FareboxError as error:
             self.loaded = error
+        self._idle_since = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request ended, or since the start; 0 while there is one."""
+        return 0.0 if self.pending else time.monotonic() - self._idle_since
 
     @property
     def endpoint(self) -> EndpointLike:
@@ -94,6 +102,7 @@ class ReplicaQueue:
             return error
         finally:
             self.pending -= 1
+            self._idle_since = time.monotonic()
         return replace(response, load=self.pending)
 
     async def _respond(self, request: Request) -> Response:

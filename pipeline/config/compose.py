@@ -77,6 +77,8 @@ class Config:
     """Limit of the sweep's money in micro-dollars."""
     partial: bool
     replicas: int | str
+    replica_gpus: float | str
+    """GPUs of each replica: 0 < n <= 1, or auto."""
     threads: int
     concurrency: int | str
     address: str | None
@@ -198,6 +200,7 @@ def _resolve(raw: dict[str, Any]) -> Config:
         usd=checks.dollars("budget.usd", budget["usd"]),
         partial=checks.flag("budget.partial", budget["partial"]),
         replicas=checks.auto("replicas", raw["replicas"]),
+        replica_gpus=checks.gpu_share("replica_gpus", raw["replica_gpus"]),
         threads=checks.whole("threads", raw["threads"]),
         concurrency=checks.auto("concurrency", raw["concurrency"]),
         address=checks.maybe_text("address", raw["address"]),

@@ -34,8 +34,8 @@ ALLOW_ENV = "FAREBOX_ALLOW_ENV"
 REFERENCE = re.compile(r"\$\{([a-z_]+)\}")
 """An interpolation that consists of the name of a top-level key of base.yaml."""
 UNDESCRIBED = frozenset(
-    {"sweep", "storage", "data", "replicas", "threads", "concurrency", "address", "checkpoint_s", "trial_timeout_s"}
-    | {"on_code_change", "mlflow", "features", "records", "offline", "spend"}
+    {"sweep", "storage", "data", "replicas", "replica_gpus", "threads", "concurrency", "address", "checkpoint_s"}
+    | {"trial_timeout_s", "on_code_change", "mlflow", "features", "records", "offline", "spend"}
 )
 """Keys that a sweep's label does not describe. An override of any other key drops it, as it may be false."""
 LISTS = frozenset(

@@ -103,6 +103,15 @@ def auto(key: str, value: Any) -> int | str:
     return "auto" if value == "auto" else whole(key, value)
 
 
+def gpu_share(key: str, value: Any) -> float | str:
+    """Return a number above 0 and up to 1, or 'auto'."""
+    if value == "auto":
+        return "auto"
+    if not 0 < (share := number(key, value)) <= 1:
+        raise ConfigError(f"{key}={value}: expected auto, or a number above 0 and up to 1, as a replica uses one GPU")
+    return share
+
+
 def number(key: str, value: Any) -> float:
     """Return a finite number. Text such as 1e3 or 0.50 is converted."""
     converted = float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value

@@ -3,6 +3,7 @@
     {"at": ..., "event": "run started", "trials": 12, "kept": 0, "host": ..., "pid": ..., "version": ...}
     {"at": ..., "event": "trial started" | "worker lost", "trial": <trial_id>, "name": "craft on digits, ..."}
     {"at": ..., "event": "trial ended", "trial": ..., "name": ..., "status": "done", "requests": ..., "seconds": ...}
+    {"at": ..., "event": "replicas changed", "how": one line}
     {"at": ..., "event": "run ended" | "run stopped", "error": null or one line}
 
 Farebox itself never reads it.
@@ -52,6 +53,10 @@ class EventLog:
     def trial(self, event: str, trial: str) -> None:
         """Log that a trial got a worker or lost it."""
         self._write(event, trial=trial, name=self.names[trial])
+
+    def replicas(self, how: str) -> None:
+        """Log that replicas were added or ended."""
+        self._write("replicas changed", how=how)
 
     def ended(self, rows: Sequence[ResultRow]) -> None:
         """Log the rows of a trial that ended."""

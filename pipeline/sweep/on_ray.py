@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from pipeline import console
 from pipeline.blackbox.ray_actors import ActorWallet
-from pipeline.blackbox.ray_pool import feature_store, ledger_name, loads, start
+from pipeline.blackbox.ray_replicas import Replicas, feature_store, ledger_name, loads, start
 from pipeline.config.compose import Config
 from pipeline.console import Echo
 from pipeline.errors import ConfigError
@@ -50,15 +52,21 @@ def run_on_ray(
             log.ended(rows)
             mirror(rows)
 
+    def changed(line: str) -> None:
+        console.log(line)
+        log.replicas(line)
+
     with progress, ray_session(config.address, echo):
         progress.stage = LOADING
         replicas, ledger_actor = _start(config, storage_id, echo)
-        heart = Heartbeat(config.storage, funded, starts, lambda: loads(replicas))
+        heart = Heartbeat(config.storage, funded, starts, lambda: loads(replicas.loaded))
         callback = TuneCallback(funded, starts, log, trial_ended)
         progress.beat = heart.beat
-        progress.start_trials(ImagesLeft(funded, cache(lambda codec: feature_store(replicas[0], codec))))
+        progress.start_trials(ImagesLeft(funded, cache(lambda codec: feature_store(replicas.loaded[0], codec))))
+        changes = config.address is not None and config.model.http is None
         try:
-            failed = run_trials(config, funded, storage_id, replicas, ledger_actor, callback)
+            with replicas.adapting(changed) if changes else contextlib.nullcontext():
+                failed = run_trials(config, funded, storage_id, replicas.loaded, ledger_actor, callback)
         except (ray.exceptions.RayError, tune.TuneError, RuntimeError) as error:
             raise lost(error) from error
         finally:
@@ -67,13 +75,16 @@ def run_on_ray(
         return failed
 
 
-def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]:
+def _start(config: Config, storage_id: str, echo: Echo) -> tuple[Replicas, Any]:
     """Start the replicas and the ledger actor, outside the placement groups of trials, so that they outlive them.
 
     Raises:
-        ConfigError: the cluster has no CPU core, or they do not start.
+        ConfigError: the cluster has no CPU core, no GPU can join it, or they do not start.
     """
-    if not ray.cluster_resources().get("CPU"):
+    asks = config.replica_gpus != "auto"
+    if asks and config.address is None:
+        raise ConfigError(f"replica_gpus={config.replica_gpus:g}: GPUs join a running cluster only: name it by address")
+    if not asks and not ray.cluster_resources().get("CPU"):
         raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
     http, replicas = config.model.http, config.replicas
     remote: dict[str, Any] = {}
@@ -82,4 +93,7 @@ def _start(config: Config, storage_id: str, echo: Echo) -> tuple[list[Any], Any]
         wallet = ActorWallet(name, storage_id) if costs_money(config) else None
         factory = RemoteFactory(config.records, config.storage, config.offline, wallet)
         replicas, remote = 1, {"make": factory, "remote": http.rate.at_once, "name": name}
-    return start(config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **remote)
+    options: dict[str, Any] = {"replica_gpus": config.replica_gpus, **remote}
+    return start(
+        config.model, config.features, config.threads, replicas, config.ledger_url, storage_id, echo, **options
+    )

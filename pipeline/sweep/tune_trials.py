@@ -71,7 +71,7 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         except CodeMismatch as error:  # returned by `step`: after an error here Tune would start the worker again
             self.mismatch = error
             return
-        self.pool = RayPool(shared["replicas"])
+        self.pool = RayPool(shared["replicas"], directory=shared["ledger"])
         self.ledger = RemoteLedger(shared["ledger"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

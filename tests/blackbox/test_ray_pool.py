@@ -16,7 +16,8 @@ from pipeline.blackbox import client, ray_pool
 from pipeline.blackbox.client import MeteredBox
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
-from pipeline.blackbox.ray_pool import RayPool, replica_resources
+from pipeline.blackbox.ray_pool import RayPool
+from pipeline.blackbox.ray_resources import replica_resources
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.data.images import Images
@@ -64,7 +65,7 @@ class Played:
 def played(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's two verbs, for handles that are played."""
 
-    def wait(references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+    def wait(references: Sequence[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
         return list(references), []
 
     monkeypatch.setattr(ray_pool, "ray", SimpleNamespace(get=lambda reference, timeout=None: reference(), wait=wait))
@@ -218,18 +219,76 @@ def test_the_blocks_of_one_call_go_to_one_replica_and_the_next_call_looks_around
     assert [len(r.asked) for r in replicas] == [3, 3]
 
 
+def directory(replicas: list[Played]) -> Any:
+    """An actor that returns the list as it is when it is asked."""
+    return SimpleNamespace(replicas=SimpleNamespace(remote=lambda: lambda: tuple(replicas)))
+
+
+def test_a_running_trial_uses_a_replica_that_was_added(played: None, alone: LocalPool, fake: Endpoint) -> None:
+    first, added = Played(alone, 5), Played(alone)
+    listed = [first]
+    pool = RayPool([first], directory(listed))
+    at(pool, first)
+    calls = box(pool)
+    calls.text_features(context(fake))
+    listed.append(added)
+    pool._next_refresh = 0.0
+    calls.text_features(context(fake))
+    calls.text_features(context(fake))
+    assert [len(first.asked), len(added.asked)] == [1, 2]
+
+
+def test_a_trial_leaves_a_replica_that_was_ended_for_one_that_it_did_not_know(
+    played: None, alone: LocalPool, fake: Endpoint
+) -> None:
+    ended, started_later = Played(alone), Played(alone)
+    pool = RayPool([ended], directory([started_later]))
+    ended.dead = True
+    meter = box(pool)
+    meter.text_features(context(fake))
+    assert pool.replicas == [started_later] and len(started_later.asked) == 1
+    assert alone.ledger.trial_bill("s", "t") == meter.meter.bills, "paid once"
+
+
+def test_a_replica_that_is_no_longer_listed_is_left_for_a_busier_one(
+    played: None, alone: LocalPool, fake: Endpoint
+) -> None:
+    unlisted, other = Played(alone, 3), Played(alone, 5)
+    pool = RayPool([unlisted, other], directory([other]))
+    at(pool, unlisted)
+    box(pool).text_features(context(fake))
+    assert [len(unlisted.asked), len(other.asked)] == [0, 1]
+
+
+@pytest.mark.parametrize("listing", [lambda: (), lambda: played_error()])
+def test_a_list_that_was_lost_changes_nothing(played: None, alone: LocalPool, fake: Endpoint, listing: Any) -> None:
+    replicas = [Played(alone, 5), Played(alone)]
+    pool = RayPool(replicas, SimpleNamespace(replicas=SimpleNamespace(remote=lambda: listing)))
+    at(pool, replicas[0])
+    box(pool).text_features(context(fake))
+    assert pool.replicas == replicas and len(replicas[1].asked) == 1
+
+
+def played_error() -> None:
+    raise ActorDiedError
+
+
 @pytest.mark.parametrize(
-    ("wanted", "cpus", "gpus", "count", "share"),
+    ("wanted", "cpus", "gpus", "each", "count", "share"),
     [
-        ("auto", 8, 0, 4, 0),  # two threads each
-        ("auto", 1, 0, 1, 0),
-        ("auto", 8, 3, 3, 1),
-        (2, 8, 1, 2, 0.5),
-        (2, 8, 4, 2, 1),
-        (5, 8, 0, 5, 0),
+        ("auto", 8, 0, "auto", 4, 0),  # two threads each
+        ("auto", 1, 0, "auto", 1, 0),
+        ("auto", 8, 3, "auto", 3, 1),
+        (2, 8, 1, "auto", 2, 0.5),
+        (2, 8, 4, "auto", 2, 1),
+        (5, 8, 0, "auto", 5, 0),
+        ("auto", 0, 0, 1.0, 1, 1),
+        ("auto", 8, 3, 1.0, 3, 1),
+        ("auto", 8, 2, 0.3, 6, 0.3),
+        (4, 0, 0, 0.5, 4, 0.5),
     ],
 )
 def test_replicas_take_the_gpus_that_there_are_else_the_cores(
-    wanted: Any, cpus: int, gpus: int, count: int, share: float
+    wanted: Any, cpus: int, gpus: int, each: Any, count: int, share: float
 ) -> None:
-    assert replica_resources(wanted, {"CPU": cpus, "GPU": gpus}, threads=2) == (count, share)
+    assert replica_resources(wanted, {"CPU": cpus, "GPU": gpus}, threads=2, replica_gpus=each) == (count, share)

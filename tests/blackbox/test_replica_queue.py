@@ -14,7 +14,7 @@ import pytest
 from methods.base import Bill, TextPrompts
 from pipeline.blackbox import replica_queue
 from pipeline.blackbox.endpoint import Endpoint
-from pipeline.blackbox.ray_pool import gpu_share
+from pipeline.blackbox.ray_resources import gpu_share
 from pipeline.blackbox.replica_queue import MAX_BUFFERED, ReplicaQueue
 from pipeline.blackbox.request import Request, Response
 from pipeline.budget import Phase
@@ -101,6 +101,21 @@ def test_requests_that_come_together_are_charged_in_one_call(run: Callable[..., 
         assert device.computed == list(range(8))
         assert [a.status for a in responses if isinstance(a, Response)] == ["charged"] * 8
         assert sorted(a.load for a in responses if isinstance(a, Response)) == list(range(8))
+
+    run(scenario)
+
+
+def test_a_queue_is_idle_since_its_last_request_ended(run: Callable[..., Any]) -> None:
+    async def scenario(queue: ReplicaQueue, ledger: FakeLedger, device: Device) -> None:
+        await asyncio.sleep(0.2)
+        started = queue.idle_s
+        ledger.open.clear()
+        task = asyncio.create_task(queue.send(request(1)))
+        await asyncio.sleep(0.1)
+        assert started >= 0.2 and queue.idle_s == 0
+        ledger.open.set()
+        await task
+        assert queue.idle_s < 0.2
 
     run(scenario)
 

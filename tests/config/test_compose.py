@@ -183,6 +183,8 @@ def test_a_ceiling_is_one_whole_number(key: str, value: str) -> None:
         ("curve=-1", "curve=-1: expected a whole number of 0 or more"),
         ("threads=0", "threads=0: expected a whole number of 1 or more"),
         ("replicas=0", "replicas=0: expected a whole number of 1 or more"),
+        ("replica_gpus=2", "replica_gpus=2: expected auto, or a number above 0 and up to 1"),
+        ("replica_gpus=0", "replica_gpus=0: expected auto"),
         ("concurrency=half", "concurrency=half: expected a whole number"),
         ("eval_shift=maybe", "eval_shift=maybe: expected true or false"),
         ("budget.partial=1", "budget.partial=1: expected true or false"),

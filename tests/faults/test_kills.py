@@ -25,7 +25,8 @@ from methods.base import Access, Bill
 from pipeline.blackbox import ray_pool
 from pipeline.blackbox.client import Pool
 from pipeline.blackbox.ray_actors import NAMESPACE, LedgerActor, RemoteLedger, Replica
-from pipeline.blackbox.ray_pool import RayPool, wait_for_resources
+from pipeline.blackbox.ray_pool import RayPool
+from pipeline.blackbox.ray_resources import wait_for_resources
 from pipeline.blackbox.request import ModelInfo, Request, Response
 from pipeline.budget import Limits, Phase
 from pipeline.cards import ModelCard

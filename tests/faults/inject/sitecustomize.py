@@ -8,6 +8,7 @@ fault names a function of the package, or the target of a rename, and at which c
     {"name": "...", "fsync": "/checkpoints/"}                     no space left, while FOLDER/on.NAME is there
     {"name": "...", "module": "...", "function": "...", "pragma": "..."}   likewise: set on the connection that it takes
     {"name": "...", "module": "...", "function": "...", "seconds": 0.1}    likewise: each call first sleeps
+    {"module": "...", "constant": "IDLE_S", "value": 5}           a constant of the module, in every process
 
 The first two end their process with SIGKILL, once in all processes that share FAREBOX_FAULTS_FOLDER: a file named after
 the fault is left there, by which a test knows that it happened. "paid": true waits until the ledger at "ledger" holds
@@ -66,6 +67,9 @@ def on(fault: dict[str, Any]) -> bool:
 
 
 def wrap(module: Any, fault: dict[str, Any]) -> None:
+    if "constant" in fault:
+        setattr(module, fault["constant"], fault["value"])
+        return
     *path, name = fault["function"].split(".")
     owner = module
     for part in path:
