@@ -14,7 +14,7 @@ from tests.support.without_ray import without_ray
 
 LARGE = (
     *("torch", "torchvision", "open_clip", "ray", "mlflow", "matplotlib", "pandas", "scipy.stats", "scipy.special"),
-    *("cma", "rich"),
+    *("cma", "rich", "PIL", "pyarrow.parquet", "sqlalchemy.dialects.postgresql"),
 )
 PROGRAM = f"""
 import contextlib, io, json, sys
