@@ -100,11 +100,21 @@ def test_options_that_contradict_each_other_are_refused(storage: str) -> None:
 def test_the_table_for_a_paper_has_bold_winners_a_label_and_fits_the_text_width(storage: str, tmp_path: Path) -> None:
     tex = board(storage, form="latex")
     assert tex == board(storage, by="dataset", form="latex")
+    assert "1,000" not in tex and "8,000 requests (largest of 2 allotments)" in tex
     for part in (r"\label{tab:synthetic-dataset}", r"\toprule", r"\caption{", r"\textwidth", r"\textbf{"):
         assert part in tex
     rows = [line for line in tex.splitlines() if line.endswith(r" \\") and "multicolumn" not in line]
     assert {row.count("&") for row in rows} == {8}  # mean, three data sets, two shift sets, requests, images
     assert not re.search(r"(?<![$\w])-\d", tex)
+    best: dict[int, tuple[float, bool]] = {}
+    for line in [*tex.splitlines(), "multicolumn"]:
+        if "multicolumn" in line:  # a group has ended: its best are bold
+            assert all(bold for _, bold in best.values())
+            best = {}
+        elif line in rows and not line.startswith(("Method", "zero")):
+            for i, cell in enumerate(line.removesuffix(r" \\").split(" & ")[1:-2]):
+                value = float(re.search(r"[\d.]+", cell)[0])  # type: ignore[index]
+                best[i] = max(best.get(i, (value, False)), (value, "textbf" in cell))
     md = board(storage, form="md")
     assert md == board(storage, by="dataset", form="md") != board(storage, every=True, form="md")
     assert {line.count("|") for line in md.splitlines() if line.startswith("|")} == {10} and "**" in md
