@@ -48,11 +48,12 @@ def test_filters_select_the_records_and_keep_their_gains(storage: str) -> None:
 
 
 def test_methods_that_fit_into_the_budget_under_other_allotments_are_named(tmp_path: Path) -> None:
-    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft"), budgets=((8000, None),))
+    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft", "taskres"), budgets=((8000, None),))
     write_store(tmp_path, seeds=(1,), methods=("craft",), budgets=((1000, None),))
     write_id(tmp_path, new_id(tmp_path))
     shown = board(f"storage={tmp_path}", "budget.requests=1000")
-    assert "! --by budget also has, within this budget: logit_head" in shown
+    assert "! --by budget also has, within this budget: taskres" in shown.splitlines()
+    assert "logit_head (ref)" in shown  # a reference is shown anyway
     assert "within this budget" not in board(f"storage={tmp_path}", "budget.requests=8000")
 
 
