@@ -19,6 +19,7 @@ READY := .venv/.ready
 
 demo: setup
 	$(BIN)/farebox run sweep=demo
+	@command -v farebox > /dev/null || echo "to type farebox: . .venv/bin/activate"
 
 setup: $(READY)
 

@@ -20,6 +20,8 @@ AUGMENTATIONS = {
     "crop": "random resized crop (area 0.5 to 1, bicubic), no flip: for images whose mirror image means another thing",
 }
 """Augmentations of training images, by the name that a data set's card has."""
+BITS = range(8, 17)
+"""Valid values of the key `bits` of a data set's card."""
 HTTP_GRANTS = {
     "farebox": "TEXT+PIXELS+FEATURES",
     "openai_embeddings": "TEXT+FEATURES",

@@ -18,11 +18,12 @@ import stat
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedFile, DataError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SEAL_KEY = "checksum"
 """Name under which metadata and JSON store the mark."""
@@ -49,6 +50,8 @@ def seal(data: bytes) -> bytes:
 
 def sealed_arrow(table: pa.Table) -> bytes:
     """Return a table as a sealed Arrow file, which any Arrow reader can open."""
+    import pyarrow as pa  # most of the time of `farebox --help`, which needs the rest of this module
+
     table = table.replace_schema_metadata({SEAL_KEY: UNSEALED})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:

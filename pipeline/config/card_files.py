@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pipeline.cards import AUGMENTATIONS, DatasetCard, LocalCard, ModelCard, check_model
+from pipeline.cards import AUGMENTATIONS, BITS, DatasetCard, LocalCard, ModelCard, check_model
 from pipeline.config import answers, typed_values
 from pipeline.config import values as checks
 from pipeline.config.files import Kind, file_of, load
 from pipeline.config.http_card import HTTP_KEYS, UNUSED_KEYS, http_card
-from pipeline.data.decode import BITS
 from pipeline.data.layouts.registry import LAYOUTS
 from pipeline.errors import ConfigError, did_you_mean
 

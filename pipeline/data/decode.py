@@ -37,8 +37,6 @@ MAX_BYTES = 2**29
 """Maximum size of an encoded image: enough for MAX_PIXELS of uncompressed 16-bit RGB."""
 TEXT_BYTES = 2**26
 """Maximum size of the decompressed text of a PNG, which is discarded."""
-BITS = range(8, 17)
-"""Valid values of the key `bits` of a card."""
 
 # Images with damaged metadata but complete pixels are accepted; sizes are checked below.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")

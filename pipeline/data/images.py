@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.data.decode import BITS, Examined, cores, decode, examine
+from pipeline.cards import BITS
+from pipeline.data.decode import Examined, cores, decode, examine
 from pipeline.data.file_keys import Checked
 from pipeline.data.source import Source, content_key, opened
 from pipeline.errors import DataError

@@ -21,7 +21,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, Table, Text, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -244,6 +244,8 @@ class Database:
         """Return an INSERT that does nothing for rows that exist."""
         if self.dialect == "sqlite":
             return sqlite.insert(table).on_conflict_do_nothing()
+        from sqlalchemy.dialects import postgresql  # imports the drivers of PostgreSQL
+
         return postgresql.insert(table).on_conflict_do_nothing()
 
     def close(self) -> None:

@@ -44,6 +44,19 @@ LOCAL_REFERENCE = "local_probe"
 REFERENCES = (*FREE, "pixel_nn", "logit_head", "score_ridge", LOCAL_REFERENCE)
 
 
+_ACCESS = {
+    "TEXT": "text prompts",
+    "SOFT": "soft prompts",
+    "PIXELS": "images of its own",
+    "LABELS": "labels",
+    "TOPK": "best labels",
+    "SCORES": "scores",
+    "FEATURES": "features",
+    "GRADIENTS": "gradients",
+    "LORA": "low-rank weights",
+}
+
+
 class Section(NamedTuple):
     """Key of a section; its fields are the first columns of the leaderboard."""
 
@@ -90,6 +103,11 @@ def access_class(access: str, local_model: str = "") -> str:
         "LABELS": "labels",
     }
     return next((name for flag, name in answers.items() if flag in flags), "scores") + LOCAL * bool(local_model)
+
+
+def access_words(access: str) -> str:
+    """Return what an access label lets a method send and receive, e.g. 'soft prompts → scores'."""
+    return " → ".join(_ACCESS.get(flag, flag) for flag in access.split("+")) or "no access"
 
 
 def is_native(row: Row, name: str) -> bool:

@@ -94,7 +94,8 @@ class Filter:
     def _affordable(self, rows: list[Row]) -> list[str]:
         """Return a note that names methods whose bills fit into the budgets to show, under other allotments.
 
-        A method whose bill does not grow with its allotment may have run with a larger one only.
+        A method whose bill does not grow with its allotment may have run with a larger one only. References are shown
+        whatever their allotment is.
         """
         limits = {unit: self.values.get(f"budget.{unit}") for unit in LIMITED_UNITS}
         most = {unit: max(of) for unit, of in limits.items() if of and None not in of}
@@ -105,7 +106,7 @@ class Filter:
             for row in rows
             if self.keeps(row, others) and all(row[unit] <= limit for unit, limit in most.items())
         }
-        names = sorted(fitting - shown - {*FREE}) if most else []
+        names = sorted(fitting - shown - {*REFERENCES}) if most else []
         note = f"--by budget also has, within this budget: {', '.join(names)}"
         return [note] if names else []
 

@@ -133,7 +133,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
         "data": " and ".join(sets) if len(sets) < 3 else f"{len(sets)} data sets",
         "shots": f"{'/'.join(map(str, all_shots if by == 'shots' else [shots]))} shot{'s' * (shots > 1)}",
         "seeds": _seeds([line.main for line in lines]),
-        "allotment": budget(allotment) + f" (largest of {len(allotments)})" * (len(allotments) > 1)
+        "allotment": budget(allotment) + f" (largest of {len(allotments)} allotments)" * (len(allotments) > 1)
         if by != "budget"
         else "",
         "answers": _answers_fact(all_answers) if by != "answers" else "",
@@ -173,7 +173,7 @@ def _answers_fact(all_answers: Sequence[str]) -> str:
     """Return the answers that an overview shows, with the number of others; empty if all are full."""
     if all_answers == [FULL]:
         return ""
-    return f"answers: {all_answers[0]}" + f" (first of {len(all_answers)})" * (len(all_answers) > 1)
+    return f"answers: {all_answers[0]}" + f" (first of {len(all_answers)} kinds)" * (len(all_answers) > 1)
 
 
 def _model(record: Record) -> tuple[str, ...]:
@@ -261,7 +261,7 @@ def _of_class(name: str, leader: Record, view: Overview) -> str:
     value = view.value if leader[view.value] is not None else "accuracy"  # no reference was run with its settings
     text = f"With {name}, {leader['label']} leads ({_signed(leader, value)}"
     if gain is not None and (gain <= 0 or (ci95 is not None and gain <= ci95)):
-        text = f"With {name}, no method is clearly above zero_shot (best: {leader['label']} {gain:+.1f}"
+        text = f"With {name}, none is clearly above zero_shot (best: {leader['label']} {gain:+.1f}"
     return text + (f"; tied: {listed(tied)}" if tied else "") + ")."
 
 

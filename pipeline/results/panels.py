@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from pipeline.console import plain
-from pipeline.results.comparison import CLASSES
+from pipeline.results.comparison import CLASSES, access_words
 from pipeline.results.palette import DASHES, MARKERS, colour
 from pipeline.results.plot_labels import LINE, LONGEST_NAME
 from pipeline.results.spread import spread
@@ -28,17 +28,6 @@ PANEL = (4.4, 3.1)
 """Size of a panel in inches; it is higher if its names need more room."""
 WIDE = 5.8
 """Width of panels with names on both sides, in inches."""
-_ACCESS = {
-    "TEXT": "text prompts",
-    "SOFT": "soft prompts",
-    "PIXELS": "images of its own",
-    "LABELS": "labels",
-    "TOPK": "best labels",
-    "SCORES": "scores",
-    "FEATURES": "features",
-    "GRADIENTS": "gradients",
-    "LORA": "low-rank weights",
-}
 
 
 def grid(
@@ -156,7 +145,7 @@ def access_legend(figure: Figure, records: Sequence[Record]) -> None:
     kinds = sorted({r["access"] for r in records}, key=lambda a: list(MARKERS).index(a) if a in MARKERS else 99)
     markers: dict[str, str] = {}
     for access in kinds:
-        words = " → ".join(_ACCESS.get(flag, flag) for flag in access.split("+")) or "no access"
+        words = access_words(access)
         marker = MARKERS.get(access, "*")
         markers[marker] = f"{markers[marker]}; {words}" if marker in markers else words
     handles = [Line2D([], [], ls="", marker=m, color="#555555", label=words) for m, words in markers.items()]

@@ -181,9 +181,12 @@ def last_screen(
     where = [f"page: {short_path(page_file)}"] if page_file else []
     view = report.overview(axis)
     by = "dataset" if view is not None and view.axis == "budget" else "budget"
+    more = f"more: farebox leaderboard {storage} --all"
     choices = (
-        f"more: farebox leaderboard {storage} --all or --by {by}; farebox ledger, ui",
-        f"more: farebox leaderboard {storage} --all; farebox ledger, ui",
+        f"{more} or --by {by}; farebox ledger {storage}; farebox ui {storage}",
+        f"{more} or --by {by}; farebox ui {storage}",
+        f"{more} or --by {by}",
+        more,
     )
     where.append(next((line for line in choices if len(line) <= terminal.width), choices[-1]))
     return screen(

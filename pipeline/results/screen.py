@@ -9,21 +9,25 @@ from typing import Any
 
 from pipeline.budget import Limits
 from pipeline.console import Terminal, plain
+from pipeline.results.comparison import LOCAL, access_words
 from pipeline.results.overview import NO_FIT, Line, Overview, conclusions, unfinished
-from pipeline.results.tables import compact, count, estimate
+from pipeline.results.tables import budget, compact, count, estimate
 
-MAX_LABEL = 2
+MAX_LABEL = 3
 """Lines that a sweep's own description may take."""
 MAX_CONCLUSIONS = 4
 MAX_HEADER = 22
 MAX_METHOD = 24
 """Characters of the first column that are kept before intervals and further columns are given up."""
+MAX_LEGEND = 2
 GROUP = {
-    "scores": "SCORES: methods that get class scores",
-    "scores + local model": "SCORES + LOCAL MODEL: methods that also run a pretrained model on the client",
-    "features": "FEATURES: methods that get image and text features",
-    "white box": "WHITE BOX: references that get gradients",
+    "labels": "methods that get the best class only",
+    "top-k": "methods that get the best classes and their scores",
+    "scores": "methods that get class scores",
+    "features": "methods that get image and text features",
+    "white box": "references that get gradients",
 }
+"""What the methods of each access class get."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,6 @@ def screen(
     label: str = "",
     notes: Sequence[str] = (),
     where: Sequence[str] = (),
-    all_command: str = "farebox leaderboard --all",
 ) -> str:
     """Return an overview as text of at most the terminal's size.
 
@@ -60,7 +63,6 @@ def screen(
         label: Its own description.
         notes: What to know about the results; the first is shown.
         where: Lines that say where the rest is; they are not cut.
-        all_command: The command that shows everything.
     """
     if view is None:
         return "\n".join(["no finished trials", *(_cut(f"! {note}", terminal) for note in notes), *where])
@@ -69,17 +71,17 @@ def screen(
     problems = [f"! {text}" for text in ([unfinished(view)] if unfinished(view) else []) + list(notes)]
     end += [_cut(line, terminal) for line in problems[:1]]
     if len(problems) > 1:
-        end.append(_cut(f"! {len(problems) - 1} more notes: {all_command}", terminal))
+        end.append(_cut(f"! {len(problems) - 1} more notes with --all", terminal))
     room = terminal.height - len(start) - len(end) - len(where) - 1
-    return "\n".join([*start, *_table(view, terminal, room, all_command), *end, *where])
+    return "\n".join([*start, *_table(view, terminal, room), *end, *where])
 
 
 def _headline(title: str, view: Overview, terminal: Terminal) -> str:
-    """Return the title and the facts for which there is room."""
+    """Return the title and the facts for which there is room, if need be without what is in parentheses."""
     line = _cut(f"{title}: {view.facts['data']}", terminal)
-    for name, fact in view.facts.items():
-        longer = f"{line}, {terminal.text(fact)}"
-        line = longer if fact and name != "data" and len(longer) <= terminal.width else line
+    for fact in (fact for name, fact in view.facts.items() if fact and name != "data"):
+        longer = (f"{line}, {terminal.text(text)}" for text in (fact, fact.partition(" (")[0]))
+        line = next((text for text in longer if len(text) <= terminal.width), line)
     return line
 
 
@@ -107,23 +109,33 @@ def _legend(view: Overview, terminal: Terminal) -> list[str]:
         text = "* best of its class; a..b: range of two seeds; intervals and ties need three"
     else:
         text = "* best of its class" + "; one seed: no interval, no ties" * (seeds == 1)
-    return [_cut(text, terminal)]
+    return _filled(text, terminal, MAX_LEGEND)
 
 
-def _table(view: Overview, terminal: Terminal, room: int, all_command: str) -> list[str]:
+def _group(name: str, axis: str) -> str:
+    """Return the heading of a group: an access class, or the access of its methods, with what it means."""
+    base = name.removesuffix(LOCAL)
+    if axis == "access":
+        return f"{name}: {access_words(base)}"
+    local = "methods that also run a pretrained model on the client"
+    return f"{name.upper()}: {GROUP[base] if name == base else local}"
+
+
+def _table(view: Overview, terminal: Terminal, room: int) -> list[str]:
     """Return the header and at most `room` further lines."""
     for style in _styles(view):
         names, widths = _layout(view, style, terminal)
         if _total([min(widths[0], MAX_METHOD), *widths[1:]], style) <= terminal.width:
             break
     widths[0] = max(8, widths[0] - max(0, _total(widths, style) - terminal.width))
-    left_out = [view.columns[i] for i in range(len(view.columns)) if i not in _kept(view, style)]
+    names_of = [budget(of) for of in view.allotments] or view.columns
+    left_out = [names_of[i] for i in range(len(view.columns)) if i not in _kept(view, style)]
     shown = _chosen(view, room - sum(name != NO_FIT for name in view.groups), bool(left_out))
     hidden = len(view.lines) - sum(map(len, shown.values()))
     text = [_aligned("", list(names), widths, style)]
     for name, group in shown.items():
         if name != NO_FIT:
-            text.append(terminal.bold(_cut(GROUP.get(name, name), terminal)))
+            text.append(terminal.bold(_cut(_group(name, view.axis), terminal)))
         for line in group:
             mark = "*" if line.main["leader"] else "=" if line.main["tied"] else ""
             row = _aligned(mark, _cells(view, line, style, terminal), widths, style)
@@ -131,9 +143,9 @@ def _table(view: Overview, terminal: Terminal, room: int, all_command: str) -> l
     if left_out:
         methods = f"{hidden} more method{'s' * (hidden != 1)} and " * bool(hidden)
         columns = f"the column{'s' * (len(left_out) != 1)} {'; '.join(left_out)}"
-        text.append(_cut(f"{all_command} has {methods}{columns}", terminal))
+        text.append(_cut(f"--all has {methods}{columns}", terminal))
     elif hidden:
-        text.append(_cut(f"{hidden} more: {all_command}", terminal))
+        text.append(_cut(f"--all has {hidden} more method{'s' * (hidden != 1)}", terminal))
     return text
 
 

@@ -285,10 +285,10 @@ def _read_predictions(path: Path, digest: str | None) -> Predictions:
 
 def with_later_columns(table: pa.Table) -> pa.Table:
     """Return a table with the columns that were added to `SCHEMA` later, as rows from before are to be read."""
-    for name, value in sorted(LATER_COLUMNS.items(), key=lambda item: SCHEMA.get_field_index(item[0])):
-        if name not in table.column_names:
-            column = pa.array([value] * len(table), SCHEMA.field(name).type)
-            table = table.add_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+    missing = LATER_COLUMNS.keys() - set(table.column_names)
+    for name in sorted(missing, key=SCHEMA.get_field_index):
+        column = pa.array([LATER_COLUMNS[name]] * len(table), SCHEMA.field(name).type)
+        table = table.add_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
     return table
 
 

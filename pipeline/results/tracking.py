@@ -27,6 +27,7 @@ from pipeline.results.tracking_names import (
     bill_of,
     description_of,
     fit_value,
+    main_means,
     means_of,
     metrics_of,
     milliseconds,
@@ -48,7 +49,7 @@ from pipeline.results.tracking_store import (
     remove_files,
     rows_digest,
 )
-from pipeline.results.tracking_views import SHARED, VIEWS, experiment_note
+from pipeline.results.tracking_views import MAIN, SHARED, VIEWS, experiment_note
 from pipeline.source_code import code_digest
 
 TRIAL, DIGEST, ROOT, KIND = "farebox.trial_id", "farebox.digest", "farebox.root", "farebox.kind"
@@ -164,12 +165,13 @@ class Mirror:
     def _mirror_means(self, summary: Sequence[dict[str, Any]]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        known, means = self._load("mean"), means_of(summary)
+        known, means, main = self._load("mean"), means_of(summary), main_means(summary)
         for name, (metrics, params) in means.items():
-            digest = digest_of([metrics, params])
+            is_main = str(name in main).lower()
+            digest = digest_of([metrics, params, is_main])
             if name in known and known[name].digest == digest:
                 continue
-            tags = {KIND: "mean", TRIAL: name, "mlflow.note.content": "Mean over data sets and seeds."}
+            tags = {KIND: "mean", MAIN: is_main, TRIAL: name, "mlflow.note.content": "Mean over data sets and seeds."}
             run_id = self._create(name, tags).info.run_id
             now = int(1000 * time.time())
             values = [Metric(key, value, now, 0) for key, value in metrics.items()]

@@ -15,8 +15,9 @@ from typing import Any
 
 from pipeline.budget import UNITS, Phase
 from pipeline.files import strict_json
-from pipeline.results.comparison import FULL
+from pipeline.results.comparison import FULL, answers_order
 from pipeline.results.row import STATUSES, ResultRow
+from pipeline.results.tables import limits
 
 FIRST_PARAMS = ("dataset", "method", "seed", "shots")
 """Params under their plain names. MLflow sorts params by name: the others start with `trial/`, and so stand below."""
@@ -158,6 +159,17 @@ def means_of(summary: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[str, 
             if record[name] is not None:
                 metrics.setdefault(name if first else f"{record['kind']}/{name}", round(float(record[name]), 3))
     return means
+
+
+def main_means(summary: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the means that are compared at first: most shots, largest allotment, fullest answers."""
+    if not summary:
+        return set()
+    shots = max(r["shots"] for r in summary)
+    allotment = max((limits(r) for r in summary), key=lambda of: of.size)
+    answers = min((r["answers"] for r in summary), key=answers_order)
+    cell = shots, allotment, answers
+    return {mean_name(r) for r in summary if (r["shots"], limits(r), r["answers"]) == cell}
 
 
 def table_of(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.files import json_value, strict_json
 from pipeline.results.row import ResultRow
 from pipeline.results.tracking_names import fit_key
 
-FORMAT = 2
+FORMAT = 3
 """Version of what a run contains; runs of another version are replaced."""
 
 

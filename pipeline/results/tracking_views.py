@@ -2,7 +2,8 @@
 
 A view is a tag of the experiment, which MLflow's pages read if the address names it (`viewStateShareKey=NAME`). The
 format is internal to MLflow, which ignores keys that it does not know. The pages load 100 runs at first and average no
-others, so methods are compared by their means (runs of the kind `mean`), not by their trials.
+others, so methods are compared by their means (runs of the kind `mean`), not by their trials. The comparison starts
+with the means of one number of shots and one allotment: a bar over several allotments would compare unequal budgets.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 TRIALS, METHODS = "leaderboard", "methods"
 """Names of the views."""
+MAIN = "farebox.main"
+"""Tag of a mean: whether the comparison starts with it (`tracking_names.main_means`)."""
 SHARED = "mlflow.sharedViewState."
 """Prefix of the tags."""
 _SECTION = "farebox-methods"
@@ -30,11 +33,11 @@ def _section(uuid: str, name: str, display: bool) -> dict[str, Any]:
     return {"uuid": uuid, "name": name, "display": display, "isReordered": False, "deleted": False}
 
 
-def _view(kind: str, columns: tuple[str, ...], **more: Any) -> dict[str, Any]:
+def _view(query: str, columns: tuple[str, ...], **more: Any) -> dict[str, Any]:
     return {
         "orderByKey": "metrics.`accuracy`",
         "orderByAsc": False,
-        "searchFilter": f"tags.`farebox.kind` = '{kind}'",
+        "searchFilter": query,
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
@@ -56,7 +59,7 @@ def _view(kind: str, columns: tuple[str, ...], **more: Any) -> dict[str, Any]:
 _COLUMNS = ("metrics.`accuracy`", "metrics.`requests`", "metrics.`images`", "params.`method`")
 VIEWS = {
     TRIALS: _view(
-        "trial",
+        "tags.`farebox.kind` = 'trial'",
         (*_COLUMNS, "params.`dataset`", "params.`shots`", "params.`seed`", "params.`trial/status`"),
         compareRunCharts=[
             _chart("BAR", "accuracy", metricKey="accuracy", runsCountToCompare=100),
@@ -64,7 +67,7 @@ VIEWS = {
         ],
     ),
     METHODS: _view(
-        "mean",
+        f"tags.`farebox.kind` = 'mean' AND tags.`{MAIN}` = 'true'",
         (*_COLUMNS, "params.`shots`", "params.`trial/budget_requests`", "params.`trial/budget_images`"),
         groupBy={"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "method"}]},
         useGroupedValuesInCharts=True,

@@ -12,9 +12,11 @@ import pytest
 from tests.support.command import here
 from tests.support.without_ray import without_ray
 
+OF_DATA = ("PIL", "pyarrow.parquet")
+"""What a plan reads the embedded data sets with."""
 LARGE = (
     *("torch", "torchvision", "open_clip", "ray", "mlflow", "matplotlib", "pandas", "scipy.stats", "scipy.special"),
-    *("cma", "rich"),
+    *("cma", "rich", "sqlalchemy.dialects.postgresql", *OF_DATA),
 )
 PROGRAM = f"""
 import contextlib, io, json, sys
@@ -66,12 +68,12 @@ def test_a_plan_needs_neither_torch_nor_open_clip_once_the_facts_of_its_model_ar
     (first,) = imported("plan sweep=demo")
     assert first >= {"torch", "open_clip"} and not first & {"ray", "mlflow", "matplotlib", "cma"}
     # pyarrow imports pandas when it turns a column into an array
-    assert imported("plan sweep=demo")[0] <= {"pandas"}
+    assert imported("plan sweep=demo")[0] <= {"pandas", *OF_DATA}
 
 
 def test_a_run_with_nothing_to_do_imports_no_package_that_trials_need(storage: str) -> None:
     (found,) = imported(" ".join(("run", *RUN, storage)))
-    assert found <= {"pandas", "scipy.special"}
+    assert found <= {"pandas", "scipy.special", *OF_DATA}
 
 
 def test_sync_imports_mlflow_but_not_torch(storage: str) -> None:

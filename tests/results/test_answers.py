@@ -84,7 +84,7 @@ def test_the_overview_by_answers_has_a_column_for_each_and_others_show_the_fulle
     assert cells["craft"] == [pytest.approx(full - loss) for loss in LOSS.values()]
     assert cells["taskres"][1:] == [None] * 4
     by_set = report.overview("dataset")
-    assert by_set is not None and by_set.facts["answers"] == "answers: logits (first of 5)"
+    assert by_set is not None and by_set.facts["answers"] == "answers: logits (first of 5 kinds)"
     assert {r["answers"] for line in by_set.lines for r in line.records if r} == {"logits"}
     plain = report_of([row for row in rows_of() if row.answers == "logits"]).overview()
     assert plain is not None and plain.axis == "dataset" and plain.facts["answers"] == ""

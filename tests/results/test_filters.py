@@ -48,11 +48,12 @@ def test_filters_select_the_records_and_keep_their_gains(storage: str) -> None:
 
 
 def test_methods_that_fit_into_the_budget_under_other_allotments_are_named(tmp_path: Path) -> None:
-    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft"), budgets=((8000, None),))
+    write_store(tmp_path, seeds=(1,), methods=("zero_shot", "logit_head", "craft", "taskres"), budgets=((8000, None),))
     write_store(tmp_path, seeds=(1,), methods=("craft",), budgets=((1000, None),))
     write_id(tmp_path, new_id(tmp_path))
     shown = board(f"storage={tmp_path}", "budget.requests=1000")
-    assert "! --by budget also has, within this budget: logit_head" in shown
+    assert "! --by budget also has, within this budget: taskres" in shown.splitlines()
+    assert "logit_head (ref)" in shown  # a reference is shown anyway
     assert "within this budget" not in board(f"storage={tmp_path}", "budget.requests=8000")
 
 
@@ -100,11 +101,21 @@ def test_options_that_contradict_each_other_are_refused(storage: str) -> None:
 def test_the_table_for_a_paper_has_bold_winners_a_label_and_fits_the_text_width(storage: str, tmp_path: Path) -> None:
     tex = board(storage, form="latex")
     assert tex == board(storage, by="dataset", form="latex")
+    assert "1,000" not in tex and "8,000 requests (largest of 2 allotments)" in tex
     for part in (r"\label{tab:synthetic-dataset}", r"\toprule", r"\caption{", r"\textwidth", r"\textbf{"):
         assert part in tex
     rows = [line for line in tex.splitlines() if line.endswith(r" \\") and "multicolumn" not in line]
     assert {row.count("&") for row in rows} == {8}  # mean, three data sets, two shift sets, requests, images
     assert not re.search(r"(?<![$\w])-\d", tex)
+    best: dict[int, tuple[float, bool]] = {}
+    for line in [*tex.splitlines(), "multicolumn"]:
+        if "multicolumn" in line:  # a group has ended: its best are bold
+            assert all(bold for _, bold in best.values())
+            best = {}
+        elif line in rows and not line.startswith(("Method", "zero")):
+            for i, cell in enumerate(line.removesuffix(r" \\").split(" & ")[1:-2]):
+                value = float(re.search(r"[\d.]+", cell)[0])  # type: ignore[index]
+                best[i] = max(best.get(i, (value, False)), (value, "textbf" in cell))
     md = board(storage, form="md")
     assert md == board(storage, by="dataset", form="md") != board(storage, every=True, form="md")
     assert {line.count("|") for line in md.splitlines() if line.startswith("|")} == {10} and "**" in md

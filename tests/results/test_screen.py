@@ -68,13 +68,13 @@ def test_a_ladder_is_shown_whole_on_80_columns_and_what_is_left_out_is_named() -
         return lines[start].split()[3:], " ".join(lines[start + 1 :])
 
     assert head(120)[0] == [*rungs, "300im", "1.2kim", "32k", "requests", "images"]
-    assert "has the column" not in head(120)[1]
+    assert "--all has" not in head(120)[1]
     columns, rest = head(80)
     assert columns == [*rungs, "32k"]
-    assert "farebox leaderboard --all has the columns 32,000 req, 300 im; " in rest
+    assert "--all has the columns 32,000 requests and 300 images; " in rest
     columns, rest = head(60)
     assert columns[-1] == "32k" and columns[:-1] == rungs[9 - len(columns) :]
-    assert "leaderboard --all has the columns 100 requests; " in rest.replace("2 more methods and ", "")
+    assert "--all has the columns 100 requests; " in rest.replace("2 more methods and ", "")
 
 
 def test_many_methods_are_reduced_to_the_best_of_each_class_and_the_rest_is_counted() -> None:
@@ -83,9 +83,9 @@ def test_many_methods_are_reduced_to_the_best_of_each_class_and_the_rest_is_coun
     lines = shown(report_of(many))
     assert len(lines) <= 24
     assert any(line.startswith("* method_34") for line in lines) and not any("method_2 " in line for line in lines)
-    (more,) = (line for line in lines if line.startswith("farebox leaderboard --all has "))
+    (more,) = (line for line in lines if line.startswith("--all has "))
     methods = [line for line in lines if re.match(r"[*= ] (method_|zero_|logit|taskres)", line)]
-    assert int(more.split()[4]) + len(methods) == 38
+    assert int(more.split()[2]) + len(methods) == 38
     tall = shown(report_of(many), height=60)
     assert not any(" more methods" in line for line in tall)
 
@@ -136,16 +136,28 @@ def test_a_reference_without_another_method_of_its_class_is_shown_in_its_class()
 
 def test_a_class_without_a_method_above_zero_shot_has_no_winner() -> None:
     rows = [make(seed=s, accuracy=40.0) for s in (1, 2, 3)] + seeds("craft", 39.0, 42.0, 40.5)
-    assert conclusions(view_of(rows)) == ["With scores, no method is clearly above zero_shot (best: craft +0.5)."]
+    assert conclusions(view_of(rows)) == ["With scores, none is clearly above zero_shot (best: craft +0.5)."]
 
 
 def test_columns_are_shots_or_data_sets_and_the_largest_allotment_is_named() -> None:
     assert view_of([r for t in sweep((1, 16), (1,)) for r in t]).columns == ("1 shot", "16 shots", "shift")
     one = view_of([r for t in sweep((16,), (1,)) for r in t])
     assert one.columns[:4] == ("mean", "digits", "emoji", "icons") and one.axis == "dataset"
-    assert one.facts["allotment"] == "8,000 requests (largest of 2)"
+    assert one.facts["allotment"] == "8,000 requests (largest of 2 allotments)"
     budgets = overview(demo().board, demo().summary, "budget")
     assert budgets is not None and budgets.columns == ("100 requests", "300 requests", "1,000 requests")
+
+
+def test_groups_by_access_say_what_methods_send_and_get() -> None:
+    lines = shown(demo(), 120, "access")
+    assert "SOFT+SCORES: soft prompts → scores" in lines and "TEXT+FEATURES: text prompts → features" in lines
+    assert "SOFT+SCORES: soft prompts -> scores" in shown(demo(), 120, "access", unicode=False)
+
+
+def test_a_title_that_is_too_long_loses_what_is_in_parentheses_first() -> None:
+    titles = [shown(demo(), width)[0] for width in (120, 80, 60)]
+    assert "3 seeds, 1,000 requests (largest of 3 allotments), tiny" in titles[0]
+    assert "3 seeds, 1,000 requests, tiny" in titles[1] and "1,000" not in titles[2]
 
 
 def test_without_zero_shot_accuracies_are_shown_and_a_note_says_what_to_add() -> None:

@@ -26,7 +26,7 @@ from pipeline.results.report import write_report
 from pipeline.results.row import ResultRow, to_rows
 from pipeline.results.store import ResultStore
 from pipeline.results.tracking import TRIAL, Mirror, Synced
-from pipeline.results.tracking_names import name_of
+from pipeline.results.tracking_names import main_means, mean_name, name_of
 from pipeline.results.tracking_store import ui_command
 from pipeline.results.tracking_views import VIEWS
 from pipeline.source_code import code_digest
@@ -451,7 +451,7 @@ def test_means_of_methods_are_runs_that_change_with_the_report(opened: MakeMirro
     folder = write_report(report, tmp_path)
     mirror, summary = opened(), report.summary.to_pylist()
     mirror.log_report(folder, [], summary, "first")
-    means = runs(mirror, VIEWS["methods"]["searchFilter"])
+    means = runs(mirror, "tags.`farebox.kind` = 'mean'")
     assert sorted((r.data.params["method"], r.data.params["shots"]) for r in means) == [
         *(("craft", "16"), ("craft", "4"), ("zero_shot", "16"), ("zero_shot", "4"))
     ]
@@ -459,10 +459,23 @@ def test_means_of_methods_are_runs_that_change_with_the_report(opened: MakeMirro
     (craft,) = [r for r in means if (r.data.params["method"], r.data.params["shots"]) == ("craft", "16")]
     assert craft.data.metrics["accuracy"] == pytest.approx(of_craft["accuracy"], abs=1e-3)
     assert "shift/accuracy" in craft.data.metrics and mirror.has_report("first") and not mirror.has_report("second")
+    compared = runs(mirror, VIEWS["methods"]["searchFilter"])  # only those of the most shots
+    assert sorted((r.data.params["method"], r.data.params["shots"]) for r in compared) == [
+        *(("craft", "16"), ("zero_shot", "16"))
+    ]
     mirror.log_report(folder, [], [r for r in summary if r["label"] == "craft"], "second")
     kept = runs(mirror, VIEWS["methods"]["searchFilter"])
     assert {r.data.params["method"] for r in kept} == {"craft"} and mirror.has_report("second")
     assert craft.info.run_id in {r.info.run_id for r in kept}
+
+
+def test_methods_are_compared_at_the_most_shots_and_the_largest_allotment() -> None:
+    which = {"methods": ("zero_shot", "craft"), "seeds": (1,), "shots": (4, 16)}
+    trials = [*sweep(**which, budgets=((8000, None), (8000, 25600), (100, None)))]
+    summary = report_of([row for trial in trials for row in trial]).summary.to_pylist()
+    assert len({mean_name(r) for r in summary}) == 12
+    assert main_means(summary) == {f"{name}-mean-16shot-8000requests-tiny-fp32" for name in which["methods"]}
+    assert main_means([]) == set()
 
 
 def test_storages_of_equal_paths_on_two_machines_do_not_share_an_experiment(opened: MakeMirror, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.data.layouts.file_kinds import is_pointer
 from pipeline.data.layouts.image_folder import NAMES_OF_SPLITS
@@ -66,6 +65,8 @@ class _File:
         names = names or [self.image, self.label, *self.split_column]
         try:
             if self.path.suffix.lower() == ".parquet":
+                import pyarrow.parquet as pq
+
                 with pq.ParquetFile(self.path) as file:
                     yield from file.iter_batches(ROWS_AT_ONCE, columns=names)
             else:
@@ -136,6 +137,8 @@ def as_split(value: Any) -> str | None:
 def _schema(path: Path) -> pa.Schema:
     try:
         if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
             return pq.read_schema(path)
         with pa.memory_map(str(path)) as source:
             return _arrow(source).schema
