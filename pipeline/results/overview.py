@@ -32,6 +32,8 @@ NO_FIT = "no fit"
 """Group of the references without a fit."""
 MEAN = "mean"
 """Header of the mean over data sets."""
+HALVES = {"H": HARMONIC, "base": "base", "new": "new"}
+"""Columns of base-to-new, by data set, with their kinds."""
 _MODEL = ("model", "model_digest", "precision")
 
 
@@ -90,7 +92,8 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     Args:
         board: The leaderboard by test set.
         summary: The leaderboard over data sets.
-        axis: One of `AXES`; None for shots, or if there is one number of shots, for answers or for data sets.
+        axis: One of `AXES`; None for shots, or if there is one number of shots, for answers or for data sets. By data
+            set, base-to-new has columns for H (the harmonic mean), base and new as well.
     """
     every, over_sets = board.to_pylist(), summary.to_pylist()
     if not over_sets:
@@ -106,7 +109,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     sets = list(dict.fromkeys(r["dataset"] for r in every if r["kind"] == kind))
     shifts = list(dict.fromkeys(r["test_set"] for r in every if r["kind"] == "shift"))
     all_answers = sorted({r["answers"] for r in of_kind}, key=answers_order)
-    by = axis or _default_axis(all_shots, all_answers, sets)
+    by = axis or _default_axis(all_shots, all_answers, len(sets) > 1 or kind == HARMONIC)
 
     def where(of: str, k: int, paid: Limits, test_set: str = "all", answers: str = all_answers[0]) -> dict[str, Any]:
         return {"kind": of, "shots": k, "test_set": test_set, "budget": paid, "answers": answers}
@@ -114,7 +117,10 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     if by == "dataset":
         full = {r["dataset"]: r["test_set"] for r in every if r["kind"] == kind}
         columns = {MEAN: where(kind, shots, allotment)} if len(sets) != 1 else {}
-        columns |= {name: where(kind, shots, allotment, full[name]) for name in sets}
+        if kind == HARMONIC:
+            columns = {name: where(of, shots, allotment) for name, of in HALVES.items()}
+        if kind != HARMONIC or len(sets) != 1:
+            columns |= {name + " H" * (kind == HARMONIC): where(kind, shots, allotment, full[name]) for name in sets}
         columns |= {f"{name} (shift)": where("shift", shots, allotment, name) for name in shifts}
         main = 0
     elif by == "budget":
@@ -131,6 +137,7 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
     lines = _lines([*every, *over_sets], list(columns.values()), main, by)
     facts = {
         "data": " and ".join(sets) if len(sets) < 3 else f"{len(sets)} data sets",
+        "kind": "H (harmonic mean of base and new classes)" if kind == HARMONIC else "",
         "shots": f"{'/'.join(map(str, all_shots if by == 'shots' else [shots]))} shot{'s' * (shots > 1)}",
         "seeds": _seeds([line.main for line in lines]),
         "allotment": budget(allotment) + f" (largest of {len(allotments)} allotments)" * (len(allotments) > 1)
@@ -163,10 +170,10 @@ def unfinished(view: Overview) -> str:
     return ", ".join(f"{n:,} {STATUSES[s]}" for s, n in counts.items() if n)
 
 
-def _default_axis(all_shots: Sequence[int], all_answers: Sequence[str], sets: Sequence[str]) -> str:
+def _default_axis(all_shots: Sequence[int], all_answers: Sequence[str], several_columns: bool) -> str:
     if len(all_shots) > 1:
         return "shots"
-    return "answers" if len(all_answers) > 1 else "dataset" if len(sets) > 1 else "shots"
+    return "answers" if len(all_answers) > 1 else "dataset" if several_columns else "shots"
 
 
 def _answers_fact(all_answers: Sequence[str]) -> str:

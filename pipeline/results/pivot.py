@@ -70,7 +70,7 @@ def pivot_latex(view: Overview | None, title: str, notes: Sequence[str] = ()) ->
 
 def caption(view: Overview) -> str:
     """Return what the table shows, in words."""
-    facts = [view.facts[name] for name in ("data", "shots", "seeds", "allotment", "answers", "model")]
+    facts = [view.facts[name] for name in ("data", "kind", "shots", "seeds", "allotment", "answers", "model")]
     values = [line.main["accuracy_ci95"] for line in view.lines]
     interval = " ± 95% CI over seeds" if any(value is not None for value in values) else ""
     return (

@@ -9,12 +9,13 @@ import pytest
 from pipeline.config.compose import compose
 from pipeline.console import Terminal
 from pipeline.results.overview import AXES, Overview, conclusions, overview
+from pipeline.results.pivot import caption
 from pipeline.results.report import Report, last_screen
 from pipeline.results.row import ResultRow
 from pipeline.results.screen import screen
 from pipeline.results.tables import compact
 from tests.support.screens import FOLDER, demo, screens
-from tests.support.synthetic import METHODS, make, report_of, sweep
+from tests.support.synthetic import METHODS, base_to_new, make, report_of, sweep
 
 
 def shown(report: Report, width: int = 80, axis: str | None = None, **terminal: bool | int) -> list[str]:
@@ -52,6 +53,18 @@ def test_the_last_screen_of_the_demo_has_24_lines_of_80_columns_and_every_method
 def test_every_screen_fits(width: int, axis: str | None) -> None:
     lines = shown(demo(), width, axis)
     assert len(lines) <= 24 and max(len(line) for line in lines if not line.startswith("more: ")) <= width
+
+
+@pytest.mark.parametrize("axis", [None, "dataset", "shots"])
+def test_base_to_new_names_the_harmonic_mean_and_shows_its_halves(axis: str | None) -> None:
+    report = report_of(base_to_new("zero_shot", "bbt", "cbbt"))
+    lines = shown(report, 120, axis)
+    assert "H (harmonic mean of base and new classes)" in lines[0]
+    if axis != "shots":
+        head = next(line for line in lines if "gain over zero_shot" in line).split("zero_shot")[1]
+        assert head.split("  requests")[0].split() == ["H", "base", "new", "digits", "H", "icons", "H"]
+        assert re.search(r"cbbt +\+3.2 ± 2.1 +\+3.0 ± 2.0 +\+3.0 ± 2.0 ", "\n".join(lines))
+    assert "H (harmonic mean of base and new classes)" in caption(report.overview(axis))
 
 
 def test_a_ladder_is_shown_whole_on_80_columns_and_what_is_left_out_is_named() -> None:

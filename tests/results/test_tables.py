@@ -17,7 +17,7 @@ from pipeline.results.palette import COLOURS, colour
 from pipeline.results.report import page, report_files
 from pipeline.results.row import to_table
 from pipeline.results.tables import raw_records, text_table, to_csv, to_json, to_md
-from tests.support.synthetic import METHODS, make, report_of, sweep, write_store
+from tests.support.synthetic import METHODS, base_to_new, make, report_of, sweep, write_store
 
 FIRST_COLUMNS = [
     *("trial_id", "method", "dataset", "shots", "seed", "model", "status", "test_set", "accuracy", "requests"),
@@ -98,22 +98,6 @@ def test_raw_has_one_record_for_each_trial_and_test_set_the_source_first(rows: p
         assert (r["trial_id"] in seen) == (r["test_set"] != r["dataset"])
         seen.add(r["trial_id"])
     assert raw_records(select(rows.take(np.random.default_rng(0).permutation(rows.num_rows)))) == records
-
-
-def base_to_new(*methods: str) -> pa.Table:
-    """Five seeds of base-to-new trials on two data sets; base 70, new 40 and one point a seed more on each."""
-    rows = [
-        make(
-            **{"trial_id": f"{method}{dataset}{seed}", "method": method, "access": METHODS[method][0]},
-            **{"dataset": dataset, "kind": kind, "test_set": f"{dataset}:{kind}", "seed": seed},
-            accuracy=start + (seed if method != "zero_shot" else 0),
-        )
-        for method in methods
-        for dataset in ("icons", "digits")
-        for seed in range(1, 6)
-        for kind, start in (("base", 70.0), ("new", 40.0))
-    ]
-    return to_table(rows)
 
 
 def test_base_to_new_is_one_table_with_base_new_and_their_harmonic_mean() -> None:
