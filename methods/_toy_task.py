@@ -27,8 +27,10 @@ from methods.base import (
     TaskShape,
 )
 
-ALLOTMENT = Remaining(requests=400, images=40_000)
+ALLOTMENT = Remaining(requests=150, images=15_000)
 """Pays for several steps of every method on the toy task."""
+LONG_ALLOTMENT = Remaining(requests=400, images=40_000)
+"""Pays for a fit that learns the toy task."""
 TOY_NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 

@@ -126,8 +126,8 @@ class LearningContract(MethodContract):
     """Promises of methods that send requests before they predict."""
 
     def test_learns_the_toy_task(self) -> None:
-        task, test = toy.toy_task(shots=16)
-        (after, _), before = toy.result(self.build(), task, test.images), toy.zero_shot(task, test.images)
+        method, (task, test) = self.build(), toy.toy_task(shots=16)
+        after, before = toy.result(method, task, test.images, toy.LONG_ALLOTMENT)[0], toy.zero_shot(task, test.images)
         assert cross_entropy(after, test.labels) < cross_entropy(before, test.labels)
         assert (after.argmax(1) == test.labels).sum() >= (before.argmax(1) == test.labels).sum()
 

@@ -687,11 +687,14 @@ def test_class_names_of_other_test_sets_and_soft_contexts_are_checked_too(lab: L
         lab.plan("model=tiny", "methods=[zero_shot]", f"transfer=[{other}]")
 
 
-def test_a_tokenizer_that_is_not_here_is_fetched_by_a_run_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_is_not_here_is_fetched_by_a_run_alone(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def tokenizer(card: ModelCard, fetch: bool = True) -> Any:
         raise OSError("no tokenizer.json in the cache")
 
     monkeypatch.setattr(architecture, "tokenizer", tokenizer)
+    monkeypatch.setenv("FAREBOX_CACHE", str(tmp_path))  # another test's plan may have stored the lengths
     plan = lab.plan("model=tiny", "methods=[zero_shot]")
     assert (
         "model tiny: lengths of prompts are not checked: its tokenizer is not on this machine" in announcements(plan)[0]

@@ -81,7 +81,7 @@ def test_a_run_ends_with_the_table_and_the_paths_of_its_files(swept: Swept) -> N
         assert method in out
     screen = out.split("requests predicted\n\n")[1].splitlines()
     assert len(screen) <= 24 and screen[0].startswith("smoke: icons, 1 shot, 2 seeds, ")
-    for name in ("leaderboard.html", "farebox leaderboard", "farebox ledger, ui"):
+    for name in ("leaderboard.html", "more: farebox leaderboard"):
         assert name in out
     assert err.splitlines()[-1].startswith("10/10 trials   ")  # progress, for a pipe: whole lines
 

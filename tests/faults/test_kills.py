@@ -1,8 +1,8 @@
 """After kills, the same command ends with the same rows and the same ledger, and nothing is charged twice.
 
 A sweep runs undisturbed, in this process. Then it runs on Ray, with two replicas and two trials at a time, while
-replicas, the ledger actor, a worker of a trial, or the driver are killed. Accuracies, predictions and bills must be
-bit-identical.
+replicas, the ledger actor, a worker of a trial, or the driver are killed. It is continued with one replica and one
+trial at a time. Accuracies, predictions and bills must be bit-identical.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def test_rows_and_ledger_survive_the_death_of_every_process(
 ) -> None:
     storage = tmp_path / "storage"
     features = tmp_path / "features"
-    words = ("run", *words, f"storage={storage}", f"features={features}", "replicas=2", "concurrency=2")
+    words = ("run", *words, f"storage={storage}", f"features={features}")
     faults = Faults(tmp_path / "marks", storage).add(SLOW | {"seconds": 0.1})
     faults.on("slow")  # until everything has been killed
 
-    run = Running(*words, env=faults.environment)
+    run = Running(*words, "replicas=2", "concurrency=2", env=faults.environment)
     paid = 0
     for title in ("ray::Replica", "ray::LedgerActor", "ray::ResourceTrainable"):
         run.wait_for(lambda title=title: run.below(title), f"a process {title}")
@@ -122,7 +122,7 @@ def test_rows_and_ledger_survive_the_death_of_every_process(
     run.kill()
 
     faults.on(None)
-    done = farebox(*words, env=faults.environment)
+    done = farebox(*words, "replicas=1", "concurrency=1", env=faults.environment)
     assert "Traceback" not in done.stdout + done.stderr
     assert_same(storage, undisturbed)
     assert_clean(storage)
