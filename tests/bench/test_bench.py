@@ -94,6 +94,7 @@ def test_a_benchmark_prints_one_json_object_with_its_result(
     few = features.digits()[:96]
     monkeypatch.setattr(features, "digits", lambda: few)
     monkeypatch.setattr(features, "PROCESSES", (2,))
+    monkeypatch.setattr(features, "PAIRS", 2)
     assert main(["bench", "--json", "features"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert list(record) == ["name", "ratio", "low", "high", "pairs", "detail"]

@@ -27,7 +27,7 @@ HEAD = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "_system_confi
 TRIAL = "ray::ResourceTrainable"
 """Title of a worker of trials."""
 METHODS = "methods=[craft]"
-WORDS = ("shots=[2]", "seeds=[1,2]", "views=3", "budget.requests=600", "method.craft.popsize=6")
+WORDS = ("shots=[2]", "seeds=[1,2]", "views=3", "budget.requests=1000", "method.craft.popsize=6")
 IDLE_S = 6.0
 
 
@@ -35,7 +35,7 @@ IDLE_S = 6.0
 def faults(tmp_path: Path) -> Faults:
     """A slow endpoint, while that is on: the sweep lasts until the nodes have come and gone."""
     idle = {"module": "pipeline.blackbox.ray_replicas", "constant": "IDLE_S", "value": IDLE_S}
-    return Faults(tmp_path / "marks", tmp_path / "sweep").add(SLOW | {"seconds": 0.6}).add(idle)
+    return Faults(tmp_path / "marks", tmp_path / "sweep").add(SLOW | {"seconds": 1.0}).add(idle)
 
 
 @pytest.fixture
