@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, FareboxError, first_line, unwrap
 from pipeline.source_code import driver_code
 
 AUTOSCALER_TIMEOUT_S = 3600.0
-"""The same for the first replica of a run that asks the autoscaler for GPUs: a provider may be out of them."""
+"""How long the first replica may take in a run that asks the autoscaler for GPUs: a provider may be out of them."""
 ADAPT_INTERVAL_S = 2.0
 """Seconds between two looks at the nodes and at what the replicas do."""
 IDLE_S = 300.0

@@ -116,11 +116,13 @@ def overview(board: pa.Table, summary: pa.Table, axis: str | None = None) -> Ove
 
     if by == "dataset":
         full = {r["dataset"]: r["test_set"] for r in every if r["kind"] == kind}
-        columns = {MEAN: where(kind, shots, allotment)} if len(sets) != 1 else {}
-        if kind == HARMONIC:
-            columns = {name: where(of, shots, allotment) for name, of in HALVES.items()}
-        if kind != HARMONIC or len(sets) != 1:
-            columns |= {name + " H" * (kind == HARMONIC): where(kind, shots, allotment, full[name]) for name in sets}
+        means, suffix = (HALVES, " H") if kind == HARMONIC else ({MEAN: kind}, "")
+        columns = {name: where(of, shots, allotment) for name, of in means.items()}
+        own = {name + suffix: where(kind, shots, allotment, full[name]) for name in sets}
+        if len(sets) > 1:
+            columns |= own
+        elif kind != HARMONIC:  # one data set is its own mean
+            columns = own
         columns |= {f"{name} (shift)": where("shift", shots, allotment, name) for name in shifts}
         main = 0
     elif by == "budget":
