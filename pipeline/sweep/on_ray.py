@@ -79,12 +79,9 @@ def _start(config: Config, storage_id: str, echo: Echo) -> tuple[Replicas, Any]:
     """Start the replicas and the ledger actor, outside the placement groups of trials, so that they outlive them.
 
     Raises:
-        ConfigError: the cluster has no CPU core, no GPU can join it, or they do not start.
+        ConfigError: the cluster has no CPU core, or they do not start.
     """
-    asks = config.replica_gpus != "auto"
-    if asks and config.address is None:
-        raise ConfigError(f"replica_gpus={config.replica_gpus:g}: GPUs join a running cluster only: name it by address")
-    if not asks and not ray.cluster_resources().get("CPU"):
+    if config.replica_gpus == "auto" and not ray.cluster_resources().get("CPU"):
         raise ConfigError(f"no node at address={config.address} has a CPU core, which trials need: start one first")
     http, replicas = config.model.http, config.replicas
     remote: dict[str, Any] = {}

@@ -87,6 +87,12 @@ def close_ray_token(home: Path) -> None:
         (home / ".ray" / "auth_token").chmod(0o600)
 
 
+def refuse_gpus_without_cluster(replica_gpus: float | str, address: str | None) -> None:
+    """Raise ConfigError if replicas are to wait for GPUs, which join a running cluster only, and none is named."""
+    if replica_gpus != "auto" and address is None:
+        raise ConfigError(f"replica_gpus={replica_gpus:g}: GPUs join a running cluster only: name it by address")
+
+
 def refuse_network_sqlite(urls: Mapping[str, str], mounts: Path = Path("/proc/mounts")) -> None:
     """Refuse SQLite files on a network file system.
 

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.sweep.preflight import check_free_port, close_ray_token, refuse_network_sqlite
+from pipeline.sweep.preflight import (
+    check_free_port,
+    close_ray_token,
+    refuse_gpus_without_cluster,
+    refuse_network_sqlite,
+)
 
 MOUNTS = r"""
 overlay / overlay rw 0 0
@@ -92,3 +97,10 @@ def test_a_port_in_use_is_refused_and_a_free_one_suggested() -> None:
 def test_an_invalid_port_is_refused(port: int) -> None:
     with pytest.raises(ConfigError, match="expected a number from 1 to 65535"):
         check_free_port(port)
+
+
+def test_replicas_wait_for_gpus_on_a_named_cluster_only() -> None:
+    refuse_gpus_without_cluster("auto", None)
+    refuse_gpus_without_cluster(0.5, "auto")
+    with pytest.raises(ConfigError, match=r"replica_gpus=0\.5: GPUs join a running cluster only: name it by address"):
+        refuse_gpus_without_cluster(0.5, None)
