@@ -119,7 +119,7 @@ class LedgerError(FareboxError):
 
 
 class StorageError(FareboxError):
-    """A file of the sweep cannot be written. Earlier files are intact."""
+    """A file of the sweep cannot be written or read. Earlier files are intact."""
 
 
 class CodeMismatch(FareboxError):

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.blackbox import endpoint, ray_actors
 from pipeline.config.card_files import model_card
-from pipeline.errors import CodeMismatch
+from pipeline.errors import CodeMismatch, StorageError
 from pipeline.source_code import (
     IMAGE_FEATURE_SOURCES,
     NEUTRAL_SOURCES,
@@ -54,6 +54,15 @@ def test_a_replica_a_ledger_and_a_trials_worker_each_refuse_other_code(tmp_path:
     worker.setup({"index": 0})
     assert isinstance(worker.step()[tune_trials.FATAL], CodeMismatch)
     assert worker.reset_config({"index": 1}) and isinstance(worker.step()[tune_trials.FATAL], CodeMismatch)
+
+
+def test_a_worker_that_cannot_read_the_trials_ends_the_run(tmp_path: Path) -> None:
+    worker = object.__new__(
+        tune_trials.TrialRunner.sharing({"code": driver_code(), "specs": str(tmp_path / "none.pkl")})
+    )
+    worker.setup({"index": 0})
+    refused = worker.step()[tune_trials.FATAL]
+    assert isinstance(refused, StorageError) and "the storage must be at the same path on all nodes" in str(refused)
 
 
 def test_every_listed_source_exists() -> None:

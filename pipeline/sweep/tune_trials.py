@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import BasicVariantGenerator
 
 from pipeline.blackbox.ray_actors import RemoteLedger
 from pipeline.blackbox.ray_pool import RayPool
 from pipeline.config.compose import Config
 from pipeline.errors import ENDS_A_RUN, CodeMismatch, StorageError
+from pipeline.files import write_atomic
 from pipeline.results.store import ResultStore
 from pipeline.source_code import check_code, driver_code
 from pipeline.sweep.event_log import EventLog
@@ -45,7 +49,8 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
     """Tune's interface to a trial: a single step runs it. Later trials reuse the worker process and its pool."""
 
     shared: ClassVar[dict[str, Any]]
-    """Values that all trials of the sweep use."""
+    """Values that all trials of the sweep use. The driver reads them several times for each trial, so they are small:
+    the trials themselves are in the file "specs"."""
 
     @classmethod
     def sharing(cls, shared: dict[str, Any]) -> type[TrialRunner]:
@@ -62,14 +67,21 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         return Sharing
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Verify the worker's code, connect to the replicas and the ledger, and take the first trial."""
+        """Verify the worker's code, connect to the replicas and the ledger, read the trials, and take the first one."""
         torch.set_num_threads(1)
         self.index, shared = int(config["index"]), self.shared
-        self.mismatch: CodeMismatch | None = None
+        self.unusable: CodeMismatch | StorageError | None = None
         try:
             check_code(shared["code"])
+            self.specs: list[TrialSpec] = cloudpickle.loads(Path(shared["specs"]).read_bytes())
         except CodeMismatch as error:  # returned by `step`: after an error here Tune would start the worker again
-            self.mismatch = error
+            self.unusable = error
+            return
+        except OSError as error:
+            self.unusable = StorageError(
+                f"a worker on {platform.node()} cannot read {shared['specs']} ({error.strerror or error}): "
+                "the storage must be at the same path on all nodes"
+            )
             return
         self.pool = RayPool(shared["replicas"], directory=shared["ledger"])
         self.ledger = RemoteLedger(shared["ledger"])
@@ -81,9 +93,9 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Run the trial until its rows are written and release its reservation; return an error that ends the sweep."""
-        if self.mismatch is not None:
-            return {"done": True, FATAL: self.mismatch}
-        spec: TrialSpec = self.shared["specs"][self.index]
+        if self.unusable is not None:
+            return {"done": True, FATAL: self.unusable}
+        spec = self.specs[self.index]
         store, storage_id = ResultStore(Path(self.shared["storage"])), self.shared["storage_id"]
         try:
             if not finished(store, spec):  # an earlier worker may have written the rows and died before it returned
@@ -94,12 +106,6 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         except ENDS_A_RUN as error:
             return {"done": True, FATAL: error}
         return {"done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save nothing: `run_trial` writes checkpoints."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load nothing: `run_trial` reads checkpoints."""
 
 
 class StopOnFatal(tune.Stopper):  # type: ignore[misc]
@@ -185,8 +191,10 @@ def run_trials(
     Raises:
         CodeMismatch, LedgerError, StorageError: see `pipeline.errors.ENDS_A_RUN`.
     """
+    scratch = config.storage / SCRATCH
+    specs = scratch / f"trials-{uuid.uuid4().hex}.pkl"  # not the name of a killed run: its workers may still start
     shared = {
-        "specs": list(trials),
+        "specs": str(specs),
         "replicas": list(replicas),
         "ledger": ledger_actor,
         "code": driver_code(),
@@ -202,14 +210,16 @@ def run_trials(
     slots = cores if config.concurrency == "auto" else int(config.concurrency)
     # Nodes may join a cluster: with "auto", Ray's free cores decide how many trials run at a time.
     growing = config.address is not None and config.concurrency == "auto"
-    scratch = config.storage / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
+    # A list of points, since Tune copies the whole list of a grid search for each of its values.
+    points = BasicVariantGenerator([{"index": i} for i in range(len(trials))], 0 if growing else slots)
     try:
+        write_atomic(specs, cloudpickle.dumps(list(trials)))
         tuner = tune.Tuner(
             tune.with_resources(TrialRunner.sharing(shared), {"cpu": min(1.0, cores / slots)}),
-            param_space={"index": tune.grid_search(list(range(len(trials))))},
+            param_space={"index": tune.randint(0, len(trials))},
             tune_config=tune.TuneConfig(
-                reuse_actors=True, max_concurrent_trials=None if growing else slots, scheduler=TrialsInOrder()
+                num_samples=len(trials), search_alg=points, reuse_actors=True, scheduler=TrialsInOrder()
             ),
             run_config=tune.RunConfig(
                 name="trials",
@@ -217,6 +227,7 @@ def run_trials(
                 verbose=0,
                 callbacks=[callback],
                 stop=StopOnFatal(),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # `run_trial` writes checkpoints
                 failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
             ),
         )
