@@ -20,7 +20,7 @@ from pipeline.results.mirroring import MirrorRows
 from pipeline.results.store import ResultStore
 from pipeline.sweep import reservations
 from pipeline.sweep.event_log import EventLog
-from pipeline.sweep.preflight import refuse_gpus_without_cluster, refuse_network_sqlite
+from pipeline.sweep.preflight import check_replicas, refuse_network_sqlite
 from pipeline.sweep.purses import money_lines
 from pipeline.sweep.run_ledger import open_ledger
 from pipeline.sweep.storage import alone, check_writable
@@ -88,7 +88,8 @@ def _select(plan: SweepPlan, store: ResultStore, echo: Echo) -> list[TrialSpec]:
         return todo
     check_price(config)
     refuse_unconfirmed(config)
-    refuse_gpus_without_cluster(config.replica_gpus, config.address)
+    remote = config.model.name if config.model.http is not None else None
+    check_replicas(config.replicas, config.replica_gpus, config.address, remote)
     if not config.partial:
         refuse_unpayable(config, total(t.predicted for t in todo))
     return todo

@@ -87,8 +87,26 @@ def close_ray_token(home: Path) -> None:
         (home / ".ray" / "auth_token").chmod(0o600)
 
 
-def refuse_gpus_without_cluster(replica_gpus: float | str, address: str | None) -> None:
-    """Raise ConfigError if replicas are to wait for GPUs, which join a running cluster only, and none is named."""
+def check_replicas(replicas: int | str, replica_gpus: float | str, address: str | None, remote: str | None) -> None:
+    """Verify that the keys of the replicas mean something for this run.
+
+    Args:
+        replicas: their number, or "auto".
+        replica_gpus: GPUs of each, or "auto".
+        address: the cluster; None: Ray is started on this machine.
+        remote: name of the model if it is remote.
+
+    Raises:
+        ConfigError: replicas are to wait for GPUs, which join a running cluster only, and none is named; or the model
+            is remote, so that the run has one replica, without a GPU.
+    """
+    set_keys = {"replicas": replicas if replicas != 1 else "auto", "replica_gpus": replica_gpus}
+    for key, value in set_keys.items():
+        if remote is not None and value != "auto":
+            raise ConfigError(
+                f"{key}={value:g}: the model {remote} is remote, and has one replica without a GPU: omit {key} "
+                "(rate.at_once in its card limits the requests at the same time)"
+            )
     if replica_gpus != "auto" and address is None:
         raise ConfigError(f"replica_gpus={replica_gpus:g}: GPUs join a running cluster only: name it by address")
 

@@ -184,9 +184,9 @@ def _encode_slowly(folder: Path, images: Images, number: int, barrier: Any, resu
 def test_processes_that_share_a_store_encode_each_image_once(tmp_path: Path, images: Images) -> None:
     wanted = ask(fresh(tmp_path / "alone", model_card("fake")), "image_features", images)
     fork = multiprocessing.get_context("fork")
-    barrier, results = fork.Barrier(3), fork.Queue()
+    barrier, results = fork.Barrier(4), fork.Queue()
     folder = tmp_path / "shared"
-    arguments = [(folder, images, number, barrier, results) for number in range(3)]
+    arguments = [(folder, images, number, barrier, results) for number in range(4)]
     processes = [fork.Process(target=_encode_slowly, args=given) for given in arguments]
     for process in processes:
         process.start()

@@ -79,12 +79,12 @@ class Faults:
         self.faults.append(fault)
         return self
 
-    def on(self, name: str | None) -> None:
-        """Turn on the lasting fault of this name only; None: none of them."""
+    def on(self, *names: str) -> None:
+        """Turn on the lasting faults of these names, and turn off all others."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for flag in self.folder.glob("on.*"):
             flag.unlink()
-        if name is not None:
+        for name in names:
             (self.folder / f"on.{name}").touch()
 
     @property

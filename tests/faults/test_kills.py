@@ -121,7 +121,7 @@ def test_rows_and_ledger_survive_the_death_of_every_process(
         pass
     run.kill()
 
-    faults.on(None)
+    faults.on()
     done = farebox(*words, "replicas=1", "concurrency=1", env=faults.environment)
     assert "Traceback" not in done.stdout + done.stderr
     assert_same(storage, undisturbed)

@@ -28,14 +28,17 @@ TRIAL = "ray::ResourceTrainable"
 """Title of a worker of trials."""
 METHODS = "methods=[craft]"
 WORDS = ("shots=[2]", "seeds=[1,2]", "views=3", "budget.requests=1000", "method.craft.popsize=6")
-IDLE_S = 6.0
+IDLE_S = 8.0
+MODULE = "pipeline.blackbox.ray_replicas"
+KEEP = {"name": "keep", "module": MODULE, "function": "Replicas._end_idle", "returns": 0}
+"""While it is on, no idle replica is ended: a replica may start long before the trial that will use it."""
 
 
 @pytest.fixture
 def faults(tmp_path: Path) -> Faults:
     """A slow endpoint, while that is on: the sweep lasts until the nodes have come and gone."""
-    idle = {"module": "pipeline.blackbox.ray_replicas", "constant": "IDLE_S", "value": IDLE_S}
-    return Faults(tmp_path / "marks", tmp_path / "sweep").add(SLOW | {"seconds": 1.0}).add(idle)
+    idle = {"module": MODULE, "constant": "IDLE_S", "value": IDLE_S}
+    return Faults(tmp_path / "marks", tmp_path / "sweep").add(SLOW | {"seconds": 1.0}).add(KEEP).add(idle)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_rows_are_those_of_an_undisturbed_run_while_nodes_join_die_and_replicas_
 ) -> None:
     storage, printed = tmp_path / "sweep", tmp_path / "printed"
     words = ("run", "sweep=smoke", "model=fake", f"datasets=[{lab.card}]", METHODS, *WORDS, "replica_gpus=1")
-    faults.on("slow")
+    faults.on("slow", "keep")
     with printed.open("w") as output:
         run = Running(*words, f"storage={storage}", f"address={cluster.address}", "checkpoint_s=0.3", output=output)
     waits = "waiting for the first replica: 1 need 1 GPU each, and the cluster has 0"
@@ -93,11 +96,13 @@ def test_rows_are_those_of_an_undisturbed_run_while_nodes_join_die_and_replicas_
     run.wait_for(lambda: on(joined, TRIAL), "a trial on the new node")
     used = time.monotonic() - began
     run.wait_for(lambda: len(open_requests(storage)) == 3, "a replica on each GPU")
+    run.wait_for(lambda: sum(map(bool, open_requests(storage))) == 2, "both trials ask")
+    faults.on("slow")
     began = time.monotonic()
     run.wait_for(lambda: len(open_requests(storage)) == 2, "two trials need two replicas")
     released = time.monotonic() - began
     run.wait_for(lambda: len(on(first, "ray::Replica") + on(joined, "ray::Replica")) == 2, "its process has ended")
-    faults.on(None)
+    faults.on()
     code, _, _ = run.end()
     text = printed.read_text()
     assert code == 0 and "Traceback" not in text, text

@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_continues_with_room(
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("farebox: ")]
         assert says in line and "make room" in line, line
         assert "Traceback" not in done.stdout + done.stderr
-    faults.on(None)
+    faults.on()
     farebox(*command, env=faults.environment)
     assert facts(storage) == undisturbed
     assert leftovers(storage) == []

@@ -10,8 +10,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.sweep.preflight import (
     check_free_port,
+    check_replicas,
     close_ray_token,
-    refuse_gpus_without_cluster,
     refuse_network_sqlite,
 )
 
@@ -100,7 +100,14 @@ def test_an_invalid_port_is_refused(port: int) -> None:
 
 
 def test_replicas_wait_for_gpus_on_a_named_cluster_only() -> None:
-    refuse_gpus_without_cluster("auto", None)
-    refuse_gpus_without_cluster(0.5, "auto")
+    check_replicas(4, "auto", None, None)
+    check_replicas("auto", 0.5, "auto", None)
     with pytest.raises(ConfigError, match=r"replica_gpus=0\.5: GPUs join a running cluster only: name it by address"):
-        refuse_gpus_without_cluster(0.5, None)
+        check_replicas("auto", 0.5, None, None)
+
+
+@pytest.mark.parametrize(("replicas", "gpus", "found"), [(4, "auto", "replicas=4"), ("auto", 1.0, "replica_gpus=1")])
+def test_a_remote_model_has_one_replica(replicas: int | str, gpus: float | str, found: str) -> None:
+    check_replicas(1, "auto", None, "served")
+    with pytest.raises(ConfigError, match=f"^{found}: the model served is remote"):
+        check_replicas(replicas, gpus, "auto", "served")

@@ -8,6 +8,7 @@ fault names a function of the package, or the target of a rename, and at which c
     {"name": "...", "fsync": "/checkpoints/"}                     no space left, while FOLDER/on.NAME is there
     {"name": "...", "module": "...", "function": "...", "pragma": "..."}   likewise: set on the connection that it takes
     {"name": "...", "module": "...", "function": "...", "seconds": 0.1}    likewise: each call first sleeps
+    {"name": "...", "module": "...", "function": "...", "returns": 0}   likewise: it is not called, and returns this
     {"module": "...", "constant": "IDLE_S", "value": 5}           a constant of the module, in every process
 
 The first two end their process with SIGKILL, once in all processes that share FAREBOX_FAULTS_FOLDER: a file named after
@@ -80,6 +81,8 @@ def wrap(module: Any, fault: dict[str, Any]) -> None:
         due = next(count) == fault.get("nth")
         if due and fault["moment"] == "before":
             strike(fault, args)
+        if "returns" in fault and on(fault):
+            return fault["returns"]
         if "seconds" in fault and on(fault):
             time.sleep(fault["seconds"])
         result = inner(*args, **kwargs)
