@@ -26,7 +26,7 @@ TILE_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Maximum number of tokens in a forward, by device: it fits a core's caches, or fills a GPU. Tiles are split along
 prompt sets, then classes, by the request's shape only."""
 AT_ONCE = {"cuda"}
-"""Devices on which attention of a packed tile is one padded kernel for all lengths, since launching kernels is slow."""
+"""Devices on which attention of a packed tile is computed for all lengths together, since launching kernels is slow."""
 SMALL = 500e6
 """Multiplications of a prompt set (about 10 ms on one core) up to which its suffixes are padded to the longest: packing
 them would save little, and the golden values of the embedded model depend on it to the bit."""
@@ -199,18 +199,19 @@ class Attention:
 
     def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
         (p, n_prefix), *suffixes = self.shapes = shapes
-        self.at_once = device.type in AT_ONCE and len(suffixes) > 1
+        self.at_once = device.type in AT_ONCE
         if not self.at_once:
             return
-        sets = torch.cat([torch.arange(p, device=device).repeat_interleave(n // p) for n, _ in suffixes])
-        longest, places, back, token, row = max(s for _, s in suffixes), [], [], p * n_prefix, 0
-        within = torch.arange(longest, device=device)
+        longest, places, kept, token = max(s for _, s in suffixes), [], [], p * n_prefix
+        within_S = torch.arange(longest)  # indices are computed on the CPU: there are few, and it launches no kernels
         for n, s in suffixes:
-            rows_N1 = torch.arange(n, device=device)[:, None]
-            places.append(token + rows_N1 * s + within.clamp(max=s - 1))
-            back.append(((row + rows_N1) * longest + within[:s]).flatten())
-            token, row = token + n * s, row + n
-        self.places_NS, self.back_T, self.sets_N = torch.cat(places), torch.cat(back), sets
+            first_PC1 = token + s * torch.arange(n).view(p, -1, 1)
+            places.append(first_PC1 + within_S.clamp(max=s - 1))
+            kept.append((within_S < s).expand(n // p, -1))
+            token += n * s
+        places_PCS, kept_PCS = torch.cat(places, dim=1), torch.cat(kept).expand(p, -1, -1)
+        back_T = kept_PCS.flatten().nonzero()[places_PCS[kept_PCS].argsort(), 0]
+        self.places_PCS, self.back_T = places_PCS.to(device), back_T.to(device)
 
     def __call__(self, block: Any, x_TW: Tensor) -> Tensor:
         """Return the output [T, W] of a block's attention."""
@@ -218,9 +219,8 @@ class Attention:
         q, k, v = split_heads(block.attn, qkv_TV[: p * n_prefix].view(p, n_prefix, -1))
         prefix_PLW = merge_heads(scaled_dot_product_attention(q, k, v, is_causal=True))
         if self.at_once:
-            own = split_heads(block.attn, qkv_TV[self.places_NS])
-            suffix_NSW = merge_heads(_continue(k[self.sets_N], v[self.sets_N], *own))
-            return torch.cat([prefix_PLW.flatten(0, 1), suffix_NSW.flatten(0, 1)[self.back_T]])
+            suffix_PCSW = _continue_all(k, v, qkv_TV[self.places_PCS])
+            return torch.cat([prefix_PLW.flatten(0, 1), suffix_PCSW.flatten(0, 2)[self.back_T]])
         parts, start = [prefix_PLW.flatten(0, 1)], p * n_prefix
         for n, s in self.shapes[1:]:
             own = split_heads(block.attn, qkv_TV[start : start + n * s].view(n, s, -1))
@@ -235,6 +235,23 @@ def _continue(k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tenso
     ks, vs = (torch.cat(pair, dim=2) for pair in ((k, ks), (v, vs)))
     mask = torch.ones(qs.shape[2], ks.shape[2], dtype=torch.bool, device=qs.device).tril(k.shape[2])
     return scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
+
+
+def _continue_all(k: Tensor, v: Tensor, qkv_PCSV: Tensor) -> Tensor:
+    """Return attention [P, C, S, W] of all suffixes to their prefixes (keys k, values v [P, H, L, D]) and themselves.
+
+    All suffixes of a prompt set meet its prefix in one matrix product, so the prefix is neither repeated for each nor
+    joined with the suffix's keys: moving them, and a kernel for long sequences, cost more than these few tokens.
+    """
+    (p, h, n_prefix, d), (_, c, s, _) = k.shape, qkv_PCSV.shape
+    qs, ks, vs = qkv_PCSV.view(p, c, s, 3, h, d).permute(3, 0, 4, 1, 2, 5).contiguous().unbind()
+    qs = qs * d**-0.5
+    to_prefix = (qs.flatten(2, 3) @ k.transpose(-1, -2)).view(p, h, c, s, n_prefix)
+    later_SS = torch.ones(s, s, dtype=torch.bool, device=qs.device).triu(1)
+    to_own = (qs @ ks.transpose(-1, -2)).masked_fill(later_SS, -torch.inf)
+    weights = torch.cat([to_prefix, to_own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    from_prefix = (weights[..., :n_prefix].flatten(2, 3) @ v).view(p, h, c, s, d)
+    return (from_prefix + weights[..., n_prefix:] @ vs).permute(0, 2, 3, 1, 4).flatten(3)
 
 
 def _qkv(block: Any, x: Tensor) -> Tensor:
