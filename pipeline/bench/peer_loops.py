@@ -152,14 +152,13 @@ def craft(card: ModelCard, spec: TrialSpec) -> float:
     head = Refiner(len(task.classes), c, generator)
     train = task.train.images
     assert isinstance(train, Images)
-    loop = CraftLoop(
-        model.net, model.tokenizer, model.preprocess, search.classes, task.train.labels, train, search, head, generator
-    )
+    parts = (model.net, model.tokenizer, model.preprocess, search.classes, task.train.labels)
+    loop = CraftLoop(*parts, train.views(1), search, head, generator)
     loop.start()
     generations = spec.allotment.requests // c.popsize
     for generation in range(generations):
         weight = c.kl_weight if generation + 1 <= generations * c.kl_fraction else 0.0
-        loop.generation(train.views(1, generation), weight)
+        loop.generation(train.views(1, 1 + generation), weight)
     text_CD = loop.encode_classes(loop.ctx_LE)
     return trial.accuracy(lambda features_BD: head(loop.scores(features_BD, text_CD)))
 

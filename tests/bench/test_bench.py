@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods._views import epoch_view
+from methods._views import epoch_view, training_views
 from methods.craft import CraFT
-from pipeline.bench import cost, craft, features, harness, peer_loops, peers
+from pipeline.bench import cost, craft, features, harness, peer_loops, peers, reference
 from pipeline.blackbox.endpoint import Endpoint
 from pipeline.blackbox.local_pool import LocalPool
 from pipeline.cli import main
 from pipeline.config.card_files import model_card
 from pipeline.data.images import Images
 from pipeline.errors import ConfigError
+from pipeline.trials.trial import few_shot_task
 from tests.support import lab as lab_module
 from tests.support.lab import Lab, stored_rows
 
@@ -64,6 +65,23 @@ def test_a_loop_of_released_code_learns_the_task_of_a_trial(
     theirs = peer_loops.LOOPS[method](model_card("tiny"), lab.spec(method, *words))
     assert ours.accuracy is not None and abs(theirs - ours.accuracy) < 12  # 7 of 60 test images; other views
     assert theirs > 100 / 5
+    lab.ledger.close()
+
+
+def test_crafts_loop_scores_candidates_on_the_view_that_the_method_uses(
+    tmp_path: Path, tiny: Endpoint, card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, seen, start = Lab(tmp_path / "lab", tiny, card), list[Images](), reference.CraftLoop.start
+
+    def record(loop: reference.CraftLoop) -> None:
+        seen.append(loop.fixed_view)
+        start(loop)
+
+    monkeypatch.setattr(reference.CraftLoop, "start", record)
+    spec = lab.spec("craft", "model=tiny", "shots=1", "budget.requests=40", "views=2")
+    peer_loops.craft(model_card("tiny"), spec)
+    wanted = training_views(few_shot_task(spec), 1)
+    assert isinstance(wanted, Images) and [view.keys for view in seen] == [wanted.keys]
     lab.ledger.close()
 
 
