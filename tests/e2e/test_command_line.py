@@ -21,7 +21,7 @@ from pipeline.sweep.storage_id import read_id
 from tests.support.command import charges, farebox, here, ledger_record, records
 from tests.support.without_ray import without_ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 METHODS = ("zero_shot", "taskres", "logit_head", "craft", "cbbt")
 KEYS = (

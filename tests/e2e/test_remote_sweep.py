@@ -24,7 +24,7 @@ from tests.support.lab import run_here, small_data
 from tests.support.service import call, serving
 from tests.support.without_ray import without_ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 KEY = "token-of-a-test-5f2c"
 SWEEP = ("sweep=smoke", "views=2", "shots=4", "seeds=[1,2]", "methods=[zero_shot,logit_head,gda,score_ridge]")

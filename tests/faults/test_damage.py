@@ -19,7 +19,6 @@ FLIPS = 11
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_no_damage_changes_a_displayed_number() -> None:
     # a process of its own: it forks, which a process with Ray's threads must not
     words = [sys.executable, "-m", "tests.faults.damage", "--flips", str(FLIPS), "--seed", "5"]

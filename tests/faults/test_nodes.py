@@ -1,6 +1,7 @@
 """A cluster of several nodes, simulated on one machine: nodes join, one dies, and replicas follow.
 
-Ray is configured to notice a lost node after a second; by default it takes some 16 s.
+Ray is configured to notice a lost node after a second; by default it takes some 16 s. A killed node refuses its checks
+at once; one that is slow to respond is not lost.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from tests.faults.points import SLOW, Faults
 from tests.support.command import Running, below, charges, here, ledger_record
 from tests.support.lab import Lab, outcome
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-QUICK = {"health_check_period_ms": 300, "health_check_timeout_ms": 300, "health_check_failure_threshold": 3}
+QUICK = {"health_check_period_ms": 300, "health_check_timeout_ms": 10_000, "health_check_failure_threshold": 3}
 HEAD = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "_system_config": QUICK}
 TRIAL = "ray::ResourceTrainable"
 """Title of a worker of trials."""

@@ -15,7 +15,7 @@ from tests.faults.points import FULL, Faults
 from tests.faults.soak import soak
 from tests.support.command import farebox, here
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
 AWAY = "mlflow=http://127.0.0.1:9"
 STRUCK = {

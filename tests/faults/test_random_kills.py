@@ -21,7 +21,6 @@ KILLS, RUNS = 5, 3
 @pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_result_is_the_same_after_random_kills(card: Path, tmp_path: Path) -> None:
     seed = int(os.environ.get("KILL_SEED") or time.time_ns() % 10**6)
     words = [*sweep_words("fake", card, quick=True), "checkpoint_s=0.1"]

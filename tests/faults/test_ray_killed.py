@@ -13,7 +13,7 @@ from tests.faults.long import facts, leftovers
 from tests.support.command import Running, charges, farebox, kill, processes
 from tests.support.lab import run_here
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow]
 
 KILLED = {
     "raylet": ("/raylet/raylet ", "its raylet ended"),

@@ -141,7 +141,6 @@ def cells(draw: st.DrawFn) -> tuple[str, list[str], dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cell=cells())
 def test_the_phases_add_up_to_a_bill_within_the_allotment(

@@ -55,7 +55,7 @@ def wait_until_paid(ledger: str, arguments: tuple[Any, ...]) -> None:
         "select count(*) from ledger_charge c join ledger_trial t on c.trial_no = t.no "
         "where t.storage = ? and t.trial = ? and c.call = ? and c.digest = ?"
     )
-    until = time.monotonic() + 20 * float(os.environ.get("FAREBOX_TEST_PATIENCE", "1"))
+    until = time.monotonic() + 80 * float(os.environ.get("FAREBOX_TEST_PATIENCE", "1"))
     while time.monotonic() < until:
         with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=10) as db:
             if db.execute(ask, (charge.storage, charge.trial, charge.call, charge.digest)).fetchone()[0]:
