@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from methods._prompt_search import PromptSearch
 from methods._refiner import Refiner
 from methods._training import cosine_lr, warm_cosine_lr
+from methods._views import training_views
 from methods.base import FewShotTask, torch_generator
 from methods.craft import CraFT
 from methods.taskres import TaskRes
@@ -150,10 +151,11 @@ def craft(card: ModelCard, spec: TrialSpec) -> float:
     search = PromptSearch(task.classes, model.embed_text, c, trial.rng)
     generator = torch_generator(trial.rng)
     head = Refiner(len(task.classes), c, generator)
-    train = task.train.images
-    assert isinstance(train, Images)
-    parts = (model.net, model.tokenizer, model.preprocess, search.classes, task.train.labels)
-    loop = CraftLoop(*parts, train.views(1), search, head, generator)
+    train, view, labels = task.train.images, training_views(task, 1), task.train.labels
+    assert isinstance(train, Images) and isinstance(view, Images)
+    loop = CraftLoop(
+        model.net, model.tokenizer, model.preprocess, search.classes, labels, view, search, head, generator
+    )
     loop.start()
     generations = spec.allotment.requests // c.popsize
     for generation in range(generations):

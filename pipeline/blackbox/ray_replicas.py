@@ -236,7 +236,7 @@ def start(
     """
     count, gpus = replica_resources(replicas, ray.cluster_resources(), threads, replica_gpus)
     gpus = 0 if remote else gpus
-    asks = replica_gpus != "auto" and not remote
+    asks = replica_gpus != "auto"
     if not asks:
         wait_for_resources({"CPU": 1.0, "GPU": count * gpus}, echo)
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

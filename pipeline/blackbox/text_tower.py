@@ -212,6 +212,7 @@ class Attention:
         places_PCS, kept_PCS = torch.cat(places, dim=1), torch.cat(kept).expand(p, -1, -1)
         back_T = kept_PCS.flatten().nonzero()[places_PCS[kept_PCS].argsort(), 0]
         self.places_PCS, self.back_T = places_PCS.to(device), back_T.to(device)
+        self.later_SS = torch.ones(longest, longest, dtype=torch.bool).triu(1).to(device)
 
     def __call__(self, block: Any, x_TW: Tensor) -> Tensor:
         """Return the output [T, W] of a block's attention."""
@@ -219,7 +220,7 @@ class Attention:
         q, k, v = split_heads(block.attn, qkv_TV[: p * n_prefix].view(p, n_prefix, -1))
         prefix_PLW = merge_heads(scaled_dot_product_attention(q, k, v, is_causal=True))
         if self.at_once:
-            suffix_PCSW = _continue_all(k, v, qkv_TV[self.places_PCS])
+            suffix_PCSW = _continue_all(k, v, qkv_TV[self.places_PCS], self.later_SS)
             return torch.cat([prefix_PLW.flatten(0, 1), suffix_PCSW.flatten(0, 2)[self.back_T]])
         parts, start = [prefix_PLW.flatten(0, 1)], p * n_prefix
         for n, s in self.shapes[1:]:
@@ -237,9 +238,10 @@ def _continue(k: Tensor, v: Tensor, qs: Tensor, ks: Tensor, vs: Tensor) -> Tenso
     return scaled_dot_product_attention(qs, ks, vs, attn_mask=mask)
 
 
-def _continue_all(k: Tensor, v: Tensor, qkv_PCSV: Tensor) -> Tensor:
+def _continue_all(k: Tensor, v: Tensor, qkv_PCSV: Tensor, later_SS: Tensor) -> Tensor:
     """Return attention [P, C, S, W] of all suffixes to their prefixes (keys k, values v [P, H, L, D]) and themselves.
 
+    A token attends to no later one: `later_SS` is True for those.
     All suffixes of a prompt set meet its prefix in one matrix product, so the prefix is neither repeated for each nor
     joined with the suffix's keys: moving them, and a kernel for long sequences, cost more than these few tokens.
     """
@@ -247,7 +249,6 @@ def _continue_all(k: Tensor, v: Tensor, qkv_PCSV: Tensor) -> Tensor:
     qs, ks, vs = qkv_PCSV.view(p, c, s, 3, h, d).permute(3, 0, 4, 1, 2, 5).contiguous().unbind()
     qs = qs * d**-0.5
     to_prefix = (qs.flatten(2, 3) @ k.transpose(-1, -2)).view(p, h, c, s, n_prefix)
-    later_SS = torch.ones(s, s, dtype=torch.bool, device=qs.device).triu(1)
     to_own = (qs @ ks.transpose(-1, -2)).masked_fill(later_SS, -torch.inf)
     weights = torch.cat([to_prefix, to_own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(v.dtype)
     from_prefix = (weights[..., :n_prefix].flatten(2, 3) @ v).view(p, h, c, s, d)

@@ -1,4 +1,4 @@
-"""Checks before a command starts: ports, Ray's token, passwords in arguments, network file systems."""
+"""Checks before a command starts: ports, Ray's token, passwords in arguments, replicas, network file systems."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def check_replicas(replicas: int | str, replica_gpus: float | str, address: str 
         ConfigError: replicas are to wait for GPUs, which join a running cluster only, and none is named; or the model
             is remote, so that the run has one replica, without a GPU.
     """
-    set_keys = {"replicas": replicas if replicas != 1 else "auto", "replica_gpus": replica_gpus}
-    for key, value in set_keys.items():
-        if remote is not None and value != "auto":
-            raise ConfigError(
-                f"{key}={value:g}: the model {remote} is remote, and has one replica without a GPU: omit {key} "
-                "(rate.at_once in its card limits the requests at the same time)"
-            )
+    if remote is not None:
+        for key, value, allowed in (("replicas", replicas, ("auto", 1)), ("replica_gpus", replica_gpus, ("auto",))):
+            if value not in allowed:
+                raise ConfigError(
+                    f"{key}={value:g}: the model {remote} is remote, and has one replica without a GPU: omit {key} "
+                    "(rate.at_once in its card limits the requests at the same time)"
+                )
     if replica_gpus != "auto" and address is None:
         raise ConfigError(f"replica_gpus={replica_gpus:g}: GPUs join a running cluster only: name it by address")
 

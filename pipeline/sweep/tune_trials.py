@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import shutil
 import time
 import uuid
@@ -27,6 +26,7 @@ from pipeline.results.store import ResultStore
 from pipeline.source_code import check_code, driver_code
 from pipeline.sweep.event_log import EventLog
 from pipeline.sweep.reservations import finished
+from pipeline.sweep.storage_id import host_name
 from pipeline.trials.plan import TrialSpec
 from pipeline.trials.trial import run_recorded
 
@@ -73,15 +73,9 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         self.unusable: CodeMismatch | StorageError | None = None
         try:
             check_code(shared["code"])
-            self.specs: list[TrialSpec] = cloudpickle.loads(Path(shared["specs"]).read_bytes())
-        except CodeMismatch as error:  # returned by `step`: after an error here Tune would start the worker again
+            self.specs = _read_trials(Path(shared["specs"]))
+        except (CodeMismatch, StorageError) as error:  # returned by `step`: Tune would start the worker again
             self.unusable = error
-            return
-        except OSError as error:
-            self.unusable = StorageError(
-                f"a worker on {platform.node()} cannot read {shared['specs']} ({error.strerror or error}): "
-                "the storage must be at the same path on all nodes"
-            )
             return
         self.pool = RayPool(shared["replicas"], directory=shared["ledger"])
         self.ledger = RemoteLedger(shared["ledger"])
@@ -106,6 +100,17 @@ class TrialRunner(tune.Trainable):  # type: ignore[misc]
         except ENDS_A_RUN as error:
             return {"done": True, FATAL: error}
         return {"done": True}
+
+
+def _read_trials(path: Path) -> list[TrialSpec]:
+    try:
+        trials: list[TrialSpec] = cloudpickle.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(
+            f"a worker on {host_name()} cannot read {path} ({error.strerror or error}): "
+            "the storage must be at the same path on all nodes"
+        ) from error
+    return trials
 
 
 class StopOnFatal(tune.Stopper):  # type: ignore[misc]

@@ -29,7 +29,6 @@ TYPED = "${oc.env:FAREBOX_TEST_LEDGER}"
 pytestmark = [
     pytest.mark.postgres,
     pytest.mark.ray,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(not SERVER, reason="FAREBOX_TEST_LEDGER names no PostgreSQL server"),
 ]
 

@@ -1,6 +1,6 @@
 """How long tests wait. `FAREBOX_TEST_PATIENCE=3` makes every wait three times as long, for a very slow machine.
 
-A limit only ends what hangs. With a load of 8 on two cores, Ray and a replica need four minutes to start.
+A limit only ends what hangs. Ray and a replica took four minutes to start at a load of about 10 on two cores.
 """
 
 from __future__ import annotations
